@@ -1,0 +1,16 @@
+//! Envoy's SDS and Istio's certificate service as Rust types.
+//!
+//! The definitions under `proto/` are the subset that `sds-shim` uses, with the original packages, names and
+//! field numbers, so the wire format is that of the full definitions; fields that are not declared are skipped.
+//! The code under `generated/` is made from them by `tests/drift.rs`, which also fails when the two differ.
+#![forbid(unsafe_code)]
+
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+#[rustfmt::skip]
+#[path = "generated/mod.rs"]
+mod generated;
+
+pub use generated::{envoy, google, istio};
+
+/// The type URL of every SDS resource (Envoy, "xDS REST and gRPC protocol").
+pub const SECRET_TYPE_URL: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
