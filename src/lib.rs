@@ -1,1 +1,21 @@
-//! x
+//! `sds-shim` gives an Envoy sidecar its identity: it reads the pod's service-account token, makes a key, asks an
+//! upstream CA for a certificate, and serves both to Envoy with SDS.
+//!
+//! The modules in the order in which data flows: the environment becomes [`config`]; [`identity`] holds who we are
+//! and how we prove it; [`ca`] asks for certificates, which [`rotation`] decides when to do; [`store`] is where
+//! makers and servers of secrets meet; [`sds`] serves them. [`app`] puts all together.
+#![forbid(unsafe_code)]
+
+pub mod app;
+pub mod bounded;
+pub mod ca;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod files;
+pub mod harden;
+pub mod identity;
+pub mod log;
+pub mod rotation;
+pub mod sds;
+pub mod store;

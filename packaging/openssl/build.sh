@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Builds the trimmed static OpenSSL of the shipped binary into target/openssl; does nothing when it is there.
+# What is left out: whatever a TLS 1.2/1.3 client with ECDSA and RSA, and the writing of keys, CSRs and certificates,
+# does not need. Each option is counted in kilobytes of mapped memory, of which the whole process may have 8,192.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+root=$PWD/target/openssl
+recipe=$(cat packaging/openssl/build.sh packaging/openssl/Cargo.toml | sha256sum | cut -c1-16)
+[ "$(cat "$root/recipe" 2>/dev/null)" = "$recipe" ] && exit 0
+
+if ! perl -MFindBin -MIPC::Cmd -MTime::Piece -e 1 2>/dev/null || ! command -v make cc >/dev/null; then
+  echo "openssl: installing perl, make and gcc from Debian's packages"
+  apt-get update -qq && apt-get install -y -qq perl make gcc libc6-dev >/dev/null
+fi
+cargo fetch --quiet --locked --manifest-path packaging/openssl/Cargo.toml
+source=$(cargo metadata --format-version 1 --locked --manifest-path packaging/openssl/Cargo.toml |
+  grep -o '"manifest_path":"[^"]*/openssl-src-[^"/]*/Cargo.toml"' | head -n 1 | cut -d'"' -f4)
+source=$(dirname "$source")/openssl
+echo "openssl: building the trimmed static library from $(basename "$(dirname "$source")"), once; it takes 1 to 3 minutes"
+
+options="no-apps no-docs no-shared no-module no-tests no-comp no-zlib no-legacy no-dso no-dtls no-srp no-srtp no-psk
+  no-sm2 no-sm3 no-sm4 no-aria no-bf no-blake2 no-camellia no-cast no-des no-dsa no-gost no-idea no-md2 no-md4 no-mdc2
+  no-rc2 no-rc4 no-rc5 no-rmd160 no-scrypt no-seed no-siphash no-whirlpool no-ocb no-siv no-cms no-ts no-ct no-cmp
+  no-http no-ocsp no-quic no-ml-dsa no-slh-dsa no-lms no-argon2 no-ui-console no-nextprotoneg no-ec2m no-rfc3779
+  no-autoload-config no-multiblock no-async no-ktls no-dh no-thread-pool no-default-thread-pool
+  no-integrity-only-ciphers no-tls-deprecated-ec no-ech no-hpke no-tls1 no-tls1_1"
+known=$(cd "$source" && sed -n '/^my @disablables/,/^);/p' Configure)
+chosen=""
+for option in $options; do
+  # Names come and go between OpenSSL's releases; Configure would refuse one that it does not know.
+  if grep -qE "\"${option#no-}(\(.*\))?\"" <<<"$known" || [[ $option == no-tls1* ]]; then chosen="$chosen $option"; fi
+done
+build=$root/build
+rm -rf "$root" && mkdir -p "$build"
+cd "$build"
+# shellcheck disable=SC2086
+"$source/Configure" $chosen --prefix="$root/install" --libdir=lib --openssldir=/etc/ssl linux-x86_64 \
+  -Os -fPIC -ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables -fno-unwind-tables >configure.log 2>&1 ||
+  { tail -n 20 configure.log >&2; exit 1; }
+make -s -j"$(nproc)" build_libs >make.log 2>&1 || { tail -n 30 make.log >&2; exit 1; }
+make -s install_dev >>make.log 2>&1 || { tail -n 30 make.log >&2; exit 1; }
+cd "$root" && rm -rf "$build"
+echo "$recipe" >"$root/recipe"
+echo "openssl: ready"

@@ -1,0 +1,1 @@
+//! Pins the OpenSSL source; there is nothing else in it.

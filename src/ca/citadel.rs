@@ -1,0 +1,110 @@
+use http::Uri;
+use sds_shim_proto::istio::v1::auth::{
+    IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
+};
+use tonic::{
+    Request, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
+
+use super::{channel::Channel, client_certificate::ClientCertificate, error::CaError};
+use crate::{
+    config::{CaConfig, ServerName},
+    identity::BearerToken,
+};
+
+/// Bytes of an answer: a chain is a few KiB, a bundle of roots some tens.
+const MAX_ANSWER: usize = 512 * 1024;
+
+/// Istio's certificate service, called Citadel (`istio.v1.auth.IstioCertificateService`).
+pub struct CitadelClient {
+    config: CaConfig,
+    origin: Uri,
+}
+
+impl CitadelClient {
+    /// A client for the CA of the configuration; nothing is connected before the first call.
+    ///
+    /// # Errors
+    /// When the CA's name cannot stand in a request.
+    pub fn new(config: CaConfig) -> Result<Self, http::Error> {
+        let host = match &config.server_name {
+            ServerName::Dns(name) => name.clone(),
+            ServerName::Ip(address) if address.is_ipv6() => format!("[{address}]"),
+            ServerName::Ip(address) => address.to_string(),
+        };
+        let origin =
+            Uri::builder().scheme("https").authority(format!("{host}:{}", config.port)).path_and_query("/").build()?;
+        Ok(Self { config, origin })
+    }
+
+    /// What the client was made from.
+    pub fn config(&self) -> &CaConfig {
+        &self.config
+    }
+
+    /// Asks for a certificate: one call, with a deadline. Answers with Citadel's list, leaf first, root bundle last,
+    /// of which nothing is verified yet.
+    ///
+    /// # Errors
+    /// What kept the CA from answering, or its answer.
+    pub async fn create_certificate(
+        &self,
+        csr_pem: &str,
+        token: Option<&BearerToken>,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Vec<String>, CaError> {
+        let call = self.call(csr_pem, token, certificate);
+        tokio::time::timeout(self.config.timeout, call).await.unwrap_or(Err(CaError::Deadline(self.config.timeout)))
+    }
+
+    async fn call(
+        &self,
+        csr_pem: &str,
+        token: Option<&BearerToken>,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Vec<String>, CaError> {
+        let channel = Channel::connect(&self.config, certificate).await?;
+        let mut request = Request::new(IstioCertificateRequest {
+            csr: csr_pem.to_owned(),
+            validity_duration: self.config.ttl.as_secs() as i64,
+            metadata: None,
+        });
+        request.set_timeout(self.config.timeout);
+        self.add_metadata(request.metadata_mut(), token)?;
+        let mut client = IstioCertificateServiceClient::with_origin(channel.sender(), self.origin.clone())
+            .max_decoding_message_size(MAX_ANSWER);
+        match client.create_certificate(request).await {
+            Ok(answer) => Ok(answer.into_inner().cert_chain),
+            // A status that came from the connection, not from the CA.
+            Err(status) if channel.met_alert() || std::error::Error::source(&status).is_some() => {
+                Err(channel.explain(certificate.is_some(), &root_cause(&status)))
+            }
+            Err(status) => Err(CaError::from_status(&status)),
+        }
+    }
+
+    fn add_metadata(&self, metadata: &mut MetadataMap, token: Option<&BearerToken>) -> Result<(), CaError> {
+        let value = |text: &str| {
+            MetadataValue::try_from(text)
+                .map_err(|_| CaError::Transport("a metadata value has characters that cannot be sent".to_owned()))
+        };
+        metadata.insert("clusterid", value(&self.config.cluster_id)?);
+        if let Some(token) = token {
+            let mut authorization = value(&token.authorization())?;
+            // Keeps it out of the header compression's table and of every debug output.
+            authorization.set_sensitive(true);
+            metadata.insert("authorization", authorization);
+        }
+        Ok(())
+    }
+}
+
+/// The innermost error of a status: its outer layers only say that a call failed.
+fn root_cause(status: &Status) -> String {
+    let mut cause: &dyn std::error::Error = status;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,70 @@
+use std::path::Path;
+
+use openssl::{
+    pkey::{PKey, Private},
+    sha::sha256,
+    x509::X509,
+};
+
+use super::error::CaError;
+use crate::{
+    bounded,
+    identity::{X509Svid, certificates, unix_seconds},
+};
+
+/// Bytes of one file in PROV_CERT.
+const MAX_FILE: usize = 64 * 1024;
+
+/// A certificate that we present to the CA.
+pub struct ClientCertificate {
+    pub(super) leaf: X509,
+    pub(super) intermediates: Vec<X509>,
+    pub(super) key: PKey<Private>,
+}
+
+/// What PROV_CERT holds.
+pub enum ProvisionedCertificate {
+    /// One that can be presented.
+    Valid(ClientCertificate),
+    /// One whose time is over, at this moment in Unix seconds; presenting it would only fail.
+    Expired(i64),
+}
+
+impl ClientCertificate {
+    /// Our own current certificate.
+    pub fn own(svid: &X509Svid) -> Self {
+        let (leaf, intermediates, key) = svid.parts();
+        Self { leaf: leaf.clone(), intermediates: intermediates.to_vec(), key: key.clone() }
+    }
+
+    /// Reads `key.pem` and `cert-chain.pem` of PROV_CERT.
+    ///
+    /// # Errors
+    /// When one of them cannot be read or parsed, or they do not belong together.
+    pub fn provisioned(directory: &Path, now: i64) -> Result<ProvisionedCertificate, CaError> {
+        let problem = |file: &str, cause: &dyn std::fmt::Display| {
+            CaError::Provisioned(format!("{}: {cause}", directory.join(file).display()))
+        };
+        let read = |file: &str| {
+            let content = bounded::read(&directory.join(file), MAX_FILE).map_err(|error| problem(file, &error))?;
+            String::from_utf8(content).map_err(|_| problem(file, &"it is not PEM"))
+        };
+        let mut chain = certificates(&read("cert-chain.pem")?).map_err(|error| problem("cert-chain.pem", &error))?;
+        let key = PKey::private_key_from_pem(read("key.pem")?.as_bytes())
+            .map_err(|_| problem("key.pem", &"it holds no PEM private key"))?;
+        let leaf = chain.remove(0);
+        if !leaf.public_key()?.public_eq(&key) {
+            return Err(problem("key.pem", &"the key does not belong to cert-chain.pem"));
+        }
+        let not_after = unix_seconds(leaf.not_after())?;
+        if not_after <= now {
+            return Ok(ProvisionedCertificate::Expired(not_after));
+        }
+        Ok(ProvisionedCertificate::Valid(Self { leaf, intermediates: chain, key }))
+    }
+
+    /// SHA-256 of the leaf, to recognise a certificate that was refused.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.leaf.to_der().map(|der| sha256(&der)).unwrap_or_default()
+    }
+}

@@ -1,0 +1,104 @@
+use std::time::Duration;
+
+use openssl::error::ErrorStack;
+use tonic::{Code, Status};
+
+use crate::bounded::foreign_text;
+
+/// Why a call to the CA brought no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// The name of the CA has no address: check CA_ADDR and the cluster's DNS.
+    #[error("the name {host} cannot be resolved: {cause}")]
+    Resolve {
+        /// Host of CA_ADDR.
+        host: String,
+        /// What the resolver said.
+        cause: std::io::Error,
+    },
+    /// There is no TCP connection: check that the CA runs and that network policies let us through.
+    #[error("no connection to {address}: {cause}")]
+    Connect {
+        /// Host and port.
+        address: String,
+        /// What the kernel said.
+        cause: std::io::Error,
+    },
+    /// The file with the CA's trust anchors is missing or unusable: check CA_ROOT_CA.
+    #[error("trust anchors for the CA, {path}: {cause}")]
+    Roots {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// The TLS handshake failed: check CA_ROOT_CA and ISTIOD_SAN against the CA's server certificate.
+    #[error("TLS handshake with {address}: {cause}")]
+    Tls {
+        /// Host and port.
+        address: String,
+        /// What failed, and how the server certificate was verified.
+        cause: String,
+    },
+    /// The CA ended the TLS connection because of our client certificate.
+    #[error("the CA refuses the client certificate: {0}")]
+    ClientCertificateRefused(String),
+    /// PROV_CERT is unusable.
+    #[error("client certificate in PROV_CERT: {0}")]
+    Provisioned(String),
+    /// The call took longer than SDS_SHIM_CA_TIMEOUT.
+    #[error("no answer within {} s (SDS_SHIM_CA_TIMEOUT)", .0.as_secs_f64())]
+    Deadline(Duration),
+    /// The connection broke before the answer was there.
+    #[error("the connection broke: {0}")]
+    Transport(String),
+    /// The CA answered with an error.
+    #[error("the CA answered {}: {message}", code_name(*.code))]
+    Status {
+        /// Its gRPC code.
+        code: Code,
+        /// Its text, cut and without anything that could be a key.
+        message: String,
+    },
+    /// OpenSSL failed before anything was sent.
+    #[error("OpenSSL: {0}")]
+    OpenSsl(#[from] ErrorStack),
+}
+
+impl CaError {
+    pub(super) fn from_status(status: &Status) -> Self {
+        Self::Status { code: status.code(), message: foreign_text(status.message(), 256) }
+    }
+
+    /// Whether the CA did not accept who we say we are, so that another credential may help.
+    pub fn is_authentication(&self) -> bool {
+        matches!(
+            self,
+            Self::ClientCertificateRefused(_)
+                | Self::Status { code: Code::Unauthenticated | Code::PermissionDenied, .. }
+        )
+    }
+}
+
+/// A gRPC code as the specification writes it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

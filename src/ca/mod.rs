@@ -1,0 +1,10 @@
+//! The upstream CA: Citadel's `CreateCertificate` over HTTP/2 and (mutual) TLS.
+
+mod channel;
+mod citadel;
+mod client_certificate;
+mod error;
+
+pub use citadel::CitadelClient;
+pub use client_certificate::{ClientCertificate, ProvisionedCertificate};
+pub use error::CaError;

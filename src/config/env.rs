@@ -1,0 +1,47 @@
+use std::collections::BTreeMap;
+
+/// Where variables come from: the process in production, a map in tests.
+pub trait Env {
+    /// The value of `name`; `None` when it is unset. Bytes that are not UTF-8 are replaced, so that the parser of
+    /// the variable can name it in its complaint.
+    fn value(&self, name: &str) -> Option<String>;
+
+    /// All names, for the search for misspelt ones.
+    fn names(&self) -> Vec<String>;
+}
+
+/// The environment of this process, read once.
+pub struct ProcessEnv(BTreeMap<String, String>);
+
+impl ProcessEnv {
+    /// Takes a copy of the environment as it is now.
+    pub fn capture() -> Self {
+        let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+        Self(std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect())
+    }
+}
+
+impl Env for ProcessEnv {
+    fn value(&self, name: &str) -> Option<String> {
+        self.0.get(name).cloned()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+}
+
+impl Env for BTreeMap<&str, &str> {
+    fn value(&self, name: &str) -> Option<String> {
+        self.get(name).map(|value| (*value).to_owned())
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.keys().map(|name| (*name).to_owned()).collect()
+    }
+}
+
+/// The command line of this process without its own name.
+pub fn arguments() -> Vec<String> {
+    std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect()
+}

@@ -1,0 +1,439 @@
+//! The environment as typed values, read once; each consumer gets only its own part.
+
+mod duration;
+mod env;
+mod reader;
+mod variables;
+
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
+
+use crate::identity::{KeyAlgorithm, KeyEncoding, KeySpec, SpiffeId, TrustDomain};
+use reader::Reader;
+
+pub use env::{Env, ProcessEnv, arguments};
+pub use reader::Mistake;
+pub use variables::{VARIABLES, Variable};
+
+/// Directory of the workload SDS socket, relative to the working directory (contract with Istio's agent).
+pub const SOCKET_DIRECTORY: &str = "./var/run/secrets/workload-spiffe-uds";
+const TOKEN_FILE: &str = "./var/run/secrets/tokens/istio-token";
+const ROOT_FILE: &str = "./var/run/secrets/istio/root-cert.pem";
+
+/// Everything that the environment says, in the parts that the modules take.
+#[derive(Debug)]
+pub struct Config {
+    /// Who the workload is.
+    pub identity: IdentityConfig,
+    /// What keys are made.
+    pub key: KeySpec,
+    /// Where the service-account token comes from.
+    pub token: TokenConfig,
+    /// How the CA is reached.
+    pub ca: CaConfig,
+    /// When certificates are renewed.
+    pub rotation: RotationConfig,
+    /// How SDS is served.
+    pub sds: SdsConfig,
+    /// What is logged.
+    pub log: LogLevel,
+}
+
+/// Who the workload is.
+#[derive(Debug)]
+pub struct IdentityConfig {
+    /// The trust domain of every identity that is asked for.
+    pub trust_domain: TrustDomain,
+    /// The workload's own SPIFFE ID; `None` when each request brings the token that tells it.
+    pub spiffe_id: Option<SpiffeId>,
+}
+
+/// Where the service-account token comes from.
+#[derive(Debug)]
+pub struct TokenConfig {
+    /// The projected file; `None` when each request brings its own token.
+    pub file: Option<PathBuf>,
+    /// The audience that a token must carry.
+    pub audience: String,
+}
+
+/// How the CA is reached.
+#[derive(Clone, Debug)]
+pub struct CaConfig {
+    /// Host name or address of the CA.
+    pub host: String,
+    /// Port of the CA.
+    pub port: u16,
+    /// Name that the server certificate must carry.
+    pub server_name: ServerName,
+    /// Trust anchors for the server certificate.
+    pub roots: CaRoots,
+    /// Directory of a provisioned client certificate.
+    pub provisioned: Option<PathBuf>,
+    /// When a client certificate is presented.
+    pub mutual_tls: MutualTls,
+    /// Deadline of one call.
+    pub timeout: Duration,
+    /// `ClusterID` in the metadata of a call.
+    pub cluster_id: String,
+    /// Asked lifetime of a certificate.
+    pub ttl: Duration,
+}
+
+/// Name that the CA's server certificate must carry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerName {
+    /// A DNS name.
+    Dns(String),
+    /// An address.
+    Ip(IpAddr),
+}
+
+/// Trust anchors for the CA's server certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CaRoots {
+    /// A PEM file, read anew for each connection.
+    File(PathBuf),
+    /// The operating system's anchors.
+    System,
+}
+
+/// When a client certificate is presented to the CA (`SDS_SHIM_CA_MTLS`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MutualTls {
+    /// Whenever one is held; the token alone where the CA refuses it.
+    Auto,
+    /// In each call.
+    Always,
+    /// In none.
+    Never,
+}
+
+/// When certificates are renewed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RotationConfig {
+    /// Istio's ratio and jitter; `None` for our own default window.
+    pub grace_period: Option<GracePeriod>,
+}
+
+/// `SECRET_GRACE_PERIOD_RATIO` and its jitter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GracePeriod {
+    /// Share of the life that is left at the renewal.
+    pub ratio: f64,
+    /// Distance from the ratio within which the share is chosen.
+    pub jitter: f64,
+}
+
+/// How SDS is served.
+#[derive(Debug)]
+pub struct SdsConfig {
+    /// Path of the socket.
+    pub socket: PathBuf,
+    /// Users who may connect beside our own.
+    pub allowed_uids: BTreeSet<u32>,
+}
+
+/// Least severe level that is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Only what needs a person.
+    Error,
+    /// Also what may become an outage.
+    Warn,
+    /// Also each change of state.
+    Info,
+    /// Also each step.
+    Debug,
+}
+
+impl Config {
+    /// Reads the whole environment.
+    ///
+    /// # Errors
+    /// All mistakes at once: values that cannot be parsed, what is missing, and `SDS_SHIM_` names that do not exist.
+    pub fn from_env(env: &dyn Env) -> Result<Self, Vec<Mistake>> {
+        let mut reader = Reader::new(env);
+        let token = token(&mut reader);
+        let config = Self {
+            identity: identity(&mut reader, token.file.is_none()),
+            key: key(&mut reader),
+            ca: ca(&mut reader),
+            rotation: rotation(&mut reader),
+            sds: sds(&mut reader),
+            log: log(&mut reader),
+            token,
+        };
+        for name in env.names().into_iter().filter(|name| name.starts_with("SDS_SHIM_")) {
+            if !VARIABLES.iter().any(|variable| variable.name == name) {
+                reader.unknown_name(&name);
+            }
+        }
+        let mistakes = reader.finish();
+        if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+    }
+}
+
+fn identity(reader: &mut Reader<'_>, from_request: bool) -> IdentityConfig {
+    let trust_domain = reader.parsed(&variables::TRUST_DOMAIN).unwrap_or_default();
+    let mut part = |variable| {
+        let value = reader.parse_with(variable, |text| SpiffeId::check_segment(text).map(|()| text.to_owned()));
+        if value.is_none() && !from_request && reader.env().value(variable.name).is_none_or(|v| v.is_empty()) {
+            reader.mistake(variable, "it is required: set it from the pod's own fields (downward API)");
+        }
+        value
+    };
+    let (namespace, service_account) = (part(&variables::POD_NAMESPACE), part(&variables::SERVICE_ACCOUNT));
+    let spiffe_id = namespace
+        .zip(service_account)
+        .filter(|_| !from_request)
+        .and_then(|(namespace, account)| SpiffeId::for_service_account(&trust_domain, &namespace, &account).ok());
+    IdentityConfig { trust_domain, spiffe_id }
+}
+
+fn key(reader: &mut Reader<'_>) -> KeySpec {
+    let ecdsa = reader.choice(&variables::ECC_SIGNATURE_ALGORITHM, &[("ECDSA", ())]);
+    let curve = reader.choice(&variables::ECC_CURVE, &[("P256", KeyAlgorithm::P256), ("P384", KeyAlgorithm::P384)]);
+    let rsa = reader.parse_with(&variables::WORKLOAD_RSA_KEY_SIZE, |text| match text.parse::<u32>() {
+        Ok(bits) if (2048..=4096).contains(&bits) && bits % 8 == 0 => Ok(KeyAlgorithm::Rsa { bits }),
+        _ => Err("a number of bits from 2048 to 4096 is expected"),
+    });
+    let algorithm = match (ecdsa, rsa) {
+        (None, Some(rsa)) => rsa,
+        _ => curve.unwrap_or(KeyAlgorithm::P256),
+    };
+    let encoding = match reader.boolean(&variables::PKCS8_KEY) {
+        Some(false) => KeyEncoding::Traditional,
+        _ => KeyEncoding::Pkcs8,
+    };
+    KeySpec { algorithm, encoding }
+}
+
+fn token(reader: &mut Reader<'_>) -> TokenConfig {
+    let file = reader
+        .choice(&variables::SDS_SHIM_TOKEN_SOURCE, &[("file", Some(())), ("request", None)])
+        .unwrap_or(Some(()))
+        .map(|()| PathBuf::from(TOKEN_FILE));
+    let audience = reader.text(&variables::SDS_SHIM_TOKEN_AUDIENCE).unwrap_or_else(|| "istio-ca".to_owned());
+    TokenConfig { file, audience }
+}
+
+fn ca(reader: &mut Reader<'_>) -> CaConfig {
+    let (host, port) = reader
+        .parse_with(&variables::CA_ADDR, host_and_port)
+        .unwrap_or_else(|| ("istiod.istio-system.svc".to_owned(), 15012));
+    let server_name = reader.text(&variables::ISTIOD_SAN).unwrap_or_else(|| {
+        // Inside istiod's own pod and through port-forwards the address says nothing about the name.
+        if host == "localhost" { "istiod.istio-system.svc".to_owned() } else { host.clone() }
+    });
+    let provisioned = reader.text(&variables::PROV_CERT).map(PathBuf::from);
+    let roots = match (reader.text(&variables::CA_ROOT_CA), &provisioned) {
+        (Some(system), _) if system == "SYSTEM" => CaRoots::System,
+        (Some(file), _) => CaRoots::File(file.into()),
+        (None, Some(directory)) => CaRoots::File(directory.join("root-cert.pem")),
+        (None, None) => CaRoots::File(ROOT_FILE.into()),
+    };
+    let modes = [("auto", MutualTls::Auto), ("always", MutualTls::Always), ("never", MutualTls::Never)];
+    let mutual_tls = reader.choice(&variables::SDS_SHIM_CA_MTLS, &modes).unwrap_or(MutualTls::Auto);
+    if mutual_tls == MutualTls::Always && provisioned.is_none() {
+        reader.mistake(
+            &variables::SDS_SHIM_CA_MTLS,
+            "always needs PROV_CERT, because the first call cannot present a certificate otherwise",
+        );
+    }
+    CaConfig {
+        host,
+        port,
+        server_name: server_name.parse().map(ServerName::Ip).unwrap_or(ServerName::Dns(server_name)),
+        roots,
+        provisioned,
+        mutual_tls,
+        timeout: reader.positive_duration(&variables::SDS_SHIM_CA_TIMEOUT).unwrap_or(Duration::from_secs(10)),
+        cluster_id: header_value(reader, &variables::ISTIO_META_CLUSTER_ID).unwrap_or_else(|| "Kubernetes".to_owned()),
+        ttl: asked_lifetime(reader),
+    }
+}
+
+/// gRPC metadata is visible ASCII; anything else would make every call fail.
+fn header_value(reader: &mut Reader<'_>, variable: &Variable) -> Option<String> {
+    reader.parse_with(variable, |text| {
+        if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            Ok(text.to_owned())
+        } else {
+            Err("only visible ASCII characters can be sent as metadata")
+        }
+    })
+}
+
+fn asked_lifetime(reader: &mut Reader<'_>) -> Duration {
+    let ttl = reader.duration(&variables::SECRET_TTL).unwrap_or(Duration::from_secs(24 * 3600));
+    if ttl < Duration::from_secs(1) {
+        reader.mistake(&variables::SECRET_TTL, "the lifetime must be at least 1s, which is the CA's unit");
+    }
+    ttl
+}
+
+fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
+    const EXPECTED: &str = "host:port is expected, such as istiod.istio-system.svc:15012";
+    let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
+    let port = port.parse().ok().filter(|port| *port != 0).ok_or(EXPECTED)?;
+    let host = match host.strip_prefix('[') {
+        Some(v6) => v6.strip_suffix(']').filter(|v6| v6.parse::<IpAddr>().is_ok()).ok_or(EXPECTED)?,
+        None if host.is_empty() || host.contains(['/', ':', '@', ' ', ',']) => return Err(EXPECTED),
+        None => host,
+    };
+    Ok((host.to_owned(), port))
+}
+
+fn rotation(reader: &mut Reader<'_>) -> RotationConfig {
+    let ratio = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO);
+    let jitter = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO_JITTER);
+    let grace_period = (ratio.is_some() || jitter.is_some())
+        .then(|| GracePeriod { ratio: ratio.unwrap_or(0.5), jitter: jitter.unwrap_or(0.1) });
+    RotationConfig { grace_period }
+}
+
+fn sds(reader: &mut Reader<'_>) -> SdsConfig {
+    let file = reader
+        .parse_with(&variables::WORKLOAD_IDENTITY_SOCKET_FILE, |text| {
+            if text.contains('/') || matches!(text, "." | "..") {
+                Err("a file name is expected, not a path: the directory is fixed")
+            } else {
+                Ok(text.to_owned())
+            }
+        })
+        .unwrap_or_else(|| "socket".to_owned());
+    let allowed_uids = reader
+        .parse_with(&variables::SDS_SHIM_ALLOW_UIDS, |text| {
+            text.split(',')
+                .map(|uid| uid.trim().parse::<u32>().map_err(|_| "user ids are expected, such as 1337,2000"))
+                .collect::<Result<_, _>>()
+        })
+        .unwrap_or_default();
+    SdsConfig { socket: PathBuf::from(SOCKET_DIRECTORY).join(file), allowed_uids }
+}
+
+fn log(reader: &mut Reader<'_>) -> LogLevel {
+    let levels =
+        [("error", LogLevel::Error), ("warn", LogLevel::Warn), ("info", LogLevel::Info), ("debug", LogLevel::Debug)];
+    reader.choice(&variables::SDS_SHIM_LOG, &levels).unwrap_or(LogLevel::Info)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn config(variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+        let mut env = BTreeMap::from([("POD_NAMESPACE", "foo"), ("SERVICE_ACCOUNT", "sleep")]);
+        env.extend(variables.iter().copied());
+        Config::from_env(&env).map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let config = config(&[]).unwrap();
+        assert_eq!((config.ca.host.as_str(), config.ca.port), ("istiod.istio-system.svc", 15012));
+        assert_eq!(config.ca.server_name, ServerName::Dns("istiod.istio-system.svc".to_owned()));
+        assert_eq!(config.ca.roots, CaRoots::File(ROOT_FILE.into()));
+        assert_eq!(config.ca.ttl, Duration::from_secs(86_400));
+        assert_eq!(config.ca.mutual_tls, MutualTls::Auto);
+        assert_eq!(config.ca.cluster_id, "Kubernetes");
+        assert_eq!(config.identity.spiffe_id.unwrap().as_str(), "spiffe://cluster.local/ns/foo/sa/sleep");
+        assert_eq!(config.sds.socket, PathBuf::from("./var/run/secrets/workload-spiffe-uds/socket"));
+        assert_eq!(config.token.file, Some(TOKEN_FILE.into()));
+        assert_eq!(config.rotation.grace_period, None);
+        assert_eq!(config.key, KeySpec { algorithm: KeyAlgorithm::P256, encoding: KeyEncoding::Pkcs8 });
+    }
+
+    #[test]
+    fn every_variable_has_an_effect() {
+        let config = config(&[
+            ("CA_ADDR", "[::1]:15012"),
+            ("CA_ROOT_CA", "SYSTEM"),
+            ("ISTIOD_SAN", "10.0.0.1"),
+            ("PROV_CERT", "/etc/prov"),
+            ("TRUST_DOMAIN", "td"),
+            ("ISTIO_META_CLUSTER_ID", "west"),
+            ("SECRET_TTL", "1h"),
+            ("SECRET_GRACE_PERIOD_RATIO", "0.25"),
+            ("ECC_SIGNATURE_ALGORITHM", "ECDSA"),
+            ("ECC_CURVE", "P384"),
+            ("WORKLOAD_RSA_KEY_SIZE", "2048"),
+            ("PKCS8_KEY", "false"),
+            ("WORKLOAD_IDENTITY_SOCKET_FILE", "s"),
+            ("SDS_SHIM_TOKEN_AUDIENCE", "a"),
+            ("SDS_SHIM_CA_MTLS", "always"),
+            ("SDS_SHIM_CA_TIMEOUT", "3s"),
+            ("SDS_SHIM_ALLOW_UIDS", "1337, 2"),
+            ("SDS_SHIM_LOG", "debug"),
+        ])
+        .unwrap();
+        assert_eq!((config.ca.host.as_str(), config.ca.roots), ("::1", CaRoots::System));
+        assert_eq!(config.ca.server_name, ServerName::Ip("10.0.0.1".parse().unwrap()));
+        assert_eq!(config.ca.provisioned, Some("/etc/prov".into()));
+        assert_eq!((config.ca.cluster_id.as_str(), config.ca.ttl.as_secs()), ("west", 3600));
+        assert_eq!((config.ca.mutual_tls, config.ca.timeout.as_secs()), (MutualTls::Always, 3));
+        assert_eq!(config.rotation.grace_period, Some(GracePeriod { ratio: 0.25, jitter: 0.1 }));
+        assert_eq!(config.key, KeySpec { algorithm: KeyAlgorithm::P384, encoding: KeyEncoding::Traditional });
+        assert_eq!(config.identity.spiffe_id.unwrap().as_str(), "spiffe://td/ns/foo/sa/sleep");
+        assert_eq!(config.sds.socket, PathBuf::from("./var/run/secrets/workload-spiffe-uds/s"));
+        assert_eq!(config.sds.allowed_uids, BTreeSet::from([2, 1337]));
+        assert_eq!((config.token.audience.as_str(), config.log), ("a", LogLevel::Debug));
+    }
+
+    #[test]
+    fn values_depend_on_each_other_as_in_istio() {
+        let rsa = config(&[("WORKLOAD_RSA_KEY_SIZE", "3072")]).unwrap();
+        assert_eq!(rsa.key.algorithm, KeyAlgorithm::Rsa { bits: 3072 });
+        let local = config(&[("CA_ADDR", "localhost:15012")]).unwrap();
+        assert_eq!(local.ca.server_name, ServerName::Dns("istiod.istio-system.svc".to_owned()));
+        let provisioned = config(&[("PROV_CERT", "/p")]).unwrap();
+        assert_eq!(provisioned.ca.roots, CaRoots::File("/p/root-cert.pem".into()));
+        let request = config(&[("SDS_SHIM_TOKEN_SOURCE", "request"), ("POD_NAMESPACE", ""), ("SERVICE_ACCOUNT", "")]);
+        let request = request.unwrap();
+        assert!(request.token.file.is_none() && request.identity.spiffe_id.is_none());
+    }
+
+    #[test]
+    fn each_mistake_names_its_variable_and_never_its_value() {
+        for (name, value) in [
+            ("CA_ADDR", "no-port"),
+            ("CA_ADDR", "https://ca:15012"),
+            ("CA_ADDR", "ca:0"),
+            ("CA_ADDR", "[::1:15012"),
+            ("TRUST_DOMAIN", "Upper"),
+            ("POD_NAMESPACE", "a/b"),
+            ("POD_NAMESPACE", ""),
+            ("SERVICE_ACCOUNT", "../x"),
+            ("ISTIO_META_CLUSTER_ID", "caf\u{e9}"),
+            ("SECRET_TTL", "1 day"),
+            ("SECRET_TTL", "500ms"),
+            ("SECRET_GRACE_PERIOD_RATIO", "1.5"),
+            ("SECRET_GRACE_PERIOD_RATIO", "NaN"),
+            ("SECRET_GRACE_PERIOD_RATIO_JITTER", "-0.1"),
+            ("ECC_SIGNATURE_ALGORITHM", "ED25519"),
+            ("ECC_CURVE", "P521"),
+            ("WORKLOAD_RSA_KEY_SIZE", "1024"),
+            ("PKCS8_KEY", "yes"),
+            ("WORKLOAD_IDENTITY_SOCKET_FILE", "a/b"),
+            ("SDS_SHIM_TOKEN_SOURCE", "env"),
+            ("SDS_SHIM_CA_MTLS", "sometimes"),
+            ("SDS_SHIM_CA_MTLS", "always"),
+            ("SDS_SHIM_CA_TIMEOUT", "0"),
+            ("SDS_SHIM_ALLOW_UIDS", "root"),
+            ("SDS_SHIM_LOG", "verbose"),
+            ("SDS_SHIM_TYPO", "secret-value"),
+        ] {
+            let mistakes = config(&[(name, value)]).unwrap_err();
+            assert_eq!(mistakes.len(), 1, "{name}={value}: {mistakes:?}");
+            assert!(mistakes[0].starts_with(&format!("{name}: ")), "{mistakes:?}");
+            assert!(value.len() < 7 || !mistakes[0].contains(value), "{mistakes:?}");
+        }
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let mistakes = config(&[("CA_ADDR", "x"), ("SECRET_TTL", "x"), ("SDS_SHIM_X", "x")]).unwrap_err();
+        assert_eq!(mistakes.len(), 3, "{mistakes:?}");
+    }
+}

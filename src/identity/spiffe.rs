@@ -1,0 +1,101 @@
+use std::{fmt, str::FromStr};
+
+/// Why a name cannot be part of a SPIFFE ID.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// The trust domain has other characters than SPIFFE allows.
+    #[error("a trust domain has only lower-case letters, digits, dots, dashes and underscores, at most 255 of them")]
+    TrustDomain,
+    /// A path segment has other characters than SPIFFE allows.
+    #[error("a Kubernetes name is expected: letters, digits, dots, dashes and underscores, at most 253 of them")]
+    Segment,
+}
+
+/// The authority part of a SPIFFE ID (SPIFFE-ID specification, section 2.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustDomain(String);
+
+impl Default for TrustDomain {
+    fn default() -> Self {
+        Self("cluster.local".to_owned())
+    }
+}
+
+impl FromStr for TrustDomain {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
+        if text.is_empty() || text.len() > 255 || !text.bytes().all(allowed) {
+            return Err(NameError::TrustDomain);
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for TrustDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`, the identity of a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpiffeId(String);
+
+impl SpiffeId {
+    /// The identity that Istio gives to a service account.
+    ///
+    /// # Errors
+    /// When a name has characters that SPIFFE does not allow in a path segment.
+    pub fn for_service_account(domain: &TrustDomain, namespace: &str, account: &str) -> Result<Self, NameError> {
+        Self::check_segment(namespace)?;
+        Self::check_segment(account)?;
+        Ok(Self(format!("spiffe://{domain}/ns/{namespace}/sa/{account}")))
+    }
+
+    /// Whether `text` can be a path segment (SPIFFE-ID specification, section 2.2).
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn check_segment(text: &str) -> Result<(), NameError> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if text.is_empty() || text.len() > 253 || matches!(text, "." | "..") || !text.bytes().all(allowed) {
+            return Err(NameError::Segment);
+        }
+        Ok(())
+    }
+
+    /// The ID as it stands in a URI SAN.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_istio_identities() {
+        let domain = "td.example".parse().unwrap();
+        let id = SpiffeId::for_service_account(&domain, "foo", "sleep").unwrap();
+        assert_eq!(id.as_str(), "spiffe://td.example/ns/foo/sa/sleep");
+    }
+
+    #[test]
+    fn refuses_names_that_would_change_the_path() {
+        for bad in ["", "..", ".", "a/b", "a b", "a?b", "ä", "a%2fb", &"x".repeat(254)] {
+            assert_eq!(SpiffeId::check_segment(bad), Err(NameError::Segment), "{bad}");
+        }
+        for bad in ["", "Cluster.local", "a/b", "a:1", "a@b", &"x".repeat(256)] {
+            assert_eq!(bad.parse::<TrustDomain>(), Err(NameError::TrustDomain), "{bad}");
+        }
+    }
+}

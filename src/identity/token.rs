@@ -1,0 +1,233 @@
+use std::{fmt, io, path::Path};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use openssl::sha::sha256;
+use serde_json::Value;
+
+/// A Kubernetes token is below 2 KiB; anything much larger is not one.
+const MAX_BYTES: usize = 16 * 1024;
+
+/// Why a service-account token cannot be used. Times are Unix seconds.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// The file cannot be read: check the projected volume, its path and its `fsGroup`.
+    #[error("token file {path} cannot be read: {cause}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What the kernel said.
+        cause: String,
+    },
+    /// The file has no content.
+    #[error("the token is empty")]
+    Empty,
+    /// The token is larger than any real one.
+    #[error("the token is larger than {MAX_BYTES} bytes")]
+    TooLarge,
+    /// The text is not a JSON Web Token (RFC 7519).
+    #[error("the token is not a JWT")]
+    NotAJwt,
+    /// The token's lifetime is over.
+    #[error("the token expired {} s ago (exp {expired}, now {now}): check that the kubelet refreshes it", now - expired)]
+    Expired {
+        /// The `exp` claim.
+        expired: i64,
+        /// The local clock.
+        now: i64,
+    },
+    /// The token is meant for somebody else.
+    #[error("the token's audience is {found:?}, the CA wants {wanted:?}: check the projected volume's audience")]
+    Audience {
+        /// The `aud` claim.
+        found: Vec<String>,
+        /// What was looked for.
+        wanted: String,
+    },
+    /// The `sub` claim is not that of a service account.
+    #[error("the token's subject is not a service account")]
+    Subject,
+}
+
+/// A service-account token. It cannot be printed, compared or cloned; only the CA client reads it.
+pub struct BearerToken {
+    jwt: String,
+    claims: Claims,
+}
+
+/// What identifies one token without telling it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TokenDigest([u8; 32]);
+
+/// The service account that a token names. Whether the name is right only the CA can tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAccount {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+struct Claims {
+    expires: Option<i64>,
+    audiences: Vec<String>,
+    subject: Option<String>,
+}
+
+impl BearerToken {
+    /// Reads the projected file.
+    ///
+    /// # Errors
+    /// When it cannot be read or holds no JWT.
+    pub fn read(path: &Path) -> Result<Self, TokenError> {
+        let text = read_bounded(path).map_err(|error| match error.kind() {
+            io::ErrorKind::FileTooLarge => TokenError::TooLarge,
+            _ => TokenError::Unreadable { path: path.display().to_string(), cause: error.to_string() },
+        })?;
+        Self::parse(text)
+    }
+
+    /// Takes the text of a token. Its signature is not checked: that is the CA's part.
+    ///
+    /// # Errors
+    /// When the text is not a JWT.
+    pub fn parse(mut text: String) -> Result<Self, TokenError> {
+        text.truncate(text.trim_end().len());
+        if text.is_empty() {
+            return Err(TokenError::Empty);
+        }
+        if text.len() > MAX_BYTES {
+            return Err(TokenError::TooLarge);
+        }
+        // What is not visible ASCII could not be sent as metadata either.
+        let mut parts = text.split('.');
+        let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+            return Err(TokenError::NotAJwt);
+        };
+        let claims = Claims::parse(payload).filter(|_| text.bytes().all(|byte| byte.is_ascii_graphic()));
+        claims.map(|claims| Self { jwt: text, claims }).ok_or(TokenError::NotAJwt)
+    }
+
+    /// Whether the CA can be expected to accept the token, so that a hopeless call is not made and the true reason
+    /// is told: a CA answers every such failure with the same opaque `UNAUTHENTICATED`.
+    ///
+    /// # Errors
+    /// When it has expired at `now` (Unix seconds) or is meant for another audience.
+    pub fn check(&self, audience: &str, now: i64) -> Result<(), TokenError> {
+        if let Some(expired) = self.claims.expires.filter(|expires| *expires <= now) {
+            return Err(TokenError::Expired { expired, now });
+        }
+        if self.claims.audiences.iter().any(|found| found == audience) {
+            return Ok(());
+        }
+        Err(TokenError::Audience { found: self.claims.audiences.clone(), wanted: audience.to_owned() })
+    }
+
+    /// The service account that the `sub` claim names.
+    ///
+    /// # Errors
+    /// When it names something else.
+    pub fn service_account(&self) -> Result<ServiceAccount, TokenError> {
+        let subject = self.claims.subject.as_deref().and_then(|subject| subject.strip_prefix("system:serviceaccount:"));
+        match subject.and_then(|account| account.split_once(':')) {
+            Some((namespace, name)) => Ok(ServiceAccount { namespace: namespace.to_owned(), name: name.to_owned() }),
+            None => Err(TokenError::Subject),
+        }
+    }
+
+    /// The value of the `authorization` metadata of a call to the CA.
+    pub fn authorization(&self) -> String {
+        format!("Bearer {}", self.jwt)
+    }
+
+    /// SHA-256 of the token, to recognise it again.
+    pub fn digest(&self) -> TokenDigest {
+        TokenDigest(sha256(self.jwt.as_bytes()))
+    }
+}
+
+impl fmt::Debug for BearerToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BearerToken({} bytes)", self.jwt.len())
+    }
+}
+
+impl Claims {
+    fn parse(payload: &str) -> Option<Self> {
+        let json = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
+        let claims: Value = serde_json::from_slice(&json).ok()?;
+        let claims = claims.as_object()?;
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        Some(Self {
+            // A NumericDate may have a fraction (RFC 7519, section 2).
+            expires: claims.get("exp").and_then(Value::as_f64).map(|seconds| seconds as i64),
+            audiences: match claims.get("aud") {
+                Some(Value::Array(several)) => several.iter().filter_map(text).collect(),
+                Some(one) => text(one).into_iter().collect(),
+                None => Vec::new(),
+            },
+            subject: claims.get("sub").and_then(text),
+        })
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let text = crate::bounded::read(path, MAX_BYTES)?;
+    Ok(String::from_utf8(text).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jwt(claims: &str) -> String {
+        format!("{}.{}.c2ln", URL_SAFE_NO_PAD.encode(r#"{"alg":"ES256"}"#), URL_SAFE_NO_PAD.encode(claims))
+    }
+
+    fn token(claims: &str) -> BearerToken {
+        BearerToken::parse(jwt(claims)).unwrap()
+    }
+
+    #[test]
+    fn expiry_and_audience_are_looked_at() {
+        let good = token(r#"{"aud":["istio-ca","other"],"exp":1000.5}"#);
+        assert_eq!(good.check("istio-ca", 999), Ok(()));
+        assert_eq!(good.check("istio-ca", 1000), Err(TokenError::Expired { expired: 1000, now: 1000 }));
+        let error = good.check("vault", 999).unwrap_err();
+        assert_eq!(error.to_string().matches("vault").count(), 1);
+        assert!(error.to_string().contains("istio-ca"));
+        assert_eq!(token(r#"{"aud":"istio-ca"}"#).check("istio-ca", 5), Ok(()), "one audience, no expiry");
+        assert!(token("{}").check("istio-ca", 5).is_err());
+    }
+
+    #[test]
+    fn what_is_not_a_jwt_is_named_so() {
+        for (text, error) in [
+            (String::new(), TokenError::Empty),
+            (" \n".to_owned(), TokenError::Empty),
+            ("abc".to_owned(), TokenError::NotAJwt),
+            ("a.b.c".to_owned(), TokenError::NotAJwt),
+            (jwt("{}") + ".x", TokenError::NotAJwt),
+            (jwt("[]"), TokenError::NotAJwt),
+            (jwt("{}") + "\nInjected: header", TokenError::NotAJwt),
+            ("x".repeat(MAX_BYTES + 1), TokenError::TooLarge),
+        ] {
+            assert_eq!(BearerToken::parse(text).unwrap_err(), error);
+        }
+        assert!(BearerToken::parse(jwt("{}") + "\n").is_ok(), "a newline at the end of the file");
+    }
+
+    #[test]
+    fn the_subject_names_the_service_account() {
+        let account = token(r#"{"sub":"system:serviceaccount:foo:sleep"}"#).service_account().unwrap();
+        assert_eq!((account.namespace.as_str(), account.name.as_str()), ("foo", "sleep"));
+        for claims in ["{}", r#"{"sub":"joe"}"#, r#"{"sub":"system:serviceaccount:foo"}"#, r#"{"sub":7}"#] {
+            assert_eq!(token(claims).service_account(), Err(TokenError::Subject), "{claims}");
+        }
+    }
+
+    #[test]
+    fn a_token_cannot_be_printed() {
+        let token = token("{}");
+        assert_eq!(format!("{token:?}"), format!("BearerToken({} bytes)", jwt("{}").len()));
+    }
+}

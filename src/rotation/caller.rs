@@ -1,0 +1,141 @@
+use tracing::warn;
+
+use crate::{
+    ca::{CaError, CitadelClient, ClientCertificate, ProvisionedCertificate},
+    clock,
+    config::MutualTls,
+    identity::{BearerToken, TokenError},
+};
+
+/// Why no certificate came of an attempt.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AttemptError {
+    /// The CA was asked, or could not be reached.
+    #[error("{0}")]
+    Ca(#[from] CaError),
+    /// The CA was not asked, because nothing that we could show it is valid.
+    #[error("{0}; the CA is not asked before that changes")]
+    Token(#[from] TokenError),
+    /// The token cannot be used, and the certificate alone was refused.
+    #[error("{token}; the CA did not accept our certificate alone: {ca}")]
+    CertificateAlone {
+        /// What is wrong with the token.
+        token: TokenError,
+        /// The CA's answer.
+        ca: CaError,
+    },
+}
+
+impl AttemptError {
+    /// Whether only another token can help.
+    pub(super) fn needs_token(&self) -> bool {
+        match self {
+            Self::Token(_) => true,
+            Self::CertificateAlone { ca, .. } => ca.is_authentication(),
+            Self::Ca(_) => false,
+        }
+    }
+}
+
+/// Calls the CA with the credentials that we have: the token, and a client certificate where that is possible.
+pub(super) struct Caller {
+    ca: CitadelClient,
+    /// The certificate that the CA has refused: it is not presented again.
+    refused: Option<[u8; 32]>,
+    /// The certificate that was presented, beside a token, in a call that the CA answered with an authentication
+    /// error: the next call tells which of the two it was.
+    suspect: Option<[u8; 32]>,
+    told: bool,
+}
+
+impl Caller {
+    pub(super) fn new(ca: CitadelClient) -> Self {
+        Self { ca, refused: None, suspect: None, told: false }
+    }
+
+    /// One attempt. `own` is the certificate that we hold, if any.
+    pub(super) async fn attempt(
+        &mut self,
+        csr_pem: &str,
+        token: Result<&BearerToken, TokenError>,
+        own: Option<ClientCertificate>,
+    ) -> Result<Vec<String>, AttemptError> {
+        let certificate = self.certificate(own, token.is_err())?;
+        match (token, certificate) {
+            (Ok(token), None) => {
+                let answer = self.ca.create_certificate(csr_pem, Some(token), None).await;
+                if let Some(suspect) = self.suspect.take().filter(|_| answer.is_ok()) {
+                    self.refuse(suspect, &"it answers the token alone");
+                }
+                Ok(answer?)
+            }
+            (Ok(token), Some(certificate)) => self.attempt_with_both(csr_pem, token, &certificate).await,
+            (Err(error), None) => Err(error.into()),
+            (Err(error), Some(certificate)) => self
+                .ca
+                .create_certificate(csr_pem, None, Some(&certificate))
+                .await
+                .map_err(|ca| AttemptError::CertificateAlone { token: error, ca }),
+        }
+    }
+
+    async fn attempt_with_both(
+        &mut self,
+        csr_pem: &str,
+        token: &BearerToken,
+        certificate: &ClientCertificate,
+    ) -> Result<Vec<String>, AttemptError> {
+        let answer = self.ca.create_certificate(csr_pem, Some(token), Some(certificate)).await;
+        let Err(error) = answer else { return Ok(answer?) };
+        if self.ca.config().mutual_tls != MutualTls::Auto || !error.is_authentication() {
+            return Err(error.into());
+        }
+        if let CaError::ClientCertificateRefused(reason) = &error {
+            // The CA has not seen the CSR: asking again at once costs it nothing.
+            self.refuse(certificate.fingerprint(), reason);
+            return Ok(self.ca.create_certificate(csr_pem, Some(token), None).await?);
+        }
+        self.suspect = Some(certificate.fingerprint());
+        Err(error.into())
+    }
+
+    /// The certificate to present: PROV_CERT's, else our own.
+    fn certificate(
+        &self,
+        own: Option<ClientCertificate>,
+        no_token: bool,
+    ) -> Result<Option<ClientCertificate>, CaError> {
+        let config = self.ca.config();
+        if config.mutual_tls == MutualTls::Never {
+            return Ok(None);
+        }
+        let certificate = match &config.provisioned {
+            Some(directory) => match ClientCertificate::provisioned(directory, clock::now()) {
+                Ok(ProvisionedCertificate::Valid(certificate)) => Some(certificate),
+                Ok(ProvisionedCertificate::Expired(at)) if config.mutual_tls == MutualTls::Always => {
+                    return Err(CaError::Provisioned(format!(
+                        "it expired at {at} (Unix seconds), and SDS_SHIM_CA_MTLS=always allows no call without it"
+                    )));
+                }
+                Ok(ProvisionedCertificate::Expired(at)) => {
+                    warn!("the certificate in PROV_CERT expired at {at} (Unix seconds) and is left out");
+                    own
+                }
+                Err(error) => return Err(error),
+            },
+            None => own,
+        };
+        // With no token to fall back to, a suspicion must not keep us from the only credential that is left.
+        let avoided = |print: [u8; 32]| self.refused == Some(print) || (!no_token && self.suspect == Some(print));
+        let always = config.mutual_tls == MutualTls::Always;
+        Ok(certificate.filter(|certificate| always || !avoided(certificate.fingerprint())))
+    }
+
+    fn refuse(&mut self, fingerprint: [u8; 32], reason: &dyn std::fmt::Display) {
+        self.refused = Some(fingerprint);
+        if !self.told {
+            self.told = true;
+            warn!("the CA refuses our client certificate ({reason}); it is asked with the token alone");
+        }
+    }
+}

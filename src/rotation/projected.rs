@@ -1,0 +1,65 @@
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tracing::warn;
+
+use super::renewal::TokenSource;
+use crate::{
+    files::FileWatcher,
+    identity::{BearerToken, TokenDigest, TokenError},
+};
+
+/// Pause between two looks at the file when the kernel cannot tell us of changes.
+const WITHOUT_WATCHER: Duration = Duration::from_secs(1);
+
+/// The projected service-account token, read anew for each call.
+pub struct ProjectedToken {
+    file: PathBuf,
+    audience: String,
+    last: Option<Result<TokenDigest, TokenError>>,
+}
+
+impl ProjectedToken {
+    /// The token in `file`, which must be meant for `audience`.
+    pub fn new(file: &Path, audience: &str) -> Self {
+        Self { file: file.to_owned(), audience: audience.to_owned(), last: None }
+    }
+
+    fn seen(token: &Result<BearerToken, TokenError>) -> Result<TokenDigest, TokenError> {
+        token.as_ref().map(BearerToken::digest).map_err(Clone::clone)
+    }
+}
+
+impl TokenSource for ProjectedToken {
+    const FIXED: bool = false;
+
+    fn read(&mut self, now: i64) -> Result<Arc<BearerToken>, TokenError> {
+        let token = BearerToken::read(&self.file);
+        self.last = Some(Self::seen(&token));
+        let token = token?;
+        token.check(&self.audience, now)?;
+        Ok(Arc::new(token))
+    }
+
+    async fn changed(&mut self) -> bool {
+        loop {
+            // Watched before it is read, so that no change falls in between; and watched only while somebody waits,
+            // so that the kubelet's refreshes do not wake an idle process.
+            let watcher = FileWatcher::new(&self.file);
+            if Some(Self::seen(&BearerToken::read(&self.file))) != self.last {
+                return true;
+            }
+            let watched = match watcher {
+                Ok(mut watcher) => watcher.changed().await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = watched {
+                warn!("{}: changes cannot be watched: {error}", self.file.display());
+                tokio::time::sleep(WITHOUT_WATCHER).await;
+            }
+        }
+    }
+}

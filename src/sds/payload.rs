@@ -1,0 +1,34 @@
+use bytes::Bytes;
+use prost::Message;
+use sds_shim_proto::{
+    SECRET_TYPE_URL,
+    envoy::{
+        config::core::v3::{DataSource, data_source::Specifier},
+        extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret, TlsCertificate, secret::Type},
+    },
+    google::protobuf::Any,
+};
+
+use crate::store::{self, Content};
+
+/// Writes a content as an SDS resource. The one place where a key is put into Envoy's form.
+pub fn encode(name: &str, content: Content) -> Bytes {
+    let r#type = match content {
+        Content::TlsCertificate { chain, key } => {
+            Type::TlsCertificate(TlsCertificate { certificate_chain: inline(chain), private_key: inline(key) })
+        }
+        Content::ValidationContext { anchors } => {
+            Type::ValidationContext(CertificateValidationContext { trusted_ca: inline(anchors), crl: None })
+        }
+    };
+    Secret { name: name.to_owned(), r#type: Some(r#type) }.encode_to_vec().into()
+}
+
+fn inline(bytes: Vec<u8>) -> Option<DataSource> {
+    Some(DataSource { specifier: Some(Specifier::InlineBytes(bytes.into())) })
+}
+
+/// The resource as it stands in a response; the bytes are shared, not copied.
+pub(super) fn any(secret: &store::Secret) -> Any {
+    Any { type_url: SECRET_TYPE_URL.to_owned(), value: secret.resource().clone() }
+}

@@ -1,0 +1,104 @@
+use std::{
+    fs, io,
+    os::unix::{
+        fs::{FileTypeExt, MetadataExt, PermissionsExt},
+        net::UnixListener,
+    },
+    path::{Path, PathBuf},
+};
+
+/// Why the socket cannot be served. The process ends: half alive it would keep Envoy from every other source.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Something that is not a socket is in the way. It is left alone.
+    #[error("{path} exists and is not a socket: remove it or choose another WORKLOAD_IDENTITY_SOCKET_FILE", path = .0.display())]
+    NotASocket(PathBuf),
+    /// The kernel refused.
+    #[error("cannot {action} {path}: {cause} (we are uid {uid}; {directory})", path = .path.display())]
+    Refused {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+        /// Our user.
+        uid: u32,
+        /// Owner and mode of the directory.
+        directory: String,
+    },
+}
+
+/// The listening socket; its file goes away with it, unless somebody else has put another in its place.
+pub struct SdsSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SdsSocket {
+    /// Listens at `path` with mode 0600. A socket that is there already is replaced in one step, so that the path
+    /// is never without one.
+    ///
+    /// # Errors
+    /// When something else is at the path, or the kernel refuses.
+    pub fn bind(path: &Path) -> Result<Self, BindError> {
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let refused = |action, path: &Path| {
+            let path = path.to_owned();
+            let directory = describe(directory);
+            move |cause| BindError::Refused { action, path, cause, uid: nix::unistd::geteuid().as_raw(), directory }
+        };
+        fs::create_dir_all(directory).map_err(refused("create the directory", directory))?;
+        if fs::symlink_metadata(path).is_ok_and(|there| !there.file_type().is_socket()) {
+            return Err(BindError::NotASocket(path.to_owned()));
+        }
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        let temporary = directory.join(format!(".{file}.{}", std::process::id()));
+        let _ = fs::remove_file(&temporary);
+        // Nobody knows this name, and the process's umask keeps others out from the first moment.
+        let listener = UnixListener::bind(&temporary).map_err(refused("bind a socket for", path))?;
+        let placed = fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))
+            .and_then(|()| listener.set_nonblocking(true))
+            .and_then(|()| fs::symlink_metadata(&temporary))
+            .and_then(|metadata| fs::rename(&temporary, path).map(|()| metadata));
+        match placed {
+            Ok(metadata) => Ok(Self { listener, path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) }),
+            Err(cause) => {
+                let _ = fs::remove_file(&temporary);
+                Err(refused("place the socket at", path)(cause))
+            }
+        }
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn listener(&self) -> io::Result<tokio::net::UnixListener> {
+        tokio::net::UnixListener::from_std(self.listener.try_clone()?)
+    }
+}
+
+impl Drop for SdsSocket {
+    fn drop(&mut self) {
+        // A successor's socket must survive our end.
+        if fs::symlink_metadata(&self.path).is_ok_and(|there| (there.dev(), there.ino()) == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn describe(directory: &Path) -> String {
+    match fs::metadata(directory) {
+        Ok(found) => format!(
+            "{} has owner {}:{} and mode {:04o}",
+            directory.display(),
+            found.uid(),
+            found.gid(),
+            found.mode() & 0o7777
+        ),
+        Err(error) => format!("{}: {error}", directory.display()),
+    }
+}

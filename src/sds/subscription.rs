@@ -1,0 +1,394 @@
+//! The protocol's rules without any transport: what a request or a change of secrets makes us answer.
+//!
+//! Sources: Envoy, "xDS REST and gRPC protocol"; the contract with Istio's agent.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use sds_shim_proto::{
+    SECRET_TYPE_URL,
+    envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest},
+    google::rpc::Status,
+};
+
+use crate::{
+    bounded::foreign_text,
+    store::{Secret, Snapshot},
+};
+
+/// Longest part of a client's error text that is told.
+const ERROR_TEXT: usize = 256;
+
+/// A request that cannot be answered. It ends the stream that it came on, and no other.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ProtocolError {
+    #[error("the type URL is {0:?}; only {SECRET_TYPE_URL} is served here")]
+    TypeUrl(String),
+    #[error("{0} resource names on one stream are too many; the limit is {MAX_NAMES}")]
+    TooManyNames(usize),
+    #[error("a resource name of {0} bytes is too long; the limit is {MAX_NAME_BYTES}")]
+    NameTooLong(usize),
+}
+
+/// Names that one stream may subscribe to.
+pub(super) const MAX_NAMES: usize = 64;
+/// Length of a name: `file-cert:` names hold two paths.
+pub(super) const MAX_NAME_BYTES: usize = 8192 + 16;
+
+/// What a client said about an earlier response.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It took it.
+    Ack,
+    /// It refused it, for the reason it gave, with anything like a key taken out.
+    Nack(String),
+}
+
+/// What came of a request.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// Resources to send now; a state-of-the-world response may hold only some of the subscribed ones.
+    pub(super) send: Vec<(String, Arc<Secret>)>,
+    /// Resources to tell as removed (delta only).
+    pub(super) removed: Vec<String>,
+    /// What was said about the last response, and for which names.
+    pub(super) verdict: Option<(Verdict, Vec<String>)>,
+}
+
+impl Outcome {
+    /// Whether there is something to send.
+    pub(super) fn is_response(&self) -> bool {
+        !self.send.is_empty() || !self.removed.is_empty()
+    }
+}
+
+/// One stream's subscriptions. The same for all three RPCs: they differ only in how they name what they want.
+pub(super) struct Subscription {
+    names: BTreeMap<String, Known>,
+    /// Makes nonces differ from those of every other stream, which a client may still carry after a reconnect.
+    stream: u64,
+    /// Responses sent on this stream.
+    sent: u64,
+    /// Names in the last response.
+    last: Vec<String>,
+}
+
+/// What the client knows of a subscribed name.
+#[derive(Default)]
+struct Known {
+    /// The version that it holds or was last sent.
+    version: Option<String>,
+    /// Whether we held the name when we last looked. Only what was there can be removed: before the first
+    /// certificate after a restart, the client's own copy is still good.
+    present: bool,
+}
+
+impl Subscription {
+    /// `stream` is unique among the streams of this process and unlikely to be that of an earlier one.
+    pub(super) fn new(stream: u64) -> Self {
+        Self { names: BTreeMap::new(), stream, sent: 0, last: Vec::new() }
+    }
+
+    /// A request of `StreamSecrets` or `FetchSecrets`: it names all that the client wants.
+    ///
+    /// # Errors
+    /// When the request is not for secrets or asks for too much.
+    pub(super) fn request(
+        &mut self,
+        request: &DiscoveryRequest,
+        snapshot: &Snapshot,
+    ) -> Result<Outcome, ProtocolError> {
+        check_type(&request.type_url)?;
+        check_names(&request.resource_names, 0)?;
+        // The first request of a stream, or one that asks anew: nonces of another stream or server mean nothing.
+        let initial = self.sent == 0 || request.response_nonce.is_empty();
+        if !initial && request.response_nonce != self.nonce() {
+            return Ok(Outcome::default());
+        }
+        let wanted: BTreeSet<&String> = request.resource_names.iter().collect();
+        if initial {
+            self.names.clear();
+        }
+        self.names.retain(|name, _| wanted.contains(name));
+        for name in wanted {
+            self.names.entry(name.clone()).or_default();
+        }
+        let verdict = self.verdict(&request.response_nonce, request.error_detail.as_ref());
+        Ok(Outcome { verdict, ..self.due(snapshot) })
+    }
+
+    /// A request of `DeltaSecrets`: it names what changes in what the client wants.
+    ///
+    /// # Errors
+    /// When the request is not for secrets or asks for too much.
+    pub(super) fn delta_request(
+        &mut self,
+        request: &DeltaDiscoveryRequest,
+        snapshot: &Snapshot,
+    ) -> Result<Outcome, ProtocolError> {
+        check_type(&request.type_url)?;
+        check_names(&request.resource_names_subscribe, self.names.len())?;
+        for name in &request.resource_names_unsubscribe {
+            self.names.remove(name);
+        }
+        for name in &request.resource_names_subscribe {
+            // Named again, it is wanted again; on a reconnect the client tells what it holds.
+            let version = request.initial_resource_versions.get(name).cloned();
+            self.names.insert(name.clone(), Known { version, present: false });
+        }
+        // Only a verdict depends on the nonce: a change of names is never lost, because it is told only once.
+        let verdict = self.verdict(&request.response_nonce, request.error_detail.as_ref());
+        Ok(Outcome { verdict, ..self.due(snapshot) })
+    }
+
+    /// What a change of secrets makes us send.
+    pub(super) fn changed(&mut self, snapshot: &Snapshot) -> Outcome {
+        self.due(snapshot)
+    }
+
+    /// Names that are asked for and not held, for a warning or a look at what is pending.
+    pub(super) fn pending<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a str> {
+        self.names.keys().map(String::as_str).filter(|name| !snapshot.contains_key(*name))
+    }
+
+    /// The nonce of the last response; the next one has another.
+    pub(super) fn nonce(&self) -> String {
+        format!("{:x}-{}", self.stream, self.sent)
+    }
+
+    fn due(&mut self, snapshot: &Snapshot) -> Outcome {
+        let mut outcome = Outcome::default();
+        for (name, known) in &mut self.names {
+            let secret = snapshot.get(name);
+            match secret {
+                Some(secret) if known.version.as_deref() != Some(secret.version()) => {
+                    known.version = Some(secret.version().to_owned());
+                    outcome.send.push((name.clone(), Arc::clone(secret)));
+                }
+                None if known.present => {
+                    known.version = None;
+                    outcome.removed.push(name.clone());
+                }
+                _ => {}
+            }
+            known.present = secret.is_some();
+        }
+        if outcome.is_response() {
+            self.sent += 1;
+            self.last = outcome.send.iter().map(|(name, _)| name.clone()).collect();
+        }
+        outcome
+    }
+
+    fn verdict(&self, nonce: &str, error: Option<&Status>) -> Option<(Verdict, Vec<String>)> {
+        if self.sent == 0 || nonce != self.nonce() {
+            return None;
+        }
+        let verdict = match error {
+            Some(status) => Verdict::Nack(foreign_text(&status.message, ERROR_TEXT)),
+            None => Verdict::Ack,
+        };
+        Some((verdict, self.last.clone()))
+    }
+}
+
+fn check_type(type_url: &str) -> Result<(), ProtocolError> {
+    // Implied by the service when it is empty.
+    if type_url.is_empty() || type_url == SECRET_TYPE_URL {
+        return Ok(());
+    }
+    Err(ProtocolError::TypeUrl(foreign_text(type_url, ERROR_TEXT)))
+}
+
+fn check_names(names: &[String], held: usize) -> Result<(), ProtocolError> {
+    if let Some(name) = names.iter().find(|name| name.len() > MAX_NAME_BYTES) {
+        return Err(ProtocolError::NameTooLong(name.len()));
+    }
+    if names.len() + held > MAX_NAMES {
+        return Err(ProtocolError::TooManyNames(names.len() + held));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Content, SecretStore, View};
+    use bytes::Bytes;
+
+    /// A snapshot with one secret for each `(name, content)`.
+    fn snapshot(secrets: &[(&'static str, &str)]) -> Snapshot {
+        let store = SecretStore::new(|_, _| Bytes::from_static(b"resource"));
+        store.publish(
+            secrets
+                .iter()
+                .map(|(name, content)| (*name, Content::ValidationContext { anchors: content.as_bytes().to_vec() })),
+        );
+        let View::Open(snapshot) = store.watch().borrow().clone() else { unreachable!("nothing ended the store") };
+        snapshot
+    }
+
+    fn request(names: &[&str], nonce: &str) -> DiscoveryRequest {
+        DiscoveryRequest {
+            resource_names: names.iter().map(ToString::to_string).collect(),
+            response_nonce: nonce.to_owned(),
+            type_url: SECRET_TYPE_URL.to_owned(),
+            ..DiscoveryRequest::default()
+        }
+    }
+
+    fn nack(names: &[&str], nonce: &str, message: &str) -> DiscoveryRequest {
+        let error = Status { code: 3, message: message.to_owned(), details: Vec::new() };
+        DiscoveryRequest { error_detail: Some(error), ..request(names, nonce) }
+    }
+
+    fn delta(subscribe: &[&str], unsubscribe: &[&str], nonce: &str) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest {
+            resource_names_subscribe: subscribe.iter().map(ToString::to_string).collect(),
+            resource_names_unsubscribe: unsubscribe.iter().map(ToString::to_string).collect(),
+            response_nonce: nonce.to_owned(),
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+
+    fn sent(outcome: &Outcome) -> Vec<&str> {
+        outcome.send.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    #[test]
+    fn the_first_request_is_answered_whatever_it_carries() {
+        let held = snapshot(&[("default", "a"), ("ROOTCA", "r")]);
+        for nonce in ["", "1-1", "from another server"] {
+            let mut stream = Subscription::new(1);
+            let mut first = request(&["default"], nonce);
+            first.version_info = "old".to_owned();
+            let outcome = stream.request(&first, &held).unwrap();
+            assert_eq!(sent(&outcome), ["default"], "{nonce}");
+            assert!(outcome.verdict.is_none());
+        }
+    }
+
+    #[test]
+    fn acks_and_stale_nonces_are_not_answered() {
+        let held = snapshot(&[("default", "a")]);
+        let mut stream = Subscription::new(1);
+        stream.request(&request(&["default"], ""), &held).unwrap();
+        let ack = stream.request(&request(&["default"], &stream.nonce()), &held).unwrap();
+        assert!(!ack.is_response());
+        assert_eq!(ack.verdict, Some((Verdict::Ack, vec!["default".to_owned()])));
+        let stale = stream.request(&request(&["default", "ROOTCA"], "1-0"), &held).unwrap();
+        assert!(!stale.is_response() && stale.verdict.is_none());
+        assert_eq!(stream.pending(&held).count(), 0, "names of a stale request are not taken");
+    }
+
+    #[test]
+    fn a_nack_is_recorded_and_nothing_is_sent_until_the_content_changes() {
+        let held = snapshot(&[("default", "a")]);
+        let mut stream = Subscription::new(1);
+        stream.request(&request(&["default"], ""), &held).unwrap();
+        let outcome = stream.request(&nack(&["default"], &stream.nonce(), "bad cert"), &held).unwrap();
+        assert!(!outcome.is_response());
+        assert_eq!(outcome.verdict, Some((Verdict::Nack("bad cert".to_owned()), vec!["default".to_owned()])));
+        assert!(!stream.changed(&held).is_response());
+        assert_eq!(sent(&stream.changed(&snapshot(&[("default", "b")]))), ["default"]);
+    }
+
+    #[test]
+    fn changed_names_are_honoured_also_in_a_nack() {
+        let held = snapshot(&[("default", "a"), ("ROOTCA", "r")]);
+        let mut stream = Subscription::new(1);
+        stream.request(&request(&["default"], ""), &held).unwrap();
+        let outcome = stream.request(&nack(&["default", "ROOTCA"], &stream.nonce(), "no"), &held).unwrap();
+        assert_eq!(sent(&outcome), ["ROOTCA"]);
+        let outcome = stream.request(&request(&["ROOTCA"], &stream.nonce()), &held).unwrap();
+        assert!(!outcome.is_response());
+        assert!(!stream.changed(&snapshot(&[("default", "b"), ("ROOTCA", "r")])).is_response(), "unsubscribed");
+    }
+
+    #[test]
+    fn what_is_missing_follows_later_on_the_same_stream() {
+        let mut stream = Subscription::new(1);
+        let outcome = stream.request(&request(&["default", "ROOTCA", "x"], ""), &snapshot(&[])).unwrap();
+        assert!(!outcome.is_response());
+        let roots = snapshot(&[("ROOTCA", "r")]);
+        assert_eq!(sent(&stream.changed(&roots)), ["ROOTCA"]);
+        assert_eq!(stream.pending(&roots).collect::<Vec<_>>(), ["default", "x"]);
+        assert_eq!(sent(&stream.changed(&snapshot(&[("ROOTCA", "r"), ("default", "a")]))), ["default"]);
+    }
+
+    #[test]
+    fn an_empty_nonce_within_a_stream_asks_anew() {
+        let held = snapshot(&[("default", "a")]);
+        let mut stream = Subscription::new(1);
+        stream.request(&request(&["default"], ""), &held).unwrap();
+        assert_eq!(sent(&stream.request(&request(&["default"], ""), &held).unwrap()), ["default"]);
+    }
+
+    #[test]
+    fn nonces_differ_between_responses_and_streams() {
+        let held = snapshot(&[("default", "a")]);
+        let (mut one, mut two) = (Subscription::new(1), Subscription::new(2));
+        one.request(&request(&["default"], ""), &held).unwrap();
+        two.request(&request(&["default"], ""), &held).unwrap();
+        assert_ne!(one.nonce(), two.nonce());
+        let before = one.nonce();
+        one.changed(&snapshot(&[("default", "b")]));
+        assert_ne!(one.nonce(), before);
+    }
+
+    #[test]
+    fn delta_does_not_resend_what_the_client_holds_after_a_reconnect() {
+        let held = snapshot(&[("default", "a"), ("ROOTCA", "r")]);
+        let mut first = delta(&["default", "ROOTCA"], &[], "");
+        first.initial_resource_versions.insert("ROOTCA".to_owned(), held["ROOTCA"].version().to_owned());
+        first.initial_resource_versions.insert("default".to_owned(), "old".to_owned());
+        let outcome = Subscription::new(1).delta_request(&first, &held).unwrap();
+        assert_eq!(sent(&outcome), ["default"]);
+    }
+
+    #[test]
+    fn delta_subscribes_resends_and_unsubscribes() {
+        let held = snapshot(&[("default", "a"), ("ROOTCA", "r")]);
+        let mut stream = Subscription::new(1);
+        assert_eq!(sent(&stream.delta_request(&delta(&["default"], &[], ""), &held).unwrap()), ["default"]);
+        let again = stream.delta_request(&delta(&["default"], &[], ""), &held).unwrap();
+        assert_eq!(sent(&again), ["default"], "named again, it is wanted again");
+        let stale = stream.delta_request(&delta(&["ROOTCA"], &["default"], "1-1"), &held).unwrap();
+        assert_eq!(sent(&stale), ["ROOTCA"], "changes of names count whatever the nonce");
+        assert!(!stream.changed(&snapshot(&[("default", "b"), ("ROOTCA", "r")])).is_response());
+    }
+
+    #[test]
+    fn delta_tells_removals_only_of_what_was_there() {
+        let mut stream = Subscription::new(1);
+        let mut first = delta(&["default"], &[], "");
+        first.initial_resource_versions.insert("default".to_owned(), "from before a restart".to_owned());
+        assert!(!stream.delta_request(&first, &snapshot(&[])).unwrap().is_response());
+        assert_eq!(sent(&stream.changed(&snapshot(&[("default", "a")]))), ["default"]);
+        assert_eq!(stream.changed(&snapshot(&[])).removed, ["default"]);
+        assert!(!stream.changed(&snapshot(&[])).is_response());
+        assert_eq!(sent(&stream.changed(&snapshot(&[("default", "a")]))), ["default"]);
+    }
+
+    #[test]
+    fn requests_beyond_the_limits_are_refused() {
+        let held = snapshot(&[]);
+        let many: Vec<String> = (0..=MAX_NAMES).map(|n| n.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let long = "x".repeat(MAX_NAME_BYTES + 1);
+        let mut foreign = request(&["default"], "");
+        foreign.type_url = "type.googleapis.com/envoy.config.cluster.v3.Cluster".to_owned();
+        for (request, expected) in [
+            (request(&many, ""), ProtocolError::TooManyNames(MAX_NAMES + 1)),
+            (request(&[&long], ""), ProtocolError::NameTooLong(long.len())),
+            (foreign.clone(), ProtocolError::TypeUrl(foreign.type_url)),
+        ] {
+            assert_eq!(Subscription::new(1).request(&request, &held).unwrap_err(), expected);
+        }
+        let mut stream = Subscription::new(1);
+        stream.delta_request(&delta(&many[..MAX_NAMES], &[], ""), &held).unwrap();
+        assert!(stream.delta_request(&delta(&["one more"], &[], ""), &held).is_err());
+    }
+}

@@ -1,0 +1,156 @@
+//! The meeting place of those who make secrets and those who serve them: names, immutable secrets, one watch.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use openssl::sha::sha256;
+use tokio::sync::watch;
+
+use crate::identity::{BearerToken, TokenError};
+
+/// What a producer publishes under a name. It is encoded once and then dropped: the encoded form is the only copy.
+pub enum Content {
+    /// A key and its certificate chain.
+    TlsCertificate {
+        /// Leaf first, PEM.
+        chain: Vec<u8>,
+        /// The private key, PEM.
+        key: Vec<u8>,
+    },
+    /// What peers are verified against.
+    ValidationContext {
+        /// Trust anchors, PEM.
+        anchors: Vec<u8>,
+    },
+}
+
+impl Content {
+    /// A digest of the public part: it changes exactly when the content does, also over a restart.
+    fn version(&self) -> String {
+        let (Self::TlsCertificate { chain: public, .. } | Self::ValidationContext { anchors: public }) = self;
+        sha256(public).iter().take(16).fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+}
+
+/// Turns a content into the resource that consumers serve, given its name.
+pub type Encoder = fn(&str, Content) -> Bytes;
+
+/// A resource as Envoy gets it. It never changes; a new content is a new secret.
+pub struct Secret {
+    version: String,
+    resource: Bytes,
+}
+
+impl Secret {
+    /// What changes exactly when the content does.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The encoded resource. It may hold a private key: for Envoy's socket and nothing else.
+    pub fn resource(&self) -> &Bytes {
+        &self.resource
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret(version {}, {} bytes)", self.version, self.resource.len())
+    }
+}
+
+/// All secrets of one workload at one moment.
+pub type Snapshot = Arc<BTreeMap<String, Arc<Secret>>>;
+
+/// What a consumer sees.
+#[derive(Clone, Debug)]
+pub enum View {
+    /// The secrets that are held; none before the first certificate.
+    Open(Snapshot),
+    /// There will be no more: the token that the workload brought cannot be used any longer.
+    Ended(Arc<str>),
+}
+
+/// The secrets of one workload. Whatever is published together is seen together.
+pub struct SecretStore {
+    view: watch::Sender<View>,
+    encode: Encoder,
+}
+
+impl SecretStore {
+    /// An empty store.
+    pub fn new(encode: Encoder) -> Self {
+        Self { view: watch::Sender::new(View::Open(Snapshot::default())), encode }
+    }
+
+    /// Adds or replaces secrets. Contents that are unchanged wake nobody.
+    pub fn publish(&self, contents: impl IntoIterator<Item = (&'static str, Content)>) {
+        self.view.send_if_modified(|view| {
+            let View::Open(snapshot) = view else { return false };
+            let mut next = (**snapshot).clone();
+            let mut modified = false;
+            for (name, content) in contents {
+                let version = content.version();
+                if next.get(name).is_none_or(|held| held.version() != version) {
+                    let resource = (self.encode)(name, content);
+                    next.insert(name.to_owned(), Arc::new(Secret { version, resource }));
+                    modified = true;
+                }
+            }
+            if modified {
+                *view = View::Open(Arc::new(next));
+            }
+            modified
+        });
+    }
+
+    /// Tells every consumer that there will be no more, and why.
+    pub fn end(&self, reason: &str) {
+        self.view.send_replace(View::Ended(reason.into()));
+    }
+
+    /// A consumer's view, with the present one counted as seen.
+    pub fn watch(&self) -> watch::Receiver<View> {
+        self.view.subscribe()
+    }
+
+    /// How many consumers look at it.
+    pub fn consumers(&self) -> usize {
+        self.view.receiver_count()
+    }
+}
+
+/// Finds the secrets of whoever asks.
+pub trait Workloads: Send + Sync + 'static {
+    /// The view that belongs to the caller, who may have brought a token with the request.
+    ///
+    /// # Errors
+    /// When a token is needed and the one that was brought, if any, cannot be used.
+    fn attach(&self, token: Option<BearerToken>) -> Result<watch::Receiver<View>, AttachError>;
+}
+
+/// Why a caller gets no secrets.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The request must carry a token and has none.
+    #[error(
+        "the request carries no service-account token (metadata authorization or istio_sds_credentials_header-bin)"
+    )]
+    NoToken,
+    /// The token cannot be used.
+    #[error("{0}")]
+    Token(#[from] TokenError),
+    /// The token was refused before, and asking again now would not help.
+    #[error("{0}")]
+    Refused(Arc<str>),
+    /// There are as many workloads as can be served.
+    #[error("too many different tokens are in use at the same time")]
+    TooMany,
+}
