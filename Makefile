@@ -8,7 +8,7 @@ export OPENSSL_STATIC := 1
 export SHIM_BINARY := $(CURDIR)/target/dist/sds-shim
 export ENVOY_BINARY := $(CURDIR)/target/envoy/envoy
 DIST_FLAGS := -C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,-z,pack-relative-relocs
-CARGO := cargo --locked
+CARGO := cargo
 
 .PHONY: help build openssl envoy demo test check clean
 

@@ -104,27 +104,12 @@ fn components(path: &Path) -> Vec<PathBuf> {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
-
-    struct Directory(PathBuf);
-
-    impl Directory {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("sds-shim-watcher-{}-{name}", std::process::id()));
-            fs::create_dir_all(&path).unwrap();
-            Self(path)
-        }
-    }
-
-    impl Drop for Directory {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
+    use testkit::scratch::Scratch;
 
     #[tokio::test]
     async fn sees_a_swap_of_the_data_link() {
-        let directory = Directory::new("swap");
-        let volume = &directory.0;
+        let directory = Scratch::new("watcher").unwrap();
+        let volume = directory.path();
         for generation in ["..1", "..2"] {
             fs::create_dir(volume.join(generation)).unwrap();
             fs::write(volume.join(generation).join("token"), generation).unwrap();
@@ -144,8 +129,8 @@ mod tests {
 
     #[tokio::test]
     async fn sees_a_file_appear_where_no_directory_was() {
-        let directory = Directory::new("appear");
-        let file = directory.0.join("a/b/token");
+        let directory = Scratch::new("watcher").unwrap();
+        let file = directory.path().join("a/b/token");
         let mut watcher = FileWatcher::new(&file).unwrap();
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         watcher.changed().await.unwrap();
@@ -156,9 +141,9 @@ mod tests {
 
     #[test]
     fn a_loop_of_links_ends() {
-        let directory = Directory::new("loop");
-        symlink("b", directory.0.join("a")).unwrap();
-        symlink("a", directory.0.join("b")).unwrap();
-        assert!(directories(&directory.0.join("a")).contains(&directory.0));
+        let directory = Scratch::new("watcher").unwrap();
+        symlink("b", directory.path().join("a")).unwrap();
+        symlink("a", directory.path().join("b")).unwrap();
+        assert!(directories(&directory.path().join("a")).contains(directory.path()));
     }
 }

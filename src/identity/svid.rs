@@ -94,7 +94,9 @@ impl X509Svid {
             certs.extend(certificates(element).map_err(at(index))?);
         }
         let leaf = certs.remove(0);
-        if !leaf.public_key()?.public_eq(key) {
+        let ours = leaf.public_key()?.public_eq(key);
+        drop(ErrorStack::get());
+        if !ours {
             return Err(SvidError::ForeignKey);
         }
         check_identity(&leaf, id)?;
@@ -102,7 +104,10 @@ impl X509Svid {
         for certificate in std::iter::once(&leaf).chain(&certs) {
             check_time(certificate, now)?;
         }
-        check_chain(&leaf, &certs, &bundle, now)?;
+        let chain = check_chain(&leaf, &certs, &bundle, now);
+        // OpenSSL leaves the reasons of a "no" in a queue that the next TLS operation would take for its own.
+        drop(ErrorStack::get());
+        chain?;
         Ok((Self { leaf, intermediates: certs, key: key.clone() }, bundle))
     }
 

@@ -1,0 +1,156 @@
+//! The walls between the modules, read from their imports (`src/manual/architecture.md` draws them).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What each module may import of the others. `app` puts all together and may import everything.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("bounded", &[]),
+    ("clock", &[]),
+    ("harden", &[]),
+    ("files", &[]),
+    ("identity", &["bounded"]),
+    ("config", &["identity"]),
+    ("cli", &["config"]),
+    ("log", &["clock", "config"]),
+    ("store", &["identity"]),
+    ("ca", &["bounded", "config", "identity"]),
+    ("rotation", &["ca", "clock", "config", "files", "identity", "store"]),
+    ("sds", &["bounded", "config", "identity", "store"]),
+];
+
+#[test]
+fn modules_import_only_what_lies_below_them() {
+    let mut broken = Vec::new();
+    for (module, files) in modules() {
+        let Some((_, allowed)) = ALLOWED.iter().find(|(name, _)| *name == module) else {
+            assert!(["app", "lib", "main"].contains(&module.as_str()), "module {module} has no place in the picture");
+            continue;
+        };
+        for (file, text) in files {
+            for import in imports(&text).difference(&allowed.iter().map(ToString::to_string).collect()) {
+                if *import != module {
+                    broken.push(format!("{}: {import}", file.display()));
+                }
+            }
+        }
+    }
+    assert!(broken.is_empty(), "imports across the walls: {broken:#?}");
+}
+
+#[test]
+fn generated_types_stay_inside_ca_and_sds() {
+    only_in("sds_shim_proto", &["ca", "sds"]);
+}
+
+#[test]
+fn the_environment_is_read_only_in_config() {
+    only_in("std::env", &["config"]);
+    only_in("env::var", &["config"]);
+}
+
+#[test]
+fn only_main_chooses_the_exit_code() {
+    only_in("process::exit", &[]);
+    only_in("ExitCode", &["main"]);
+}
+
+#[test]
+fn unsafe_stays_in_the_locked_crate() {
+    let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    assert!(lib.contains("#![forbid(unsafe_code)]"));
+    only_in("unsafe {", &[]);
+    only_in("unsafe fn", &[]);
+}
+
+#[test]
+fn main_stays_thin() {
+    let main = fs::read_to_string(root().join("src/main.rs")).unwrap();
+    let lines = main.lines().filter(|line| !line.trim().is_empty()).count();
+    assert!(lines <= 60, "{lines} lines");
+}
+
+#[test]
+fn nothing_else_stands_at_the_top_level() {
+    let allowed =
+        ["Cargo.toml", "Cargo.lock", "src", "proto", "packaging", "tests", "Makefile", "README.md", "LICENSE"];
+    let listed = std::process::Command::new("git").args(["ls-files"]).current_dir(root()).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let top: BTreeSet<_> = listed.lines().filter_map(|path| path.split('/').next()).collect();
+    let other: Vec<_> = top.iter().filter(|name| !name.starts_with('.') && !allowed.contains(name)).collect();
+    assert!(other.is_empty(), "{other:?}");
+}
+
+/// Fails when `text` stands in shipped code outside of `modules`.
+fn only_in(text: &str, allowed: &[&str]) {
+    for (module, files) in modules() {
+        if allowed.contains(&module.as_str()) {
+            continue;
+        }
+        for (file, content) in files {
+            assert!(!content.contains(text), "{} has {text:?}", file.display());
+        }
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The sources of each top-level module of the main crate, comments and unit tests left out.
+fn modules() -> BTreeMap<String, Vec<(PathBuf, String)>> {
+    let source = root().join("src");
+    let mut found: BTreeMap<String, Vec<_>> = BTreeMap::new();
+    let mut pending = vec![source.clone()];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let inside = path.strip_prefix(&source).unwrap();
+            if inside.starts_with("locked") {
+                continue;
+            }
+            if path.is_dir() {
+                pending.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+                let module = inside.components().next().unwrap().as_os_str().to_string_lossy().replace(".rs", "");
+                let text = fs::read_to_string(&path).unwrap();
+                let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+                let code: Vec<_> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+                found.entry(module).or_default().push((path, code.join("\n")));
+            }
+        }
+    }
+    assert!(found.len() > 5, "the sources were not found");
+    found
+}
+
+/// The modules named after `crate::`, also in a group.
+fn imports(code: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let word = |text: &str| -> String { text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };
+    for (at, marker) in code.match_indices("crate::") {
+        let rest = &code[at + marker.len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            found.insert(word(rest));
+            continue;
+        };
+        let (mut depth, mut start) = (0, true);
+        for (at, character) in group.char_indices() {
+            match character {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => start = true,
+                c if start && c.is_alphabetic() => {
+                    found.insert(word(&group[at..]));
+                    start = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,71 @@
+//! Scripted misbehaviour.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::pki::{Leaf, Pki};
+
+/// Edits an answer's `cert_chain`.
+type EditChain = Arc<dyn Fn(Vec<String>) -> Vec<String> + Send + Sync>;
+/// Edits what is about to be signed.
+type EditLeaf = Arc<dyn Fn(&mut SignOverrides) + Send + Sync>;
+
+/// One way to go wrong. The faults that answer (`Status`, `Hang`, `Chain`) do so before anything is verified.
+#[derive(Clone)]
+pub enum Fault {
+    /// Answers this error.
+    Status(tonic::Code, String),
+    /// Answers right, but later.
+    Delay(Duration),
+    /// Accepts the call and never answers.
+    Hang,
+    /// Answers this `cert_chain` verbatim.
+    Chain(Vec<String>),
+    /// Answers right, with the chain edited.
+    Mutate(EditChain),
+    /// Verifies the caller, then signs something else.
+    Sign(EditLeaf),
+    /// A client certificate in the handshake gets a TLS alert; on a connection that is up already, nothing changes.
+    RefuseClientCertificate,
+    /// Closes the connection: a new one straight after accept, an existing one when a call arrives on it.
+    DropConnection,
+}
+
+impl Fault {
+    /// [`Fault::Mutate`] without the wrapping.
+    pub fn mutate(edit: impl Fn(Vec<String>) -> Vec<String> + Send + Sync + 'static) -> Fault {
+        Fault::Mutate(Arc::new(edit))
+    }
+
+    /// [`Fault::Sign`] without the wrapping.
+    pub fn sign(edit: impl Fn(&mut SignOverrides) + Send + Sync + 'static) -> Fault {
+        Fault::Sign(Arc::new(edit))
+    }
+}
+
+impl fmt::Debug for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Status(code, message) => f.debug_tuple("Status").field(code).field(message).finish(),
+            Fault::Delay(delay) => f.debug_tuple("Delay").field(delay).finish(),
+            Fault::Chain(chain) => f.debug_tuple("Chain").field(chain).finish(),
+            Fault::Hang => f.write_str("Hang"),
+            Fault::Mutate(_) => f.write_str("Mutate"),
+            Fault::Sign(_) => f.write_str("Sign"),
+            Fault::RefuseClientCertificate => f.write_str("RefuseClientCertificate"),
+            Fault::DropConnection => f.write_str("DropConnection"),
+        }
+    }
+}
+
+/// What [`Fault::Sign`] may change.
+#[derive(Clone)]
+pub struct SignOverrides {
+    /// Names, validity, usages and CA flag of the certificate; holds the right values when the fault gets it.
+    pub leaf: Leaf,
+    /// Certifies a fresh key in place of the CSR's.
+    pub other_key: bool,
+    /// Signs with this PKI's intermediate; the answer still carries the right intermediate and root.
+    pub signed_by: Option<Arc<Pki>>,
+}

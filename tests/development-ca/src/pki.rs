@@ -1,0 +1,129 @@
+//! Root, intermediate and the certificates under them.
+
+mod build;
+mod leaf;
+
+use openssl::error::ErrorStack;
+use openssl::pkey::{PKey, PKeyRef, Private, Public};
+use openssl::x509::X509;
+
+use build::Authority;
+pub use leaf::{Issued, Leaf};
+
+/// A root and an intermediate, both ECDSA P-256.
+pub struct Pki {
+    root: Authority,
+    intermediate: Authority,
+}
+
+/// Names and lifetimes of a [`Pki`].
+#[derive(Clone, Debug)]
+pub struct PkiOptions {
+    /// Common name of the root; the intermediate's adds ` intermediate`.
+    pub common_name: String,
+    /// Validity of the root.
+    pub root: Lifetime,
+    /// Validity of the intermediate.
+    pub intermediate: Lifetime,
+}
+
+/// A validity window, in seconds from now.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetime {
+    /// NotBefore; negative is the past.
+    pub not_before: i64,
+    /// NotAfter; negative is the past.
+    pub not_after: i64,
+}
+
+impl PkiOptions {
+    /// A root for ten years, an intermediate for one, both valid since yesterday (so that backdated leaves fit in).
+    pub fn new(common_name: &str) -> PkiOptions {
+        let lifetime = |days: i64| Lifetime { not_before: -86_400, not_after: days * 86_400 };
+        PkiOptions { common_name: common_name.to_owned(), root: lifetime(3650), intermediate: lifetime(365) }
+    }
+}
+
+impl Pki {
+    /// A fresh root and intermediate with the lifetimes of [`PkiOptions::new`].
+    pub fn new(common_name: &str) -> Pki {
+        Pki::with_options(&PkiOptions::new(common_name))
+    }
+
+    /// A fresh root and intermediate.
+    pub fn with_options(options: &PkiOptions) -> Pki {
+        Pki::generate(options).expect("OpenSSL makes a root and an intermediate")
+    }
+
+    /// The root, PEM.
+    pub fn root_pem(&self) -> String {
+        self.root.pem()
+    }
+
+    /// The intermediate, PEM.
+    pub fn intermediate_pem(&self) -> String {
+        self.intermediate.pem()
+    }
+
+    /// Issues a certificate for a fresh P-256 key.
+    pub fn issue(&self, leaf: &Leaf) -> Issued {
+        self.try_issue(leaf).expect("OpenSSL issues a certificate")
+    }
+
+    /// Certifies somebody else's key; the certificate alone, PEM.
+    pub fn certify(&self, leaf: &Leaf, public_key_pem: &str) -> Result<String, ErrorStack> {
+        let key = PKey::public_key_from_pem(public_key_pem.as_bytes())?;
+        let certificate = self.certify_key(leaf, &key)?;
+        Ok(build::pem(&certificate))
+    }
+
+    pub(crate) fn certify_key(&self, leaf: &Leaf, key: &PKeyRef<Public>) -> Result<X509, ErrorStack> {
+        self.intermediate.certify(leaf, key)
+    }
+
+    pub(crate) fn root_certificate(&self) -> &X509 {
+        &self.root.certificate
+    }
+
+    pub(crate) fn intermediate_certificate(&self) -> &X509 {
+        &self.intermediate.certificate
+    }
+
+    fn generate(options: &PkiOptions) -> Result<Pki, ErrorStack> {
+        let root = Authority::root(&options.common_name, options.root)?;
+        let name = format!("{} intermediate", options.common_name);
+        let intermediate = root.subordinate(&name, options.intermediate)?;
+        Ok(Pki { root, intermediate })
+    }
+
+    fn try_issue(&self, leaf: &Leaf) -> Result<Issued, ErrorStack> {
+        let key = build::p256()?;
+        let certificate = self.certify_key(leaf, &*build::public(&key)?)?;
+        let chain_pem = build::pem(&certificate) + &self.intermediate_pem();
+        Ok(Issued { chain_pem, key_pem: build::key_pem(&key)? })
+    }
+
+    /// Certificates and keys as (file name, PEM), for [`crate::state`].
+    pub(crate) fn to_files(&self) -> Result<[(&'static str, String); 4], ErrorStack> {
+        Ok([
+            (ROOT, self.root.pem()),
+            (ROOT_KEY, build::key_pem(&self.root.key)?),
+            (INTERMEDIATE, self.intermediate.pem()),
+            (INTERMEDIATE_KEY, build::key_pem(&self.intermediate.key)?),
+        ])
+    }
+
+    /// The reverse of [`Pki::to_files`].
+    pub(crate) fn from_files<E: From<ErrorStack>>(read: impl Fn(&str) -> Result<String, E>) -> Result<Pki, E> {
+        let authority = |certificate: &str, key: &str| -> Result<Authority, E> {
+            let key: PKey<Private> = PKey::private_key_from_pem(read(key)?.as_bytes())?;
+            Ok(Authority { certificate: X509::from_pem(read(certificate)?.as_bytes())?, key })
+        };
+        Ok(Pki { root: authority(ROOT, ROOT_KEY)?, intermediate: authority(INTERMEDIATE, INTERMEDIATE_KEY)? })
+    }
+}
+
+const ROOT: &str = "root-cert.pem";
+const ROOT_KEY: &str = "root-key.pem";
+const INTERMEDIATE: &str = "intermediate-cert.pem";
+const INTERMEDIATE_KEY: &str = "intermediate-key.pem";

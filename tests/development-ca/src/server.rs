@@ -1,0 +1,249 @@
+//! The listener, its connections, and the handle that tests hold.
+
+mod faults;
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use openssl::ssl::SslRef;
+use sds_shim_proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_openssl::SslStream;
+
+use crate::fault::Fault;
+use crate::identity::Identity;
+use crate::options::{CaOptions, ClientCertificates};
+use crate::pki::Pki;
+use crate::record::{Call, Peer, Record};
+use crate::service::{Citadel, ClientCertificate, serial};
+use crate::tls::TlsServer;
+use crate::token::{TokenIssuer, TokenVerifier};
+use faults::Faults;
+
+/// A running CA: a task on the caller's runtime, which must go on being driven. It stops, and its connections close,
+/// when this is dropped.
+pub struct DevelopmentCa {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    accepting: JoinHandle<()>,
+}
+
+/// What the handle and all connections see.
+pub(crate) struct Shared {
+    pub(crate) options: CaOptions,
+    pub(crate) pki: Arc<Pki>,
+    pub(crate) verifier: TokenVerifier,
+    pub(crate) record: watch::Sender<Record>,
+    pub(crate) faults: Faults,
+    tls: TlsServer,
+    policy: Mutex<Policy>,
+    /// A change closes every connection that is open at that time.
+    disconnect: watch::Sender<u64>,
+}
+
+/// What can change while the CA runs.
+#[derive(Clone)]
+struct Policy {
+    client_certificates: ClientCertificates,
+    ttl: Option<Duration>,
+    extra_roots: Vec<String>,
+}
+
+impl DevelopmentCa {
+    /// Binds `options.listen` and serves until the handle is dropped.
+    pub async fn start(pki: Arc<Pki>, tokens: Arc<TokenIssuer>, options: CaOptions) -> io::Result<DevelopmentCa> {
+        let listener = TcpListener::bind(options.listen).await?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            verifier: TokenVerifier::new(&tokens.jwks(), &options.issuer, &options.audience, &options.trust_domain)?,
+            tls: TlsServer::new(&options, &pki).map_err(io::Error::other)?,
+            policy: Mutex::new(Policy {
+                client_certificates: options.client_certificates,
+                ttl: None,
+                extra_roots: options.extra_roots.clone(),
+            }),
+            record: watch::Sender::default(),
+            faults: Faults::default(),
+            disconnect: watch::Sender::default(),
+            pki,
+            options,
+        });
+        let accepting = tokio::spawn(accept(listener, shared.clone()));
+        Ok(DevelopmentCa { shared, address, accepting })
+    }
+
+    /// Where it listens; `CA_ADDR=localhost:PORT` with the default server names.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The root that the server's certificate chains to.
+    pub fn root_pem(&self) -> String {
+        self.shared.options.server_pki.as_ref().unwrap_or(&self.shared.pki).root_pem()
+    }
+
+    /// Every `CreateCertificate` that arrived, in order.
+    pub fn calls(&self) -> Vec<Call> {
+        self.shared.record.borrow().calls.clone()
+    }
+
+    /// How many TCP connections were accepted, those that failed in the handshake included.
+    pub fn connections(&self) -> usize {
+        self.shared.record.borrow().connections
+    }
+
+    /// Returns once `n` calls have arrived since the start.
+    pub async fn wait_for_calls(&self, n: usize) {
+        self.wait(|record| record.calls.len() >= n).await;
+    }
+
+    /// Returns once `n` calls have an outcome other than [`Outcome::Pending`](crate::Outcome::Pending).
+    pub async fn wait_for_outcomes(&self, n: usize) {
+        self.wait(|record| record.finished() >= n).await;
+    }
+
+    /// Returns once `n` connections have been accepted since the start.
+    pub async fn wait_for_connections(&self, n: usize) {
+        self.wait(|record| record.connections >= n).await;
+    }
+
+    /// Applies to all later calls, after the queue of [`DevelopmentCa::push_fault`], until changed.
+    pub fn set_fault(&self, fault: Option<Fault>) {
+        self.shared.faults.set(fault);
+    }
+
+    /// Applies to the next call (or handshake or connection, by its kind) only; several form a queue.
+    pub fn push_fault(&self, fault: Fault) {
+        self.shared.faults.push(fault);
+    }
+
+    /// Applies to later handshakes.
+    pub fn set_client_certificates(&self, mode: ClientCertificates) {
+        self.shared.change(|policy| policy.client_certificates = mode);
+    }
+
+    /// Issues this lifetime, counted from now, whatever was asked.
+    pub fn set_ttl(&self, ttl: Option<Duration>) {
+        self.shared.change(|policy| policy.ttl = ttl);
+    }
+
+    /// Replaces the roots (PEM) that follow the signing one in the answer.
+    pub fn set_extra_roots(&self, roots: Vec<String>) {
+        self.shared.change(|policy| policy.extra_roots = roots);
+    }
+
+    /// Closes every open connection; new ones are accepted.
+    pub fn disconnect(&self) {
+        self.shared.disconnect.send_modify(|generation| *generation += 1);
+    }
+
+    /// Stops, and returns once the port is free and the connections are closed; a drop does the same in its own time.
+    pub async fn stop(mut self) {
+        self.accepting.abort();
+        // The error says that the task was aborted, which is what is awaited.
+        let _aborted = (&mut self.accepting).await;
+    }
+
+    async fn wait(&self, reached: impl FnMut(&Record) -> bool) {
+        let mut record = self.shared.record.subscribe();
+        // The sender lives in `self.shared`, so the wait cannot end early.
+        drop(record.wait_for(reached).await);
+    }
+}
+
+impl Drop for DevelopmentCa {
+    fn drop(&mut self) {
+        // The task owns the set of connection tasks, so they end with it.
+        self.accepting.abort();
+    }
+}
+
+impl Shared {
+    pub(crate) fn ttl(&self) -> Option<Duration> {
+        self.policy().ttl
+    }
+
+    pub(crate) fn extra_roots(&self) -> Vec<String> {
+        self.policy().extra_roots
+    }
+
+    fn policy(&self) -> Policy {
+        self.policy.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self, edit: impl FnOnce(&mut Policy)) {
+        edit(&mut self.policy.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                // An error here is the peer's (reset before accept) or passes (descriptors run out).
+                let Ok((stream, _)) = accepted else { continue };
+                shared.record.send_modify(|record| record.connections += 1);
+                if !shared.faults.take_drop() {
+                    connections.spawn(connection(stream, shared.clone()));
+                }
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+    let mut disconnected = shared.disconnect.subscribe();
+    tokio::select! {
+        () = handshake_and_serve(stream, shared) => {}
+        _ = disconnected.changed() => {}
+    }
+}
+
+async fn handshake_and_serve(stream: TcpStream, shared: Arc<Shared>) {
+    // Small frames both ways: waiting for more to send would only add delay.
+    let _best_effort = stream.set_nodelay(true);
+    if shared.options.plaintext {
+        return serve(stream, None, shared).await;
+    }
+    let faults = shared.clone();
+    let session = shared.tls.session(shared.policy().client_certificates, move || faults.faults.take_refusal());
+    let Ok(mut stream) = session.and_then(|session| SslStream::new(session, stream)) else { return };
+    // A failed handshake has been answered with an alert; the peer is who has to say so.
+    if Pin::new(&mut stream).accept().await.is_ok() {
+        let client = client_certificate(stream.ssl(), &shared.options.trust_domain);
+        serve(stream, client, shared).await;
+    }
+}
+
+async fn serve<S>(stream: S, client: Option<ClientCertificate>, shared: Arc<Shared>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let close = Arc::new(Notify::new());
+    let service = IstioCertificateServiceServer::new(Citadel { shared, client, close: close.clone() });
+    let http = http2::Builder::new(TokioExecutor::new())
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    tokio::select! {
+        // An error ends this one connection and is the client's to notice.
+        _ended = http => {}
+        () = close.notified() => {}
+    }
+}
+
+fn client_certificate(ssl: &SslRef, trust_domain: &str) -> Option<ClientCertificate> {
+    let certificate = ssl.peer_certificate()?;
+    let identity = Identity::from_certificate(&certificate, trust_domain);
+    let spiffe_id = identity.as_ref().map(Identity::to_string);
+    Some(ClientCertificate { peer: Peer { spiffe_id, serial: serial(&certificate) }, identity })
+}
