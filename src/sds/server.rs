@@ -12,7 +12,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{service::SdsService, socket::SdsSocket};
+use super::{authority::ForgivingStream, service::SdsService, socket::SdsSocket};
 use crate::{config::SdsConfig, store::Workloads};
 
 /// Connections at a time. A sidecar has one Envoy with one or a few of them.
@@ -80,7 +80,7 @@ async fn connection(stream: UnixStream, service: Service, _place: OwnedSemaphore
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADERS)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(ForgivingStream::new(stream)), service)
         .await;
     if let Err(error) = served {
         debug!("a connection on the SDS socket ended: {error}");

@@ -1,1 +1,40 @@
-//! x
+//! The test kit of `sds-shim`: it starts the shipped binary, never links it, and surrounds it with real parts.
+//!
+//! `workload` lays out a pod's directory, `shim` and `envoy` run the two processes of a sidecar in it, `sds` speaks
+//! to the shim as Envoy does, `httpbin` is the application, and `scene` puts all of them and the development CA
+//! together into the mesh that `make demo` shows.
+#![forbid(unsafe_code)]
+
+pub mod envoy;
+pub mod failure;
+pub mod http;
+pub mod httpbin;
+pub mod process;
+pub mod scan;
+pub mod scene;
+pub mod scratch;
+pub mod sds;
+pub mod shim;
+pub mod tls;
+pub mod unix;
+pub mod workload;
+
+pub use development_ca;
+pub use failure::{Failure, OrFail};
+pub use workload::Workload;
+
+use std::{path::PathBuf, time::Duration};
+
+/// How long a wait for something that must happen lasts before it counts as failed.
+///
+/// It only bounds failures, so it is long enough for a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Pause between two looks at a condition that nobody announces, such as the state of an Envoy.
+pub const POLL: Duration = Duration::from_millis(20);
+
+/// The root directory of the workspace.
+pub fn workspace() -> PathBuf {
+    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    manifest.ancestors().nth(2).map(PathBuf::from).unwrap_or(manifest)
+}

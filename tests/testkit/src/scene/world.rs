@@ -1,0 +1,30 @@
+use std::{sync::Arc, time::Duration};
+
+use development_ca::{CaOptions, DevelopmentCa, Pki, TokenIssuer};
+
+use crate::{Failure, OrFail};
+
+/// What all workloads share: the PKI, the issuer of service-account tokens, and the CA.
+pub(super) struct World {
+    pub(super) pki: Arc<Pki>,
+    pub(super) tokens: Arc<TokenIssuer>,
+    pub(super) ca: DevelopmentCa,
+}
+
+impl World {
+    /// Starts a CA that issues certificates of this lifetime.
+    pub(super) async fn start(lifetime: Duration) -> Result<Self, Failure> {
+        let pki = Arc::new(Pki::new("demo"));
+        let tokens = Arc::new(TokenIssuer::new());
+        let ca = DevelopmentCa::start(pki.clone(), tokens.clone(), CaOptions::default()).await;
+        let ca = ca.or_fail("start the development CA")?;
+        ca.set_ttl(Some(lifetime));
+        Ok(Self { pki, tokens, ca })
+    }
+
+    /// Adds what the CA made of its calls: a caller is never told the true reason of a refusal.
+    pub(super) fn explain(&self, failure: Failure) -> Failure {
+        let lines: Vec<_> = self.ca.calls().into_iter().map(|call| format!("{:?}", call.outcome)).collect();
+        failure.with_log("the development CA", &lines)
+    }
+}

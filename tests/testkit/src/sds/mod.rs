@@ -1,0 +1,117 @@
+//! An SDS client that does only what a test tells it: every request of a stream is sent by hand.
+
+mod exchange;
+mod message;
+mod secret;
+
+use std::{
+    io,
+    path::Path,
+    task::{Context, Poll},
+};
+
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use sds_shim_proto::envoy::service::{
+    discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse},
+    secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient,
+};
+use tokio::net::UnixStream;
+use tonic::{
+    Request, Status,
+    codegen::{BoxFuture, Service},
+    metadata::{AsciiMetadataKey, BinaryMetadataKey, BinaryMetadataValue, MetadataMap},
+};
+
+use crate::{Failure, OrFail, unix};
+
+pub use exchange::{Closed, Exchange};
+pub use message::{ack, delta_ack, delta_nack, delta_request, nack, request};
+pub use secret::{Secret, delta_secrets, secrets};
+
+/// A state-of-the-world stream.
+pub type SdsStream = Exchange<DiscoveryRequest, DiscoveryResponse>;
+/// An incremental stream.
+pub type DeltaStream = Exchange<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
+
+/// One HTTP/2 connection to an SDS socket; clones share it.
+#[derive(Clone)]
+pub struct SdsClient {
+    service: SecretDiscoveryServiceClient<Http2>,
+    metadata: MetadataMap,
+}
+
+impl SdsClient {
+    /// Connects once, without waiting for a socket that is not there yet (see [`crate::shim::Shim::connect`]).
+    pub async fn connect(socket: &Path) -> io::Result<Self> {
+        let stream = TokioIo::new(unix::connect(socket).await?);
+        let handshake = http2::handshake(TokioExecutor::new(), stream).await;
+        let (sender, connection) = handshake.map_err(io::Error::other)?;
+        // Ends with the connection: when the server closes it or the last clone of the sender is gone.
+        tokio::spawn(connection);
+        let origin = http::Uri::from_static("http://localhost");
+        let service = SecretDiscoveryServiceClient::with_origin(Http2(sender), origin);
+        Ok(Self { service, metadata: MetadataMap::new() })
+    }
+
+    /// Sends a header with every later call; a name that ends in `-bin` carries any bytes.
+    pub fn with_metadata(mut self, name: &str, value: impl AsRef<[u8]>) -> Result<Self, Failure> {
+        let value = value.as_ref();
+        if name.ends_with("-bin") {
+            let key = BinaryMetadataKey::from_bytes(name.as_bytes()).or_fail(format!("use the header {name}"))?;
+            self.metadata.insert_bin(key, BinaryMetadataValue::from_bytes(value));
+        } else {
+            let key = AsciiMetadataKey::from_bytes(name.as_bytes()).or_fail(format!("use the header {name}"))?;
+            let value = value.try_into().or_fail(format!("use the value of the header {name}"))?;
+            self.metadata.insert(key, value);
+        }
+        Ok(self)
+    }
+
+    /// Sends `authorization: Bearer TOKEN` with every later call.
+    pub fn with_token(self, token: &str) -> Result<Self, Failure> {
+        self.with_metadata("authorization", format!("Bearer {token}"))
+    }
+
+    /// Opens `StreamSecrets`; nothing is sent on it yet.
+    pub fn stream(&self) -> SdsStream {
+        let mut service = self.service.clone();
+        Exchange::open(self.metadata.clone(), move |requests| async move { service.stream_secrets(requests).await })
+    }
+
+    /// Opens `DeltaSecrets`; nothing is sent on it yet.
+    pub fn delta(&self) -> DeltaStream {
+        let mut service = self.service.clone();
+        Exchange::open(self.metadata.clone(), move |requests| async move { service.delta_secrets(requests).await })
+    }
+
+    /// Calls `FetchSecrets`.
+    pub async fn fetch(&self, request: DiscoveryRequest) -> Result<DiscoveryResponse, Status> {
+        let mut call = Request::new(request);
+        *call.metadata_mut() = self.metadata.clone();
+        Ok(self.service.clone().fetch_secrets(call).await?.into_inner())
+    }
+}
+
+/// The bare socket, for bytes that are no gRPC at all.
+pub async fn raw(socket: &Path) -> Result<UnixStream, Failure> {
+    unix::connect(socket).await.or_fail(format!("connect to {}", socket.display()))
+}
+
+/// hyper's connection as the service that generated clients call.
+#[derive(Clone)]
+struct Http2(http2::SendRequest<tonic::body::Body>);
+
+impl Service<http::Request<tonic::body::Body>> for Http2 {
+    type Response = http::Response<hyper::body::Incoming>;
+    type Error = hyper::Error;
+    type Future = BoxFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}
