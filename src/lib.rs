@@ -16,6 +16,7 @@ pub mod files;
 pub mod harden;
 pub mod identity;
 pub mod log;
+pub mod manual;
 pub mod rotation;
 pub mod sds;
 pub mod store;

@@ -1,0 +1,19 @@
+//! The README says what the binary says.
+
+use std::{fs, path::Path};
+
+use sds_shim::config::VARIABLES;
+
+#[test]
+fn the_table_of_variables_is_that_of_the_binary() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let told: Vec<_> = readme.lines().skip_while(|line| !line.starts_with("| variable |")).skip(2).collect();
+    let told: Vec<_> = told.into_iter().take_while(|line| line.starts_with('|')).collect();
+    let expected: Vec<_> = VARIABLES
+        .iter()
+        .map(|variable| {
+            format!("| `{}` | {} | {} | {} |", variable.name, variable.kind, variable.default, variable.help)
+        })
+        .collect();
+    assert_eq!(told, expected);
+}
