@@ -1,13 +1,13 @@
 //! The composition root: the only module that knows all others.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
     sync::{Notify, watch},
 };
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     ca::CitadelClient,
@@ -17,6 +17,9 @@ use crate::{
     sds::{self, BindError, SdsSocket},
     store::{AttachError, SecretStore, View, Workloads},
 };
+
+/// Stack of the thread that resolves the CA's name; glibc's resolver uses about half of it.
+const RESOLVER_STACK: usize = 128 * 1024;
 
 /// Why the process ends by itself.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +50,15 @@ pub fn run(config: Config) -> Result<(), AppError> {
     let socket = SdsSocket::bind(&config.sds.socket)?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
-        // Only the look-up of the CA's name blocks, in a thread of its own.
+        // Only the look-up of the CA's name blocks: in a thread of its own, which ends with it.
         .max_blocking_threads(1)
+        .thread_stack_size(RESOLVER_STACK)
+        .thread_keep_alive(Duration::from_millis(1))
+        // A sleeping process must not hold a key where the kernel could write it into a core.
+        .on_thread_park(|| {
+            locked::clear_vector_registers();
+            locked::clear_idle_stack();
+        })
         .build()?;
     let served = runtime.block_on(serve(config, &socket));
     // A look-up that hangs must not keep the pod alive.
@@ -61,6 +71,9 @@ async fn serve(config: Config, socket: &SdsSocket) -> Result<(), AppError> {
     let mut renew = signal(SignalKind::user_defined1())?;
     let force = Arc::new(Notify::new());
     let Config { identity, key, token, ca, rotation, sds, .. } = config;
+    if ca.plaintext {
+        warn!("CA_ADDR has port 15010: the CA is reached WITHOUT TLS, everybody on the way can read and use the token");
+    }
     info!(socket = %socket.path().display(), "serving SDS");
     let workloads: Arc<dyn Workloads> = match (identity, token) {
         (IdentityConfig { spiffe_id: Some(id), .. }, TokenConfig { file: Some(file), audience }) => {

@@ -6,20 +6,28 @@ use sds_shim::{
     app::{self, AppError},
     cli::{self, Command},
     config::{self, Config, ProcessEnv},
-    harden, log,
+    log, memory,
 };
 
-/// Keys and tokens pass through buffers of every library: each is wiped when it is freed.
+/// Keys and tokens pass through buffers of every library: all of them lie in the arena.
 #[global_allocator]
-static ALLOCATOR: locked::WipingAllocator = locked::WipingAllocator;
+static ALLOCATOR: locked::LockedAllocator = locked::LockedAllocator;
 
 /// Exit codes (`sysexits.h`).
 const EX_USAGE: u8 = 64;
 const EX_UNAVAILABLE: u8 = 69;
 const EX_SOFTWARE: u8 = 70;
+const EX_OSERR: u8 = 71;
 
 fn main() -> ExitCode {
-    if let Err(error) = harden::process() {
+    if let Err(error) = locked::harden_process() {
+        return fail(EX_SOFTWARE, &error);
+    }
+    locked::on_arena_stack(command)
+}
+
+fn command() -> ExitCode {
+    if let Err(error) = locked::adopt_openssl() {
         return fail(EX_SOFTWARE, &error);
     }
     match cli::parse(&config::arguments()) {
@@ -42,6 +50,9 @@ fn serve() -> ExitCode {
     };
     if let Err(error) = log::start(config.log) {
         return fail(EX_SOFTWARE, &error);
+    }
+    if let Err(error) = memory::protect(&config.memory) {
+        return fail(EX_OSERR, &error);
     }
     match app::run(config) {
         Ok(()) => ExitCode::SUCCESS,

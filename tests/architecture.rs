@@ -10,12 +10,12 @@ use std::{
 const ALLOWED: &[(&str, &[&str])] = &[
     ("bounded", &[]),
     ("clock", &[]),
-    ("harden", &[]),
     ("files", &[]),
     ("identity", &["bounded"]),
     ("config", &["identity"]),
     ("cli", &["config"]),
     ("log", &["clock", "config"]),
+    ("memory", &["config"]),
     ("store", &["identity"]),
     ("ca", &["bounded", "config", "identity"]),
     ("rotation", &["ca", "clock", "config", "files", "identity", "store"]),

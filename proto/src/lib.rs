@@ -5,11 +5,14 @@
 //! The code under `generated/` is made from them by `tests/drift.rs`, which also fails when the two differ.
 #![forbid(unsafe_code)]
 
+mod codec;
+
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 #[rustfmt::skip]
 #[path = "generated/mod.rs"]
 mod generated;
 
+pub use codec::SmallCodec;
 pub use generated::{envoy, google, istio};
 
 /// The type URL of every SDS resource (Envoy, "xDS REST and gRPC protocol").

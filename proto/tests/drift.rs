@@ -36,6 +36,7 @@ fn generated_code_matches_the_definitions() {
         ]);
     tonic_prost_build::configure()
         .build_transport(false)
+        .codec_path("crate::SmallCodec")
         .out_dir(&fresh)
         .include_file("mod.rs")
         .compile_fds_with_config(descriptors, prost)

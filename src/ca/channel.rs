@@ -28,6 +28,8 @@ use crate::{
 const MAX_ROOTS: usize = 1024 * 1024;
 /// Receive windows: an answer is a few KiB, and nobody may make us hold much more.
 const WINDOW: u32 = 64 * 1024;
+/// Before an alert there can be no more than the server's first frames.
+const READS_AFTER_A_FAILED_WRITE: usize = 64;
 
 /// One HTTP/2 connection to the CA. It is made for one call and closed after it: the next one is hours away.
 pub(super) struct Channel {
@@ -48,23 +50,11 @@ impl Channel {
     /// What kept the connection from being made.
     pub(super) async fn connect(config: &CaConfig, certificate: Option<&ClientCertificate>) -> Result<Self, CaError> {
         let address = format!("{}:{}", config.host, config.port);
-        // Before the network: what is wrong with our own files should be told whatever the network does.
-        let ssl = ssl(config, certificate)?;
-        let stream = tcp(config, &address).await?;
         let alert = Alert::default();
-        let mut stream = SslStream::new(ssl, stream)?;
-        if let Err(error) = Pin::new(&mut stream).connect().await {
-            let verified = stream.ssl().verify_result();
-            if certificate.is_some() && verified == X509VerifyResult::OK && is_alert(&error) {
-                return Err(CaError::ClientCertificateRefused(error.to_string()));
-            }
-            let cause = match verified {
-                X509VerifyResult::OK => error.to_string(),
-                failed => format!("the server certificate is not accepted: {}", failed.error_string()),
-            };
-            return Err(CaError::Tls { address, cause });
-        }
-        let stream = Watched { stream, alert: alert.clone() };
+        let stream: Box<dyn Stream> = match config.plaintext {
+            true => Box::new(tcp(config, &address).await?),
+            false => Box::new(tls(config, certificate, &address, alert.clone()).await?),
+        };
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
@@ -125,6 +115,32 @@ impl tower_service::Service<http::Request<tonic::body::Body>> for Sender {
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
         Box::pin(self.0.send_request(request))
     }
+}
+
+/// What HTTP/2 runs on.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+async fn tls(
+    config: &CaConfig,
+    certificate: Option<&ClientCertificate>,
+    address: &str,
+    alert: Alert,
+) -> Result<Watched, CaError> {
+    // Before the network: what is wrong with our own files should be told whatever the network does.
+    let ssl = ssl(config, certificate)?;
+    let mut stream = SslStream::new(ssl, tcp(config, address).await?)?;
+    let Err(error) = Pin::new(&mut stream).connect().await else { return Ok(Watched { stream, alert }) };
+    let verified = stream.ssl().verify_result();
+    if certificate.is_some() && verified == X509VerifyResult::OK && is_alert(&error) {
+        return Err(CaError::ClientCertificateRefused(error.to_string()));
+    }
+    let cause = match verified {
+        X509VerifyResult::OK => error.to_string(),
+        failed => format!("the server certificate is not accepted: {}", failed.error_string()),
+    };
+    Err(CaError::Tls { address: address.to_owned(), cause })
 }
 
 async fn tcp(config: &CaConfig, address: &str) -> Result<TcpStream, CaError> {
@@ -191,12 +207,31 @@ struct Watched {
 }
 
 impl Watched {
-    fn note<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if let Poll::Ready(Err(error)) = &polled
-            && let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<openssl::ssl::Error>())
+    fn note(&self, error: &io::Error) {
+        if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<openssl::ssl::Error>())
             && is_alert(tls)
         {
             *self.alert.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(tls.to_string());
+        }
+    }
+
+    /// A write that meets the closed connection before the alert was read would hide it: HTTP/2 reads no more after a
+    /// failed write, while the alert still lies in the receive queue.
+    fn note_after_write<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &polled {
+            self.note(error);
+            let mut discarded = [0; 1024];
+            for _ in 0..READS_AFTER_A_FAILED_WRITE {
+                let mut buf = ReadBuf::new(&mut discarded);
+                match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
+                    Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
+                    Poll::Ready(Err(error)) => {
+                        self.note(&error);
+                        break;
+                    }
+                    _ => break,
+                }
+            }
         }
         polled
     }
@@ -205,23 +240,26 @@ impl Watched {
 impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.note(polled)
+        if let Poll::Ready(Err(error)) = &polled {
+            self.note(error);
+        }
+        polled
     }
 }
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.note(polled)
+        self.note_after_write(cx, polled)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_flush(cx);
-        self.note(polled)
+        self.note_after_write(cx, polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.note(polled)
+        self.note_after_write(cx, polled)
     }
 }

@@ -1,20 +1,23 @@
+use std::collections::BTreeMap;
+
 use http::Uri;
-use sds_shim_proto::istio::v1::auth::{
-    IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
+use sds_shim_proto::{
+    google::protobuf::{Struct, Value, value::Kind},
+    istio::v1::auth::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
 };
 use tonic::{
     Request, Status,
-    metadata::{MetadataMap, MetadataValue},
+    metadata::{AsciiMetadataKey, MetadataMap, MetadataValue},
 };
 
 use super::{channel::Channel, client_certificate::ClientCertificate, error::CaError};
 use crate::{
-    config::{CaConfig, ServerName},
+    config::{CaConfig, CaHeader, ServerName},
     identity::BearerToken,
 };
 
 /// Bytes of an answer: a chain is a few KiB, a bundle of roots some tens.
-const MAX_ANSWER: usize = 512 * 1024;
+const MAX_ANSWER: usize = 128 * 1024;
 
 /// Istio's certificate service, called Citadel (`istio.v1.auth.IstioCertificateService`).
 pub struct CitadelClient {
@@ -33,8 +36,9 @@ impl CitadelClient {
             ServerName::Ip(address) if address.is_ipv6() => format!("[{address}]"),
             ServerName::Ip(address) => address.to_string(),
         };
+        let scheme = if config.plaintext { "http" } else { "https" };
         let origin =
-            Uri::builder().scheme("https").authority(format!("{host}:{}", config.port)).path_and_query("/").build()?;
+            Uri::builder().scheme(scheme).authority(format!("{host}:{}", config.port)).path_and_query("/").build()?;
         Ok(Self { config, origin })
     }
 
@@ -68,7 +72,7 @@ impl CitadelClient {
         let mut request = Request::new(IstioCertificateRequest {
             csr: csr_pem.to_owned(),
             validity_duration: self.config.ttl.as_secs() as i64,
-            metadata: None,
+            metadata: self.config.cert_signer.as_deref().map(cert_signer),
         });
         request.set_timeout(self.config.timeout);
         self.add_metadata(request.metadata_mut(), token)?;
@@ -90,6 +94,13 @@ impl CitadelClient {
                 .map_err(|_| CaError::Transport("a metadata value has characters that cannot be sent".to_owned()))
         };
         metadata.insert("clusterid", value(&self.config.cluster_id)?);
+        for CaHeader { name, value: text } in &self.config.headers {
+            let key = AsciiMetadataKey::from_bytes(name.as_bytes())
+                .map_err(|_| CaError::Transport(format!("{name} cannot be sent as metadata")))?;
+            let mut header = value(text)?;
+            header.set_sensitive(true);
+            metadata.insert(key, header);
+        }
         if let Some(token) = token {
             let mut authorization = value(&token.authorization())?;
             // Keeps it out of the header compression's table and of every debug output.
@@ -98,6 +109,12 @@ impl CitadelClient {
         }
         Ok(())
     }
+}
+
+/// The request's metadata as istiod reads it (`security/pkg/server/ca`).
+fn cert_signer(name: &str) -> Struct {
+    let value = Value { kind: Some(Kind::StringValue(name.to_owned())) };
+    Struct { fields: BTreeMap::from([("CertSigner".to_owned(), value)]) }
 }
 
 /// The innermost error of a status: its outer layers only say that a call failed.

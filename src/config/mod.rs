@@ -7,7 +7,9 @@ mod reader;
 mod tests;
 mod variables;
 
-use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fmt, net::IpAddr, path::PathBuf, time::Duration};
+
+use locked::Level;
 
 use crate::identity::{KeyAlgorithm, KeyEncoding, KeySpec, SpiffeId, TrustDomain};
 use reader::Reader;
@@ -36,6 +38,8 @@ pub struct Config {
     pub rotation: RotationConfig,
     /// How SDS is served.
     pub sds: SdsConfig,
+    /// How keys are protected in memory.
+    pub memory: MemoryConfig,
     /// What is logged.
     pub log: LogLevel,
 }
@@ -75,10 +79,31 @@ pub struct CaConfig {
     pub mutual_tls: MutualTls,
     /// Deadline of one call.
     pub timeout: Duration,
+    /// Whether the CA is reached without TLS.
+    pub plaintext: bool,
     /// `ClusterID` in the metadata of a call.
     pub cluster_id: String,
+    /// Further metadata of a call.
+    pub headers: Vec<CaHeader>,
+    /// `CertSigner` in the request.
+    pub cert_signer: Option<String>,
     /// Asked lifetime of a certificate.
     pub ttl: Duration,
+}
+
+/// A metadata entry of each call. Its value may be a credential, so it cannot be printed.
+#[derive(Clone)]
+pub struct CaHeader {
+    /// Its name, in lower case as HTTP/2 wants it.
+    pub name: String,
+    /// Its value, visible ASCII.
+    pub value: String,
+}
+
+impl fmt::Debug for CaHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CaHeader({})", self.name)
+    }
 }
 
 /// Name that the CA's server certificate must carry.
@@ -135,6 +160,15 @@ pub struct SdsConfig {
     pub allowed_uids: BTreeSet<u32>,
 }
 
+/// How keys are protected in memory.
+#[derive(Debug)]
+pub struct MemoryConfig {
+    /// Least protection with which to start.
+    pub require: Level,
+    /// Size of the arena in bytes, guard pages included.
+    pub arena_bytes: usize,
+}
+
 /// Least severe level that is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevel {
@@ -162,6 +196,7 @@ impl Config {
             ca: ca(&mut reader),
             rotation: rotation(&mut reader),
             sds: sds(&mut reader),
+            memory: memory(&mut reader),
             log: log(&mut reader),
             token,
         };
@@ -223,7 +258,7 @@ fn ca(reader: &mut Reader<'_>) -> CaConfig {
     let (host, port) = reader
         .parse_with(&variables::CA_ADDR, host_and_port)
         .unwrap_or_else(|| ("istiod.istio-system.svc".to_owned(), 15012));
-    let server_name = reader.text(&variables::ISTIOD_SAN).unwrap_or_else(|| {
+    let server_name = reader.parse_with(&variables::ISTIOD_SAN, host_name).unwrap_or_else(|| {
         // Inside istiod's own pod and through port-forwards the address says nothing about the name.
         if host == "localhost" { "istiod.istio-system.svc".to_owned() } else { host.clone() }
     });
@@ -243,6 +278,9 @@ fn ca(reader: &mut Reader<'_>) -> CaConfig {
         );
     }
     CaConfig {
+        plaintext: port == PLAINTEXT_PORT,
+        headers: headers(reader),
+        cert_signer: reader.text(&variables::ISTIO_META_CERT_SIGNER),
         host,
         port,
         server_name: server_name.parse().map(ServerName::Ip).unwrap_or(ServerName::Dns(server_name)),
@@ -255,10 +293,56 @@ fn ca(reader: &mut Reader<'_>) -> CaConfig {
     }
 }
 
+/// The arena as it is made before the environment is read.
+const ARENA_KIB: usize = 2048;
+/// As much as the allocator can manage in one block.
+const MAX_ARENA_KIB: usize = 64 * 1024;
+/// The port on which istiod serves without TLS.
+const PLAINTEXT_PORT: u16 = 15010;
+
+fn headers(reader: &mut Reader<'_>) -> Vec<CaHeader> {
+    const PREFIX: &str = "CA_HEADER_";
+    let mut headers = Vec::new();
+    for variable in reader.env().names().into_iter().filter(|name| name.starts_with(PREFIX)) {
+        let name = variable[PREFIX.len()..].to_ascii_lowercase();
+        let sendable = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        // These are ours to send; a second value would make the CA refuse both.
+        let ours = name.starts_with("grpc-") || ["authorization", "clusterid"].contains(&name.as_str());
+        if name.is_empty() || !sendable || ours || name.ends_with("-bin") {
+            reader.mistake_in(&variable, "what follows CA_HEADER_ is not a name that can be sent as metadata");
+            continue;
+        }
+        let value = reader.env().value(&variable).unwrap_or_default();
+        if !visible_ascii(&value) {
+            reader.mistake_in(&variable, "only visible ASCII characters can be sent as metadata");
+        } else if !value.is_empty() {
+            headers.push(CaHeader { name, value });
+        }
+    }
+    headers
+}
+
+fn visible_ascii(text: &str) -> bool {
+    text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
+/// A DNS name (RFC 1035, section 2.3.4) or an address.
+fn host_name(text: &str) -> Result<String, &'static str> {
+    let label = |label: &str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        (1..=63).contains(&label.len()) && label.bytes().all(allowed)
+    };
+    let name = text.strip_suffix('.').unwrap_or(text);
+    if text.parse::<IpAddr>().is_ok() || (name.len() <= 253 && name.split('.').all(label)) {
+        return Ok(text.to_owned());
+    }
+    Err("a DNS name or an IP address is expected")
+}
+
 /// gRPC metadata is visible ASCII; anything else would make every call fail.
 fn header_value(reader: &mut Reader<'_>, variable: &Variable) -> Option<String> {
     reader.parse_with(variable, |text| {
-        if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        if visible_ascii(text) {
             Ok(text.to_owned())
         } else {
             Err("only visible ASCII characters can be sent as metadata")
@@ -280,10 +364,9 @@ fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
     let port = port.parse().ok().filter(|port| *port != 0).ok_or(EXPECTED)?;
     let host = match host.strip_prefix('[') {
         Some(v6) => v6.strip_suffix(']').filter(|v6| v6.parse::<IpAddr>().is_ok()).ok_or(EXPECTED)?,
-        None if host.is_empty() || host.contains(['/', ':', '@', ' ', ',']) => return Err(EXPECTED),
         None => host,
     };
-    Ok((host.to_owned(), port))
+    Ok((host_name(host).map_err(|_| EXPECTED)?, port))
 }
 
 fn rotation(reader: &mut Reader<'_>) -> RotationConfig {
@@ -312,6 +395,18 @@ fn sds(reader: &mut Reader<'_>) -> SdsConfig {
         })
         .unwrap_or_default();
     SdsConfig { socket: PathBuf::from(SOCKET_DIRECTORY).join(file), allowed_uids }
+}
+
+fn memory(reader: &mut Reader<'_>) -> MemoryConfig {
+    let levels = [("secret", Level::Secret), ("locked", Level::Locked), ("none", Level::None)];
+    let kib = reader.parse_with(&variables::SDS_SHIM_ARENA_KIB, |text| match text.parse::<usize>() {
+        Ok(kib) if (ARENA_KIB..=MAX_ARENA_KIB).contains(&kib) => Ok(kib),
+        _ => Err(format!("a number from {ARENA_KIB} to {MAX_ARENA_KIB} is expected")),
+    });
+    MemoryConfig {
+        require: reader.choice(&variables::SDS_SHIM_REQUIRE_LOCKED, &levels).unwrap_or(Level::Locked),
+        arena_bytes: kib.unwrap_or(ARENA_KIB) * 1024,
+    }
 }
 
 fn log(reader: &mut Reader<'_>) -> LogLevel {

@@ -34,7 +34,11 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn mistake(&mut self, variable: &Variable, what: impl fmt::Display) {
-        self.mistakes.push(Mistake(format!("{}: {what}", variable.name)));
+        self.mistake_in(variable.name, what);
+    }
+
+    pub(super) fn mistake_in(&mut self, name: &str, what: impl fmt::Display) {
+        self.mistakes.push(Mistake(format!("{name}: {what}")));
     }
 
     pub(super) fn unknown_name(&mut self, name: &str) {

@@ -20,6 +20,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.sds.socket, PathBuf::from("./var/run/secrets/workload-spiffe-uds/socket"));
     assert_eq!(config.token.file, Some(TOKEN_FILE.into()));
     assert_eq!(config.rotation.grace_period, None);
+    assert_eq!((config.memory.require, config.memory.arena_bytes), (Level::Locked, 2 << 20));
     assert_eq!(config.key, KeySpec { algorithm: KeyAlgorithm::P256, encoding: KeyEncoding::Pkcs8 });
 }
 
@@ -32,6 +33,8 @@ fn every_variable_has_an_effect() {
         ("PROV_CERT", "/etc/prov"),
         ("TRUST_DOMAIN", "td"),
         ("ISTIO_META_CLUSTER_ID", "west"),
+        ("ISTIO_META_CERT_SIGNER", "signer"),
+        ("CA_HEADER_X-Tenant_1", "blue"),
         ("SECRET_TTL", "1h"),
         ("SECRET_GRACE_PERIOD_RATIO", "0.25"),
         ("ECC_SIGNATURE_ALGORITHM", "ECDSA"),
@@ -43,6 +46,8 @@ fn every_variable_has_an_effect() {
         ("SDS_SHIM_CA_MTLS", "always"),
         ("SDS_SHIM_CA_TIMEOUT", "3s"),
         ("SDS_SHIM_ALLOW_UIDS", "1337, 2"),
+        ("SDS_SHIM_REQUIRE_LOCKED", "secret"),
+        ("SDS_SHIM_ARENA_KIB", "4096"),
         ("SDS_SHIM_LOG", "debug"),
     ])
     .unwrap();
@@ -51,6 +56,11 @@ fn every_variable_has_an_effect() {
     assert_eq!(config.ca.provisioned, Some("/etc/prov".into()));
     assert_eq!((config.ca.cluster_id.as_str(), config.ca.ttl.as_secs()), ("west", 3600));
     assert_eq!((config.ca.mutual_tls, config.ca.timeout.as_secs()), (MutualTls::Always, 3));
+    assert_eq!((config.memory.require, config.memory.arena_bytes), (Level::Secret, 4 << 20));
+    assert_eq!(config.ca.cert_signer.as_deref(), Some("signer"));
+    let headers: Vec<_> = config.ca.headers.iter().map(|header| (&*header.name, &*header.value)).collect();
+    assert_eq!(headers, [("x-tenant_1", "blue")]);
+    assert_eq!(format!("{:?}", config.ca.headers), "[CaHeader(x-tenant_1)]");
     assert_eq!(config.rotation.grace_period, Some(GracePeriod { ratio: 0.25, jitter: 0.1 }));
     assert_eq!(config.key, KeySpec { algorithm: KeyAlgorithm::P384, encoding: KeyEncoding::Traditional });
     assert_eq!(config.identity.spiffe_id.unwrap().as_str(), "spiffe://td/ns/foo/sa/sleep");
@@ -65,6 +75,7 @@ fn values_depend_on_each_other_as_in_istio() {
     assert_eq!(rsa.key.algorithm, KeyAlgorithm::Rsa { bits: 3072 });
     let local = config(&[("CA_ADDR", "localhost:15012")]).unwrap();
     assert_eq!(local.ca.server_name, ServerName::Dns("istiod.istio-system.svc".to_owned()));
+    assert!(!local.ca.plaintext && config(&[("CA_ADDR", "istiod:15010")]).unwrap().ca.plaintext);
     let provisioned = config(&[("PROV_CERT", "/p")]).unwrap();
     assert_eq!(provisioned.ca.roots, CaRoots::File("/p/root-cert.pem".into()));
     let request = config(&[("SDS_SHIM_TOKEN_SOURCE", "request"), ("POD_NAMESPACE", ""), ("SERVICE_ACCOUNT", "")]);
@@ -79,6 +90,12 @@ fn each_mistake_names_its_variable_and_never_its_value() {
         ("CA_ADDR", "https://ca:15012"),
         ("CA_ADDR", "ca:0"),
         ("CA_ADDR", "[::1:15012"),
+        ("CA_ADDR", "a..b:15012"),
+        ("ISTIOD_SAN", "not a name"),
+        ("CA_HEADER_", "secret-value"),
+        ("CA_HEADER_A B", "secret-value"),
+        ("CA_HEADER_Authorization", "secret-value"),
+        ("CA_HEADER_X", "secret\nvalue"),
         ("TRUST_DOMAIN", "Upper"),
         ("POD_NAMESPACE", "a/b"),
         ("POD_NAMESPACE", ""),
@@ -100,6 +117,8 @@ fn each_mistake_names_its_variable_and_never_its_value() {
         ("SDS_SHIM_CA_TIMEOUT", "0"),
         ("SDS_SHIM_ALLOW_UIDS", "root"),
         ("SDS_SHIM_LOG", "verbose"),
+        ("SDS_SHIM_REQUIRE_LOCKED", "yes"),
+        ("SDS_SHIM_ARENA_KIB", "1024"),
         ("SDS_SHIM_TYPO", "secret-value"),
     ] {
         let mistakes = config(&[(name, value)]).unwrap_err();
@@ -107,6 +126,12 @@ fn each_mistake_names_its_variable_and_never_its_value() {
         assert!(mistakes[0].starts_with(&format!("{name}: ")), "{mistakes:?}");
         assert!(value.len() < 7 || !mistakes[0].contains(value), "{mistakes:?}");
     }
+}
+
+#[test]
+fn a_host_name_that_openssl_would_not_take_is_refused() {
+    let long = format!("{}.example:15012", "x".repeat(64));
+    assert!(config(&[("CA_ADDR", long.as_str())]).unwrap_err()[0].starts_with("CA_ADDR: "));
 }
 
 #[test]

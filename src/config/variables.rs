@@ -14,9 +14,11 @@ pub struct Variable {
 }
 
 macro_rules! variables {
-    ($($id:ident: $kind:literal, $default:literal, $help:literal;)*) => {
+    (@name $id:ident) => { stringify!($id) };
+    (@name $id:ident $name:literal) => { $name };
+    ($($id:ident $(as $name:literal)?: $kind:literal, $default:literal, $help:literal;)*) => {
         $(pub(super) const $id: Variable =
-            Variable { name: stringify!($id), kind: $kind, default: $default, help: $help };)*
+            Variable { name: variables!(@name $id $($name)?), kind: $kind, default: $default, help: $help };)*
         /// Every variable that is read, in the order of the documentation.
         pub const VARIABLES: &[&Variable] = &[$(&$id),*];
     };
@@ -24,7 +26,7 @@ macro_rules! variables {
 
 variables! {
     CA_ADDR: "host:port", "istiod.istio-system.svc:15012",
-        "Address of the upstream CA.";
+        "Address of the upstream CA; port 15010 means plaintext, which shows the token to the network.";
     CA_ROOT_CA: "file or SYSTEM", "./var/run/secrets/istio/root-cert.pem",
         "Trust anchors for the TLS connection to the CA; SYSTEM means the operating system's.";
     ISTIOD_SAN: "DNS name or IP address", "the host of CA_ADDR; istiod.istio-system.svc for localhost",
@@ -39,6 +41,10 @@ variables! {
         "Service account in the workload's SPIFFE ID.";
     ISTIO_META_CLUSTER_ID: "text", "Kubernetes",
         "Sent to the CA as the metadata ClusterID.";
+    ISTIO_META_CERT_SIGNER: "text", "unset",
+        "Sent in the request as CertSigner, for CAs that hold several signers.";
+    CA_HEADER as "CA_HEADER_*": "text", "unset",
+        "Each is sent to the CA as metadata, under the name that follows CA_HEADER_.";
     SECRET_TTL: "Go duration", "24h0m0s",
         "Lifetime that is asked of the CA; what it issues is followed, whatever was asked.";
     SECRET_GRACE_PERIOD_RATIO: "0 to 1", "renew after 45 % to 65 % of the remaining life",
@@ -65,6 +71,10 @@ variables! {
         "Deadline of one call to the CA, from the look-up of its name to the last byte of its answer.";
     SDS_SHIM_ALLOW_UIDS: "user ids, comma separated", "none",
         "Users who may connect to the SDS socket beside our own.";
+    SDS_SHIM_REQUIRE_LOCKED: "secret, locked or none", "locked",
+        "Least protection of keys with which to start: secret memory and the whole process locked; locked memory; any.";
+    SDS_SHIM_ARENA_KIB: "number of KiB", "2048",
+        "Size of the memory that holds keys and everything that is allocated; more serves more streams.";
     SDS_SHIM_LOG: "error, warn, info or debug", "info",
         "Least severe level that is logged.";
 }

@@ -106,7 +106,7 @@ impl Caller {
         no_token: bool,
     ) -> Result<Option<ClientCertificate>, CaError> {
         let config = self.ca.config();
-        if config.mutual_tls == MutualTls::Never {
+        if config.mutual_tls == MutualTls::Never || config.plaintext {
             return Ok(None);
         }
         let certificate = match &config.provisioned {

@@ -9,6 +9,8 @@ use tokio::{
     net::UnixStream,
 };
 
+use super::limits;
+
 /// An HTTP/2 connection whose client may be gRPC's C++ core, as in Envoy's `google_grpc`.
 ///
 /// For a `unix:` target that core sends the percent-encoded path of the socket as `:authority`. A percent sign is not
@@ -28,6 +30,9 @@ impl ForgivingStream {
 
 impl AsyncRead for ForgivingStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !limits::may_read() {
+            return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+        }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         self.walker.walk(&mut buf.filled_mut()[before..]);

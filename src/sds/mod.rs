@@ -1,6 +1,7 @@
 //! Envoy's Secret Discovery Service on a Unix socket: protocol rules, streams, socket.
 
 mod authority;
+mod limits;
 mod payload;
 mod report;
 mod server;

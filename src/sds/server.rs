@@ -6,23 +6,17 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use sds_shim_proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
-use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-};
+use tokio::net::{UnixListener, UnixStream};
 use tracing::{debug, warn};
 
-use super::{authority::ForgivingStream, service::SdsService, socket::SdsSocket};
+use super::{
+    authority::ForgivingStream,
+    limits::{self, Limits, Place},
+    service::SdsService,
+    socket::SdsSocket,
+};
 use crate::{config::SdsConfig, store::Workloads};
 
-/// Connections at a time. A sidecar has one Envoy with one or a few of them.
-const MAX_CONNECTIONS: usize = 64;
-/// Streams on one connection. Envoy opens one for each secret.
-const MAX_STREAMS: u32 = 256;
-/// Bytes of one request. Node metadata of real sidecars stays below 64 KiB.
-const MAX_REQUEST: usize = 256 * 1024;
-/// Bytes of the headers of one request; they may carry a token.
-const MAX_HEADERS: u32 = 32 * 1024;
 /// Pause after the kernel had no descriptor for a new connection: there is no event to wait for.
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
 
@@ -34,25 +28,28 @@ type Service = TowerToHyperService<SecretDiscoveryServiceServer<SdsService>>;
 /// When the socket cannot be listened on; a connection's trouble never ends the server.
 pub async fn serve(socket: &SdsSocket, config: &SdsConfig, workloads: Arc<dyn Workloads>) -> io::Result<()> {
     let listener = socket.listener()?;
-    let service = SecretDiscoveryServiceServer::new(SdsService::new(workloads, random()))
-        .max_decoding_message_size(MAX_REQUEST)
+    let limits = Limits::default();
+    let service = SecretDiscoveryServiceServer::new(SdsService::new(workloads, limits.clone(), random()))
+        .max_decoding_message_size(limits::MAX_REQUEST)
         // A response holds what we made ourselves.
         .max_encoding_message_size(usize::MAX);
     let service = TowerToHyperService::new(service);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut full = false;
     loop {
         let Some(stream) = accept(&listener, config).await else { continue };
-        match Arc::clone(&places).try_acquire_owned() {
-            Ok(place) => {
+        match limits.connection() {
+            Some(place) => {
                 full = false;
                 tokio::spawn(connection(stream, service.clone(), place));
             }
-            Err(_) if !full => {
+            None if !full => {
                 full = true;
-                warn!("{MAX_CONNECTIONS} connections are open on the SDS socket; further ones are refused");
+                warn!(
+                    "there is no room for more connections on the SDS socket (at most {} can be open); they are refused",
+                    limits::MAX_CONNECTIONS
+                );
             }
-            Err(_) => {}
+            None => {}
         }
     }
 }
@@ -75,10 +72,13 @@ async fn accept(listener: &UnixListener, config: &SdsConfig) -> Option<UnixStrea
     None
 }
 
-async fn connection(stream: UnixStream, service: Service, _place: OwnedSemaphorePermit) {
+async fn connection(stream: UnixStream, service: Service, _place: Place) {
     let served = http2::Builder::new(TokioExecutor::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADERS)
+        .max_concurrent_streams(limits::MAX_STREAMS as u32)
+        .max_header_list_size(limits::MAX_HEADERS)
+        .initial_stream_window_size(limits::STREAM_WINDOW)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        .max_send_buf_size(limits::SEND_BUFFER)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(ForgivingStream::new(stream)), service)
         .await;

@@ -15,6 +15,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
+    limits::{Limits, MAX_STREAMS, Place},
     report::{EXPECTED_NAMES, Report},
     stream::{Delta, SecretStream, StateOfTheWorld, Variant},
     subscription::Subscription,
@@ -32,27 +33,39 @@ type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// `envoy.service.secret.v3.SecretDiscoveryService`.
 pub(super) struct SdsService {
     workloads: Arc<dyn Workloads>,
+    limits: Limits,
     report: Report,
     streams: AtomicU64,
 }
 
+/// What a request is served with.
+struct Attached {
+    views: watch::Receiver<View>,
+    subscription: Subscription,
+    place: Place,
+}
+
 impl SdsService {
     /// `first_stream` makes nonces of this process differ from those of an earlier one.
-    pub(super) fn new(workloads: Arc<dyn Workloads>, first_stream: u64) -> Self {
-        Self { workloads, report: Report::default(), streams: AtomicU64::new(first_stream) }
+    pub(super) fn new(workloads: Arc<dyn Workloads>, limits: Limits, first_stream: u64) -> Self {
+        Self { workloads, limits, report: Report::default(), streams: AtomicU64::new(first_stream) }
     }
 
-    fn attach(&self, metadata: &MetadataMap) -> Result<(watch::Receiver<View>, Subscription), Status> {
+    fn attach(&self, metadata: &MetadataMap) -> Result<Attached, Status> {
+        let place = self.limits.stream().ok_or_else(|| {
+            Status::resource_exhausted(format!("there is no room for more streams; at most {MAX_STREAMS} can be open"))
+        })?;
         let views = self.workloads.attach(token(metadata).map_err(AttachError::from)?)?;
-        Ok((views, Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed))))
+        let subscription = Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed));
+        Ok(Attached { views, subscription, place })
     }
 
     fn stream<V: Variant>(
         &self,
         request: Request<Streaming<V::Request>>,
     ) -> Result<Response<Responses<V::Response>>, Status> {
-        let (views, subscription) = self.attach(request.metadata())?;
-        let stream = SecretStream::<V>::new(request.into_inner(), views, subscription, self.report.clone());
+        let Attached { views, subscription, place } = self.attach(request.metadata())?;
+        let stream = SecretStream::<V>::new(request.into_inner(), views, subscription, self.report.clone(), place);
         Ok(Response::new(Box::pin(stream)))
     }
 }
@@ -78,7 +91,7 @@ impl SecretDiscoveryService for SdsService {
 
     /// Answers with what is held of the named secrets, at once if there is any, else as soon as there is.
     async fn fetch_secrets(&self, request: Request<DiscoveryRequest>) -> Result<Response<DiscoveryResponse>, Status> {
-        let (mut views, mut subscription) = self.attach(request.metadata())?;
+        let Attached { mut views, mut subscription, place: _place } = self.attach(request.metadata())?;
         let request = request.into_inner();
         loop {
             let view = views.borrow_and_update().clone();

@@ -15,6 +15,7 @@ use tokio_stream::{Stream, wrappers::WatchStream};
 use tonic::{Status, Streaming};
 
 use super::{
+    limits::Place,
     payload,
     report::Report,
     subscription::{Outcome, ProtocolError, Subscription},
@@ -107,6 +108,7 @@ pub(super) struct SecretStream<V: Variant> {
     subscription: Subscription,
     report: Report,
     ended: bool,
+    _place: Place,
 }
 
 impl<V: Variant> SecretStream<V> {
@@ -115,9 +117,18 @@ impl<V: Variant> SecretStream<V> {
         mut views: watch::Receiver<View>,
         subscription: Subscription,
         report: Report,
+        place: Place,
     ) -> Self {
         let view = views.borrow_and_update().clone();
-        Self { requests, views: WatchStream::from_changes(views), view, subscription, report, ended: false }
+        Self {
+            requests,
+            views: WatchStream::from_changes(views),
+            view,
+            subscription,
+            report,
+            ended: false,
+            _place: place,
+        }
     }
 
     /// The next response or the reason of the end; `None` when the client has ended the stream.

@@ -102,7 +102,7 @@ pub mod secret_discovery_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::SmallCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",
             );
@@ -137,7 +137,7 @@ pub mod secret_discovery_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::SmallCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
             );
@@ -168,7 +168,7 @@ pub mod secret_discovery_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::SmallCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets",
             );
@@ -360,7 +360,7 @@ pub mod secret_discovery_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DeltaSecretsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::SmallCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -415,7 +415,7 @@ pub mod secret_discovery_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StreamSecretsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::SmallCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -467,7 +467,7 @@ pub mod secret_discovery_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = FetchSecretsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::SmallCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

@@ -1,0 +1,126 @@
+//! A process that uses the crate as `sds-shim` does, and says how it went: `probe report | key | stack | idle |
+//! overflow | touch low|middle|high`. The tests in `tests/ladder.rs` run it under limits and filters.
+
+use std::{env, hint::black_box, process::ExitCode};
+
+use locked::{LockedAllocator, ProcessLock, adopt_openssl, harden_process, lock_process, on_arena_stack, report, usage};
+use openssl::{ec, nid::Nid, pkey::PKey};
+
+#[global_allocator]
+static ALLOCATOR: LockedAllocator = LockedAllocator;
+
+/// What the shim has on its heap when it is idle.
+const HEAP: usize = 400 << 10;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let Err(error) = harden_process() {
+        println!("hardening: {error}");
+        return ExitCode::FAILURE;
+    }
+    match arguments[..] {
+        ["report"] => on_arena_stack(|| tell(true)),
+        ["bare"] => on_arena_stack(|| tell(false)),
+        ["stack"] => on_arena_stack(stack),
+        ["idle"] => on_arena_stack(idle),
+        ["overflow"] => on_arena_stack(|| println!("depth {}", descend(0))),
+        ["panic"] => on_arena_stack(|| panic!("on the arena's stack")),
+        _ => {
+            println!("unknown: {arguments:?}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// One `name=value` for each line.
+fn tell(with_openssl: bool) {
+    let adopted = adopt_openssl().is_ok();
+    println!("adopted={adopted}");
+    let heap = black_box(vec![7_u8; HEAP]);
+    if with_openssl {
+        let group = ec::EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("the curve");
+        let key = PKey::from_ec_key(ec::EcKey::generate(&group).expect("a key")).expect("a key");
+        println!("key={}", key.bits());
+    }
+    let outcome = lock_process();
+    let report = report();
+    println!("level={}", report.level());
+    println!("kind={:?}", report.kind);
+    println!("arena_locked={}", report.arena_locked);
+    println!("process={}", match outcome {
+        ProcessLock::Refused(errno) => format!("Refused({errno:?})"),
+        outcome => format!("{outcome:?}"),
+    });
+    println!("arena_kib={}", report.arena_mapped / 1024);
+    println!("mapped_kib={}", report.mapped / 1024);
+    println!("locked_kib={}", report.locked / 1024);
+    println!("used={} peak={} capacity={}", report.usage.used, usage().peak, report.usage.capacity);
+    for sentence in &report.missing {
+        println!("missing={sentence}");
+    }
+    drop(heap);
+}
+
+/// Whether a local variable is in the arena's stack, which is its first range.
+fn stack() {
+    let local = 0_u8;
+    println!("in_arena={}", contains_address((&raw const local).addr()));
+}
+
+#[inline(never)]
+fn descend(depth: usize) -> usize {
+    let frame = black_box([depth; 128]);
+    if depth == usize::MAX { 0 } else { descend(depth + 1) + frame[depth % 128] }
+}
+
+/// A word that no instruction or table has as it stands.
+const NEEDLE: u64 = 0x5EC2_E7A1_0DD5_BA11;
+const MASK: u64 = 0xFFFF_0000_FFFF_0000;
+
+/// How often the needle stands in the arena, before and after.
+fn idle() {
+    leave_needles(black_box(MASK));
+    println!("before={}", needles());
+    locked::clear_idle_stack();
+    println!("after={}", needles());
+}
+
+#[inline(never)]
+fn leave_needles(mask: u64) {
+    let mut frame = [0_u64; 3_000];
+    for word in &mut frame {
+        *word = black_box(NEEDLE ^ MASK) ^ mask;
+    }
+    black_box(&frame);
+}
+
+#[cfg(feature = "dump")]
+fn needles() -> usize {
+    let mut found = 0;
+    locked::for_each_arena_byte_range(|bytes| {
+        let is_needle = |word: &&[u8]| {
+            u64::from_ne_bytes((*word).try_into().expect("eight bytes")) ^ black_box(MASK) == NEEDLE ^ MASK
+        };
+        found += bytes.chunks_exact(8).filter(is_needle).count();
+    });
+    found
+}
+
+#[cfg(feature = "dump")]
+fn contains_address(address: usize) -> bool {
+    let mut found = false;
+    locked::for_each_arena_byte_range(|bytes| found |= bytes.as_ptr_range().contains(&std::ptr::without_provenance(address)));
+    found
+}
+
+#[cfg(not(feature = "dump"))]
+fn needles() -> usize {
+    0
+}
+
+#[cfg(not(feature = "dump"))]
+fn contains_address(_address: usize) -> bool {
+    false
+}

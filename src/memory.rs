@@ -1,0 +1,60 @@
+//! What must hold of the memory that keys live in, before anything is served.
+
+use locked::{Kind, Level, ProcessLock, Report};
+use tracing::{info, warn};
+
+use crate::config::MemoryConfig;
+
+/// The protection that was asked for is not to be had here.
+#[derive(Debug, thiserror::Error)]
+#[error("SDS_SHIM_REQUIRE_LOCKED={required}, and keys would be protected only at the level {held}: {missing}")]
+pub struct TooLittleProtection {
+    required: Level,
+    held: Level,
+    missing: String,
+}
+
+/// Makes the arena as large as asked, locks the process in memory, and tells what holds.
+///
+/// # Errors
+/// When that is less than the configuration requires.
+pub fn protect(config: &MemoryConfig) -> Result<(), TooLittleProtection> {
+    let more = config.arena_bytes.saturating_sub(locked::report().arena_mapped);
+    if more > 0
+        && let Err(error) = locked::extend(more)
+    {
+        warn!("the arena keeps its size, SDS_SHIM_ARENA_KIB cannot be had: {error}");
+    }
+    locked::lock_process();
+    let report = locked::report();
+    if report.level() < config.require {
+        let missing = report.missing.join("; ");
+        return Err(TooLittleProtection { required: config.require, held: report.level(), missing });
+    }
+    info!("{}", describe(&report));
+    for missing in &report.missing {
+        warn!("{missing}");
+    }
+    Ok(())
+}
+
+/// One sentence on what holds.
+pub fn describe(report: &Report) -> String {
+    let kind = match (report.kind, report.arena_locked) {
+        (Kind::Secret, _) => "secret memory",
+        (Kind::Anonymous, true) => "locked memory",
+        (Kind::Anonymous, false) => "memory that is NOT locked",
+    };
+    let process = match report.process {
+        ProcessLock::Whole => "the whole process is locked",
+        ProcessLock::Present => "what was mapped at the start is locked",
+        ProcessLock::Refused(_) | ProcessLock::NotAsked => "the rest of the process is not locked",
+    };
+    let limit = report.limit.map_or_else(|| "none".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
+    format!(
+        "keys are in {kind} ({} KiB), {process}; {} of {} KiB are locked, the limit is {limit}",
+        report.arena_mapped / 1024,
+        report.locked / 1024,
+        report.mapped / 1024,
+    )
+}

@@ -1,0 +1,67 @@
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Connections at a time. A sidecar has one Envoy with one or a few of them.
+pub(super) const MAX_CONNECTIONS: usize = 16;
+/// Streams at a time, over all connections. Envoy opens one for each secret.
+pub(super) const MAX_STREAMS: usize = 256;
+/// Bytes of one request. Node metadata of real sidecars stays well below.
+pub(super) const MAX_REQUEST: usize = 128 * 1024;
+/// Bytes of the headers of one request; they may carry a token.
+pub(super) const MAX_HEADERS: u32 = 32 * 1024;
+/// Bytes that a client may send on a stream, and on a connection, before we have taken what it sent before. The
+/// latter is HTTP/2's own minimum.
+pub(super) const STREAM_WINDOW: u32 = 16 * 1024;
+pub(super) const CONNECTION_WINDOW: u32 = 65_535;
+/// Bytes of responses that wait on one stream for a client that does not read.
+pub(super) const SEND_BUFFER: usize = 16 * 1024;
+
+/// Percent of the arena in use from which on nobody new is let in, and at which a connection that sends yet more is
+/// closed: a full arena would end the process, and with it everyone's service. Below, there is room for a renewal.
+const FULL_FOR_CONNECTIONS: usize = 55;
+const FULL_FOR_STREAMS: usize = 65;
+const FULL_FOR_BYTES: usize = 75;
+
+/// Whether a connection may take in more bytes.
+pub(super) fn may_read() -> bool {
+    arena_use() <= FULL_FOR_BYTES
+}
+
+fn arena_use() -> usize {
+    let usage = locked::usage();
+    // Without an arena (a test build) there is nothing to fill.
+    (usage.used * 100).checked_div(usage.capacity).unwrap_or(0)
+}
+
+/// What all clients together may take. Over a limit the newcomer is refused, and everyone else goes on.
+#[derive(Clone)]
+pub(super) struct Limits {
+    connections: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+}
+
+/// A place that is free again when this is dropped.
+pub(super) struct Place(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)), streams: Arc::new(Semaphore::new(MAX_STREAMS)) }
+    }
+}
+
+impl Limits {
+    pub(super) fn connection(&self) -> Option<Place> {
+        if arena_use() > FULL_FOR_CONNECTIONS {
+            return None;
+        }
+        Arc::clone(&self.connections).try_acquire_owned().ok().map(Place)
+    }
+
+    pub(super) fn stream(&self) -> Option<Place> {
+        if arena_use() > FULL_FOR_STREAMS {
+            return None;
+        }
+        Arc::clone(&self.streams).try_acquire_owned().ok().map(Place)
+    }
+}
