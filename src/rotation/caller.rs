@@ -45,12 +45,14 @@ pub(super) struct Caller {
     /// The certificate that was presented, beside a token, in a call that the CA answered with an authentication
     /// error: the next call tells which of the two it was.
     suspect: Option<[u8; 32]>,
-    told: bool,
+    told_refused: bool,
+    /// When the certificate in PROV_CERT expired, once that was told.
+    told_expired: Option<i64>,
 }
 
 impl Caller {
     pub(super) fn new(ca: CitadelClient) -> Self {
-        Self { ca, refused: None, suspect: None, told: false }
+        Self { ca, refused: None, suspect: None, told_refused: false, told_expired: None }
     }
 
     /// One attempt. `own` is the certificate that we hold, if any.
@@ -101,7 +103,7 @@ impl Caller {
 
     /// The certificate to present: PROV_CERT's, else our own.
     fn certificate(
-        &self,
+        &mut self,
         own: Option<ClientCertificate>,
         no_token: bool,
     ) -> Result<Option<ClientCertificate>, CaError> {
@@ -117,7 +119,9 @@ impl Caller {
                         "it expired at {at} (Unix seconds), and SDS_SHIM_CA_MTLS=always allows no call without it"
                     )));
                 }
+                Ok(ProvisionedCertificate::Expired(at)) if self.told_expired == Some(at) => own,
                 Ok(ProvisionedCertificate::Expired(at)) => {
+                    self.told_expired = Some(at);
                     warn!("the certificate in PROV_CERT expired at {at} (Unix seconds) and is left out");
                     own
                 }
@@ -133,8 +137,8 @@ impl Caller {
 
     fn refuse(&mut self, fingerprint: [u8; 32], reason: &dyn std::fmt::Display) {
         self.refused = Some(fingerprint);
-        if !self.told {
-            self.told = true;
+        if !self.told_refused {
+            self.told_refused = true;
             warn!("the CA refuses our client certificate ({reason}); it is asked with the token alone");
         }
     }

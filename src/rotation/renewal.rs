@@ -165,7 +165,7 @@ impl<T: TokenSource> Renewal<T> {
     /// Tells a failure once for each change of cause, and what is served meanwhile.
     fn tell(&mut self, failure: &Failure) {
         let cause = failure.to_string();
-        if self.trouble.as_ref() == Some(&cause) {
+        if self.trouble.as_deref().is_some_and(|told| same_cause(told, &cause)) {
             return;
         }
         match &self.held {
@@ -223,6 +223,12 @@ impl Failure {
     fn token_is_final(&self, holding: bool) -> bool {
         self.needs_token() || (!holding && self.concerns_token())
     }
+}
+
+/// Whether two failures tell the same, but for the times and counts in them, which differ at each attempt.
+fn same_cause(told: &str, cause: &str) -> bool {
+    let words = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+    words(told) == words(cause)
 }
 
 /// Uniform in 0..1.
