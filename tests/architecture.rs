@@ -19,7 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("store", &["identity"]),
     ("ca", &["bounded", "config", "identity"]),
     ("rotation", &["ca", "clock", "config", "files", "identity", "store"]),
-    ("sds", &["bounded", "config", "identity", "store"]),
+    ("sds", &["bounded", "clock", "config", "identity", "store"]),
 ];
 
 #[test]

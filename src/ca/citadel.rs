@@ -16,8 +16,8 @@ use crate::{
     identity::BearerToken,
 };
 
-/// Bytes of an answer: a chain is a few KiB, a bundle of roots some tens.
-const MAX_ANSWER: usize = 128 * 1024;
+/// Bytes of an answer: a chain is a few KiB, a bundle of roots a few tens.
+const MAX_ANSWER: usize = 64 * 1024;
 
 /// Istio's certificate service, called Citadel (`istio.v1.auth.IstioCertificateService`).
 pub struct CitadelClient {

@@ -4,6 +4,7 @@ mod channel;
 mod citadel;
 mod client_certificate;
 mod error;
+mod tls;
 
 pub use citadel::CitadelClient;
 pub use client_certificate::{ClientCertificate, ProvisionedCertificate};

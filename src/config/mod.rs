@@ -364,6 +364,8 @@ fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
     let port = port.parse().ok().filter(|port| *port != 0).ok_or(EXPECTED)?;
     let host = match host.strip_prefix('[') {
         Some(v6) => v6.strip_suffix(']').filter(|v6| v6.parse::<IpAddr>().is_ok()).ok_or(EXPECTED)?,
+        // An IPv6 address without brackets has no end.
+        None if host.contains(':') => return Err(EXPECTED),
         None => host,
     };
     Ok((host_name(host).map_err(|_| EXPECTED)?, port))

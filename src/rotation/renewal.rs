@@ -148,17 +148,13 @@ impl<T: TokenSource> Renewal<T> {
         let token = token.as_deref().map_err(Clone::clone);
         let answer = self.caller.attempt(request.csr_pem(), token, own).await?;
         let (svid, bundle) = X509Svid::verify(&answer, request.key(), &self.identity, clock::now())?;
-        let contents = [
-            ("ROOTCA", Content::ValidationContext { anchors: bundle.to_pem().map_err(SvidError::from)? }),
-            (
-                "default",
-                Content::TlsCertificate {
-                    chain: svid.chain_pem().map_err(SvidError::from)?,
-                    key: svid.key_pem(&self.key).map_err(SvidError::from)?,
-                },
-            ),
-        ];
-        self.store.publish(contents);
+        let roots = Content::ValidationContext { anchors: bundle.to_pem().map_err(SvidError::from)? };
+        let certificate = Content::TlsCertificate {
+            chain: svid.chain_pem().map_err(SvidError::from)?,
+            key: svid.key_pem(&self.key).map_err(SvidError::from)?,
+        };
+        // Peers' certificates are verified against roots whatever became of our own.
+        self.store.publish([("ROOTCA", roots, i64::MAX), ("default", certificate, svid.validity().1)]);
         Ok(svid)
     }
 
@@ -183,6 +179,7 @@ impl<T: TokenSource> Renewal<T> {
 
     async fn sleep_until_renewal(&self, wait: Duration) -> Result<(), RenewalEnded> {
         let deadline = clock::wall_clock() + wait;
+        debug!(arena_used = locked::usage().used, "waiting for the renewal");
         // The timer also returns when the clock was set: then the deadline is looked at again.
         while clock::wall_clock() < deadline {
             tokio::select! {

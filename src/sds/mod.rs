@@ -1,7 +1,9 @@
 //! Envoy's Secret Discovery Service on a Unix socket: protocol rules, streams, socket.
 
 mod authority;
+mod body;
 mod limits;
+mod message;
 mod payload;
 mod report;
 mod server;

@@ -1,15 +1,11 @@
 use bytes::Bytes;
 use prost::Message;
-use sds_shim_proto::{
-    SECRET_TYPE_URL,
-    envoy::{
-        config::core::v3::{DataSource, data_source::Specifier},
-        extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret, TlsCertificate, secret::Type},
-    },
-    google::protobuf::Any,
+use sds_shim_proto::envoy::{
+    config::core::v3::{DataSource, data_source::Specifier},
+    extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret, TlsCertificate, secret::Type},
 };
 
-use crate::store::{self, Content};
+use crate::store::Content;
 
 /// Writes a content as an SDS resource. The one place where a key is put into Envoy's form.
 pub fn encode(name: &str, content: Content) -> Bytes {
@@ -26,9 +22,4 @@ pub fn encode(name: &str, content: Content) -> Bytes {
 
 fn inline(bytes: Vec<u8>) -> Option<DataSource> {
     Some(DataSource { specifier: Some(Specifier::InlineBytes(bytes.into())) })
-}
-
-/// The resource as it stands in a response; the bytes are shared, not copied.
-pub(super) fn any(secret: &store::Secret) -> Any {
-    Any { type_url: SECRET_TYPE_URL.to_owned(), value: secret.resource().clone() }
 }

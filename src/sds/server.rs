@@ -1,11 +1,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use hyper::server::conn::http2;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    service::TowerToHyperService,
-};
-use sds_shim_proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{UnixListener, UnixStream};
 use tracing::{debug, warn};
 
@@ -20,8 +16,6 @@ use crate::{config::SdsConfig, store::Workloads};
 /// Pause after the kernel had no descriptor for a new connection: there is no event to wait for.
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
 
-type Service = TowerToHyperService<SecretDiscoveryServiceServer<SdsService>>;
-
 /// Serves SDS on the socket for as long as it is polled.
 ///
 /// # Errors
@@ -29,11 +23,7 @@ type Service = TowerToHyperService<SecretDiscoveryServiceServer<SdsService>>;
 pub async fn serve(socket: &SdsSocket, config: &SdsConfig, workloads: Arc<dyn Workloads>) -> io::Result<()> {
     let listener = socket.listener()?;
     let limits = Limits::default();
-    let service = SecretDiscoveryServiceServer::new(SdsService::new(workloads, limits.clone(), random()))
-        .max_decoding_message_size(limits::MAX_REQUEST)
-        // A response holds what we made ourselves.
-        .max_encoding_message_size(usize::MAX);
-    let service = TowerToHyperService::new(service);
+    let service = SdsService::new(workloads, limits.clone(), random());
     let mut full = false;
     loop {
         let Some(stream) = accept(&listener, config).await else { continue };
@@ -72,7 +62,7 @@ async fn accept(listener: &UnixListener, config: &SdsConfig) -> Option<UnixStrea
     None
 }
 
-async fn connection(stream: UnixStream, service: Service, _place: Place) {
+async fn connection(stream: UnixStream, service: SdsService, _place: Place) {
     let served = http2::Builder::new(TokioExecutor::new())
         .max_concurrent_streams(limits::MAX_STREAMS as u32)
         .max_header_list_size(limits::MAX_HEADERS)

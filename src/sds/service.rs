@@ -1,4 +1,5 @@
 use std::{
+    convert::Infallible,
     pin::Pin,
     sync::{
         Arc,
@@ -6,21 +7,24 @@ use std::{
     },
 };
 
-use sds_shim_proto::envoy::service::{
-    discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse},
-    secret::v3::secret_discovery_service_server::SecretDiscoveryService,
-};
+use http::{HeaderValue, header::CONTENT_TYPE};
+use hyper::body::Incoming;
+use prost::Message;
+use sds_shim_proto::{SmallCodec, envoy::service::discovery::v3::DiscoveryRequest};
 use tokio::sync::watch;
-use tokio_stream::Stream;
-use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tokio_stream::StreamExt;
+use tonic::{Status, Streaming, codec::Codec, metadata::MetadataMap};
 
 use super::{
-    limits::{Limits, MAX_STREAMS, Place},
+    body::{Once, ResponseBody, Responses},
+    limits::{Limits, MAX_REQUEST, MAX_STREAMS, Place},
+    message::Pieces,
     report::{EXPECTED_NAMES, Report},
     stream::{Delta, SecretStream, StateOfTheWorld, Variant},
     subscription::Subscription,
 };
 use crate::{
+    clock,
     identity::{BearerToken, TokenError},
     store::{AttachError, View, Workloads},
 };
@@ -28,10 +32,14 @@ use crate::{
 /// The header in which Istio 1.1's Envoys sent the token, without a prefix.
 const ISTIO_1_1_HEADER: &str = "istio_sds_credentials_header-bin";
 
-type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+const SERVICE: &str = "/envoy.service.secret.v3.SecretDiscoveryService/";
 
-/// `envoy.service.secret.v3.SecretDiscoveryService`.
-pub(super) struct SdsService {
+/// `envoy.service.secret.v3.SecretDiscoveryService`. Requests are decoded by tonic; answers are written here, because
+/// tonic's encoder would copy each key into a buffer of each stream.
+#[derive(Clone)]
+pub(super) struct SdsService(Arc<Shared>);
+
+struct Shared {
     workloads: Arc<dyn Workloads>,
     limits: Limits,
     report: Report,
@@ -48,7 +56,33 @@ struct Attached {
 impl SdsService {
     /// `first_stream` makes nonces of this process differ from those of an earlier one.
     pub(super) fn new(workloads: Arc<dyn Workloads>, limits: Limits, first_stream: u64) -> Self {
-        Self { workloads, limits, report: Report::default(), streams: AtomicU64::new(first_stream) }
+        let streams = AtomicU64::new(first_stream);
+        Self(Arc::new(Shared { workloads, limits, report: Report::default(), streams }))
+    }
+}
+
+impl hyper::service::Service<http::Request<Incoming>> for SdsService {
+    type Response = http::Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
+        let shared = Arc::clone(&self.0);
+        Box::pin(async move { Ok(shared.answer(request).await.unwrap_or_else(Status::into_http)) })
+    }
+}
+
+impl Shared {
+    async fn answer(&self, request: http::Request<Incoming>) -> Result<http::Response<ResponseBody>, Status> {
+        let responses: Box<dyn Responses> = match request.uri().path().strip_prefix(SERVICE) {
+            Some("StreamSecrets") => Box::new(self.stream::<StateOfTheWorld>(request)?),
+            Some("DeltaSecrets") => Box::new(self.stream::<Delta>(request)?),
+            Some("FetchSecrets") => Box::new(Once(Some(self.fetch(request).await?))),
+            _ => return Err(Status::unimplemented("there is only the service SecretDiscoveryService, version 3")),
+        };
+        let mut response = http::Response::new(ResponseBody::new(responses));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        Ok(response)
     }
 
     fn attach(&self, metadata: &MetadataMap) -> Result<Attached, Status> {
@@ -60,52 +94,30 @@ impl SdsService {
         Ok(Attached { views, subscription, place })
     }
 
-    fn stream<V: Variant>(
-        &self,
-        request: Request<Streaming<V::Request>>,
-    ) -> Result<Response<Responses<V::Response>>, Status> {
-        let Attached { views, subscription, place } = self.attach(request.metadata())?;
-        let stream = SecretStream::<V>::new(request.into_inner(), views, subscription, self.report.clone(), place);
-        Ok(Response::new(Box::pin(stream)))
-    }
-}
-
-#[tonic::async_trait]
-impl SecretDiscoveryService for SdsService {
-    type StreamSecretsStream = Responses<DiscoveryResponse>;
-    type DeltaSecretsStream = Responses<DeltaDiscoveryResponse>;
-
-    async fn stream_secrets(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamSecretsStream>, Status> {
-        self.stream::<StateOfTheWorld>(request)
-    }
-
-    async fn delta_secrets(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
-        self.stream::<Delta>(request)
+    fn stream<V: Variant>(&self, request: http::Request<Incoming>) -> Result<SecretStream<V>, Status> {
+        let (metadata, requests) = messages(request)?;
+        let Attached { views, subscription, place } = self.attach(&metadata)?;
+        Ok(SecretStream::new(requests, views, subscription, self.report.clone(), place))
     }
 
     /// Answers with what is held of the named secrets, at once if there is any, else as soon as there is.
-    async fn fetch_secrets(&self, request: Request<DiscoveryRequest>) -> Result<Response<DiscoveryResponse>, Status> {
-        let Attached { mut views, mut subscription, place: _place } = self.attach(request.metadata())?;
-        let request = request.into_inner();
+    async fn fetch(&self, request: http::Request<Incoming>) -> Result<Pieces, Status> {
+        let (metadata, mut requests) = messages::<DiscoveryRequest>(request)?;
+        let Attached { mut views, mut subscription, place: _place } = self.attach(&metadata)?;
+        let request =
+            requests.next().await.unwrap_or_else(|| Err(Status::invalid_argument("the call carries no request")))?;
         loop {
-            let view = views.borrow_and_update().clone();
-            let snapshot = match view {
+            let snapshot = match views.borrow_and_update().clone() {
                 View::Open(snapshot) => snapshot,
                 View::Ended(reason) => return Err(Status::unauthenticated(&*reason)),
             };
             let outcome = subscription
-                .request(&request, &snapshot)
+                .request(&request, &snapshot, clock::now())
                 .map_err(|error| Status::invalid_argument(error.to_string()))?;
             self.report.request(&outcome, &subscription, &snapshot);
             if let Some(response) = StateOfTheWorld::response(&outcome, subscription.nonce()) {
                 self.report.response(&outcome);
-                return Ok(Response::new(response));
+                return Ok(response);
             }
             if !request.resource_names.iter().any(|name| EXPECTED_NAMES.contains(&name.as_str())) {
                 return Err(Status::not_found("none of the named resources is known here"));
@@ -115,6 +127,19 @@ impl SecretDiscoveryService for SdsService {
             }
         }
     }
+}
+
+/// The metadata and the messages of a call.
+fn messages<T: Message + Default + Send + 'static>(
+    request: http::Request<Incoming>,
+) -> Result<(MetadataMap, Streaming<T>), Status> {
+    let (head, body) = request.into_parts();
+    if head.headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
+        return Err(Status::unimplemented("compressed requests are not taken"));
+    }
+    let decoder = SmallCodec::<T, T>::default().decoder();
+    let messages = Streaming::new_request(decoder, body, None, Some(MAX_REQUEST));
+    Ok((MetadataMap::from_headers(head.headers), messages))
 }
 
 impl From<AttachError> for Status {

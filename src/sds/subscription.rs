@@ -91,7 +91,7 @@ impl Subscription {
         Self { names: BTreeMap::new(), stream, sent: 0, last: Vec::new() }
     }
 
-    /// A request of `StreamSecrets` or `FetchSecrets`: it names all that the client wants.
+    /// A request of `StreamSecrets` or `FetchSecrets`: it names all that the client wants. `now` is Unix seconds.
     ///
     /// # Errors
     /// When the request is not for secrets or asks for too much.
@@ -99,6 +99,7 @@ impl Subscription {
         &mut self,
         request: &DiscoveryRequest,
         snapshot: &Snapshot,
+        now: i64,
     ) -> Result<Outcome, ProtocolError> {
         check_type(&request.type_url)?;
         check_names(&request.resource_names, 0)?;
@@ -116,7 +117,7 @@ impl Subscription {
             self.names.entry(name.clone()).or_default();
         }
         let verdict = self.verdict(&request.response_nonce, request.error_detail.as_ref());
-        Ok(Outcome { verdict, ..self.due(snapshot) })
+        Ok(Outcome { verdict, ..self.due(snapshot, now) })
     }
 
     /// A request of `DeltaSecrets`: it names what changes in what the client wants.
@@ -127,6 +128,7 @@ impl Subscription {
         &mut self,
         request: &DeltaDiscoveryRequest,
         snapshot: &Snapshot,
+        now: i64,
     ) -> Result<Outcome, ProtocolError> {
         check_type(&request.type_url)?;
         check_names(&request.resource_names_subscribe, self.names.len())?;
@@ -140,12 +142,12 @@ impl Subscription {
         }
         // Only a verdict depends on the nonce: a change of names is never lost, because it is told only once.
         let verdict = self.verdict(&request.response_nonce, request.error_detail.as_ref());
-        Ok(Outcome { verdict, ..self.due(snapshot) })
+        Ok(Outcome { verdict, ..self.due(snapshot, now) })
     }
 
     /// What a change of secrets makes us send.
-    pub(super) fn changed(&mut self, snapshot: &Snapshot) -> Outcome {
-        self.due(snapshot)
+    pub(super) fn changed(&mut self, snapshot: &Snapshot, now: i64) -> Outcome {
+        self.due(snapshot, now)
     }
 
     /// Names that are asked for and not held, for a warning or a look at what is pending.
@@ -158,12 +160,13 @@ impl Subscription {
         format!("{:x}-{}", self.stream, self.sent)
     }
 
-    fn due(&mut self, snapshot: &Snapshot) -> Outcome {
+    fn due(&mut self, snapshot: &Snapshot, now: i64) -> Outcome {
         let mut outcome = Outcome::default();
         for (name, known) in &mut self.names {
             let secret = snapshot.get(name);
             match secret {
-                Some(secret) if known.version.as_deref() != Some(secret.version()) => {
+                // One that has expired is of no use to those who do not have it.
+                Some(secret) if known.version.as_deref() != Some(secret.version()) && secret.is_valid(now) => {
                     known.version = Some(secret.version().to_owned());
                     outcome.send.push((name.clone(), Arc::clone(secret)));
                 }
@@ -218,14 +221,14 @@ mod tests {
     use crate::store::{Content, SecretStore, View};
     use bytes::Bytes;
 
+    const NOW: i64 = 1000;
+
     /// A snapshot with one secret for each `(name, content)`.
     fn snapshot(secrets: &[(&'static str, &str)]) -> Snapshot {
         let store = SecretStore::new(|_, _| Bytes::from_static(b"resource"));
-        store.publish(
-            secrets
-                .iter()
-                .map(|(name, content)| (*name, Content::ValidationContext { anchors: content.as_bytes().to_vec() })),
-        );
+        store.publish(secrets.iter().map(|(name, content)| {
+            (*name, Content::ValidationContext { anchors: content.as_bytes().to_vec() }, NOW + 1)
+        }));
         let View::Open(snapshot) = store.watch().borrow().clone() else { unreachable!("nothing ended the store") };
         snapshot
     }
@@ -240,7 +243,7 @@ mod tests {
     }
 
     fn nack(names: &[&str], nonce: &str, message: &str) -> DiscoveryRequest {
-        let error = Status { code: 3, message: message.to_owned(), details: Vec::new() };
+        let error = Status { code: 3, message: message.to_owned() };
         DiscoveryRequest { error_detail: Some(error), ..request(names, nonce) }
     }
 
@@ -264,7 +267,7 @@ mod tests {
             let mut stream = Subscription::new(1);
             let mut first = request(&["default"], nonce);
             first.version_info = "old".to_owned();
-            let outcome = stream.request(&first, &held).unwrap();
+            let outcome = stream.request(&first, &held, NOW).unwrap();
             assert_eq!(sent(&outcome), ["default"], "{nonce}");
             assert!(outcome.verdict.is_none());
         }
@@ -274,11 +277,11 @@ mod tests {
     fn acks_and_stale_nonces_are_not_answered() {
         let held = snapshot(&[("default", "a")]);
         let mut stream = Subscription::new(1);
-        stream.request(&request(&["default"], ""), &held).unwrap();
-        let ack = stream.request(&request(&["default"], &stream.nonce()), &held).unwrap();
+        stream.request(&request(&["default"], ""), &held, NOW).unwrap();
+        let ack = stream.request(&request(&["default"], &stream.nonce()), &held, NOW).unwrap();
         assert!(!ack.is_response());
         assert_eq!(ack.verdict, Some((Verdict::Ack, vec!["default".to_owned()])));
-        let stale = stream.request(&request(&["default", "ROOTCA"], "1-0"), &held).unwrap();
+        let stale = stream.request(&request(&["default", "ROOTCA"], "1-0"), &held, NOW).unwrap();
         assert!(!stale.is_response() && stale.verdict.is_none());
         assert_eq!(stream.pending(&held).count(), 0, "names of a stale request are not taken");
     }
@@ -287,54 +290,65 @@ mod tests {
     fn a_nack_is_recorded_and_nothing_is_sent_until_the_content_changes() {
         let held = snapshot(&[("default", "a")]);
         let mut stream = Subscription::new(1);
-        stream.request(&request(&["default"], ""), &held).unwrap();
-        let outcome = stream.request(&nack(&["default"], &stream.nonce(), "bad cert"), &held).unwrap();
+        stream.request(&request(&["default"], ""), &held, NOW).unwrap();
+        let outcome = stream.request(&nack(&["default"], &stream.nonce(), "bad cert"), &held, NOW).unwrap();
         assert!(!outcome.is_response());
         assert_eq!(outcome.verdict, Some((Verdict::Nack("bad cert".to_owned()), vec!["default".to_owned()])));
-        assert!(!stream.changed(&held).is_response());
-        assert_eq!(sent(&stream.changed(&snapshot(&[("default", "b")]))), ["default"]);
+        assert!(!stream.changed(&held, NOW).is_response());
+        assert_eq!(sent(&stream.changed(&snapshot(&[("default", "b")]), NOW)), ["default"]);
     }
 
     #[test]
     fn changed_names_are_honoured_also_in_a_nack() {
         let held = snapshot(&[("default", "a"), ("ROOTCA", "r")]);
         let mut stream = Subscription::new(1);
-        stream.request(&request(&["default"], ""), &held).unwrap();
-        let outcome = stream.request(&nack(&["default", "ROOTCA"], &stream.nonce(), "no"), &held).unwrap();
+        stream.request(&request(&["default"], ""), &held, NOW).unwrap();
+        let outcome = stream.request(&nack(&["default", "ROOTCA"], &stream.nonce(), "no"), &held, NOW).unwrap();
         assert_eq!(sent(&outcome), ["ROOTCA"]);
-        let outcome = stream.request(&request(&["ROOTCA"], &stream.nonce()), &held).unwrap();
+        let outcome = stream.request(&request(&["ROOTCA"], &stream.nonce()), &held, NOW).unwrap();
         assert!(!outcome.is_response());
-        assert!(!stream.changed(&snapshot(&[("default", "b"), ("ROOTCA", "r")])).is_response(), "unsubscribed");
+        assert!(!stream.changed(&snapshot(&[("default", "b"), ("ROOTCA", "r")]), NOW).is_response(), "unsubscribed");
     }
 
     #[test]
     fn what_is_missing_follows_later_on_the_same_stream() {
         let mut stream = Subscription::new(1);
-        let outcome = stream.request(&request(&["default", "ROOTCA", "x"], ""), &snapshot(&[])).unwrap();
+        let outcome = stream.request(&request(&["default", "ROOTCA", "x"], ""), &snapshot(&[]), NOW).unwrap();
         assert!(!outcome.is_response());
         let roots = snapshot(&[("ROOTCA", "r")]);
-        assert_eq!(sent(&stream.changed(&roots)), ["ROOTCA"]);
+        assert_eq!(sent(&stream.changed(&roots, NOW)), ["ROOTCA"]);
         assert_eq!(stream.pending(&roots).collect::<Vec<_>>(), ["default", "x"]);
-        assert_eq!(sent(&stream.changed(&snapshot(&[("ROOTCA", "r"), ("default", "a")]))), ["default"]);
+        assert_eq!(sent(&stream.changed(&snapshot(&[("ROOTCA", "r"), ("default", "a")]), NOW)), ["default"]);
+    }
+
+    #[test]
+    fn an_expired_secret_is_neither_sent_nor_taken_away() {
+        let held = snapshot(&[("default", "a")]);
+        let (mut open, mut new) = (Subscription::new(1), Subscription::new(2));
+        let first = delta(&["default"], &[], "");
+        assert_eq!(sent(&open.delta_request(&first, &held, NOW).unwrap()), ["default"]);
+        assert!(!open.changed(&held, NOW + 1).is_response());
+        assert!(!new.delta_request(&first, &held, NOW + 1).unwrap().is_response());
+        assert_eq!(sent(&new.changed(&snapshot(&[("default", "b")]), NOW)), ["default"]);
     }
 
     #[test]
     fn an_empty_nonce_within_a_stream_asks_anew() {
         let held = snapshot(&[("default", "a")]);
         let mut stream = Subscription::new(1);
-        stream.request(&request(&["default"], ""), &held).unwrap();
-        assert_eq!(sent(&stream.request(&request(&["default"], ""), &held).unwrap()), ["default"]);
+        stream.request(&request(&["default"], ""), &held, NOW).unwrap();
+        assert_eq!(sent(&stream.request(&request(&["default"], ""), &held, NOW).unwrap()), ["default"]);
     }
 
     #[test]
     fn nonces_differ_between_responses_and_streams() {
         let held = snapshot(&[("default", "a")]);
         let (mut one, mut two) = (Subscription::new(1), Subscription::new(2));
-        one.request(&request(&["default"], ""), &held).unwrap();
-        two.request(&request(&["default"], ""), &held).unwrap();
+        one.request(&request(&["default"], ""), &held, NOW).unwrap();
+        two.request(&request(&["default"], ""), &held, NOW).unwrap();
         assert_ne!(one.nonce(), two.nonce());
         let before = one.nonce();
-        one.changed(&snapshot(&[("default", "b")]));
+        one.changed(&snapshot(&[("default", "b")]), NOW);
         assert_ne!(one.nonce(), before);
     }
 
@@ -344,7 +358,7 @@ mod tests {
         let mut first = delta(&["default", "ROOTCA"], &[], "");
         first.initial_resource_versions.insert("ROOTCA".to_owned(), held["ROOTCA"].version().to_owned());
         first.initial_resource_versions.insert("default".to_owned(), "old".to_owned());
-        let outcome = Subscription::new(1).delta_request(&first, &held).unwrap();
+        let outcome = Subscription::new(1).delta_request(&first, &held, NOW).unwrap();
         assert_eq!(sent(&outcome), ["default"]);
     }
 
@@ -352,12 +366,12 @@ mod tests {
     fn delta_subscribes_resends_and_unsubscribes() {
         let held = snapshot(&[("default", "a"), ("ROOTCA", "r")]);
         let mut stream = Subscription::new(1);
-        assert_eq!(sent(&stream.delta_request(&delta(&["default"], &[], ""), &held).unwrap()), ["default"]);
-        let again = stream.delta_request(&delta(&["default"], &[], ""), &held).unwrap();
+        assert_eq!(sent(&stream.delta_request(&delta(&["default"], &[], ""), &held, NOW).unwrap()), ["default"]);
+        let again = stream.delta_request(&delta(&["default"], &[], ""), &held, NOW).unwrap();
         assert_eq!(sent(&again), ["default"], "named again, it is wanted again");
-        let stale = stream.delta_request(&delta(&["ROOTCA"], &["default"], "1-1"), &held).unwrap();
+        let stale = stream.delta_request(&delta(&["ROOTCA"], &["default"], "1-1"), &held, NOW).unwrap();
         assert_eq!(sent(&stale), ["ROOTCA"], "changes of names count whatever the nonce");
-        assert!(!stream.changed(&snapshot(&[("default", "b"), ("ROOTCA", "r")])).is_response());
+        assert!(!stream.changed(&snapshot(&[("default", "b"), ("ROOTCA", "r")]), NOW).is_response());
     }
 
     #[test]
@@ -365,11 +379,11 @@ mod tests {
         let mut stream = Subscription::new(1);
         let mut first = delta(&["default"], &[], "");
         first.initial_resource_versions.insert("default".to_owned(), "from before a restart".to_owned());
-        assert!(!stream.delta_request(&first, &snapshot(&[])).unwrap().is_response());
-        assert_eq!(sent(&stream.changed(&snapshot(&[("default", "a")]))), ["default"]);
-        assert_eq!(stream.changed(&snapshot(&[])).removed, ["default"]);
-        assert!(!stream.changed(&snapshot(&[])).is_response());
-        assert_eq!(sent(&stream.changed(&snapshot(&[("default", "a")]))), ["default"]);
+        assert!(!stream.delta_request(&first, &snapshot(&[]), NOW).unwrap().is_response());
+        assert_eq!(sent(&stream.changed(&snapshot(&[("default", "a")]), NOW)), ["default"]);
+        assert_eq!(stream.changed(&snapshot(&[]), NOW).removed, ["default"]);
+        assert!(!stream.changed(&snapshot(&[]), NOW).is_response());
+        assert_eq!(sent(&stream.changed(&snapshot(&[("default", "a")]), NOW)), ["default"]);
     }
 
     #[test]
@@ -385,10 +399,10 @@ mod tests {
             (request(&[&long], ""), ProtocolError::NameTooLong(long.len())),
             (foreign.clone(), ProtocolError::TypeUrl(foreign.type_url)),
         ] {
-            assert_eq!(Subscription::new(1).request(&request, &held).unwrap_err(), expected);
+            assert_eq!(Subscription::new(1).request(&request, &held, NOW).unwrap_err(), expected);
         }
         let mut stream = Subscription::new(1);
-        stream.delta_request(&delta(&many[..MAX_NAMES], &[], ""), &held).unwrap();
-        assert!(stream.delta_request(&delta(&["one more"], &[], ""), &held).is_err());
+        stream.delta_request(&delta(&many[..MAX_NAMES], &[], ""), &held, NOW).unwrap();
+        assert!(stream.delta_request(&delta(&["one more"], &[], ""), &held, NOW).is_err());
     }
 }

@@ -46,12 +46,18 @@ pub type Encoder = fn(&str, Content) -> Bytes;
 pub struct Secret {
     version: String,
     resource: Bytes,
+    not_after: i64,
 }
 
 impl Secret {
     /// What changes exactly when the content does.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Whether it can still be used at `now` (Unix seconds).
+    pub fn is_valid(&self, now: i64) -> bool {
+        now < self.not_after
     }
 
     /// The encoded resource. It may hold a private key: for Envoy's socket and nothing else.
@@ -90,17 +96,18 @@ impl SecretStore {
         Self { view: watch::Sender::new(View::Open(Snapshot::default())), encode }
     }
 
-    /// Adds or replaces secrets. Contents that are unchanged wake nobody.
-    pub fn publish(&self, contents: impl IntoIterator<Item = (&'static str, Content)>) {
+    /// Adds or replaces secrets, each with the moment (Unix seconds) from which on it is of no more use. Contents that
+    /// are unchanged wake nobody.
+    pub fn publish(&self, contents: impl IntoIterator<Item = (&'static str, Content, i64)>) {
         self.view.send_if_modified(|view| {
             let View::Open(snapshot) = view else { return false };
             let mut next = (**snapshot).clone();
             let mut modified = false;
-            for (name, content) in contents {
+            for (name, content, not_after) in contents {
                 let version = content.version();
                 if next.get(name).is_none_or(|held| held.version() != version) {
                     let resource = (self.encode)(name, content);
-                    next.insert(name.to_owned(), Arc::new(Secret { version, resource }));
+                    next.insert(name.to_owned(), Arc::new(Secret { version, resource, not_after }));
                     modified = true;
                 }
             }

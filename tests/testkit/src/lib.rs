@@ -5,6 +5,7 @@
 //! together into the mesh that `make demo` shows.
 #![forbid(unsafe_code)]
 
+pub mod confined;
 pub mod envoy;
 pub mod failure;
 pub mod http;

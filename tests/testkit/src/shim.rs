@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     Failure, PATIENCE, POLL, Workload,
+    confined::Confinement,
     process::{Process, binary},
     sds::SdsClient,
     workload::SOCKET,
@@ -31,6 +32,7 @@ impl Shim {
             arguments: Vec::new(),
             env: BTreeMap::new(),
             socket: directory.join(SOCKET),
+            confinement: None,
         }
     }
 
@@ -96,6 +98,7 @@ pub struct ShimBuilder {
     arguments: Vec<String>,
     env: BTreeMap<String, String>,
     socket: PathBuf,
+    confinement: Option<Confinement>,
 }
 
 impl ShimBuilder {
@@ -127,11 +130,23 @@ impl ShimBuilder {
         self
     }
 
+    /// Confines it, as an ordinary user without capabilities; our own user may still connect.
+    #[must_use]
+    pub fn confined(mut self, confinement: Confinement) -> Self {
+        self.confinement = Some(confinement);
+        self.env("SDS_SHIM_ALLOW_UIDS", nix::unistd::geteuid().to_string())
+    }
+
     /// Starts the binary that `SHIM_BINARY` names, else `target/dist/sds-shim`.
     pub fn start(self) -> Result<Shim, Failure> {
         let program = binary("SHIM_BINARY", "target/dist/sds-shim", "run `make build`")?;
         let env: Vec<_> = self.env.into_iter().collect();
-        let process = Process::start(&self.name, &program, &self.arguments, &env, &self.directory)?;
+        let (program, mut arguments) = match &self.confinement {
+            Some(confinement) => confinement.command(&program, &self.directory)?,
+            None => (program, Vec::new()),
+        };
+        arguments.extend(self.arguments);
+        let process = Process::start(&self.name, &program, &arguments, &env, &self.directory)?;
         Ok(Shim { process, socket: self.socket })
     }
 }

@@ -66,7 +66,7 @@ fn node() -> Node {
 }
 
 fn refusal(reason: &str) -> Status {
-    Status { code: Code::InvalidArgument as i32, message: reason.to_owned(), ..Status::default() }
+    Status { code: Code::InvalidArgument as i32, message: reason.to_owned() }
 }
 
 fn owned(names: &[&str]) -> Vec<String> {

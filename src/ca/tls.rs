@@ -1,0 +1,191 @@
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+};
+
+use openssl::{
+    ssl::{ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslVerifyMode, SslVersion},
+    x509::{X509VerifyResult, store::X509StoreBuilder},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_openssl::SslStream;
+
+use super::{channel::tcp, client_certificate::ClientCertificate, error::CaError};
+use crate::{
+    bounded,
+    config::{CaConfig, CaRoots, ServerName},
+    identity::TrustBundle,
+};
+
+/// Bytes of the file with the CA's trust anchors: some ninety of them. In memory they take a multiple of it.
+const MAX_ROOTS: usize = 128 * 1024;
+
+/// The last TLS error that the connection met. With TLS 1.3 the refusal of a client certificate arrives only after
+/// the handshake, where the HTTP layers would hide it.
+#[derive(Clone, Default)]
+pub(super) struct Alert(Arc<Mutex<Option<String>>>);
+
+impl Alert {
+    pub(super) fn was_met(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// What a broken call means: with a client certificate presented, an alert is its refusal.
+    pub(super) fn explain(&self, presented: bool, error: &dyn std::fmt::Display) -> CaError {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(alert) if presented => CaError::ClientCertificateRefused(alert.clone()),
+            Some(alert) => CaError::Transport(format!("TLS: {alert}")),
+            None => CaError::Transport(error.to_string()),
+        }
+    }
+}
+
+/// Connects to the CA, verifies it, and presents `certificate` if there is one.
+///
+/// # Errors
+/// What kept the connection from being made.
+pub(super) async fn connect(
+    config: &CaConfig,
+    certificate: Option<&ClientCertificate>,
+    address: &str,
+    alert: Alert,
+) -> Result<Watched, CaError> {
+    // Before the network: what is wrong with our own files should be told whatever the network does.
+    let ssl = ssl(config, certificate)?;
+    let mut stream = SslStream::new(ssl, Tcp(tcp(config, address).await?))?;
+    let Err(error) = Pin::new(&mut stream).connect().await else { return Ok(Watched { stream, alert }) };
+    let verified = stream.ssl().verify_result();
+    if certificate.is_some() && verified == X509VerifyResult::OK && is_alert(&error) {
+        return Err(CaError::ClientCertificateRefused(error.to_string()));
+    }
+    let cause = match verified {
+        X509VerifyResult::OK => error.to_string(),
+        failed => format!("the server certificate is not accepted: {}", failed.error_string()),
+    };
+    Err(CaError::Tls { address: address.to_owned(), cause })
+}
+
+fn ssl(config: &CaConfig, certificate: Option<&ClientCertificate>) -> Result<Ssl, CaError> {
+    // Not SslConnector: its builder reads the system's whole trust store each time.
+    let mut context = SslContext::builder(SslMethod::tls_client())?;
+    context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
+    context.set_verify(SslVerifyMode::PEER);
+    context.set_alpn_protos(b"\x02h2")?;
+    trust(&mut context, &config.roots)?;
+    if let Some(certificate) = certificate {
+        context.set_certificate(&certificate.leaf)?;
+        context.set_private_key(&certificate.key)?;
+        for intermediate in &certificate.intermediates {
+            context.add_extra_chain_cert(intermediate.clone())?;
+        }
+    }
+    let mut ssl = Ssl::new(&context.build())?;
+    match &config.server_name {
+        ServerName::Dns(name) => {
+            ssl.set_hostname(name)?;
+            ssl.param_mut().set_host(name)?;
+        }
+        ServerName::Ip(address) => ssl.param_mut().set_ip(*address)?,
+    }
+    Ok(ssl)
+}
+
+fn trust(context: &mut SslContextBuilder, roots: &CaRoots) -> Result<(), CaError> {
+    let file = match roots {
+        CaRoots::System => return Ok(context.set_default_verify_paths()?),
+        CaRoots::File(file) => file,
+    };
+    let problem = |cause: String| CaError::Roots { path: file.display().to_string(), cause };
+    let content = bounded::read(file, MAX_ROOTS).map_err(|error| problem(error.to_string()))?;
+    let bundle =
+        TrustBundle::from_pem(&String::from_utf8_lossy(&content)).map_err(|error| problem(error.to_string()))?;
+    let mut store = X509StoreBuilder::new()?;
+    bundle.add_to(&mut store)?;
+    context.set_cert_store(store.build());
+    Ok(())
+}
+
+fn is_alert(error: &openssl::ssl::Error) -> bool {
+    // The library's reasons 1000 and up are alerts that the peer sent (RFC 8446, section 6).
+    error.code() == ErrorCode::SSL
+        && error.ssl_error().is_some_and(|stack| stack.errors().iter().any(|error| error.reason_code() >= 1000))
+}
+
+/// A TLS stream that remembers the alert that ended it.
+pub(super) struct Watched {
+    stream: SslStream<Tcp>,
+    alert: Alert,
+}
+
+impl Watched {
+    fn note<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &polled
+            && let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<openssl::ssl::Error>())
+            && is_alert(tls)
+        {
+            *self.alert.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(tls.to_string());
+        }
+        polled
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.note(polled)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.note(polled)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        self.note(polled)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.note(polled)
+    }
+}
+
+/// A socket on which a write that the peer will not take is lost in silence. OpenSSL reads no more after a failed
+/// write, while the alert that says why the peer closed still lies in the receive queue; the reading side meets it,
+/// or the end.
+struct Tcp(TcpStream);
+
+impl AsyncRead for Tcp {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Tcp {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match Pin::new(&mut self.0).poll_write(cx, buf) {
+            Poll::Ready(Err(error))
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+            {
+                Poll::Ready(Ok(buf.len()))
+            }
+            polled => polled,
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,198 @@
+//! TLS towards the CA: which servers are trusted, and what is wrong with those that are not.
+
+mod ca_common;
+
+use std::{fs, net::Ipv4Addr, sync::Arc};
+
+use ca_common::{Open, Scene, Tested, within};
+use testkit::{
+    OrFail,
+    development_ca::{CaOptions, Leaf, Pki, TlsVersions},
+    shim::ShimBuilder,
+};
+
+fn server(leaf: Leaf) -> CaOptions {
+    CaOptions { server_leaf: Some(leaf), ..CaOptions::default() }
+}
+
+async fn works(scene: &Scene, shim: ShimBuilder) -> Tested {
+    let mut shim = shim.start()?;
+    let secret = Open::connect(&mut shim, "default").await?.next(&shim).await?;
+    assert_eq!(scene.issued(), [secret.serial()?]);
+    Ok(())
+}
+
+/// The server is not trusted for `reason`: that is told once over several tries, and no call is made.
+async fn refused(scene: &Scene, shim: ShimBuilder, reason: &str) -> Tested {
+    let mut shim = shim.start()?;
+    let mut stream = Open::connect(&mut shim, "default").await?;
+    let line = shim.wait_for_log(reason).await?;
+    assert!(line.contains("TLS handshake with "), "{line}");
+    within(&shim, "two more tries", scene.ca.wait_for_connections(3)).await?;
+    stream.expect_silence(&shim).await?;
+    assert_eq!(shim.log().count(reason), 1);
+    assert_eq!(scene.ca.calls().len(), 0, "nothing is sent to a server that is not trusted");
+    Ok(())
+}
+
+#[tokio::test]
+async fn tls_1_2_and_1_3_alone_are_spoken() -> Tested {
+    for tls in [TlsVersions::Only12, TlsVersions::Only13] {
+        let scene = Scene::with_tls(tls).await?;
+        works(&scene, scene.shim()).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_certificate_for_another_name_is_refused() -> Tested {
+    let scene = Scene::with(server(Leaf::server(&["istiod.example"]))).await?;
+    refused(&scene, scene.shim(), "hostname mismatch").await
+}
+
+#[tokio::test]
+async fn localhost_in_the_certificate_does_not_help() -> Tested {
+    // The name behind `localhost` is istiod's own, whatever the server calls itself.
+    let scene = Scene::with(server(Leaf::server(&["localhost"]))).await?;
+    refused(&scene, scene.shim(), "hostname mismatch").await
+}
+
+#[tokio::test]
+async fn istiod_san_names_the_server() -> Tested {
+    let scene = Scene::with(server(Leaf::server(&["istiod.example"]))).await?;
+    works(&scene, scene.shim().env("ISTIOD_SAN", "istiod.example")).await
+}
+
+#[tokio::test]
+async fn istiod_san_is_the_only_name_then() -> Tested {
+    let scene = Scene::new().await?;
+    refused(&scene, scene.shim().env("ISTIOD_SAN", "istiod.example"), "hostname mismatch").await
+}
+
+#[tokio::test]
+async fn an_address_is_verified_as_an_address() -> Tested {
+    let leaf = Leaf { ip: vec![Ipv4Addr::LOCALHOST.into()], ..Leaf::server(&[]) };
+    let scene = Scene::with(server(leaf)).await?;
+    works(&scene, scene.shim().env("CA_ADDR", scene.ca.address().to_string())).await
+}
+
+#[tokio::test]
+async fn another_address_is_refused() -> Tested {
+    let leaf = Leaf { ip: vec![Ipv4Addr::new(192, 0, 2, 1).into()], ..Leaf::server(&["istiod.istio-system.svc"]) };
+    let scene = Scene::with(server(leaf)).await?;
+    refused(&scene, scene.shim().env("CA_ADDR", scene.ca.address().to_string()), "IP address mismatch").await
+}
+
+#[tokio::test]
+async fn an_address_can_be_verified_by_istiod_san() -> Tested {
+    let scene = Scene::new().await?;
+    let shim = scene.shim().env("CA_ADDR", scene.ca.address().to_string());
+    works(&scene, shim.env("ISTIOD_SAN", "istiod.istio-system.svc")).await
+}
+
+#[tokio::test]
+async fn an_expired_server_certificate_is_refused() -> Tested {
+    let leaf = Leaf { not_before: -7200, not_after: -3600, ..Leaf::server(&["istiod.istio-system.svc"]) };
+    let scene = Scene::with(server(leaf)).await?;
+    refused(&scene, scene.shim(), "certificate has expired").await
+}
+
+#[tokio::test]
+async fn a_server_certificate_from_the_future_is_refused() -> Tested {
+    let leaf = Leaf { not_before: 3600, not_after: 7200, ..Leaf::server(&["istiod.istio-system.svc"]) };
+    let scene = Scene::with(server(leaf)).await?;
+    refused(&scene, scene.shim(), "certificate is not yet valid").await
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_no_server_certificate() -> Tested {
+    let leaf = Leaf { server_auth: false, client_auth: true, ..Leaf::server(&["istiod.istio-system.svc"]) };
+    let scene = Scene::with(server(leaf)).await?;
+    refused(&scene, scene.shim(), "unsuitable certificate purpose").await
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_named() -> Tested {
+    let scene = Scene::with(CaOptions { plaintext: true, ..CaOptions::default() }).await?;
+    let shim = scene.shim().start()?;
+    shim.wait_for_log("TLS handshake with localhost:").await?;
+    assert_eq!(scene.ca.calls().len(), 0, "the token does not go over a connection without TLS");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unknown_root_is_refused_until_the_right_one_is_there() -> Tested {
+    let other = Arc::new(Pki::new("other"));
+    let scene = Scene::with(CaOptions { server_pki: Some(other), ..CaOptions::default() }).await?;
+    scene.write_root(&scene.pki.root_pem())?;
+    let mut shim = scene.shim().start()?;
+    let mut stream = Open::connect(&mut shim, "default").await?;
+    shim.wait_for_log("unable to get local issuer certificate").await?;
+    assert_eq!(scene.ca.calls().len(), 0);
+    scene.write_root(&scene.ca.root_pem())?;
+    stream.next(&shim).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_roots_of_the_system_can_be_asked_for() -> Tested {
+    let scene = Scene::new().await?;
+    // No system knows the root of a test.
+    refused(&scene, scene.shim().env("CA_ROOT_CA", "SYSTEM"), "unable to get local issuer certificate").await
+}
+
+#[tokio::test]
+async fn the_root_can_be_one_of_several_in_another_file() -> Tested {
+    let scene = Scene::new().await?;
+    let bundle = Pki::new("first").root_pem() + &scene.ca.root_pem() + &Pki::new("last").root_pem();
+    ca_common::write(&scene.workload.path().join("roots.pem"), &bundle)?;
+    scene.write_root("")?;
+    works(&scene, scene.shim().env("CA_ROOT_CA", "roots.pem")).await
+}
+
+/// With this content of the root file (no file when `None`) the CA is not even connected to; a good file that takes
+/// its place while we run is enough.
+async fn root_is_named_and_then_repaired(content: Option<&str>, reason: &str) -> Tested {
+    let scene = Scene::new().await?;
+    match content {
+        Some(content) => scene.write_root(content)?,
+        None => fs::remove_file(scene.workload.root_certificate()).or_fail("remove the root")?,
+    }
+    let mut shim = scene.shim().start()?;
+    let mut stream = Open::connect(&mut shim, "default").await?;
+    let line = shim.wait_for_log("trust anchors for the CA, ./var/run/secrets/istio/root-cert.pem").await?;
+    assert!(line.contains(reason), "{line}");
+    stream.expect_silence(&shim).await?;
+    assert_eq!(scene.ca.connections(), 0);
+    scene.write_root(&scene.ca.root_pem())?;
+    stream.next(&shim).await?;
+    assert_eq!(shim.log().count("trust anchors for the CA"), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_missing_root_is_named_and_repaired_while_running() -> Tested {
+    root_is_named_and_then_repaired(None, "No such file or directory").await
+}
+
+#[tokio::test]
+async fn an_empty_root_is_named_and_repaired_while_running() -> Tested {
+    root_is_named_and_then_repaired(Some(""), "it holds no PEM certificate").await
+}
+
+#[tokio::test]
+async fn garbage_for_a_root_is_named_and_repaired_while_running() -> Tested {
+    root_is_named_and_then_repaired(Some("\u{0}garbage\n"), "it holds no PEM certificate").await
+}
+
+#[tokio::test]
+async fn a_broken_root_is_named_and_repaired_while_running() -> Tested {
+    let broken = "-----BEGIN CERTIFICATE-----\nTm90IGEgY2VydGlmaWNhdGU=\n-----END CERTIFICATE-----\n";
+    root_is_named_and_then_repaired(Some(broken), "certificate 1 in it cannot be parsed").await
+}
+
+#[tokio::test]
+async fn a_root_file_that_is_far_too_large_is_named() -> Tested {
+    let huge = "x".repeat(3 << 20);
+    root_is_named_and_then_repaired(Some(&huge), "the file holds more than").await
+}

@@ -1,0 +1,240 @@
+//! The command line, and what is refused in the environment: before anything is served, in words, all at once.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+    process::Stdio,
+};
+
+use testkit::{Failure, OrFail, PATIENCE, scratch::Scratch, workspace};
+use tokio::{process::Command, time::timeout};
+
+type Outcome = Result<(), Failure>;
+
+/// `sysexits.h`: the command was used in a wrong way.
+const EX_USAGE: i32 = 64;
+
+/// Every variable that is documented.
+const VARIABLES: &[&str] = &[
+    "CA_ADDR",
+    "CA_ROOT_CA",
+    "ISTIOD_SAN",
+    "PROV_CERT",
+    "TRUST_DOMAIN",
+    "POD_NAMESPACE",
+    "SERVICE_ACCOUNT",
+    "ISTIO_META_CLUSTER_ID",
+    "SECRET_TTL",
+    "SECRET_GRACE_PERIOD_RATIO",
+    "SECRET_GRACE_PERIOD_RATIO_JITTER",
+    "ECC_SIGNATURE_ALGORITHM",
+    "ECC_CURVE",
+    "WORKLOAD_RSA_KEY_SIZE",
+    "PKCS8_KEY",
+    "WORKLOAD_IDENTITY_SOCKET_FILE",
+    "SDS_SHIM_TOKEN_SOURCE",
+    "SDS_SHIM_TOKEN_AUDIENCE",
+    "SDS_SHIM_CA_MTLS",
+    "SDS_SHIM_CA_TIMEOUT",
+    "SDS_SHIM_ALLOW_UIDS",
+    "SDS_SHIM_LOG",
+];
+
+/// Values that each stop the start. Those of seven letters or more must not show up in what is said about them.
+const MISTAKES: &[(&str, &str)] = &[
+    ("CA_ADDR", "private-value"),
+    ("CA_ADDR", "https://private-value:15012"),
+    ("CA_ADDR", "private-value:0"),
+    ("CA_ADDR", "private-value:65536"),
+    ("CA_ADDR", ":15012"),
+    ("CA_ADDR", "::1:15012"),
+    ("CA_ADDR", "[private-value]:15012"),
+    ("TRUST_DOMAIN", "Private-Value"),
+    ("TRUST_DOMAIN", "private/value"),
+    ("POD_NAMESPACE", "private/value"),
+    ("POD_NAMESPACE", ""),
+    ("SERVICE_ACCOUNT", "../private-value"),
+    ("SERVICE_ACCOUNT", "."),
+    ("SERVICE_ACCOUNT", ""),
+    ("ISTIO_META_CLUSTER_ID", "private\nvalue"),
+    ("ISTIO_META_CLUSTER_ID", "privat\u{e9}-value"),
+    ("SECRET_TTL", "private-value"),
+    ("SECRET_TTL", "86400"),
+    ("SECRET_TTL", "-12345678s"),
+    ("SECRET_TTL", "999ms"),
+    ("SECRET_GRACE_PERIOD_RATIO", "private-value"),
+    ("SECRET_GRACE_PERIOD_RATIO", "1.0000001"),
+    ("SECRET_GRACE_PERIOD_RATIO", "-0.12345"),
+    ("SECRET_GRACE_PERIOD_RATIO", "NaN"),
+    ("SECRET_GRACE_PERIOD_RATIO", "inf"),
+    ("SECRET_GRACE_PERIOD_RATIO_JITTER", "private-value"),
+    ("SECRET_GRACE_PERIOD_RATIO_JITTER", "1.0000001"),
+    ("ECC_SIGNATURE_ALGORITHM", "private-value"),
+    ("ECC_CURVE", "private-value"),
+    ("ECC_CURVE", "P521"),
+    ("WORKLOAD_RSA_KEY_SIZE", "private-value"),
+    ("WORKLOAD_RSA_KEY_SIZE", "1024"),
+    ("WORKLOAD_RSA_KEY_SIZE", "16384"),
+    ("WORKLOAD_RSA_KEY_SIZE", "2049"),
+    ("PKCS8_KEY", "private-value"),
+    ("WORKLOAD_IDENTITY_SOCKET_FILE", "private/value"),
+    ("WORKLOAD_IDENTITY_SOCKET_FILE", ".."),
+    ("SDS_SHIM_TOKEN_SOURCE", "private-value"),
+    ("SDS_SHIM_CA_MTLS", "private-value"),
+    ("SDS_SHIM_CA_MTLS", "always"),
+    ("SDS_SHIM_CA_TIMEOUT", "private-value"),
+    ("SDS_SHIM_CA_TIMEOUT", "0s"),
+    ("SDS_SHIM_ALLOW_UIDS", "private-value"),
+    ("SDS_SHIM_ALLOW_UIDS", "1337,,2000"),
+    ("SDS_SHIM_ALLOW_UIDS", "-1"),
+    ("SDS_SHIM_LOG", "private-value"),
+    ("SDS_SHIM_TYPO", "private-value"),
+    ("SDS_SHIM_", "private-value"),
+];
+
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+    wrote_files: bool,
+}
+
+/// Runs the shim to its end in an empty directory.
+async fn run(arguments: &[&str], env: &[(&str, &OsStr)]) -> Result<Ended, Failure> {
+    let scratch = Scratch::new("tests")?;
+    let program =
+        std::env::var_os("SHIM_BINARY").map_or_else(|| workspace().join("target/dist/sds-shim"), PathBuf::from);
+    let mut command = Command::new(std::path::absolute(&program).or_fail("find the binary")?);
+    command.args(arguments).env_clear().envs(env.iter().copied()).current_dir(scratch.path());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let child = command.spawn().or_fail(format!("start {}", program.display()))?;
+    let output = timeout(PATIENCE, child.wait_with_output()).await.or_fail("wait for the end")?.or_fail("run")?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let wrote_files = std::fs::read_dir(scratch.path()).or_fail("list")?.next().is_some();
+    let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+    Ok(Ended { code: output.status.code(), stdout, stderr, wrote_files })
+}
+
+/// Runs the server with what is required and `env`, which must stop its start.
+async fn refused(env: &[(&str, &OsStr)]) -> Result<Ended, Failure> {
+    let mut all = vec![("POD_NAMESPACE", OsStr::new("foo")), ("SERVICE_ACCOUNT", OsStr::new("sleep"))];
+    all.retain(|(name, _)| !env.iter().any(|(other, _)| other == name));
+    all.extend(env);
+    let ended = run(&[], &all).await?;
+    assert_eq!(ended.code, Some(EX_USAGE), "{}", ended.stderr);
+    assert_eq!(ended.stdout, "");
+    assert!(!ended.wrote_files, "the socket must not exist where nothing will be served");
+    Ok(ended)
+}
+
+/// The lines that each tell a mistake.
+fn mistakes(ended: &Ended) -> Vec<&str> {
+    ended.stderr.lines().filter(|line| line.starts_with("  ")).map(str::trim).collect()
+}
+
+#[tokio::test]
+async fn each_bad_value_stops_the_start_names_its_variable_and_is_not_repeated() -> Outcome {
+    for (name, value) in MISTAKES {
+        println!("{name}={value}");
+        let ended = refused(&[(name, OsStr::new(value))]).await?;
+        let told = mistakes(&ended);
+        assert_eq!(told.len(), 1, "{name}={value}: {}", ended.stderr);
+        assert!(told[0].starts_with(&format!("{name}: ")), "{name}={value}: {}", ended.stderr);
+        assert!(told[0].len() > name.len() + 10, "a sentence: {}", ended.stderr);
+        // `always` is a word of the explanation.
+        let secret = value.len() >= 7 && *value != "always";
+        assert!(!secret || !ended.stderr.contains(value), "{name}={value}: {}", ended.stderr);
+        assert!(!ended.stderr.to_lowercase().contains("private"), "{name}={value}: {}", ended.stderr);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_value_that_is_not_text_is_a_mistake() -> Outcome {
+    let bytes = OsString::from(OsStr::from_bytes(b"foo\xff\xfe"));
+    for name in ["TRUST_DOMAIN", "POD_NAMESPACE", "CA_ADDR", "SDS_SHIM_LOG", "PROV_CERT"] {
+        let ended = refused(&[(name, &bytes)]).await?;
+        assert_eq!(mistakes(&ended).len(), 1, "{}", ended.stderr);
+        assert!(mistakes(&ended)[0].starts_with(name), "{}", ended.stderr);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_variable_with_a_syntax_is_among_the_mistakes() {
+    // What is not checked here can be any text.
+    let free = ["CA_ROOT_CA", "ISTIOD_SAN", "PROV_CERT", "SDS_SHIM_TOKEN_AUDIENCE"];
+    for name in VARIABLES.iter().filter(|name| !free.contains(name)) {
+        assert!(MISTAKES.iter().any(|(other, _)| other == name), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn all_mistakes_are_told_at_once() -> Outcome {
+    let bad = OsStr::new("bad value");
+    let names = ["CA_ADDR", "SECRET_TTL", "PKCS8_KEY", "ECC_CURVE", "SDS_SHIM_LOG", "SDS_SHIM_X", "SERVICE_ACCOUNT"];
+    let ended = refused(&names.map(|name| (name, bad))).await?;
+    assert_eq!(mistakes(&ended).len(), names.len(), "{}", ended.stderr);
+    for name in names {
+        assert_eq!(ended.stderr.matches(&format!("{name}: ")).count(), 1, "{name} in {}", ended.stderr);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_required_is_named_when_it_is_missing() -> Outcome {
+    let ended = run(&["serve"], &[]).await?;
+    assert_eq!(ended.code, Some(EX_USAGE));
+    assert_eq!(mistakes(&ended).len(), 2, "{}", ended.stderr);
+    assert!(ended.stderr.contains("POD_NAMESPACE: ") && ended.stderr.contains("SERVICE_ACCOUNT: "));
+    Ok(())
+}
+
+#[tokio::test]
+async fn env_lists_every_variable_with_its_default_whatever_the_environment_holds() -> Outcome {
+    let ended = run(&["env"], &[("SDS_SHIM_LOG", OsStr::new("bad")), ("SECRET_TTL", OsStr::new("1h"))]).await?;
+    assert_eq!((ended.code, &*ended.stderr), (Some(0), ""));
+    for name in VARIABLES {
+        assert!(ended.stdout.lines().any(|line| line.trim() == *name), "{name} in {}", ended.stdout);
+    }
+    for default in ["istiod.istio-system.svc:15012", "cluster.local", "24h0m0s", "P256", "istio-ca", "10s"] {
+        assert!(ended.stdout.contains(default), "{default} in {}", ended.stdout);
+    }
+    assert!(!ended.wrote_files);
+    Ok(())
+}
+
+#[tokio::test]
+async fn help_and_version_are_printed() -> Outcome {
+    for (arguments, expected) in [
+        (["help"], "Usage: sds-shim"),
+        (["--help"], "Usage: sds-shim"),
+        (["-h"], "Usage: sds-shim"),
+        (["version"], concat!("sds-shim ", env!("CARGO_PKG_VERSION"))),
+        (["--version"], concat!("sds-shim ", env!("CARGO_PKG_VERSION"))),
+        (["-V"], "OpenSSL"),
+    ] {
+        let ended = run(&arguments, &[]).await?;
+        assert_eq!((ended.code, &*ended.stderr), (Some(0), ""));
+        assert!(ended.stdout.contains(expected), "{arguments:?}: {}", ended.stdout);
+        assert!(!ended.wrote_files);
+    }
+    let help = run(&["help"], &[]).await?.stdout;
+    for command in ["serve", "env", "version", "help"] {
+        assert!(help.lines().any(|line| line.trim().starts_with(command)), "{command} in {help}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_command_line_that_means_nothing_is_refused() -> Outcome {
+    for arguments in [&["run"][..], &["serve", "now"], &["env", "--all"], &["--socket=x"], &[""], &["help", "me"]] {
+        let ended = run(arguments, &[]).await?;
+        assert_eq!(ended.code, Some(EX_USAGE), "{arguments:?}");
+        assert_eq!(ended.stdout, "");
+        assert!(ended.stderr.contains("sds-shim help"), "{}", ended.stderr);
+        assert!(!ended.wrote_files);
+    }
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! The memory budgets, on the shipped binary as an ordinary user without capabilities under 8 MiB of locked memory.
+//! These tests start the shim as another user, so they need root.
+
+mod common;
+
+use std::{fs, time::Duration};
+
+use common::{Logged, QUIET, Site};
+use nix::sys::signal::Signal;
+use testkit::{
+    Failure, OrFail,
+    confined::{Confinement, MEMLOCK},
+    development_ca::Fault,
+    sds::{self, SdsClient},
+};
+
+type Outcome = Result<(), Failure>;
+
+/// The kernel's own pages in every process (vvar, vdso) and the guard pages cannot be locked.
+const UNLOCKABLE_KIB: u64 = 64;
+
+/// A line of `/proc/PID/status`, in KiB or as a plain number.
+fn status(shim: &Logged, name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/status", shim.pid())).expect("the shim runs");
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).expect("the kernel tells it");
+    value.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+async fn confined(site: &Site, confinement: Confinement) -> Result<(Logged, SdsClient), Failure> {
+    let mut shim = Logged(site.shim().confined(confinement).env("SDS_SHIM_LOG", "debug").start()?);
+    let client = shim.connect().await?;
+    Ok((shim, client))
+}
+
+/// How often the process was scheduled, of its own will or not.
+fn wakeups(shim: &Logged) -> u64 {
+    status(shim, "voluntary_ctxt_switches") + status(shim, "nonvoluntary_ctxt_switches")
+}
+
+/// What the arena held each time the shim went to sleep until a renewal.
+fn arena_uses(shim: &Logged) -> Vec<u64> {
+    let lines = shim.log().lines();
+    lines.iter().filter_map(|line| line.split("arena_used=").nth(1)?.parse().ok()).collect()
+}
+
+#[tokio::test]
+async fn everything_is_locked_within_eight_mebibytes_whatever_happens() -> Outcome {
+    let site = Site::new().await?;
+    let (shim, client) = confined(&site, Confinement::default()).await?;
+    shim.wait_for_log("keys are in secret memory (2048 KiB), the whole process is locked").await?;
+    let mut witness = client.stream();
+    witness.send(sds::request(&["default"]));
+    let mut last = witness.recv().await?;
+    witness.send(sds::ack(&last, &["default"]));
+
+    // A CA that is down, and one that answers with a megabyte.
+    for fault in [
+        Fault::Status(tonic::Code::Unavailable, "down".to_owned()),
+        Fault::Chain(vec!["A".repeat(1 << 20), "B".to_owned()]),
+    ] {
+        let mark = shim.log().mark();
+        site.ca.push_fault(fault);
+        shim.signal(Signal::SIGUSR1)?;
+        shim.wait_for_log_after(mark, "no new certificate").await?;
+        last = witness.recv().await?;
+        witness.send(sds::ack(&last, &["default"]));
+    }
+
+    // Sixteen connections, this one among them, with two hundred streams.
+    let mut clients = Vec::new();
+    for _ in 1..16 {
+        clients.push(SdsClient::connect(shim.socket()).await.or_fail("connect")?);
+    }
+    let mut streams = Vec::new();
+    for number in 0..200 {
+        let mut stream = clients[number % clients.len()].stream();
+        stream.send(sds::request(&["default"]));
+        stream.recv().await?;
+        streams.push(stream);
+    }
+    shim.signal(Signal::SIGUSR1)?;
+    for stream in &mut streams {
+        stream.recv().await?;
+    }
+    last = witness.recv().await?;
+    witness.send(sds::ack(&last, &["default"]));
+
+    let (peak, locked, mapped) = (status(&shim, "VmPeak"), status(&shim, "VmLck"), status(&shim, "VmSize"));
+    println!("VmPeak {peak} KiB, VmSize {mapped} KiB, VmLck {locked} KiB, VmRSS {} KiB", status(&shim, "VmRSS"));
+    assert!(peak <= MEMLOCK >> 10, "{peak} KiB were mapped");
+    assert!(locked + UNLOCKABLE_KIB >= mapped, "{locked} of {mapped} KiB are locked");
+    assert_eq!(status(&shim, "VmSwap"), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn thousands_of_rotations_leave_the_heap_as_it_was() -> Outcome {
+    const ROTATIONS: usize = 2500;
+    const SAMPLE: usize = 100;
+    let site = Site::new().await?;
+    let (shim, client) = confined(&site, Confinement::default()).await?;
+    let mut stream = client.stream();
+    stream.send(sds::request(&["default"]));
+    let mut last = stream.recv().await?;
+    for _ in 0..ROTATIONS {
+        stream.send(sds::ack(&last, &["default"]));
+        shim.signal(Signal::SIGUSR1)?;
+        let next = stream.recv().await?;
+        assert_ne!(next.version_info, last.version_info);
+        last = next;
+    }
+    let uses = arena_uses(&shim);
+    assert!(uses.len() >= ROTATIONS, "{} rotations were logged", uses.len());
+    let least = |uses: &[u64]| uses.iter().copied().min().expect("there are some");
+    // Buffers that are kept for reuse have grown to their size within the first hundred.
+    let (before, after) = (least(&uses[SAMPLE..2 * SAMPLE]), least(&uses[uses.len() - SAMPLE..]));
+    println!("arena in use: {before} bytes at first, {after} bytes after {ROTATIONS} rotations");
+    assert!(before.abs_diff(after) <= 1024, "{before} bytes at first, {after} after {ROTATIONS} rotations");
+    assert!(status(&shim, "VmPeak") <= MEMLOCK >> 10);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_idle_shim_is_small_and_sleeps() -> Outcome {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let site = Site::new().await?;
+    let (shim, client) = confined(&site, Confinement::default()).await?;
+    let mut stream = client.stream();
+    stream.send(sds::request(&["default", "ROOTCA"]));
+    let answer = stream.recv().await?;
+    stream.send(sds::ack(&answer, &["default", "ROOTCA"]));
+    // The acknowledgement has been taken, and the thread that resolved the name is gone.
+    shim.wait_for_log("Envoy accepted").await?;
+    stream.expect_silence(QUIET).await?;
+    let before = wakeups(&shim);
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(wakeups(&shim), before, "an idle shim woke up");
+    assert_eq!(status(&shim, "Threads"), 1);
+    let resident = status(&shim, "VmRSS");
+    println!("VmRSS {resident} KiB");
+    assert!(resident <= 6656, "{resident} KiB are resident");
+    Ok(())
+}
+
+#[test]
+fn the_binary_is_small() {
+    let path = std::env::var("SHIM_BINARY").unwrap_or_else(|_| "target/dist/sds-shim".to_owned());
+    let size = fs::metadata(&path).expect("run `make build`").len();
+    println!("{size} bytes");
+    assert!(size <= 5632 * 1024, "{size} bytes");
+}

@@ -1,0 +1,87 @@
+//! The shim as it runs in a sidecar: an ordinary user, no capabilities, a limit on locked memory.
+
+use std::{
+    fs,
+    os::unix::fs::lchown,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{Failure, OrFail};
+
+/// The user of istio-proxy's containers.
+pub const UID: u32 = 1337;
+/// What containers usually may lock: 8 MiB.
+pub const MEMLOCK: u64 = 8 << 20;
+
+/// How a process is confined. Needs root.
+#[derive(Clone, Debug)]
+pub struct Confinement {
+    /// Limit of locked memory in bytes.
+    pub memlock: u64,
+    /// Whether `memfd_secret` is forbidden by a seccomp filter.
+    pub without_secret_memory: bool,
+    /// Whether the capability IPC_LOCK is kept; all others are dropped in any case.
+    pub ipc_lock: bool,
+}
+
+impl Default for Confinement {
+    fn default() -> Self {
+        Self { memlock: MEMLOCK, without_secret_memory: false, ipc_lock: false }
+    }
+}
+
+impl Confinement {
+    /// The program and arguments that start `binary` in `directory` confined so. The directory and all in it becomes
+    /// the user's, with a copy of the binary, because the user may not be able to reach ours.
+    pub(crate) fn command(&self, binary: &Path, directory: &Path) -> Result<(PathBuf, Vec<String>), Failure> {
+        copy(binary, &directory.join("sds-shim"))?;
+        let mut arguments = vec![format!("--memlock={0}:{0}", self.memlock), "--".to_owned()];
+        if self.without_secret_memory {
+            copy(&filter()?, &directory.join("without-secret-memory"))?;
+        }
+        arguments.extend(
+            ["setpriv", "--reuid", "1337", "--regid", "1337", "--clear-groups", "--no-new-privs"].map(str::to_owned),
+        );
+        let capabilities = if self.ipc_lock { "-all,+ipc_lock" } else { "-all" };
+        for set in ["--bounding-set", "--inh-caps", "--ambient-caps"] {
+            arguments.push(format!("{set}={capabilities}"));
+        }
+        if self.without_secret_memory {
+            arguments.push("./without-secret-memory".to_owned());
+        }
+        arguments.push("./sds-shim".to_owned());
+        own(directory).or_fail(format!("give {} to uid {UID}", directory.display()))?;
+        Ok((PathBuf::from("/usr/bin/prlimit"), arguments))
+    }
+}
+
+/// The launcher that forbids `memfd_secret`: a binary of this crate, beside the test that runs.
+fn filter() -> Result<PathBuf, Failure> {
+    let test = std::env::current_exe().or_fail("find the test's own binary")?;
+    let path = test.ancestors().nth(2).unwrap_or(Path::new(".")).join("without-secret-memory");
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(Failure::new(format!("{} is missing: run `cargo build --package testkit --bins`", path.display())))
+}
+
+/// Copies by another process: with the file open for writing here, a child that another test starts at the same
+/// moment would inherit it, and the program could not be executed ("text file busy").
+fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+    let status = Command::new("cp").arg(from).arg(to).status().or_fail("run cp")?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Failure::new(format!("cannot copy {}", from.display())))
+}
+
+fn own(path: &Path) -> std::io::Result<()> {
+    lchown(path, Some(UID), Some(UID))?;
+    if fs::symlink_metadata(path)?.is_dir() {
+        for entry in fs::read_dir(path)? {
+            own(&entry?.path())?;
+        }
+    }
+    Ok(())
+}
