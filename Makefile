@@ -8,7 +8,7 @@ export OPENSSL_STATIC := 1
 export SHIM_BINARY := $(CURDIR)/target/dist/sds-shim
 export ENVOY_BINARY := $(CURDIR)/target/envoy/envoy
 DIST_FLAGS := -C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,-z,pack-relative-relocs
-CARGO := cargo
+CARGO := cargo --locked
 
 .PHONY: help build openssl envoy demo test check clean
 
@@ -24,6 +24,7 @@ demo: build envoy ## the acceptance scene: four workloads, real Envoys; KEEP=1 l
 	@target/debug/demo
 
 test: build envoy check ## everything: format, lints, unit, integration and end-to-end tests
+	@$(CARGO) build --quiet --package testkit --bins
 	@$(CARGO) test --workspace --all-targets
 
 check: openssl ## format and lints, warnings as errors
