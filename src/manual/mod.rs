@@ -5,3 +5,6 @@ pub mod architecture {}
 
 #[doc = include_str!("differences.md")]
 pub mod differences {}
+
+#[doc = include_str!("threat_model.md")]
+pub mod threat_model {}
