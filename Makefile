@@ -23,7 +23,7 @@ demo: build envoy ## the acceptance scene: four workloads, real Envoys; KEEP=1 l
 	@$(CARGO) build --quiet --package testkit --bin demo
 	@target/debug/demo
 
-test: build envoy check ## everything: format, lints, unit, integration and end-to-end tests
+test: check build envoy ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins
 	@$(CARGO) test --workspace --all-targets
 

@@ -35,7 +35,7 @@ impl Needles {
         let text: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
         let wrapped = format!("{}\n{}", &text[from..64], &text[64..to]);
         let reversed: Vec<u8> = scalar.iter().rev().copied().collect();
-        for bytes in [&scalar[..], &reversed, text[from..to].as_bytes(), wrapped.as_bytes()] {
+        for bytes in [&scalar[..], &reversed, &text.as_bytes()[from..to], wrapped.as_bytes()] {
             for window in bytes.windows(WINDOW) {
                 self.0.insert(window.try_into().expect("of that size"), key);
             }

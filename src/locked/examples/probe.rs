@@ -1,9 +1,12 @@
-//! A process that uses the crate as `sds-shim` does, and says how it went: `probe report | key | stack | idle |
-//! overflow | touch low|middle|high`. The tests in `tests/ladder.rs` run it under limits and filters.
+//! A process that uses the crate as `sds-shim` does, and says how it went: `probe report | stack | idle |
+//! overflow | panic | late | guard-low | guard-middle | guard-high`. `tests/ladder.rs` has it inside and runs it under limits and filters;
+//! as an example it is there to be measured, built as the shipped binary is.
 
 use std::{env, hint::black_box, process::ExitCode};
 
-use locked::{LockedAllocator, ProcessLock, adopt_openssl, harden_process, lock_process, on_arena_stack, report, usage};
+use locked::{
+    LockedAllocator, ProcessLock, adopt_openssl, harden_process, lock_process, on_arena_stack, report, usage,
+};
 use openssl::{ec, nid::Nid, pkey::PKey};
 
 #[global_allocator]
@@ -12,22 +15,27 @@ static ALLOCATOR: LockedAllocator = LockedAllocator;
 /// What the shim has on its heap when it is idle.
 const HEAP: usize = 400 << 10;
 
-fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+pub(crate) fn main() -> ExitCode {
+    let what = env::args().nth(1).unwrap_or_default();
     if let Err(error) = harden_process() {
         println!("hardening: {error}");
         return ExitCode::FAILURE;
     }
-    match arguments[..] {
-        ["report"] => on_arena_stack(|| tell(true)),
-        ["bare"] => on_arena_stack(|| tell(false)),
-        ["stack"] => on_arena_stack(stack),
-        ["idle"] => on_arena_stack(idle),
-        ["overflow"] => on_arena_stack(|| println!("depth {}", descend(0))),
-        ["panic"] => on_arena_stack(|| panic!("on the arena's stack")),
+    match what.as_str() {
+        "report" => on_arena_stack(tell),
+        "stack" => on_arena_stack(stack),
+        "idle" => on_arena_stack(idle),
+        "overflow" => on_arena_stack(|| println!("depth {}", descend(0))),
+        "guard-low" => on_arena_stack(|| touch(|stack, _| stack - 1)),
+        "guard-middle" => on_arena_stack(|| touch(|_, heap| heap - 1)),
+        "guard-high" => on_arena_stack(|| touch(|_, heap| heap + usage().capacity + 64)),
+        "late" => {
+            let group = ec::EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("the curve");
+            println!("adopted={} after degree={}", adopt_openssl().is_ok(), group.degree());
+        }
+        "panic" => on_arena_stack(|| panic!("on the arena's stack")),
         _ => {
-            println!("unknown: {arguments:?}");
+            println!("unknown: {what}");
             return ExitCode::FAILURE;
         }
     }
@@ -35,24 +43,25 @@ fn main() -> ExitCode {
 }
 
 /// One `name=value` for each line.
-fn tell(with_openssl: bool) {
+fn tell() {
     let adopted = adopt_openssl().is_ok();
     println!("adopted={adopted}");
     let heap = black_box(vec![7_u8; HEAP]);
-    if with_openssl {
-        let group = ec::EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("the curve");
-        let key = PKey::from_ec_key(ec::EcKey::generate(&group).expect("a key")).expect("a key");
-        println!("key={}", key.bits());
-    }
+    let group = ec::EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("the curve");
+    let key = PKey::from_ec_key(ec::EcKey::generate(&group).expect("a key")).expect("a key");
+    println!("key={}", key.bits());
     let outcome = lock_process();
     let report = report();
     println!("level={}", report.level());
     println!("kind={:?}", report.kind);
     println!("arena_locked={}", report.arena_locked);
-    println!("process={}", match outcome {
-        ProcessLock::Refused(errno) => format!("Refused({errno:?})"),
-        outcome => format!("{outcome:?}"),
-    });
+    println!(
+        "process={}",
+        match outcome {
+            ProcessLock::Refused(errno) => format!("Refused({errno:?})"),
+            outcome => format!("{outcome:?}"),
+        }
+    );
     println!("arena_kib={}", report.arena_mapped / 1024);
     println!("mapped_kib={}", report.mapped / 1024);
     println!("locked_kib={}", report.locked / 1024);
@@ -73,6 +82,15 @@ fn stack() {
 fn descend(depth: usize) -> usize {
     let frame = black_box([depth; 128]);
     if depth == usize::MAX { 0 } else { descend(depth + 1) + frame[depth % 128] }
+}
+
+/// Reads one byte at an address that is reckoned from where the stack and the heap begin.
+fn touch(address: impl Fn(usize, usize) -> usize) {
+    let starts = starts();
+    let address = address(starts[0], starts[1]);
+    // SAFETY: this is to fault; should it not, it reads a byte of the arena or behind it.
+    let byte = unsafe { std::ptr::with_exposed_provenance::<u8>(address).read_volatile() };
+    println!("read {byte}");
 }
 
 /// A word that no instruction or table has as it stands.
@@ -111,8 +129,22 @@ fn needles() -> usize {
 #[cfg(feature = "dump")]
 fn contains_address(address: usize) -> bool {
     let mut found = false;
-    locked::for_each_arena_byte_range(|bytes| found |= bytes.as_ptr_range().contains(&std::ptr::without_provenance(address)));
+    locked::for_each_arena_byte_range(|bytes| {
+        found |= bytes.as_ptr_range().contains(&std::ptr::without_provenance(address))
+    });
     found
+}
+
+#[cfg(feature = "dump")]
+fn starts() -> Vec<usize> {
+    let mut starts = Vec::with_capacity(2);
+    locked::for_each_arena_byte_range(|bytes| starts.push(bytes.as_ptr().expose_provenance()));
+    starts
+}
+
+#[cfg(not(feature = "dump"))]
+fn starts() -> Vec<usize> {
+    vec![1, 1]
 }
 
 #[cfg(not(feature = "dump"))]

@@ -21,7 +21,8 @@ const STACK_START: usize = PAGE;
 const HEAP_START: usize = STACK_START + STACK + PAGE;
 const EXTENSIONS: usize = 8;
 
-static STATE: Mutex<Arena> = Mutex::new(Arena { main: None, extensions: [const { None }; EXTENSIONS], pool: Pool::new() });
+static STATE: Mutex<Arena> =
+    Mutex::new(Arena { main: None, extensions: [const { None }; EXTENSIONS], pool: Pool::new() });
 
 /// What the process has of the arena. All of it is guarded by one lock, which allocates nothing.
 pub(crate) struct Arena {

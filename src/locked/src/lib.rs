@@ -14,7 +14,6 @@ mod readable;
 mod registers;
 mod report;
 mod stack;
-mod wiping;
 
 #[cfg(feature = "dump")]
 pub use arena::for_each_arena_byte_range;
@@ -26,4 +25,3 @@ pub use readable::Readable;
 pub use registers::clear_vector_registers;
 pub use report::{Level, Report, report};
 pub use stack::{clear_idle_stack, on_arena_stack};
-pub use wiping::WipingAllocator;

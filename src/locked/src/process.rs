@@ -1,14 +1,13 @@
 //! What is done to the process as a whole.
 
 use std::{
-    fs, io,
+    env, fs, io,
     sync::{Mutex, PoisonError},
 };
 
 use nix::{
     errno::Errno,
     sys::{
-        mman::{MlockAllFlags, mlockall},
         prctl,
         resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
         stat::{Mode, umask},
@@ -42,11 +41,14 @@ pub fn lock_process() -> ProcessLock {
     let fits = status.holds_ipc_lock || status.limit.is_none_or(|limit| status.mapped + HEADROOM <= limit);
     // Future mappings alone could be locked without the present ones fitting, but then each would fail.
     let (flags, success) = if fits {
-        (MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE, ProcessLock::Whole)
+        (libc::MCL_CURRENT | libc::MCL_FUTURE, ProcessLock::Whole)
     } else {
-        (MlockAllFlags::MCL_CURRENT, ProcessLock::Present)
+        (libc::MCL_CURRENT, ProcessLock::Present)
     };
-    let outcome = mlockall(flags).map_or_else(ProcessLock::Refused, |()| success);
+    // The plain call, not libc's: sanitizers replace that one with one that does nothing and reports success.
+    // SAFETY: the call takes no pointers and changes no content.
+    let locked = unsafe { libc::syscall(libc::SYS_mlockall, flags) };
+    let outcome = Errno::result(locked).map_or_else(ProcessLock::Refused, |_| success);
     *OUTCOME.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
     outcome
 }
@@ -56,7 +58,8 @@ pub(crate) fn outcome() -> ProcessLock {
 }
 
 /// What other processes of our user, a core dump, a child or a file of ours could tell: nothing. No core dumps, no
-/// reading of our memory, no new privileges, files for us alone, no descriptor left to a child.
+/// reading of our memory, no new privileges, files for us alone, no descriptor left to a child. Call it first in
+/// `main`.
 ///
 /// # Errors
 /// When the kernel refuses one of them.
@@ -66,7 +69,19 @@ pub fn harden_process() -> io::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     umask(Mode::from_bits_truncate(0o077));
     close_inherited_on_exec();
+    forgo_backtraces();
     Ok(())
+}
+
+/// A backtrace needs more memory than the arena may have; and when the arena is full, the one that the standard
+/// library wants to print needs memory itself, and waits for itself for ever instead of ending the process.
+fn forgo_backtraces() {
+    if Status::read().threads == 1 {
+        for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+            // SAFETY: this is the only thread, so nobody else reads the environment.
+            unsafe { env::remove_var(name) };
+        }
+    }
 }
 
 /// Kernels before 5.11 cannot do it; there, inherited descriptors stay as whoever started us wanted them.
@@ -80,12 +95,19 @@ fn close_inherited_on_exec() {
 /// 64 MiB, and a large block would be a mapping, which fails when the limit is near.
 fn keep_libc_small() {
     #[cfg(target_env = "gnu")]
-    for (option, value) in
-        [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, 16 << 20), (libc::M_TOP_PAD, 0), (libc::M_TRIM_THRESHOLD, 64 << 10)]
-    {
+    for (option, value) in [
+        (libc::M_ARENA_MAX, 1),
+        (libc::M_MMAP_THRESHOLD, 16 << 20),
+        (libc::M_TOP_PAD, 0),
+        (libc::M_TRIM_THRESHOLD, 64 << 10),
+    ] {
         // SAFETY: mallopt takes numbers, and no other thread allocates meanwhile.
         let _ = unsafe { libc::mallopt(option, value) };
     }
+    // What glibc took before main, 128 KiB, is empty but for its first blocks.
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it gives unused memory back, and takes no pointers.
+    let _ = unsafe { libc::malloc_trim(0) };
 }
 
 /// What the kernel says of the process, in bytes.
@@ -95,6 +117,7 @@ pub(crate) struct Status {
     /// The soft limit of locked memory; none is no limit.
     pub(crate) limit: Option<u64>,
     pub(crate) holds_ipc_lock: bool,
+    threads: u64,
 }
 
 impl Status {
@@ -111,6 +134,7 @@ impl Status {
             locked: kib("VmLck:"),
             limit: (limit != RLIM_INFINITY).then_some(limit),
             holds_ipc_lock: capabilities >> CAP_IPC_LOCK & 1 == 1,
+            threads: field("Threads:").parse().unwrap_or(0),
         }
     }
 }

@@ -99,3 +99,58 @@ fn clear_neon() {
         );
     }
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    const PATTERN: [u8; 32] = [0xA5; 32];
+
+    /// Fills ymm0 to ymm15, calls `between` if asked to, and reads them back.
+    #[target_feature(enable = "avx")]
+    fn through_the_registers(clear: bool) -> [[u8; 32]; 16] {
+        let mut out = [[0_u8; 32]; 16];
+        let clear = u64::from(clear);
+        // SAFETY: the pattern and `out` are as long as what is read and written; the call is one of our functions,
+        // whose clobbers are told; the stack is aligned as the ABI wants it, because asm! may use the stack.
+        unsafe {
+            std::arch::asm!(
+                "vmovdqu ymm0, [r12]", "vmovdqu ymm1, [r12]", "vmovdqu ymm2, [r12]", "vmovdqu ymm3, [r12]",
+                "vmovdqu ymm4, [r12]", "vmovdqu ymm5, [r12]", "vmovdqu ymm6, [r12]", "vmovdqu ymm7, [r12]",
+                "vmovdqu ymm8, [r12]", "vmovdqu ymm9, [r12]", "vmovdqu ymm10, [r12]", "vmovdqu ymm11, [r12]",
+                "vmovdqu ymm12, [r12]", "vmovdqu ymm13, [r12]", "vmovdqu ymm14, [r12]", "vmovdqu ymm15, [r12]",
+                "test r14, r14",
+                "jz 2f",
+                "call {clear}",
+                "2:",
+                "vmovdqu [r13], ymm0", "vmovdqu [r13 + 32], ymm1", "vmovdqu [r13 + 64], ymm2",
+                "vmovdqu [r13 + 96], ymm3", "vmovdqu [r13 + 128], ymm4", "vmovdqu [r13 + 160], ymm5",
+                "vmovdqu [r13 + 192], ymm6", "vmovdqu [r13 + 224], ymm7", "vmovdqu [r13 + 256], ymm8",
+                "vmovdqu [r13 + 288], ymm9", "vmovdqu [r13 + 320], ymm10", "vmovdqu [r13 + 352], ymm11",
+                "vmovdqu [r13 + 384], ymm12", "vmovdqu [r13 + 416], ymm13", "vmovdqu [r13 + 448], ymm14",
+                "vmovdqu [r13 + 480], ymm15",
+                clear = sym called,
+                in("r12") PATTERN.as_ptr(),
+                in("r13") out.as_mut_ptr(),
+                in("r14") clear,
+                clobber_abi("sysv64"),
+            );
+        }
+        out
+    }
+
+    extern "sysv64" fn called() {
+        clear_vector_registers();
+    }
+
+    #[test]
+    fn nothing_stays_in_the_vector_registers() {
+        if !std::arch::is_x86_feature_detected!("avx") {
+            return;
+        }
+        // SAFETY: the processor has AVX.
+        assert_eq!(unsafe { through_the_registers(false) }, [PATTERN; 16]);
+        // SAFETY: the processor has AVX.
+        assert_eq!(unsafe { through_the_registers(true) }, [[0; 32]; 16]);
+    }
+}

@@ -46,51 +46,47 @@ impl Drop for AbortOnDrop {
 /// For the runtime's park hook: a key that was retired is then nowhere, and what is to be wiped is short.
 #[inline(never)]
 pub fn clear_idle_stack() {
-    let here = 0_u8;
-    let here = (&raw const here).addr();
+    let here = psm::stack_pointer().addr();
     let Some(stack) = lock().stack() else { return };
     let bottom = stack.addr().get();
-    if !(bottom..bottom + STACK).contains(&here) {
-        return;
+    if (bottom..bottom + STACK).contains(&here) {
+        wipe_down_to(bottom);
     }
-    wipe_below(here, used_below(bottom, here));
 }
 
-/// How far down from `here` something stands, rounded up to pages: the stack begins as zeros, so a long run of them
-/// is where no call has ever been.
-fn used_below(bottom: usize, here: usize) -> usize {
-    const RUN: usize = 16 << 10;
-    let mut zeros = 0;
-    let mut address = here & !7;
-    while address >= bottom + 8 && zeros < RUN {
-        address -= 8;
-        let word = std::ptr::with_exposed_provenance::<u64>(address);
-        // SAFETY: the address is aligned and within the arena's stack, which is readable; calls change it meanwhile,
-        // which a volatile read allows, and any value is a valid one.
-        let word = unsafe { word.read_volatile() };
-        zeros = if word == 0 { zeros + 8 } else { 0 };
-    }
-    here - address
-}
+/// So many words of zeros (16 KiB) in a row are where no call has ever been: the stack begins as zeros.
+const UNUSED: usize = 2048;
 
-/// Zeroes `len` bytes below the frame of this function, which calls nothing that could have its own frame there.
+/// Zeroes what is below the frame of this function, word by word, down to what was never used, at most to `bottom`.
+/// It calls nothing, as that could have its own frame there.
 #[cfg(target_arch = "x86_64")]
 #[inline(never)]
-fn wipe_below(here: usize, len: usize) {
-    // SAFETY: what lies below the red zone of the innermost function belongs to nobody; the range ends within the
-    // arena's stack, because it is `len` bytes below `here`. A signal handler that runs there meanwhile is done
-    // before the next byte is written.
+fn wipe_down_to(bottom: usize) {
+    // SAFETY: what lies below the red zone of the innermost function belongs to nobody, and the stack pointer is
+    // within the arena's stack, above `bottom`. A signal handler that runs there meanwhile is done before the next
+    // word is written.
     unsafe {
         std::arch::asm!(
-            "lea rcx, [rsp - 128]",
-            "sub rcx, rdi",
-            "jbe 2f",
-            "cld",
-            "rep stosb",
+            "lea {word}, [rsp - 128]",
+            "and {word}, -8",
+            "xor {zeros:e}, {zeros:e}",
             "2:",
-            inout("rdi") here - len => _,
-            out("rcx") _,
-            in("al") 0_u8,
+            "cmp {word}, {bottom}",
+            "jbe 4f",
+            "sub {word}, 8",
+            "inc {zeros}",
+            "cmp qword ptr [{word}], 0",
+            "je 3f",
+            "mov qword ptr [{word}], 0",
+            "xor {zeros:e}, {zeros:e}",
+            "3:",
+            "cmp {zeros}, {UNUSED}",
+            "jb 2b",
+            "4:",
+            word = out(reg) _,
+            zeros = out(reg) _,
+            bottom = in(reg) bottom,
+            UNUSED = const UNUSED,
         );
     }
 }
@@ -98,22 +94,33 @@ fn wipe_below(here: usize, len: usize) {
 /// As for x86-64; the ABI has no red zone here.
 #[cfg(target_arch = "aarch64")]
 #[inline(never)]
-fn wipe_below(here: usize, len: usize) {
-    // SAFETY: what lies below the stack pointer belongs to nobody; the range ends within the arena's stack, because
-    // it is `len` bytes below `here`. `len` counts from a word, so whole words are written.
+fn wipe_down_to(bottom: usize) {
+    // SAFETY: what lies below the stack pointer belongs to nobody, and the stack pointer is within the arena's stack,
+    // above `bottom`. A signal handler that runs there meanwhile is done before the next word is written.
     unsafe {
         std::arch::asm!(
-            "mov {end}, sp",
-            "2: cmp {address}, {end}",
-            "b.hs 3f",
-            "str xzr, [{address}], #8",
-            "b 2b",
+            "mov {word}, sp",
+            "mov {zeros}, #0",
+            "2:",
+            "cmp {word}, {bottom}",
+            "b.ls 4f",
+            "ldr {value}, [{word}, #-8]!",
+            "add {zeros}, {zeros}, #1",
+            "cbz {value}, 3f",
+            "str xzr, [{word}]",
+            "mov {zeros}, #0",
             "3:",
-            address = inout(reg) here - len => _,
-            end = out(reg) _,
+            "cmp {zeros}, #{UNUSED}",
+            "b.lo 2b",
+            "4:",
+            word = out(reg) _,
+            zeros = out(reg) _,
+            value = out(reg) _,
+            bottom = in(reg) bottom,
+            UNUSED = const UNUSED,
         );
     }
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn wipe_below(_here: usize, _len: usize) {}
+fn wipe_down_to(_bottom: usize) {}

@@ -1,0 +1,106 @@
+//! The arena as this test's own allocator, and as OpenSSL's.
+
+use std::{alloc::Layout, hint::black_box, thread};
+
+use locked::{LockedAllocator, for_each_arena_byte_range, usage};
+use openssl::{
+    ec::{EcGroup, EcKey},
+    nid::Nid,
+};
+
+#[global_allocator]
+static ALLOCATOR: LockedAllocator = LockedAllocator;
+
+/// Occurrences of `!masked` in the arena: the pattern itself is nowhere for the search.
+fn occurrences(masked: &[u8]) -> usize {
+    let mut found = 0;
+    for_each_arena_byte_range(|bytes| {
+        found += bytes.windows(masked.len()).filter(|window| window.iter().zip(masked).all(|(a, b)| *a == !*b)).count();
+    });
+    found
+}
+
+fn invert(bytes: &mut [u8]) {
+    for byte in bytes {
+        *byte = !*byte;
+    }
+}
+
+/// One test, because all share one arena and OpenSSL is adopted once.
+#[test]
+fn rust_and_openssl_live_in_the_arena_and_leave_nothing() {
+    // The standard library's hook would look for symbols: with more memory than the arena has, so it would hang.
+    std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
+    locked::adopt_openssl().unwrap();
+    an_openssl_key_is_in_the_arena();
+    a_vector_that_grew_leaves_nothing();
+    threads_share_it();
+    a_full_arena_refuses_and_an_extension_helps();
+}
+
+fn an_openssl_key_is_in_the_arena() {
+    let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+    let key = EcKey::generate(&group).unwrap();
+    let mut scalar = key.private_key().to_vec();
+    // OpenSSL keeps numbers in words of its machine's order; the low half of the words is long enough.
+    scalar.reverse();
+    invert(&mut scalar);
+    assert!(occurrences(&scalar[..16]) > 0, "the key is not in the arena");
+    let mut pem = key.private_key_to_pem().unwrap();
+    let mut middle = pem[60..90].to_vec();
+    invert(&mut middle);
+    assert_eq!(occurrences(&middle), 1, "one PEM is there, and no remains of its making");
+    invert(&mut pem);
+    drop((pem, key));
+    assert_eq!(occurrences(&scalar[..16]), 0, "the key outlived its owner");
+}
+
+fn a_vector_that_grew_leaves_nothing() {
+    let mut masked = *b"a pattern of the vector that grows";
+    invert(&mut masked);
+    let mut vector = Vec::new();
+    let mut others = Vec::new();
+    for round in 0..2_000 {
+        vector.extend(masked.iter().map(|byte| !byte));
+        // What lies behind the vector makes it move.
+        others.push(vec![0_u8; round % 97 + 1]);
+    }
+    // A copy stands where two of it in a row begin one.
+    assert_eq!(occurrences(&masked), 2_000);
+    vector.truncate(masked.len());
+    vector.shrink_to_fit();
+    assert_eq!(occurrences(&masked), 1);
+    drop(black_box(vector));
+    assert_eq!(occurrences(&masked), 0);
+}
+
+fn threads_share_it() {
+    let before = usage().used;
+    let work = |seed: usize| {
+        for round in 0..20_000 {
+            let bytes = black_box(vec![seed as u8; (round * 31 + seed * 7) % 900 + 1]);
+            assert!(bytes.iter().all(|byte| *byte == seed as u8));
+        }
+    };
+    thread::scope(|scope| {
+        for seed in 1..4 {
+            scope.spawn(move || work(seed));
+        }
+    });
+    assert!(usage().used < before + 4_096, "{} then {:?}", before, usage());
+}
+
+fn a_full_arena_refuses_and_an_extension_helps() {
+    let before = usage();
+    let mut large: Vec<u8> = Vec::new();
+    assert!(large.try_reserve_exact(3 << 20).is_err());
+    // A root without limits, or a limit that holds it: elsewhere there is no more to be had of the same kind.
+    match locked::extend(4 << 20) {
+        Ok(()) => {
+            assert!(usage().capacity >= before.capacity + (4 << 20) - Layout::new::<[u64; 8]>().size());
+            large.try_reserve_exact(3 << 20).unwrap();
+            large.resize(3 << 20, 7);
+        }
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::OutOfMemory),
+    }
+}
