@@ -26,6 +26,10 @@ fn status(shim: &Logged, name: &str) -> u64 {
     value.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
+/// What the arena of 2 MiB bears at the same time, with room for a renewal.
+const CONNECTIONS: usize = 12;
+const STREAMS: usize = 80;
+
 async fn confined(site: &Site, confinement: Confinement) -> Result<(Logged, SdsClient), Failure> {
     let mut shim = Logged(site.shim().confined(confinement).env("SDS_SHIM_LOG", "debug").start()?);
     let client = shim.connect().await?;
@@ -66,13 +70,13 @@ async fn everything_is_locked_within_eight_mebibytes_whatever_happens() -> Outco
         witness.send(sds::ack(&last, &["default"]));
     }
 
-    // Sixteen connections, this one among them, with two hundred streams.
+    // As many connections, this one among them, with as many streams as the README says that the arena bears.
     let mut clients = Vec::new();
-    for _ in 1..16 {
+    for _ in 1..CONNECTIONS {
         clients.push(SdsClient::connect(shim.socket()).await.or_fail("connect")?);
     }
     let mut streams = Vec::new();
-    for number in 0..200 {
+    for number in 1..STREAMS {
         let mut stream = clients[number % clients.len()].stream();
         stream.send(sds::request(&["default"]));
         stream.recv().await?;

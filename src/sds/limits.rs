@@ -2,9 +2,9 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Connections at a time. A sidecar has one Envoy with one or a few of them.
+/// Connections at a time, if the arena bears them. A sidecar has one Envoy with one or a few of them.
 pub(super) const MAX_CONNECTIONS: usize = 16;
-/// Streams at a time, over all connections. Envoy opens one for each secret.
+/// Streams at a time, over all connections, if the arena bears them. Envoy opens one for each secret.
 pub(super) const MAX_STREAMS: usize = 256;
 /// Bytes of one request. Node metadata of real sidecars stays well below.
 pub(super) const MAX_REQUEST: usize = 128 * 1024;
@@ -19,8 +19,8 @@ pub(super) const SEND_BUFFER: usize = 16 * 1024;
 
 /// Percent of the arena in use from which on nobody new is let in, and at which a connection that sends yet more is
 /// closed: a full arena would end the process, and with it everyone's service. Below, there is room for a renewal.
-const FULL_FOR_CONNECTIONS: usize = 55;
-const FULL_FOR_STREAMS: usize = 65;
+const FULL_FOR_CONNECTIONS: usize = 62;
+const FULL_FOR_STREAMS: usize = 70;
 const FULL_FOR_BYTES: usize = 75;
 
 /// Whether a connection may take in more bytes.

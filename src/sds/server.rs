@@ -34,10 +34,7 @@ pub async fn serve(socket: &SdsSocket, config: &SdsConfig, workloads: Arc<dyn Wo
             }
             None if !full => {
                 full = true;
-                warn!(
-                    "there is no room for more connections on the SDS socket (at most {} can be open); they are refused",
-                    limits::MAX_CONNECTIONS
-                );
+                warn!("there is no room for more connections on the SDS socket now; they are refused");
             }
             None => {}
         }

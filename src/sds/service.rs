@@ -17,7 +17,7 @@ use tonic::{Status, Streaming, codec::Codec, metadata::MetadataMap};
 
 use super::{
     body::{Once, ResponseBody, Responses},
-    limits::{Limits, MAX_REQUEST, MAX_STREAMS, Place},
+    limits::{Limits, MAX_REQUEST, Place},
     message::Pieces,
     report::{EXPECTED_NAMES, Report},
     stream::{Delta, SecretStream, StateOfTheWorld, Variant},
@@ -87,7 +87,7 @@ impl Shared {
 
     fn attach(&self, metadata: &MetadataMap) -> Result<Attached, Status> {
         let place = self.limits.stream().ok_or_else(|| {
-            Status::resource_exhausted(format!("there is no room for more streams; at most {MAX_STREAMS} can be open"))
+            Status::resource_exhausted("there is no room for more streams now; SDS_SHIM_ARENA_KIB makes more")
         })?;
         let views = self.workloads.attach(token(metadata).map_err(AttachError::from)?)?;
         let subscription = Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed));
