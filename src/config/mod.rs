@@ -1,5 +1,6 @@
 //! The environment as typed values, read once; each consumer gets only its own part.
 
+mod ca;
 mod duration;
 mod env;
 mod reader;
@@ -7,13 +8,14 @@ mod reader;
 mod tests;
 mod variables;
 
-use std::{collections::BTreeSet, fmt, net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use locked::Level;
 
 use crate::identity::{KeyAlgorithm, KeyEncoding, KeySpec, SpiffeId, TrustDomain};
 use reader::Reader;
 
+pub use ca::{CaConfig, CaHeader, CaRoots, MutualTls, ServerName};
 pub use env::{Env, ProcessEnv, arguments};
 pub use reader::Mistake;
 pub use variables::{VARIABLES, Variable};
@@ -21,7 +23,6 @@ pub use variables::{VARIABLES, Variable};
 /// Directory of the workload SDS socket, relative to the working directory (contract with Istio's agent).
 pub const SOCKET_DIRECTORY: &str = "./var/run/secrets/workload-spiffe-uds";
 const TOKEN_FILE: &str = "./var/run/secrets/tokens/istio-token";
-const ROOT_FILE: &str = "./var/run/secrets/istio/root-cert.pem";
 
 /// Everything that the environment says, in the parts that the modules take.
 #[derive(Debug)]
@@ -60,79 +61,6 @@ pub struct TokenConfig {
     pub file: Option<PathBuf>,
     /// The audience that a token must carry.
     pub audience: String,
-}
-
-/// How the CA is reached.
-#[derive(Clone, Debug)]
-pub struct CaConfig {
-    /// Host name or address of the CA.
-    pub host: String,
-    /// Port of the CA.
-    pub port: u16,
-    /// Name that the server certificate must carry.
-    pub server_name: ServerName,
-    /// Trust anchors for the server certificate.
-    pub roots: CaRoots,
-    /// Directory of a provisioned client certificate.
-    pub provisioned: Option<PathBuf>,
-    /// When a client certificate is presented.
-    pub mutual_tls: MutualTls,
-    /// Deadline of one call.
-    pub timeout: Duration,
-    /// Whether the CA is reached without TLS.
-    pub plaintext: bool,
-    /// `ClusterID` in the metadata of a call.
-    pub cluster_id: String,
-    /// Further metadata of a call.
-    pub headers: Vec<CaHeader>,
-    /// `CertSigner` in the request.
-    pub cert_signer: Option<String>,
-    /// Asked lifetime of a certificate.
-    pub ttl: Duration,
-}
-
-/// A metadata entry of each call. Its value may be a credential, so it cannot be printed.
-#[derive(Clone)]
-pub struct CaHeader {
-    /// Its name, in lower case as HTTP/2 wants it.
-    pub name: String,
-    /// Its value, visible ASCII.
-    pub value: String,
-}
-
-impl fmt::Debug for CaHeader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CaHeader({})", self.name)
-    }
-}
-
-/// Name that the CA's server certificate must carry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServerName {
-    /// A DNS name.
-    Dns(String),
-    /// An address.
-    Ip(IpAddr),
-}
-
-/// Trust anchors for the CA's server certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CaRoots {
-    /// A PEM file, read anew for each connection.
-    File(PathBuf),
-    /// The operating system's anchors.
-    System,
-}
-
-/// When a client certificate is presented to the CA (`SDS_SHIM_CA_MTLS`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MutualTls {
-    /// Whenever one is held; the token alone where the CA refuses it.
-    Auto,
-    /// In each call.
-    Always,
-    /// In none.
-    Never,
 }
 
 /// When certificates are renewed.
@@ -193,7 +121,7 @@ impl Config {
         let config = Self {
             identity: identity(&mut reader, token.file.is_none()),
             key: key(&mut reader),
-            ca: ca(&mut reader),
+            ca: ca::read(&mut reader),
             rotation: rotation(&mut reader),
             sds: sds(&mut reader),
             memory: memory(&mut reader),
@@ -254,123 +182,10 @@ fn token(reader: &mut Reader<'_>) -> TokenConfig {
     TokenConfig { file, audience }
 }
 
-fn ca(reader: &mut Reader<'_>) -> CaConfig {
-    let (host, port) = reader
-        .parse_with(&variables::CA_ADDR, host_and_port)
-        .unwrap_or_else(|| ("istiod.istio-system.svc".to_owned(), 15012));
-    let server_name = reader.parse_with(&variables::ISTIOD_SAN, host_name).unwrap_or_else(|| {
-        // Inside istiod's own pod and through port-forwards the address says nothing about the name.
-        if host == "localhost" { "istiod.istio-system.svc".to_owned() } else { host.clone() }
-    });
-    let provisioned = reader.text(&variables::PROV_CERT).map(PathBuf::from);
-    let roots = match (reader.text(&variables::CA_ROOT_CA), &provisioned) {
-        (Some(system), _) if system == "SYSTEM" => CaRoots::System,
-        (Some(file), _) => CaRoots::File(file.into()),
-        (None, Some(directory)) => CaRoots::File(directory.join("root-cert.pem")),
-        (None, None) => CaRoots::File(ROOT_FILE.into()),
-    };
-    let modes = [("auto", MutualTls::Auto), ("always", MutualTls::Always), ("never", MutualTls::Never)];
-    let mutual_tls = reader.choice(&variables::SDS_SHIM_CA_MTLS, &modes).unwrap_or(MutualTls::Auto);
-    if mutual_tls == MutualTls::Always && provisioned.is_none() {
-        reader.mistake(
-            &variables::SDS_SHIM_CA_MTLS,
-            "always needs PROV_CERT, because the first call cannot present a certificate otherwise",
-        );
-    }
-    CaConfig {
-        plaintext: port == PLAINTEXT_PORT,
-        headers: headers(reader),
-        cert_signer: reader.text(&variables::ISTIO_META_CERT_SIGNER),
-        host,
-        port,
-        server_name: server_name.parse().map(ServerName::Ip).unwrap_or(ServerName::Dns(server_name)),
-        roots,
-        provisioned,
-        mutual_tls,
-        timeout: reader.positive_duration(&variables::SDS_SHIM_CA_TIMEOUT).unwrap_or(Duration::from_secs(10)),
-        cluster_id: header_value(reader, &variables::ISTIO_META_CLUSTER_ID).unwrap_or_else(|| "Kubernetes".to_owned()),
-        ttl: asked_lifetime(reader),
-    }
-}
-
 /// The arena as it is made before the environment is read.
 const ARENA_KIB: usize = 2048;
 /// As much as the allocator can manage in one block.
 const MAX_ARENA_KIB: usize = 64 * 1024;
-/// The port on which istiod serves without TLS.
-const PLAINTEXT_PORT: u16 = 15010;
-
-fn headers(reader: &mut Reader<'_>) -> Vec<CaHeader> {
-    const PREFIX: &str = "CA_HEADER_";
-    let mut headers = Vec::new();
-    for variable in reader.env().names().into_iter().filter(|name| name.starts_with(PREFIX)) {
-        let name = variable[PREFIX.len()..].to_ascii_lowercase();
-        let sendable = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-        // These are ours to send; a second value would make the CA refuse both.
-        let ours = name.starts_with("grpc-") || ["authorization", "clusterid"].contains(&name.as_str());
-        if name.is_empty() || !sendable || ours || name.ends_with("-bin") {
-            reader.mistake_in(&variable, "what follows CA_HEADER_ is not a name that can be sent as metadata");
-            continue;
-        }
-        let value = reader.env().value(&variable).unwrap_or_default();
-        if !visible_ascii(&value) {
-            reader.mistake_in(&variable, "only visible ASCII characters can be sent as metadata");
-        } else if !value.is_empty() {
-            headers.push(CaHeader { name, value });
-        }
-    }
-    headers
-}
-
-fn visible_ascii(text: &str) -> bool {
-    text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
-}
-
-/// A DNS name (RFC 1035, section 2.3.4) or an address.
-fn host_name(text: &str) -> Result<String, &'static str> {
-    let label = |label: &str| {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-        (1..=63).contains(&label.len()) && label.bytes().all(allowed)
-    };
-    let name = text.strip_suffix('.').unwrap_or(text);
-    if text.parse::<IpAddr>().is_ok() || (name.len() <= 253 && name.split('.').all(label)) {
-        return Ok(text.to_owned());
-    }
-    Err("a DNS name or an IP address is expected")
-}
-
-/// gRPC metadata is visible ASCII; anything else would make every call fail.
-fn header_value(reader: &mut Reader<'_>, variable: &Variable) -> Option<String> {
-    reader.parse_with(variable, |text| {
-        if visible_ascii(text) {
-            Ok(text.to_owned())
-        } else {
-            Err("only visible ASCII characters can be sent as metadata")
-        }
-    })
-}
-
-fn asked_lifetime(reader: &mut Reader<'_>) -> Duration {
-    let ttl = reader.duration(&variables::SECRET_TTL).unwrap_or(Duration::from_secs(24 * 3600));
-    if ttl < Duration::from_secs(1) {
-        reader.mistake(&variables::SECRET_TTL, "the lifetime must be at least 1s, which is the CA's unit");
-    }
-    ttl
-}
-
-fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
-    const EXPECTED: &str = "host:port is expected, such as istiod.istio-system.svc:15012";
-    let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
-    let port = port.parse().ok().filter(|port| *port != 0).ok_or(EXPECTED)?;
-    let host = match host.strip_prefix('[') {
-        Some(v6) => v6.strip_suffix(']').filter(|v6| v6.parse::<IpAddr>().is_ok()).ok_or(EXPECTED)?,
-        // An IPv6 address without brackets has no end.
-        None if host.contains(':') => return Err(EXPECTED),
-        None => host,
-    };
-    Ok((host_name(host).map_err(|_| EXPECTED)?, port))
-}
-
 fn rotation(reader: &mut Reader<'_>) -> RotationConfig {
     let ratio = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO);
     let jitter = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO_JITTER);

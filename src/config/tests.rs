@@ -1,5 +1,5 @@
-use super::*;
-use std::collections::BTreeMap;
+use super::{ca::ROOT_FILE, *};
+use std::{collections::BTreeMap, time::Duration};
 
 fn config(variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
     let mut env = BTreeMap::from([("POD_NAMESPACE", "foo"), ("SERVICE_ACCOUNT", "sleep")]);

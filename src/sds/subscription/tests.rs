@@ -1,0 +1,190 @@
+use super::*;
+use crate::store::{Content, SecretStore, View};
+use bytes::Bytes;
+
+const NOW: i64 = 1000;
+
+/// A snapshot with one secret for each `(name, content)`.
+fn snapshot(secrets: &[(&'static str, &str)]) -> Snapshot {
+    let store = SecretStore::new(|_, _| Bytes::from_static(b"resource"));
+    store.publish(
+        secrets.iter().map(|(name, content)| {
+            (*name, Content::ValidationContext { anchors: content.as_bytes().to_vec() }, NOW + 1)
+        }),
+    );
+    let View::Open(snapshot) = store.watch().borrow().clone() else { unreachable!("nothing ended the store") };
+    snapshot
+}
+
+fn request(names: &[&str], nonce: &str) -> DiscoveryRequest {
+    DiscoveryRequest {
+        resource_names: names.iter().map(ToString::to_string).collect(),
+        response_nonce: nonce.to_owned(),
+        type_url: SECRET_TYPE_URL.to_owned(),
+        ..DiscoveryRequest::default()
+    }
+}
+
+fn nack(names: &[&str], nonce: &str, message: &str) -> DiscoveryRequest {
+    let error = Status { code: 3, message: message.to_owned() };
+    DiscoveryRequest { error_detail: Some(error), ..request(names, nonce) }
+}
+
+fn delta(subscribe: &[&str], unsubscribe: &[&str], nonce: &str) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        resource_names_subscribe: subscribe.iter().map(ToString::to_string).collect(),
+        resource_names_unsubscribe: unsubscribe.iter().map(ToString::to_string).collect(),
+        response_nonce: nonce.to_owned(),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+fn sent(outcome: &Outcome) -> Vec<&str> {
+    outcome.send.iter().map(|(name, _)| name.as_str()).collect()
+}
+
+#[test]
+fn the_first_request_is_answered_whatever_it_carries() {
+    let held = snapshot(&[("default", "a"), ("ROOTCA", "r")]);
+    for nonce in ["", "1-1", "from another server"] {
+        let mut stream = Subscription::new(1);
+        let mut first = request(&["default"], nonce);
+        first.version_info = "old".to_owned();
+        let outcome = stream.request(&first, &held, NOW).unwrap();
+        assert_eq!(sent(&outcome), ["default"], "{nonce}");
+        assert!(outcome.verdict.is_none());
+    }
+}
+
+#[test]
+fn acks_and_stale_nonces_are_not_answered() {
+    let held = snapshot(&[("default", "a")]);
+    let mut stream = Subscription::new(1);
+    stream.request(&request(&["default"], ""), &held, NOW).unwrap();
+    let ack = stream.request(&request(&["default"], &stream.nonce()), &held, NOW).unwrap();
+    assert!(!ack.is_response());
+    assert_eq!(ack.verdict, Some((Verdict::Ack, vec!["default".to_owned()])));
+    let stale = stream.request(&request(&["default", "ROOTCA"], "1-0"), &held, NOW).unwrap();
+    assert!(!stale.is_response() && stale.verdict.is_none());
+    assert_eq!(stream.pending(&held).count(), 0, "names of a stale request are not taken");
+}
+
+#[test]
+fn a_nack_is_recorded_and_nothing_is_sent_until_the_content_changes() {
+    let held = snapshot(&[("default", "a")]);
+    let mut stream = Subscription::new(1);
+    stream.request(&request(&["default"], ""), &held, NOW).unwrap();
+    let outcome = stream.request(&nack(&["default"], &stream.nonce(), "bad cert"), &held, NOW).unwrap();
+    assert!(!outcome.is_response());
+    assert_eq!(outcome.verdict, Some((Verdict::Nack("bad cert".to_owned()), vec!["default".to_owned()])));
+    assert!(!stream.changed(&held, NOW).is_response());
+    assert_eq!(sent(&stream.changed(&snapshot(&[("default", "b")]), NOW)), ["default"]);
+}
+
+#[test]
+fn changed_names_are_honoured_also_in_a_nack() {
+    let held = snapshot(&[("default", "a"), ("ROOTCA", "r")]);
+    let mut stream = Subscription::new(1);
+    stream.request(&request(&["default"], ""), &held, NOW).unwrap();
+    let outcome = stream.request(&nack(&["default", "ROOTCA"], &stream.nonce(), "no"), &held, NOW).unwrap();
+    assert_eq!(sent(&outcome), ["ROOTCA"]);
+    let outcome = stream.request(&request(&["ROOTCA"], &stream.nonce()), &held, NOW).unwrap();
+    assert!(!outcome.is_response());
+    assert!(!stream.changed(&snapshot(&[("default", "b"), ("ROOTCA", "r")]), NOW).is_response(), "unsubscribed");
+}
+
+#[test]
+fn what_is_missing_follows_later_on_the_same_stream() {
+    let mut stream = Subscription::new(1);
+    let outcome = stream.request(&request(&["default", "ROOTCA", "x"], ""), &snapshot(&[]), NOW).unwrap();
+    assert!(!outcome.is_response());
+    let roots = snapshot(&[("ROOTCA", "r")]);
+    assert_eq!(sent(&stream.changed(&roots, NOW)), ["ROOTCA"]);
+    assert_eq!(stream.pending(&roots).collect::<Vec<_>>(), ["default", "x"]);
+    assert_eq!(sent(&stream.changed(&snapshot(&[("ROOTCA", "r"), ("default", "a")]), NOW)), ["default"]);
+}
+
+#[test]
+fn an_expired_secret_is_neither_sent_nor_taken_away() {
+    let held = snapshot(&[("default", "a")]);
+    let (mut open, mut new) = (Subscription::new(1), Subscription::new(2));
+    let first = delta(&["default"], &[], "");
+    assert_eq!(sent(&open.delta_request(&first, &held, NOW).unwrap()), ["default"]);
+    assert!(!open.changed(&held, NOW + 1).is_response());
+    assert!(!new.delta_request(&first, &held, NOW + 1).unwrap().is_response());
+    assert_eq!(sent(&new.changed(&snapshot(&[("default", "b")]), NOW)), ["default"]);
+}
+
+#[test]
+fn an_empty_nonce_within_a_stream_asks_anew() {
+    let held = snapshot(&[("default", "a")]);
+    let mut stream = Subscription::new(1);
+    stream.request(&request(&["default"], ""), &held, NOW).unwrap();
+    assert_eq!(sent(&stream.request(&request(&["default"], ""), &held, NOW).unwrap()), ["default"]);
+}
+
+#[test]
+fn nonces_differ_between_responses_and_streams() {
+    let held = snapshot(&[("default", "a")]);
+    let (mut one, mut two) = (Subscription::new(1), Subscription::new(2));
+    one.request(&request(&["default"], ""), &held, NOW).unwrap();
+    two.request(&request(&["default"], ""), &held, NOW).unwrap();
+    assert_ne!(one.nonce(), two.nonce());
+    let before = one.nonce();
+    one.changed(&snapshot(&[("default", "b")]), NOW);
+    assert_ne!(one.nonce(), before);
+}
+
+#[test]
+fn delta_does_not_resend_what_the_client_holds_after_a_reconnect() {
+    let held = snapshot(&[("default", "a"), ("ROOTCA", "r")]);
+    let mut first = delta(&["default", "ROOTCA"], &[], "");
+    first.initial_resource_versions.insert("ROOTCA".to_owned(), held["ROOTCA"].version().to_owned());
+    first.initial_resource_versions.insert("default".to_owned(), "old".to_owned());
+    let outcome = Subscription::new(1).delta_request(&first, &held, NOW).unwrap();
+    assert_eq!(sent(&outcome), ["default"]);
+}
+
+#[test]
+fn delta_subscribes_resends_and_unsubscribes() {
+    let held = snapshot(&[("default", "a"), ("ROOTCA", "r")]);
+    let mut stream = Subscription::new(1);
+    assert_eq!(sent(&stream.delta_request(&delta(&["default"], &[], ""), &held, NOW).unwrap()), ["default"]);
+    let again = stream.delta_request(&delta(&["default"], &[], ""), &held, NOW).unwrap();
+    assert_eq!(sent(&again), ["default"], "named again, it is wanted again");
+    let stale = stream.delta_request(&delta(&["ROOTCA"], &["default"], "1-1"), &held, NOW).unwrap();
+    assert_eq!(sent(&stale), ["ROOTCA"], "changes of names count whatever the nonce");
+    assert!(!stream.changed(&snapshot(&[("default", "b"), ("ROOTCA", "r")]), NOW).is_response());
+}
+
+#[test]
+fn delta_tells_removals_only_of_what_was_there() {
+    let mut stream = Subscription::new(1);
+    let mut first = delta(&["default"], &[], "");
+    first.initial_resource_versions.insert("default".to_owned(), "from before a restart".to_owned());
+    assert!(!stream.delta_request(&first, &snapshot(&[]), NOW).unwrap().is_response());
+    assert_eq!(sent(&stream.changed(&snapshot(&[("default", "a")]), NOW)), ["default"]);
+    assert_eq!(stream.changed(&snapshot(&[]), NOW).removed, ["default"]);
+    assert!(!stream.changed(&snapshot(&[]), NOW).is_response());
+    assert_eq!(sent(&stream.changed(&snapshot(&[("default", "a")]), NOW)), ["default"]);
+}
+
+#[test]
+fn requests_beyond_the_limits_are_refused() {
+    let held = snapshot(&[]);
+    let many: Vec<String> = (0..=MAX_NAMES).map(|n| n.to_string()).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let long = "x".repeat(MAX_NAME_BYTES + 1);
+    let mut foreign = request(&["default"], "");
+    foreign.type_url = "type.googleapis.com/envoy.config.cluster.v3.Cluster".to_owned();
+    for (request, expected) in [
+        (request(&many, ""), ProtocolError::TooManyNames(MAX_NAMES + 1)),
+        (request(&[&long], ""), ProtocolError::NameTooLong(long.len())),
+        (foreign.clone(), ProtocolError::TypeUrl(foreign.type_url)),
+    ] {
+        assert_eq!(Subscription::new(1).request(&request, &held, NOW).unwrap_err(), expected);
+    }
+    let mut stream = Subscription::new(1);
+    stream.delta_request(&delta(&many[..MAX_NAMES], &[], ""), &held, NOW).unwrap();
+    assert!(stream.delta_request(&delta(&["one more"], &[], ""), &held, NOW).is_err());
+}
