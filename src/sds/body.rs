@@ -1,15 +1,15 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use http::HeaderMap;
-use hyper::body::{Body, Frame};
+use hyper::body::{Body, Frame, Incoming};
 use tonic::Status;
 
-use super::message::Pieces;
+use super::{limits, message::Pieces};
 
 /// What makes the responses of one call, one after the other.
 pub(super) trait Responses: Send {
@@ -62,6 +62,27 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         self.responses.is_none() && self.pieces.is_empty()
+    }
+}
+
+/// The body of a request, cut off when the arena is nearly full: a message that is not yet whole lies in a buffer that
+/// doubles as it grows, and many of them at once must not take the room that a renewal needs.
+pub(super) struct RequestBody(pub(super) Incoming);
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.0).poll_frame(cx));
+        if frame.is_some() && !limits::may_read() {
+            return Poll::Ready(Some(Err(Status::resource_exhausted("there is no room for more requests now"))));
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(|error| Status::from_error(Box::new(error)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
     }
 }
 

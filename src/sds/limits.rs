@@ -7,7 +7,7 @@ pub(super) const MAX_CONNECTIONS: usize = 16;
 /// Streams at a time, over all connections, if the arena bears them. Envoy opens one for each secret.
 pub(super) const MAX_STREAMS: usize = 256;
 /// Bytes of one request. Node metadata of real sidecars stays well below.
-pub(super) const MAX_REQUEST: usize = 128 * 1024;
+pub(super) const MAX_REQUEST: usize = 64 * 1024;
 /// Bytes of the headers of one request; they may carry a token.
 pub(super) const MAX_HEADERS: u32 = 32 * 1024;
 /// Bytes that a client may send on a stream, and on a connection, before we have taken what it sent before. The
@@ -22,10 +22,19 @@ pub(super) const SEND_BUFFER: usize = 16 * 1024;
 const FULL_FOR_CONNECTIONS: usize = 62;
 const FULL_FOR_STREAMS: usize = 70;
 const FULL_FOR_BYTES: usize = 75;
+/// Up to here there is always a large piece.
+const HALF: usize = 50;
+/// What the layers add to the largest request.
+const SLACK: usize = 24 * 1024;
 
-/// Whether a connection may take in more bytes.
+/// Whether a client may send us more: the arena has room, and in one piece as much as the largest request takes.
+/// A buffer that cannot be had would end the process, and the HTTP and gRPC layers do not ask before.
 pub(super) fn may_read() -> bool {
-    arena_use() <= FULL_FOR_BYTES
+    match arena_use() {
+        ..=HALF => true,
+        FULL_FOR_BYTES.. => false,
+        _ => Vec::<u8>::new().try_reserve_exact(MAX_REQUEST + SLACK).is_ok(),
+    }
 }
 
 fn arena_use() -> usize {

@@ -3,6 +3,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use openssl::sha::sha256;
 use tracing::{debug, info, warn};
 
 use super::subscription::{Outcome, Subscription, Verdict};
@@ -12,11 +13,14 @@ use crate::store::Snapshot;
 pub(super) const EXPECTED_NAMES: [&str; 2] = ["default", "ROOTCA"];
 /// Unknown names that are remembered, so that each is warned about once.
 const REMEMBERED: usize = 64;
+/// Characters of an unknown name that are told.
+const SHOWN: usize = 128;
 
 /// Tells what happens on the streams, in the log.
 #[derive(Clone, Default)]
 pub(super) struct Report {
-    unknown: Arc<Mutex<BTreeSet<String>>>,
+    /// SHA-256 of each, because names may be long.
+    unknown: Arc<Mutex<BTreeSet<[u8; 32]>>>,
 }
 
 impl Report {
@@ -42,8 +46,8 @@ impl Report {
 
     fn unknown_name(&self, name: &str) {
         let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
-        if unknown.len() < REMEMBERED && unknown.insert(name.to_owned()) {
-            let shown: String = name.escape_default().take(256).collect();
+        if unknown.len() < REMEMBERED && unknown.insert(sha256(name.as_bytes())) {
+            let shown: String = name.escape_default().take(SHOWN).collect();
             warn!(
                 resource = shown,
                 "asked for a resource that is unknown here; its stream stays open and gets nothing"

@@ -16,7 +16,7 @@ use tokio_stream::StreamExt;
 use tonic::{Status, Streaming, codec::Codec, metadata::MetadataMap};
 
 use super::{
-    body::{Once, ResponseBody, Responses},
+    body::{Once, RequestBody, ResponseBody, Responses},
     limits::{Limits, MAX_REQUEST, Place},
     message::Pieces,
     report::{EXPECTED_NAMES, Report},
@@ -138,7 +138,7 @@ fn messages<T: Message + Default + Send + 'static>(
         return Err(Status::unimplemented("compressed requests are not taken"));
     }
     let decoder = SmallCodec::<T, T>::default().decoder();
-    let messages = Streaming::new_request(decoder, body, None, Some(MAX_REQUEST));
+    let messages = Streaming::new_request(decoder, RequestBody(body), None, Some(MAX_REQUEST));
     Ok((MetadataMap::from_headers(head.headers), messages))
 }
 
