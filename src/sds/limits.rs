@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -17,8 +17,10 @@ pub(super) const CONNECTION_WINDOW: u32 = 65_535;
 /// Bytes of responses that wait on one stream for a client that does not read.
 pub(super) const SEND_BUFFER: usize = 16 * 1024;
 
-/// Percent of the arena in use from which on nobody new is let in, and at which a connection that sends yet more is
-/// closed: a full arena would end the process, and with it everyone's service. Below, there is room for a renewal.
+/// How long a connection for whose bytes there is no room waits before it looks again.
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
+/// Percent of the arena in use from which on nobody new is let in, and no more bytes are taken from those who are: a
+/// full arena would end the process, and with it everyone's service. Above, there is room for a renewal.
 const FULL_FOR_CONNECTIONS: usize = 62;
 const FULL_FOR_STREAMS: usize = 70;
 const FULL_FOR_BYTES: usize = 75;
