@@ -8,3 +8,6 @@ pub mod differences {}
 
 #[doc = include_str!("threat_model.md")]
 pub mod threat_model {}
+
+#[doc = include_str!("budgets.md")]
+pub mod budgets {}
