@@ -1,5 +1,6 @@
 use std::{io, sync::Arc, time::Duration};
 
+use openssl::error::ErrorStack;
 use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
@@ -43,15 +44,6 @@ pub enum RenewalEnded {
     /// Nobody looks at the secrets any more, and nobody will: they belong to one request's token.
     #[error("nobody uses the token any more")]
     Unused,
-    /// The kernel or OpenSSL failed us.
-    #[error("{0}")]
-    System(String),
-}
-
-impl From<io::Error> for RenewalEnded {
-    fn from(error: io::Error) -> Self {
-        Self::System(format!("the wall-clock timer: {error}"))
-    }
 }
 
 /// The one loop that keeps a workload's certificate fresh. How often it asks the CA depends on time alone.
@@ -103,9 +95,7 @@ impl<T: TokenSource> Renewal<T> {
                 "a certificate was issued"
             );
             self.held = Some(svid);
-            if let Err(ended) = self.sleep_until_renewal(wait).await {
-                return ended;
-            }
+            self.sleep_until_renewal(wait).await;
             if T::FIXED && self.store.consumers() == 0 {
                 return RenewalEnded::Unused;
             }
@@ -114,9 +104,8 @@ impl<T: TokenSource> Renewal<T> {
 
     /// Asks until there is a new certificate, and publishes it. Key and CSR stay the same over the retries.
     async fn renew(&mut self) -> Result<X509Svid, RenewalEnded> {
+        let request = self.request().await;
         let mut backoff = Backoff::default();
-        let request = CertificateRequest::new(&self.key, &self.identity)
-            .map_err(|error| RenewalEnded::System(format!("a key cannot be made: {error}")))?;
         loop {
             let failure = match self.attempt(&request).await {
                 Ok(svid) => {
@@ -137,6 +126,18 @@ impl<T: TokenSource> Renewal<T> {
                 () = tokio::time::sleep(wait) => {}
                 true = self.tokens.changed(), if failure.concerns_token() => backoff.reset(),
             }
+        }
+    }
+
+    /// Makes the key and the CSR, however long memory or randomness are missing.
+    async fn request(&mut self) -> CertificateRequest {
+        let mut backoff = Backoff::default();
+        loop {
+            match CertificateRequest::new(&self.key, &self.identity) {
+                Ok(request) => return request,
+                Err(error) => self.tell(&Failure::Key(error)),
+            }
+            tokio::time::sleep(backoff.next(random())).await;
         }
     }
 
@@ -177,26 +178,30 @@ impl<T: TokenSource> Renewal<T> {
         self.trouble = Some(cause);
     }
 
-    async fn sleep_until_renewal(&self, wait: Duration) -> Result<(), RenewalEnded> {
+    async fn sleep_until_renewal(&self, wait: Duration) {
         let deadline = clock::wall_clock() + wait;
         debug!(arena_used = locked::usage().used, "waiting for the renewal");
         // The timer also returns when the clock was set: then the deadline is looked at again.
         while clock::wall_clock() < deadline {
             tokio::select! {
-                waited = self.timer.wait(deadline) => waited?,
+                waited = self.timer.wait(deadline) => if let Err(error) = waited {
+                    warn!("the wall-clock timer failed, so suspends are not noticed: {error}");
+                    tokio::time::sleep(wait).await;
+                },
                 () = self.force.notified() => {
                     info!("a renewal was asked for");
-                    return Ok(());
+                    return;
                 }
             }
         }
-        Ok(())
     }
 }
 
 /// Why an attempt brought nothing that can be published.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
+    #[error("a key cannot be made: {0}")]
+    Key(ErrorStack),
     #[error("{0}")]
     Attempt(#[from] AttemptError),
     #[error("the CA's answer is not used: {0}")]
