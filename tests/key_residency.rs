@@ -47,7 +47,7 @@ impl Needles {
     fn count(&self, bytes: &[u8], found: &mut HashMap<usize, usize>) {
         for window in bytes.windows(WINDOW) {
             // Most of memory is zeros, and hashing is slow.
-            if window[0] != 0
+            if window != [0; WINDOW]
                 && let Some(key) = self.0.get(window)
             {
                 *found.entry(*key).or_default() += 1;
