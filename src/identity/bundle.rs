@@ -41,11 +41,6 @@ impl TrustBundle {
     pub fn add_to(&self, store: &mut X509StoreBuilderRef) -> Result<(), ErrorStack> {
         self.anchors.iter().try_for_each(|anchor| store.add_cert(anchor.clone()))
     }
-
-    /// How many anchors there are; never zero.
-    pub fn anchors(&self) -> usize {
-        self.anchors.len()
-    }
 }
 
 pub(super) fn concatenated_pem(certificates: &[X509]) -> Result<Vec<u8>, ErrorStack> {
