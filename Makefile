@@ -6,11 +6,16 @@ OPENSSL := $(CURDIR)/target/openssl/install
 export OPENSSL_DIR := $(OPENSSL)
 export OPENSSL_STATIC := 1
 export SHIM_BINARY := $(CURDIR)/target/dist/sds-shim
+export DISTRIBUTION_BINARY := $(CURDIR)/target/distribution/debug/sds-shim
 export ENVOY_BINARY := $(CURDIR)/target/envoy/envoy
-DIST_FLAGS := -C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,-z,pack-relative-relocs
+DIST_FLAGS := -C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,-z,pack-relative-relocs \
+  -C link-arg=-Wl,-T,packaging/link/no-unwind-tables.ld
 CARGO := cargo --locked
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+# How long `make fuzz` gives each target.
+FUZZ_SECONDS ?= 60
 
-.PHONY: help build openssl envoy demo test check clean
+.PHONY: help build openssl envoy gdb prometheus demo test soak check fuzz fuzz-short asan distribution clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -23,20 +28,47 @@ demo: build envoy ## the acceptance scene: four workloads, real Envoys; KEEP=1 l
 	@$(CARGO) build --quiet --package testkit --bin demo
 	@target/debug/demo
 
-test: check build envoy ## everything: format, lints, unit, integration and end-to-end tests
+test: check build envoy gdb prometheus distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins
+	@rm -rf target/test-output
 	@$(CARGO) test --workspace --all-targets
+	@tests/testkit/search-output.sh target/test-output
+
+soak: build envoy ## ten minutes of hostile clients and a CA that floods, and of faults under load; SOAK_SECONDS=n for another time
+	@$(CARGO) build --quiet --package testkit --bins
+	@SOAK_SECONDS=$(or $(SOAK_SECONDS),600) $(CARGO) test --test soak --test soak_rotation -- --nocapture
 
 check: openssl ## format and lints, warnings as errors
 	@$(CARGO) fmt --all --check
+	@$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml --check
 	@$(CARGO) clippy --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --workspace --no-deps
+
+fuzz: openssl ## each fuzz target for FUZZ_SECONDS (60), from where the last run stopped; TARGETS="a b" names some
+	@tests/fuzz/run.sh $(FUZZ_SECONDS) $(TARGETS)
+
+fuzz-short: openssl ## each fuzz target for some thousand inputs, the same in every run
+	@tests/fuzz/run.sh short
+
+asan: openssl ## the crate with all unsafe code under AddressSanitizer; the stable compiler will do
+	@RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_PROFILE_DEV_OPT_LEVEL=1 $(CARGO) test --quiet \
+		--package locked --target $(HOST) --target-dir target/asan
+
+distribution: ## a plain build with the distribution's libssl; tests/distribution.rs says what it keeps
+	@tests/testkit/install-libssl.sh
+	@env -u OPENSSL_DIR -u OPENSSL_STATIC $(CARGO) build --quiet --bin sds-shim --target-dir target/distribution
 
 openssl:
 	@packaging/openssl/build.sh
 
 envoy:
 	@tests/testkit/install-envoy.sh
+
+gdb:
+	@tests/testkit/install-gdb.sh
+
+prometheus:
+	@tests/testkit/install-prometheus.sh
 
 clean: ## remove everything that was built
 	@rm -rf target

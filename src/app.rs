@@ -1,32 +1,73 @@
 //! The composition root: the only module that knows all others.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fs::OpenOptions,
+    io::{self, IsTerminal as _, Write as _},
+    ops::ControlFlow,
+    process::ExitStatus,
+    sync::Arc,
+    time::Duration,
+};
 
+use locked::Inherited;
+use nix::sys::signal::Signal;
 use tokio::{
-    runtime,
-    signal::unix::{SignalKind, signal},
+    runtime::{self, Runtime},
     sync::{Notify, watch},
 };
-use tracing::{error, info, warn};
+use tracing::{error, info, subscriber::SetGlobalDefaultError, warn};
 
 use crate::{
-    ca::CitadelClient,
-    config::{Config, IdentityConfig, TokenConfig},
+    admin::{self, AdminPages},
+    check,
+    cli::Command,
+    client::{self, ClientError},
+    clock,
+    config::{self, Config, IdentityConfig, Mistake, ProcessEnv, SdsConfig, TokenConfig},
+    files::{FileSource, FileWatcher, OutputWriter, RootFiles},
     identity::BearerToken,
-    rotation::{ProjectedToken, Renewal, RequestBorne},
-    sds::{self, BindError, SdsSocket},
-    store::{AttachError, SecretStore, View, Workloads},
+    log,
+    memory::{self, TooLittleProtection},
+    rotation::{ProjectedToken, Renewal, RenewalSettings, RequestBorne},
+    sds::{self, BindError, SdsSocket, Served},
+    status::{Pages, Status},
+    store::{AttachError, Consumer, SecretStore, View, Workloads},
+    supervise::{Launch, LaunchError, Signals, Supervisor},
 };
 
 /// Stack of the thread that resolves the CA's name; glibc's resolver uses about half of it.
 const RESOLVER_STACK: usize = 128 * 1024;
 
+/// Pause between two looks at the socket's file when the kernel cannot tell us of changes.
+const WITHOUT_WATCHER: Duration = Duration::from_secs(30);
+/// How long the socket's file may be missing before it is made anew.
+const SUCCESSOR_PAUSE: Duration = Duration::from_millis(250);
+
 /// Why the process ends by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
+    /// The environment has mistakes: all of them.
+    #[error("the configuration has mistakes:\n  {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  "))]
+    Config(Vec<Mistake>),
+    /// There is a log already.
+    #[error("{0}")]
+    Log(#[from] SetGlobalDefaultError),
+    /// Keys cannot be protected as the configuration requires.
+    #[error("{0}")]
+    Memory(#[from] TooLittleProtection),
     /// The socket cannot be served.
     #[error("{0}")]
     Bind(#[from] BindError),
+    /// The command that was to be started cannot be.
+    #[error("{0}")]
+    Launch(#[from] LaunchError),
+    /// A question to a running shim has no good answer.
+    #[error("{0}")]
+    Client(#[from] ClientError),
+    /// The environment or the files have mistakes, which were printed.
+    #[error("there are mistakes")]
+    Checked,
     /// The kernel refused something that we cannot do without.
     #[error("{0}")]
     System(#[from] io::Error),
@@ -36,19 +77,53 @@ pub enum AppError {
 struct OneWorkload(Arc<SecretStore>);
 
 impl Workloads for OneWorkload {
-    fn attach(&self, _: Option<BearerToken>) -> Result<watch::Receiver<View>, AttachError> {
-        Ok(self.0.watch())
+    fn attach(&self, _: Option<BearerToken>) -> Result<Consumer, AttachError> {
+        Ok(self.0.consumer())
     }
 }
 
-/// Serves until the process is told to end.
+/// Does what the command line says. Returns how the command ended that was started, if one was.
 ///
 /// # Errors
-/// When it cannot serve: then it does not listen either, so that Envoy's other sources are not kept from it.
-pub fn run(config: Config) -> Result<(), AppError> {
-    // Before anything else: whoever starts after us looks for the socket.
-    let socket = SdsSocket::bind(&config.sds.socket)?;
-    let runtime = runtime::Builder::new_current_thread()
+/// When it cannot be done.
+pub fn run(command: Command, inherited: Inherited) -> Result<Option<ExitStatus>, AppError> {
+    match command {
+        Command::Serve => {
+            drop(inherited);
+            serve(None).inspect_err(note_the_end)
+        }
+        Command::Exec { program, arguments } => {
+            serve(Some(Launch::new(program, arguments, inherited))).inspect_err(note_the_end)
+        }
+        Command::Ask(question) => {
+            let socket = SdsConfig::from_env(&ProcessEnv::capture()).map_err(AppError::Config)?.socket;
+            print(&runtime()?.block_on(client::ask(question, &socket, io::stdout().is_terminal()))?)
+        }
+        Command::Check => {
+            let found = check::check(&ProcessEnv::capture());
+            print(&found.text)?;
+            if found.mistakes == 0 { Ok(None) } else { Err(AppError::Checked) }
+        }
+        Command::Print(text) => print(&text),
+    }
+}
+
+fn print(text: &str) -> Result<Option<ExitStatus>, AppError> {
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(None)
+}
+
+/// Kubernetes shows what stands in this file as the reason why the container ended.
+fn note_the_end(error: &AppError) {
+    let file = config::termination_log(&ProcessEnv::capture());
+    // Only what is there already: outside of Kubernetes nobody wants such a file.
+    if let Ok(mut file) = OpenOptions::new().write(true).truncate(true).open(file) {
+        let _ = writeln!(file, "sds-shim: {error}");
+    }
+}
+
+fn runtime() -> io::Result<Runtime> {
+    runtime::Builder::new_current_thread()
         .enable_all()
         // Only the look-up of the CA's name blocks: in a thread of its own, which ends with it.
         .max_blocking_threads(1)
@@ -59,49 +134,119 @@ pub fn run(config: Config) -> Result<(), AppError> {
             locked::clear_vector_registers();
             locked::clear_idle_stack();
         })
-        .build()?;
-    let served = runtime.block_on(serve(config, &socket));
+        .build()
+}
+
+/// Serves until the process is told to end, or until the command that it is to start has ended. When it cannot serve
+/// it does not listen either, so that Envoy's other sources are not kept from it.
+fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
+    let config = Config::from_env(&ProcessEnv::capture()).map_err(AppError::Config)?;
+    log::start(config.log.clone())?;
+    memory::protect(&config.memory)?;
+    // Before anything else: whoever starts after us looks for the socket.
+    let socket = SdsSocket::bind(&config.sds.socket)?;
+    let runtime = runtime()?;
+    let served = runtime.block_on(serve_on(&socket, config, launch));
     // A look-up that hangs must not keep the pod alive.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(config: Config, socket: &SdsSocket) -> Result<(), AppError> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut renew = signal(SignalKind::user_defined1())?;
+async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
+    let signals = Signals::take(launch.is_some())?;
     let force = Arc::new(Notify::new());
-    let Config { identity, key, token, ca, rotation, sds, .. } = config;
-    if ca.plaintext {
-        warn!("CA_ADDR has port 15010: the CA is reached WITHOUT TLS, everybody on the way can read and use the token");
+    if let Some(address) = config.ca.addresses.iter().find(|address| address.is_plaintext()) {
+        warn!(
+            "CA_ADDR has port 15010: {address} is reached WITHOUT TLS, everybody on the way can read and use the token"
+        );
     }
     info!(socket = %socket.path().display(), "serving SDS");
-    let workloads: Arc<dyn Workloads> = match (identity, token) {
+    let (sds, wait) = (config.sds.clone(), config.wait);
+    let addresses = config.ca.addresses.iter().map(ToString::to_string);
+    let status = Arc::new(Status::new(clock::now(), config.admin.min_life.as_secs() as i64, addresses));
+    let pages = Arc::new(AdminPages::new(Arc::clone(&status), source(&config)));
+    if let Some(address) = config.admin.listen.clone() {
+        tokio::spawn(admin::serve(address, Arc::clone(&pages) as Arc<dyn Pages>));
+    }
+    let (workloads, view) = workloads(config, Arc::clone(&force), Arc::clone(&status))?;
+    let mut supervisor = Supervisor::new(launch, wait, view);
+    let keeping = keep_in_place(socket);
+    let serving = sds::serve(socket, &sds, Served { workloads, status, pages });
+    tokio::pin!(serving, keeping);
+    loop {
+        tokio::select! {
+            // Nothing that a client does may keep a signal from us; and what is to be started finds us serving.
+            biased;
+            event = signals.next() => match event? {
+                event if event.signal == Signal::SIGUSR1 => force.notify_waiters(),
+                event => if let ControlFlow::Break(ended) = supervisor.signal(event) { return Ok(ended) },
+            },
+            served = &mut serving => { served?; return Ok(None) }
+            never = &mut keeping => match never {},
+            () = supervisor.due() => supervisor.start()?,
+        }
+    }
+}
+
+/// Where certificates come from, in words.
+fn source(config: &Config) -> String {
+    match &config.token.file {
+        Some(file) => format!("the CA, with the token in {}", file.display()),
+        None => "the CA, with the token of each SDS request".to_owned(),
+    }
+}
+
+/// The secrets of whoever asks.
+type Secrets = (Arc<dyn Workloads>, Option<watch::Receiver<View>>);
+
+/// Starts to get secrets; with the view of the workload where there is only one.
+fn workloads(config: Config, force: Arc<Notify>, status: Arc<Status>) -> io::Result<Secrets> {
+    let Config { identity, key, token, ca, rotation, files, output, .. } = config;
+    let (root_files, file_roots) = RootFiles::new(rotation.roots.files.clone(), &rotation.roots.inline);
+    tokio::spawn(root_files.watch());
+    let settings = RenewalSettings { key, rotation, ca: Arc::new(ca), file_roots, force, status };
+    Ok(match (identity, token) {
         (IdentityConfig { spiffe_id: Some(id), .. }, TokenConfig { file: Some(file), audience }) => {
             let store = Arc::new(SecretStore::new(sds::encode));
-            let tokens = ProjectedToken::new(&file, &audience);
-            let ca = CitadelClient::new(ca).map_err(io::Error::other)?;
-            let renewal = Renewal::new(id, key, rotation, ca, tokens, Arc::clone(&store), Arc::clone(&force))?;
+            let tokens = ProjectedToken::new(&file, audience);
+            let renewal = Renewal::new(&settings, id, tokens, Arc::clone(&store))?;
             tokio::spawn(async move {
                 let ended = renewal.run().await;
                 error!("no certificate will be renewed any more: {ended}");
             });
-            Arc::new(OneWorkload(store))
+            let view = store.view();
+            if let Some(output) = output {
+                tokio::spawn(OutputWriter::new(output, sds::decode).run(store.view()));
+            }
+            tokio::spawn(FileSource::new(Arc::clone(&store), store.demand(), files).run());
+            (Arc::new(OneWorkload(store)), Some(view))
         }
         (IdentityConfig { trust_domain, .. }, TokenConfig { audience, .. }) => {
-            let force = Arc::clone(&force);
-            Arc::new(RequestBorne::new(trust_domain, audience, key, rotation, ca, sds::encode, force))
+            (Arc::new(RequestBorne::new(trust_domain, audience, settings, sds::encode)), None)
         }
-    };
-    let serving = sds::serve(socket, &sds, workloads);
-    tokio::pin!(serving);
+    })
+}
+
+/// Makes the socket's file anew when somebody deletes it: without it, an Envoy that reconnects finds nothing.
+async fn keep_in_place(socket: &SdsSocket) -> Infallible {
+    let watch = || FileWatcher::new(&[socket.path()]);
+    let mut watcher = watch();
     loop {
-        tokio::select! {
-            served = &mut serving => return Ok(served?),
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = renew.recv() => force.notify_waiters(),
+        match socket.restore() {
+            Ok(false) => {}
+            Ok(true) => warn!(socket = %socket.path().display(), "the socket's file was gone and is there again"),
+            Err(error) => warn!("the socket's file is gone: {error}"),
         }
+        let watched = match &mut watcher {
+            Ok(watcher) => watcher.changed().await,
+            Err(error) => Err(io::Error::from(error.kind())),
+        };
+        if watched.is_err() {
+            // inotify instances are a limited good of the user; one may be free later.
+            tokio::time::sleep(WITHOUT_WATCHER).await;
+            watcher = watch();
+        }
+        // Whoever deletes it to put another in its place does that now.
+        tokio::time::sleep(SUCCESSOR_PAUSE).await;
     }
-    info!("told to end");
-    Ok(())
 }

@@ -1,6 +1,13 @@
 //! Foreign bytes with a limit that is checked before memory is taken.
 
-use std::{fs::File, io, io::Read, path::Path};
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
+
+use nix::unistd::{getegid, geteuid};
 
 /// Reads a file that others write.
 ///
@@ -8,13 +15,38 @@ use std::{fs::File, io, io::Read, path::Path};
 /// [`io::ErrorKind::FileTooLarge`] when it holds more than `limit` bytes, else what the kernel says.
 pub fn read(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
-    let mut content = Vec::new();
+    // Reserved at once where the size is known, so that no buffer is outgrown.
+    let size = file.metadata().map_or(0, |metadata| metadata.len() as usize);
+    let mut content = Vec::with_capacity(size.min(limit) + 1);
     // One byte more than allowed is asked for: sizes of special files, and of files that grow, are not told before.
     file.take(limit as u64 + 1).read_to_end(&mut content)?;
     if content.len() > limit {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("the file holds more than {limit} bytes")));
     }
     Ok(content)
+}
+
+/// What is wrong with a file, and where it matters, whose it is and who we are.
+pub fn describe(path: &Path, error: &io::Error) -> String {
+    let file = path.display();
+    match (error.kind(), fs::metadata(path)) {
+        (io::ErrorKind::PermissionDenied, Ok(found)) => format!(
+            "{file}: {error} (it has owner {}:{} and mode {:04o}; we are {}:{})",
+            found.uid(),
+            found.gid(),
+            found.mode() & 0o7777,
+            geteuid(),
+            getegid()
+        ),
+        (io::ErrorKind::PermissionDenied, Err(_)) => {
+            format!(
+                "{file}: {error} (a directory on the way to it is closed to us; we are {}:{})",
+                geteuid(),
+                getegid()
+            )
+        }
+        _ => format!("{file}: {error}"),
+    }
 }
 
 /// A peer's text made fit for one line of the log: control characters and anything that could be key material
@@ -28,12 +60,14 @@ pub fn foreign_text(text: &str, limit: usize) -> String {
     let mut rest = text;
     while !rest.is_empty() && out.chars().count() < limit {
         let run = rest.find(|c| !base64(c)).unwrap_or(rest.len());
-        if run > LONGEST_RUN || rest.starts_with("-----BEGIN") {
+        // A PEM block may follow whatever is written before it without a gap, and dashes are base64 as well.
+        let block = rest[..run].find("-----BEGIN");
+        if run > LONGEST_RUN || block.is_some() {
             out.push_str("[redacted]");
             // Of a PEM block everything goes up to its end marker, or all that is left.
-            let end = match rest.starts_with("-----BEGIN") {
-                true => rest.find("-----END").map_or(rest.len(), |at| at + "-----END".len()),
-                false => run,
+            let end = match block {
+                Some(start) => rest[start..].find("-----END").map_or(rest.len(), |at| start + at + "-----END".len()),
+                None => run,
             };
             rest = &rest[end..];
             continue;
@@ -66,6 +100,8 @@ mod tests {
         let run = format!("inline {} end", "A1b/".repeat(30));
         assert_eq!(foreign_text(&run, 256), "inline [redacted] end");
         assert_eq!(foreign_text("-----BEGIN EC PRIVATE KEY----- abc", 256), "[redacted]");
+        let glued = "key=-----BEGIN PRIVATE KEY-----\nMIGHAgEA\n-----END PRIVATE KEY----- here";
+        assert_eq!(foreign_text(glued, 256), "[redacted] PRIVATE KEY----- here");
     }
 
     #[test]

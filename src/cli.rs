@@ -1,49 +1,127 @@
 //! The command line.
 
-use std::fmt::Write as _;
+use std::{ffi::OsString, fmt::Write as _, time::Duration};
 
-use crate::config::VARIABLES;
+use crate::{
+    client::{Form, Question},
+    config::{VARIABLES, parse_go_duration},
+};
+
+/// How long `wait` waits when it is not told.
+const WAIT: Duration = Duration::from_secs(60);
 
 /// What the process is to do.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
     /// Serve SDS (the default).
     Serve,
+    /// Serve SDS for as long as this program runs.
+    Exec {
+        /// What to start.
+        program: OsString,
+        /// Its arguments.
+        arguments: Vec<OsString>,
+    },
+    /// Ask a shim that runs.
+    Ask(Question),
+    /// Look at the environment and the files.
+    Check,
     /// Print this text and end.
     Print(String),
 }
 
 /// A command line that means nothing.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}: no such command; `sds-shim help` lists them")]
-pub struct UsageError(String);
+pub enum UsageError {
+    /// There is no such command.
+    #[error("{0}: no such command; `sds-shim help` lists them")]
+    Unknown(String),
+    /// There is nothing to execute.
+    #[error("a program is expected: sds-shim exec [--] PROGRAM ARGUMENT...")]
+    NoProgram,
+    /// There is no name to get.
+    #[error("a name is expected: sds-shim get NAME, such as default or ROOTCA")]
+    NoName,
+    /// The time to wait is none.
+    #[error("--timeout: {0}")]
+    Timeout(&'static str),
+}
 
 const HELP: &str = "sds-shim gives an Envoy sidecar its identity.
 
 Usage: sds-shim [COMMAND]
 
   serve     get a certificate, keep it fresh, serve it over SDS (default)
+  exec [--] PROGRAM ARGUMENT...
+            serve, and run the program for as long as it lasts: start it once the SDS socket listens, or with
+            SDS_SHIM_WAIT=certificate once the first certificate is held; pass signals on to it; reap orphans;
+            end when it ends, with its exit code (128 + n after signal n, 127 not found, 126 not executable)
+  status [--json|--table]
+            how the running shim is: identity, certificates, renewal, CA, streams, memory; without an option a table
+            on a terminal and JSON elsewhere
+  health    0 when it is ready, else 1 with the reason: for exec probes
+  wait [--timeout DURATION]
+            wait until it is ready, for 60s without the option: for start-up probes and scripts
+  renew     have it renew its certificate now, and wait for what comes of it
+  get NAME  print the public part of a secret: a certificate chain or trust anchors, never a key
+  check     look at the environment and the files it names, and print what follows; 64 when there are mistakes
   env       list the environment variables
   version   print the version
   help      print this text
 
 Everything is configured by environment variables; paths are relative to the working directory.
-SIGUSR1 renews the certificate now; SIGTERM ends the process.
+SIGUSR1 renews the certificate now, also with exec; SIGTERM ends the process, with exec through the program.
 ";
 
 /// Reads the arguments.
 ///
 /// # Errors
 /// When they name no command.
-pub fn parse(arguments: &[String]) -> Result<Command, UsageError> {
-    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    Ok(match arguments[..] {
+pub fn parse(arguments: Vec<OsString>) -> Result<Command, UsageError> {
+    if arguments.first().is_some_and(|first| first == "exec") {
+        return exec(arguments);
+    }
+    let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
+    let words: Vec<_> = words.iter().map(AsRef::as_ref).collect();
+    Ok(match words[..] {
         [] | ["serve"] => Command::Serve,
+        ["status"] => Command::Ask(Question::Status(Form::Fitting)),
+        ["status", "--json"] => Command::Ask(Question::Status(Form::Json)),
+        ["status", "--table"] => Command::Ask(Question::Status(Form::Table)),
+        ["health"] => Command::Ask(Question::Health),
+        ["wait"] => Command::Ask(Question::Wait(WAIT)),
+        ["wait", "--timeout", text] => {
+            Command::Ask(Question::Wait(parse_go_duration(text).map_err(UsageError::Timeout)?))
+        }
+        ["wait", option] if option.starts_with("--timeout=") => {
+            let text = option.trim_start_matches("--timeout=");
+            Command::Ask(Question::Wait(parse_go_duration(text).map_err(UsageError::Timeout)?))
+        }
+        ["renew"] => Command::Ask(Question::Renew),
+        ["get"] => return Err(UsageError::NoName),
+        ["get", name] => Command::Ask(Question::Get(name.to_owned())),
+        ["check"] => Command::Check,
         ["env"] => Command::Print(variables()),
         ["version" | "--version" | "-V"] => Command::Print(version()),
         ["help" | "--help" | "-h"] => Command::Print(HELP.to_owned()),
-        ["serve" | "env" | "version" | "help", extra, ..] | [extra, ..] => return Err(UsageError(extra.to_owned())),
+        ["serve" | "env" | "version" | "help" | "status" | "health" | "wait" | "renew" | "check", extra, ..]
+        | ["get", _, extra, ..]
+        | [extra, ..] => {
+            return Err(UsageError::Unknown(extra.to_owned()));
+        }
     })
+}
+
+/// Everything after the program is the program's own, as it is.
+fn exec(arguments: Vec<OsString>) -> Result<Command, UsageError> {
+    let mut arguments = arguments.into_iter().skip(1).peekable();
+    if arguments.next_if(|word| word == "--").is_none()
+        && let Some(option) = arguments.next_if(|word| word.as_encoded_bytes().starts_with(b"-"))
+    {
+        return Err(UsageError::Unknown(option.to_string_lossy().into_owned()));
+    }
+    let program = arguments.next().ok_or(UsageError::NoProgram)?;
+    Ok(Command::Exec { program, arguments: arguments.collect() })
 }
 
 fn version() -> String {

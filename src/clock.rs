@@ -1,4 +1,7 @@
-//! The wall clock: the one place that reads it, and a timer that keeps to it.
+//! The wall clock: the one place that reads it, a timer that keeps to it, and the wait for a deadline by both.
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     io,
@@ -7,10 +10,14 @@ use std::{
 };
 
 use locked::Readable;
-use nix::sys::{
-    time::TimeSpec,
-    timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+use nix::{
+    errno::Errno,
+    sys::{
+        time::TimeSpec,
+        timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+    },
 };
+use tracing::warn;
 
 /// The wall clock in Unix seconds; 0 for a clock that was never set.
 pub fn now() -> i64 {
@@ -20,6 +27,32 @@ pub fn now() -> i64 {
 /// The wall clock as a point in time.
 pub fn wall_clock() -> SystemTime {
     SystemTime::now()
+}
+
+/// A time in Unix seconds as people and programs read it (RFC 3339, UTC).
+pub fn rfc3339(seconds: i64) -> String {
+    // What lies outside of the years 0 to 9999 has no such form.
+    const LAST: i64 = 253_402_300_799;
+    let time = UNIX_EPOCH + Duration::from_secs(seconds.clamp(0, LAST) as u64);
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+/// Longer than anybody waits.
+const AWAY: Duration = Duration::from_secs(86_400);
+
+/// What the wait for a deadline needs of the system.
+trait Clock {
+    /// What the wall clock shows.
+    fn now(&self) -> SystemTime;
+
+    /// Waits until `deadline` has come by the wall clock, or the clock was set.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    async fn wait(&self, deadline: SystemTime) -> io::Result<()>;
+
+    /// Waits so long by the time that passes while the machine is awake, whatever the wall clock shows.
+    async fn sleep(&self, wait: Duration);
 }
 
 /// A timer on the wall clock: it fires on time after a suspend, and when somebody sets the clock, where a timer of
@@ -40,18 +73,72 @@ impl WallTimer {
         Ok(Self { timer, readable })
     }
 
-    /// Waits until `deadline` has come by the wall clock, or the clock was set: the caller looks at the clock again.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub async fn wait(&self, deadline: SystemTime) -> io::Result<()> {
+    /// Waits until the wall clock shows `deadline`, over suspends. `clock_was_set` is told each time that it was set
+    /// while the deadline is still to come.
+    pub async fn until(&self, deadline: SystemTime, clock_was_set: impl Fn()) {
+        until(self, deadline, clock_was_set).await;
+    }
+
+    /// Waits so long by the time that passes while the machine is awake, whatever the wall clock shows.
+    /// `clock_was_set` is told each time that it was set meanwhile.
+    pub async fn pause(&self, wait: Duration, clock_was_set: impl Fn()) {
+        pause(self, wait, clock_was_set).await;
+    }
+}
+
+impl Clock for WallTimer {
+    fn now(&self) -> SystemTime {
+        wall_clock()
+    }
+
+    async fn wait(&self, deadline: SystemTime) -> io::Result<()> {
         // A deadline of zero would disarm the timer.
         let since_epoch = deadline.duration_since(UNIX_EPOCH).unwrap_or_default().max(Duration::from_nanos(1));
-        self.timer.set(
+        let set = self.timer.set(
             Expiration::OneShot(TimeSpec::from_duration(since_epoch)),
             TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET,
-        )?;
+        );
+        // The clock was set since the last wait: the caller looks at it again, and then the timer can be set.
+        if set == Err(Errno::ECANCELED) {
+            return Ok(());
+        }
+        set?;
         // That the clock was set ends the wait as well.
         self.readable.read(|| Ok(self.timer.wait()?)).await
+    }
+
+    async fn sleep(&self, wait: Duration) {
+        tokio::time::sleep(wait).await;
+    }
+}
+
+async fn until(clock: &impl Clock, deadline: SystemTime, clock_was_set: impl Fn()) {
+    while let Ok(wait) = deadline.duration_since(clock.now())
+        && !wait.is_zero()
+    {
+        match clock.wait(deadline).await {
+            // Before its time, so the clock was set: the deadline is looked at again.
+            Ok(()) if clock.now() < deadline => clock_was_set(),
+            Ok(()) => {}
+            Err(error) => {
+                warn!("the wall-clock timer failed, so suspends are not noticed: {error}");
+                clock.sleep(wait).await;
+            }
+        }
+    }
+}
+
+async fn pause(clock: &impl Clock, wait: Duration, clock_was_set: impl Fn()) {
+    let told = async {
+        // The deadline is none that comes by itself before the pause is over.
+        while clock.wait(clock.now() + wait + AWAY).await.is_ok() {
+            clock_was_set();
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        () = clock.sleep(wait) => {}
+        () = told => {}
     }
 }

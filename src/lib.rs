@@ -3,13 +3,17 @@
 //!
 //! The modules in the order in which data flows: the environment becomes [`config`]; [`identity`] holds who we are
 //! and how we prove it; [`ca`] asks for certificates, which [`rotation`] decides when to do; [`store`] is where
-//! makers and servers of secrets meet; [`sds`] serves them. [`app`] puts all together.
+//! makers and servers of secrets meet; [`sds`] serves them; [`supervise`] starts and follows the command that needs
+//! them. What may be told in public is written into [`status`], and [`admin`] shows it. [`app`] puts all together.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod app;
 pub mod bounded;
 pub mod ca;
+pub mod check;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod files;
@@ -19,4 +23,7 @@ pub mod manual;
 pub mod memory;
 pub mod rotation;
 pub mod sds;
+pub mod status;
 pub mod store;
+pub mod supervise;
+pub mod wire;

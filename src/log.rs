@@ -6,6 +6,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use serde_json::{Value, json};
 use tracing::{
     Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
@@ -13,13 +14,16 @@ use tracing::{
     subscriber::SetGlobalDefaultError,
 };
 
-use crate::{clock, config::LogLevel};
+use crate::{
+    clock,
+    config::{LogConfig, LogFormat, LogLevel, SCOPES},
+};
 
 /// Longest line; what a peer says is cut before, so only a mistake of ours could reach it.
 const MAX_LINE: usize = 4096;
 
 struct StderrLog {
-    max: Level,
+    config: LogConfig,
     spans: AtomicU64,
 }
 
@@ -27,20 +31,35 @@ struct StderrLog {
 ///
 /// # Errors
 /// When it was called before.
-pub fn start(level: LogLevel) -> Result<(), SetGlobalDefaultError> {
-    let max = match level {
-        LogLevel::Error => Level::ERROR,
-        LogLevel::Warn => Level::WARN,
-        LogLevel::Info => Level::INFO,
-        LogLevel::Debug => Level::DEBUG,
-    };
-    tracing::subscriber::set_global_default(StderrLog { max, spans: AtomicU64::new(1) })
+pub fn start(config: LogConfig) -> Result<(), SetGlobalDefaultError> {
+    tracing::subscriber::set_global_default(StderrLog { config, spans: AtomicU64::new(1) })
+}
+
+/// The top-level module that an event comes from.
+fn scope(metadata: &Metadata<'_>) -> &'static str {
+    let inside = metadata.target().strip_prefix("sds_shim::").unwrap_or_default();
+    let name = inside.split("::").next().unwrap_or_default();
+    SCOPES.into_iter().find(|scope| *scope == name).unwrap_or("main")
+}
+
+fn severity(level: Level) -> LogLevel {
+    match level {
+        Level::ERROR => LogLevel::Error,
+        Level::WARN => LogLevel::Warn,
+        Level::INFO => LogLevel::Info,
+        _ => LogLevel::Debug,
+    }
 }
 
 impl Subscriber for StderrLog {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Only our own events: what the HTTP libraries would say may hold headers.
-        metadata.is_event() && *metadata.level() <= self.max && metadata.target().starts_with("sds_shim")
+        if !metadata.is_event() || !metadata.target().starts_with("sds_shim") || *metadata.level() == Level::TRACE {
+            return false;
+        }
+        let scope = scope(metadata);
+        let wanted = self.config.scopes.iter().rev().find(|(name, _)| *name == scope);
+        severity(*metadata.level()) <= wanted.map_or(self.config.level, |(_, level)| *level)
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
@@ -55,12 +74,11 @@ impl Subscriber for StderrLog {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let time = humantime::format_rfc3339_millis(clock::wall_clock());
-        let metadata = event.metadata();
-        let scope = metadata.target().trim_start_matches("sds_shim::").split("::").next().unwrap_or_default();
-        let mut line = format!("{time} {:5} {scope}: {}{}", metadata.level(), fields.message, fields.others);
-        if let Some((cut, _)) = line.char_indices().nth(MAX_LINE) {
-            line.truncate(cut);
-        }
+        let (level, scope) = (event.metadata().level(), scope(event.metadata()));
+        let mut line = match self.config.format {
+            LogFormat::Text => fields.text(&format!("{time} {level:5} {scope}: ")),
+            LogFormat::Json => fields.json(&time.to_string(), level.as_str(), scope),
+        };
         line.push('\n');
         // One write a line; with standard error gone there is nobody to tell.
         let _ = std::io::stderr().write_all(line.as_bytes());
@@ -74,23 +92,64 @@ impl Subscriber for StderrLog {
 #[derive(Default)]
 struct Fields {
     message: String,
-    others: String,
+    others: Vec<(&'static str, Value)>,
+    /// Which of them are not to be quoted in a text.
+    plain: Vec<&'static str>,
+}
+
+impl Fields {
+    fn text(self, head: &str) -> String {
+        let mut line = format!("{head}{}", self.message);
+        for (name, value) in self.others {
+            let _ = match value {
+                Value::String(text) if self.plain.contains(&name) => write!(line, " {name}={text}"),
+                // As Rust writes it, so that the line stays one.
+                Value::String(text) => write!(line, " {name}={text:?}"),
+                other => write!(line, " {name}={other}"),
+            };
+        }
+        if let Some((cut, _)) = line.char_indices().nth(MAX_LINE) {
+            line.truncate(cut);
+        }
+        line
+    }
+
+    fn json(self, time: &str, level: &str, scope: &str) -> String {
+        let message: String = self.message.chars().take(MAX_LINE).collect();
+        let mut line = json!({ "time": time, "level": level.to_lowercase(), "scope": scope, "message": message });
+        for (name, value) in self.others {
+            line[name] = value;
+        }
+        line.to_string()
+    }
 }
 
 impl Visit for Fields {
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.others.push((field.name(), value.into()));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.others.push((field.name(), value.into()));
+    }
+
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
             "message" => self.message.push_str(value),
-            name => {
-                let _ = write!(self.others, " {name}={value:?}");
-            }
+            name => self.others.push((name, value.into())),
         }
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let _ = match field.name() {
-            "message" => write!(self.message, "{value:?}"),
-            name => write!(self.others, " {name}={value:?}"),
-        };
+        match field.name() {
+            "message" => {
+                let _ = write!(self.message, "{value:?}");
+            }
+            // `%value` comes here as well.
+            name => {
+                self.plain.push(name);
+                self.others.push((name, Value::String(format!("{value:?}"))));
+            }
+        }
     }
 }

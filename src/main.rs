@@ -1,63 +1,62 @@
 //! `sds-shim`: gives an Envoy sidecar its identity.
 
-use std::{io::Write as _, process::ExitCode};
+use std::{io::Write as _, os::unix::process::ExitStatusExt as _, process::ExitCode};
 
+use locked::Inherited;
 use sds_shim::{
     app::{self, AppError},
-    cli::{self, Command},
-    config::{self, Config, ProcessEnv},
-    log, memory,
+    cli,
+    client::ClientError,
+    config,
+    supervise::LaunchError,
 };
 
 /// Keys and tokens pass through buffers of every library: all of them lie in the arena.
 #[global_allocator]
 static ALLOCATOR: locked::LockedAllocator = locked::LockedAllocator;
 
-/// Exit codes (`sysexits.h`).
+/// Exit codes: those of `sysexits.h`, and a shell's.
+const NO: u8 = 1;
 const EX_USAGE: u8 = 64;
 const EX_UNAVAILABLE: u8 = 69;
 const EX_SOFTWARE: u8 = 70;
 const EX_OSERR: u8 = 71;
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
 
 fn main() -> ExitCode {
-    if let Err(error) = locked::harden_process() {
-        return fail(EX_SOFTWARE, &error);
+    match locked::harden_process() {
+        Ok(inherited) => locked::on_arena_stack(|| command(inherited)),
+        Err(error) => fail(EX_SOFTWARE, &error),
     }
-    locked::on_arena_stack(command)
 }
 
-fn command() -> ExitCode {
+fn command(inherited: Inherited) -> ExitCode {
     if let Err(error) = locked::adopt_openssl() {
         return fail(EX_SOFTWARE, &error);
     }
-    match cli::parse(&config::arguments()) {
-        Ok(Command::Serve) => serve(),
-        Ok(Command::Print(text)) => match std::io::stdout().write_all(text.as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(EX_SOFTWARE, &error),
-        },
-        Err(error) => fail(EX_USAGE, &error),
+    let command = match cli::parse(config::arguments()) {
+        Ok(command) => command,
+        Err(error) => return fail(EX_USAGE, &error),
+    };
+    match app::run(command, inherited) {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(ended)) => ExitCode::from(ended.code().or(ended.signal().map(|n| 128 + n)).unwrap_or(0) as u8),
+        Err(error) => fail(code(&error), &error),
     }
 }
 
-fn serve() -> ExitCode {
-    let config = match Config::from_env(&ProcessEnv::capture()) {
-        Ok(config) => config,
-        Err(mistakes) => {
-            let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
-            return fail(EX_USAGE, &format!("the configuration has mistakes:\n  {}", lines.join("\n  ")));
+fn code(error: &AppError) -> u8 {
+    match error {
+        AppError::Config(_) | AppError::Checked => EX_USAGE,
+        AppError::Bind(_) | AppError::Client(ClientError::Unreachable { .. } | ClientError::Stranger(_)) => {
+            EX_UNAVAILABLE
         }
-    };
-    if let Err(error) = log::start(config.log) {
-        return fail(EX_SOFTWARE, &error);
-    }
-    if let Err(error) = memory::protect(&config.memory) {
-        return fail(EX_OSERR, &error);
-    }
-    match app::run(config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error @ AppError::Bind(_)) => fail(EX_UNAVAILABLE, &error),
-        Err(error @ AppError::System(_)) => fail(EX_SOFTWARE, &error),
+        AppError::Client(_) => NO,
+        AppError::Memory(_) => EX_OSERR,
+        AppError::Launch(LaunchError::NotFound(_)) => NOT_FOUND,
+        AppError::Launch(LaunchError::NotExecutable(..)) => NOT_EXECUTABLE,
+        AppError::Launch(LaunchError::NoRoom(..)) | AppError::System(_) | AppError::Log(_) => EX_SOFTWARE,
     }
 }
 

@@ -10,16 +10,22 @@ use std::{
 const ALLOWED: &[(&str, &[&str])] = &[
     ("bounded", &[]),
     ("clock", &[]),
-    ("files", &[]),
-    ("identity", &["bounded"]),
+    ("identity", &["bounded", "clock"]),
     ("config", &["identity"]),
-    ("cli", &["config"]),
+    ("cli", &["client", "config"]),
+    ("wire", &[]),
+    ("client", &["bounded", "clock", "wire"]),
+    ("check", &["bounded", "clock", "config", "identity", "memory"]),
     ("log", &["clock", "config"]),
     ("memory", &["config"]),
     ("store", &["identity"]),
-    ("ca", &["bounded", "config", "identity"]),
-    ("rotation", &["ca", "clock", "config", "files", "identity", "store"]),
-    ("sds", &["bounded", "clock", "config", "identity", "store"]),
+    ("status", &["clock", "store"]),
+    ("admin", &["clock", "config", "identity", "memory", "status", "store", "wire"]),
+    ("files", &["bounded", "clock", "config", "identity", "store"]),
+    ("ca", &["bounded", "clock", "config", "identity", "wire"]),
+    ("rotation", &["ca", "clock", "config", "files", "identity", "status", "store"]),
+    ("sds", &["bounded", "clock", "config", "identity", "status", "store"]),
+    ("supervise", &["config", "store"]),
 ];
 
 #[test]
@@ -45,8 +51,8 @@ fn modules_import_only_what_lies_below_them() {
 }
 
 #[test]
-fn generated_types_stay_inside_ca_and_sds() {
-    only_in("sds_shim_proto", &["ca", "sds"]);
+fn generated_types_stay_where_protocols_are_spoken() {
+    only_in("sds_shim_proto", &["ca", "client", "sds"]);
 }
 
 #[test]
@@ -59,6 +65,16 @@ fn the_environment_is_read_only_in_config() {
 fn only_main_chooses_the_exit_code() {
     only_in("process::exit", &[]);
     only_in("ExitCode", &["main"]);
+}
+
+/// Levels can be chosen for each module that says something.
+#[test]
+fn the_scopes_of_the_log_are_the_modules_that_use_it() {
+    let speaks =
+        |(_, files): &(String, Vec<(PathBuf, String)>)| files.iter().any(|(_, text)| text.contains("tracing::"));
+    let found: Vec<_> = modules().into_iter().filter(speaks).map(|(module, _)| module).collect();
+    let expected: Vec<_> = found.iter().map(String::as_str).filter(|module| *module != "log").collect();
+    assert_eq!(expected, sds_shim::config::SCOPES);
 }
 
 #[test]
@@ -156,4 +172,38 @@ fn imports(code: &str) -> BTreeSet<String> {
         }
     }
     found
+}
+
+/// Types that hold bytes of keys, tokens or other credentials: nothing may print, clone or serialise them.
+const SECRETS: &[&str] =
+    &["BearerToken", "CaHeader", "CertificateRequest", "ClientCertificate", "Content", "Credential", "X509Svid"];
+
+#[test]
+fn secrets_cannot_be_printed_or_cloned() {
+    let code: String = modules().into_values().flatten().map(|(_, code)| code + "\n").collect();
+    for secret in SECRETS {
+        let kind = ["struct", "enum"].iter().find_map(|kind| code.find(&format!("pub {kind} {secret} ")));
+        let at = kind.unwrap_or_else(|| panic!("there is no {secret}"));
+        let before = code[..at].lines().next_back().unwrap_or_default();
+        assert!(!before.contains("derive"), "{secret}: {before}");
+        for forbidden in ["Clone for", "Display for", "Serialize for", "Copy for"] {
+            assert!(!code.contains(&format!("{forbidden} {secret} ")), "{forbidden} {secret}");
+        }
+    }
+    // Those that say that they exist and nothing more.
+    const NAMED: [(&str, &str); 3] = [("BearerToken", "bytes"), ("CaHeader", "self.name"), ("Secret", "bytes")];
+    for (named, shows) in NAMED {
+        let written = code.split(&format!("fmt::Debug for {named} ")).nth(1).unwrap_or_default();
+        let written = written.split("\n}").next().unwrap_or_default();
+        assert!(
+            written.contains(shows)
+                && !written.contains("value")
+                && !written.replace("jwt.len()", "").contains("jwt")
+                && !written.contains("{:?}"),
+            "{named}"
+        );
+    }
+    for secret in SECRETS.iter().filter(|secret| NAMED.iter().all(|(named, _)| named != *secret)) {
+        assert!(!code.contains(&format!("Debug for {secret} ")), "Debug for {secret}");
+    }
 }

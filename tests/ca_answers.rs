@@ -5,6 +5,7 @@ mod ca_common;
 use std::sync::Arc;
 
 use ca_common::{Open, Scene, Tested, token, within};
+use testkit::OrFail;
 use testkit::development_ca::{CaOptions, Fault, Issued, Leaf, Lifetime, Pki, PkiOptions, SignOverrides};
 
 /// The workload gets nothing of what the CA answers under `fault`, of which `reason` is told once; and the first
@@ -124,7 +125,51 @@ async fn an_expired_certificate() -> Tested {
 
 #[tokio::test]
 async fn a_certificate_from_the_future() -> Tested {
-    signed(|o| (o.leaf.not_before, o.leaf.not_after) = (3600, 7200), "a certificate is valid from").await
+    let scene = Scene::new().await?;
+    let mut shim = scene.shim().start()?;
+    let mut stream = Open::connect(&mut shim, "default").await?;
+    stream.next(&shim).await?;
+    scene.ca.set_fault(Some(Fault::sign(|o| (o.leaf.not_before, o.leaf.not_after) = (3600, 7200))));
+    ca_common::renew(&shim)?;
+    shim.wait_for_log("a certificate is valid from").await?;
+    within(&shim, "three answered calls", scene.ca.wait_for_outcomes(3)).await?;
+    stream.expect_silence(&shim).await?;
+    // A new stream gets the old one meanwhile.
+    let served = Open::connect(&mut shim, "default").await?.next(&shim).await?.serial()?;
+    assert_eq!(served, scene.issued()[0]);
+    Ok(())
+}
+
+/// Better than none: whose clock is wrong cannot be known, and the peers may see it as we do.
+#[tokio::test]
+async fn a_certificate_from_the_future_is_used_when_there_is_no_other() -> Tested {
+    let scene = Scene::new().await?;
+    scene.ca.set_fault(Some(Fault::sign(|o| (o.leaf.not_before, o.leaf.not_after) = (3600, 7200))));
+    let mut shim = scene.shim().start()?;
+    let secret = Open::connect(&mut shim, "default").await?.next(&shim).await?;
+    assert_eq!(secret.serial()?, scene.issued()[0]);
+    let line = shim.wait_for_log("the certificate begins in the future").await?;
+    assert!(line.contains("not_before=") && line.contains("now="), "{line}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_certificate_that_begins_in_a_moment_is_held_until_then() -> Tested {
+    let scene = Scene::new().await?;
+    let mut shim = scene.shim().start()?;
+    let mut stream = Open::connect(&mut shim, "default").await?;
+    stream.next(&shim).await?;
+    scene.ca.set_fault(Some(Fault::sign(|o| o.leaf.not_before = 3)));
+    ca_common::renew(&shim)?;
+    shim.wait_for_log("the certificate is held until it is valid").await?;
+    let held_back = Open::connect(&mut shim, "default").await?.next(&shim).await?.serial()?;
+    assert_eq!(held_back, scene.issued()[0], "the old one is served meanwhile");
+    let secret = stream.next(&shim).await?;
+    assert_eq!(secret.serial()?, scene.issued()[1]);
+    let now = openssl::asn1::Asn1Time::days_from_now(0).or_fail("the time")?;
+    let leaf = secret.leaf()?;
+    assert!(leaf.not_before() <= now.as_ref(), "it was pushed before its time: {} {}", leaf.not_before(), now.as_ref());
+    Ok(())
 }
 
 #[tokio::test]

@@ -38,7 +38,11 @@ const VARIABLES: &[&str] = &[
     "SDS_SHIM_CA_MTLS",
     "SDS_SHIM_CA_TIMEOUT",
     "SDS_SHIM_ALLOW_UIDS",
+    "SDS_SHIM_ADMIN",
+    "SDS_SHIM_READY_MIN_LIFE",
+    "SDS_SHIM_TERMINATION_LOG",
     "SDS_SHIM_LOG",
+    "SDS_SHIM_LOG_FORMAT",
 ];
 
 /// Values that each stop the start. Those of seven letters or more must not show up in what is said about them.
@@ -85,6 +89,13 @@ const MISTAKES: &[(&str, &str)] = &[
     ("SDS_SHIM_CA_MTLS", "always"),
     ("SDS_SHIM_CA_TIMEOUT", "private-value"),
     ("SDS_SHIM_CA_TIMEOUT", "0s"),
+    ("SDS_SHIM_LOG", "info,private-value=debug"),
+    ("SDS_SHIM_LOG", "info,sds=private-value"),
+    ("SDS_SHIM_LOG_FORMAT", "private-value"),
+    ("SDS_SHIM_ADMIN", "private-value"),
+    ("SDS_SHIM_ADMIN", "unix:"),
+    ("SDS_SHIM_ADMIN", "localhost:15022"),
+    ("SDS_SHIM_READY_MIN_LIFE", "private-value"),
     ("SDS_SHIM_ALLOW_UIDS", "private-value"),
     ("SDS_SHIM_ALLOW_UIDS", "1337,,2000"),
     ("SDS_SHIM_ALLOW_UIDS", "-1"),
@@ -164,7 +175,7 @@ async fn a_value_that_is_not_text_is_a_mistake() -> Outcome {
 #[tokio::test]
 async fn every_variable_with_a_syntax_is_among_the_mistakes() {
     // What is not checked here can be any text.
-    let free = ["CA_ROOT_CA", "ISTIOD_SAN", "PROV_CERT", "SDS_SHIM_TOKEN_AUDIENCE"];
+    let free = ["CA_ROOT_CA", "ISTIOD_SAN", "PROV_CERT", "SDS_SHIM_TOKEN_AUDIENCE", "SDS_SHIM_TERMINATION_LOG"];
     for name in VARIABLES.iter().filter(|name| !free.contains(name)) {
         assert!(MISTAKES.iter().any(|(other, _)| other == name), "{name}");
     }

@@ -3,85 +3,34 @@
 
 mod common;
 
-use std::{
-    collections::HashMap,
-    fs::{self, File},
-    os::unix::fs::FileExt,
-};
+use std::collections::HashMap;
 
 use common::{Logged, QUIET, Site};
 use nix::sys::signal::Signal;
-use openssl::pkey::PKey;
-use testkit::{Failure, OrFail, confined::Confinement, sds};
+use testkit::{
+    Failure,
+    confined::Confinement,
+    residency::{self, Needles},
+    sds,
+};
 
 type Outcome = Result<(), Failure>;
 
 const ROTATIONS: usize = 30;
-/// Eight bytes of a key stand nowhere by chance.
-const WINDOW: usize = 8;
-
-/// What to look for: windows of each key, and which key they are of.
-#[derive(Default)]
-struct Needles(HashMap<[u8; WINDOW], usize>);
-
-impl Needles {
-    /// The key as a number in both byte orders, and as base64 where it stands in PEM, with and without the newline.
-    fn add(&mut self, key: usize, pem: &str) -> Result<(), Failure> {
-        let private = PKey::private_key_from_pem(pem.as_bytes()).or_fail("parse the key")?;
-        let scalar = private.ec_key().or_fail("an EC key")?.private_key().to_vec_padded(32).or_fail("the scalar")?;
-        let der = private.private_key_to_pkcs8().or_fail("encode the key")?;
-        let at = der.windows(32).position(|window| window == scalar).expect("PKCS#8 holds the scalar");
-        let (from, to) = ((at * 8).div_ceil(6), (at + 32) * 8 / 6);
-        let text: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
-        let wrapped = format!("{}\n{}", &text[from..64], &text[64..to]);
-        let reversed: Vec<u8> = scalar.iter().rev().copied().collect();
-        for bytes in [&scalar[..], &reversed, &text.as_bytes()[from..to], wrapped.as_bytes()] {
-            for window in bytes.windows(WINDOW) {
-                self.0.insert(window.try_into().expect("of that size"), key);
-            }
-        }
-        Ok(())
-    }
-
-    /// How many windows of each key stand in these bytes.
-    fn count(&self, bytes: &[u8], found: &mut HashMap<usize, usize>) {
-        for window in bytes.windows(WINDOW) {
-            // Most of memory is zeros, and hashing is slow.
-            if window != [0; WINDOW]
-                && let Some(key) = self.0.get(window)
-            {
-                *found.entry(*key).or_default() += 1;
-            }
-        }
-    }
-}
-
 /// What root finds in the memory of a process.
 struct Search {
     /// Windows found, by key.
     found: HashMap<usize, usize>,
     readable: usize,
-    /// Bytes that the kernel does not let anybody read, in mappings that can be read from inside.
     refused: usize,
 }
 
 fn search(pid: u32, needles: &Needles) -> Result<Search, Failure> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).or_fail("read the mappings")?;
-    let memory = File::open(format!("/proc/{pid}/mem")).or_fail("open the memory")?;
-    let mut search = Search { found: HashMap::new(), readable: 0, refused: 0 };
-    for line in maps.lines() {
-        let (range, rest) = line.split_once(' ').expect("the kernel's format");
-        let (start, end) = range.split_once('-').expect("the kernel's format");
-        let number = |text| u64::from_str_radix(text, 16).expect("the kernel's format");
-        let mut bytes = vec![0; (number(end) - number(start)) as usize];
-        match memory.read_exact_at(&mut bytes, number(start)) {
-            Ok(()) => {
-                search.readable += bytes.len();
-                needles.count(&bytes, &mut search.found);
-            }
-            Err(_) if rest.starts_with('r') => search.refused += bytes.len(),
-            Err(_) => {}
-        }
+    let memory = residency::memory(pid)?;
+    let mut search = Search { found: HashMap::new(), readable: 0, refused: memory.refused };
+    for range in memory.ranges() {
+        search.readable += range.bytes.len();
+        needles.count(&range.bytes, &mut search.found);
     }
     Ok(search)
 }

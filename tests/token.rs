@@ -213,3 +213,41 @@ async fn a_removed_token_without_mutual_tls_keeps_the_certificate() -> Tested {
     stream.next(&shim).await?;
     within(&shim, "the second call", scene.ca.wait_for_calls(2)).await
 }
+
+/// A token that goes bad between two renewals costs no call and no certificate; kubelet's swap brings the renewal.
+#[tokio::test]
+async fn a_bad_token_at_renewal_is_named_and_its_successor_used_at_once() -> Tested {
+    let expired = minted(|request| (request.not_before, request.lifetime) = (-7200, -3600));
+    let foreign = minted(|request| request.audiences = vec!["vault".to_owned()]);
+    let mut scene = Scene::new().await?;
+    let mut shim = scene.shim().env("SDS_SHIM_CA_MTLS", "never").start()?;
+    let mut stream = Open::connect(&mut shim, "default").await?;
+    let mut served = stream.next(&shim).await?.serial()?;
+    for (bad, reason) in [
+        (Some(expired), "the token expired"),
+        (Some(foreign), "the token's audience is"),
+        (Some(String::new()), "the token is empty"),
+        (None, "cannot be read"),
+    ] {
+        match bad {
+            Some(bad) => scene.write_token(&bad)?,
+            None => scene.workload.remove_token().or_fail("remove the token")?,
+        }
+        let (mark, calls) = (shim.log().mark(), scene.ca.calls().len());
+        renew(&shim)?;
+        let line = shim.wait_for_log_after(mark, "no new certificate: ").await?;
+        assert!(line.contains(reason) && line.contains("the old one is served meanwhile"), "{line}");
+        // A signal makes it look again, not ask.
+        renew(&shim)?;
+        assert_eq!(Open::connect(&mut shim, "default").await?.next(&shim).await?.serial()?, served);
+        stream.expect_silence(&shim).await?;
+        assert_eq!(scene.ca.calls().len(), calls, "the CA is not asked in vain");
+        let replaced = Instant::now();
+        scene.write_token(&token())?;
+        served = stream.next(&shim).await?.serial()?;
+        assert!(replaced.elapsed() < AT_ONCE, "the change was seen, not found by chance");
+        assert_eq!(scene.ca.calls().len(), calls + 1);
+        assert_eq!(shim.log().lines().iter().skip(mark).filter(|line| line.contains(reason)).count(), 1, "said once");
+    }
+    Ok(())
+}

@@ -59,7 +59,8 @@ impl<U: Message + Default> Decoder for LimitedDecoder<U> {
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // tonic hands over a message in one piece.
         if buf.chunk().len() == buf.remaining() && has_too_many_fields(buf.chunk()) {
-            return Err(Status::resource_exhausted(format!("the message has more than {MAX_FIELDS} fields")));
+            // As tonic answers to a message that is too long. RESOURCE_EXHAUSTED would mean that a CA is overloaded.
+            return Err(Status::out_of_range(format!("the message has more than {MAX_FIELDS} fields")));
         }
         self.0.decode(buf)
     }

@@ -1,4 +1,4 @@
-//! Envoy's SDS and Istio's certificate service as Rust types.
+//! Envoy's SDS, gRPC's health checks and Istio's certificate service as Rust types.
 //!
 //! The definitions under `proto/` are the subset that `sds-shim` uses, with the original packages, names and
 //! field numbers, so the wire format is that of the full definitions; fields that are not declared are skipped.
@@ -13,7 +13,7 @@ mod codec;
 mod generated;
 
 pub use codec::SmallCodec;
-pub use generated::{envoy, google, istio};
+pub use generated::{envoy, google, grpc, istio};
 
 /// The type URL of every SDS resource (Envoy, "xDS REST and gRPC protocol").
 pub const SECRET_TYPE_URL: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";

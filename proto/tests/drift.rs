@@ -4,9 +4,10 @@
 
 use std::{fs, path::Path};
 
-const ENTRY_POINTS: [&str; 3] = [
+const ENTRY_POINTS: [&str; 4] = [
     "envoy/service/secret/v3/sds.proto",
     "envoy/extensions/transport_sockets/tls/v3/secret.proto",
+    "grpc/health/v1/health.proto",
     "istio/v1/auth/ca.proto",
 ];
 

@@ -1,32 +1,29 @@
 use std::{
     net::SocketAddr,
     pin::Pin,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
+    time::Duration,
 };
 
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    task::AbortHandle,
-};
+use tokio::net::TcpStream;
 
 use super::{
     client_certificate::ClientCertificate,
     error::CaError,
+    retry,
     tls::{self, Alert},
 };
-use crate::config::CaConfig;
-
-/// Receive windows: an answer is a few KiB, and nobody may make us hold much more.
-const WINDOW: u32 = 64 * 1024;
+use crate::{
+    config::{CaAddress, CaConfig},
+    wire::{self, Connection, Stream},
+};
 
 /// One HTTP/2 connection to the CA. It is made for one call and closed after it: the next one is hours away.
 pub(super) struct Channel {
-    sender: http2::SendRequest<tonic::body::Body>,
-    connection: AbortHandle,
+    connection: Connection,
     alert: Alert,
+    retry_after: Arc<OnceLock<Duration>>,
 }
 
 impl Channel {
@@ -34,24 +31,20 @@ impl Channel {
     ///
     /// # Errors
     /// What kept the connection from being made.
-    pub(super) async fn connect(config: &CaConfig, certificate: Option<&ClientCertificate>) -> Result<Self, CaError> {
-        let address = format!("{}:{}", config.host, config.port);
+    pub(super) async fn connect(
+        config: &CaConfig,
+        address: &CaAddress,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Self, CaError> {
         let alert = Alert::default();
-        let stream: Box<dyn Stream> = match config.plaintext {
-            true => Box::new(tcp(config, &address).await?),
-            false => Box::new(tls::connect(config, certificate, &address, alert.clone()).await?),
+        let certificate = certificate.filter(|_| !address.is_plaintext());
+        let stream: Box<dyn Stream> = match address.is_plaintext() {
+            true => Box::new(tcp(address).await?),
+            false => Box::new(tls::connect(config, address, certificate, alert.clone()).await?),
         };
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| alert.explain(certificate.is_some(), &error))?;
-        let connection = tokio::spawn(async move {
-            // How it ended is told by the call that it carried.
-            let _ = connection.await;
-        });
-        Ok(Self { sender, connection: connection.abort_handle(), alert })
+        let connection = Connection::new(stream).await;
+        let connection = connection.map_err(|error| alert.explain(certificate.is_some(), &error))?;
+        Ok(Self { connection, alert, retry_after: Arc::default() })
     }
 
     /// What a broken call means: with a client certificate, a TLS alert is its refusal.
@@ -66,18 +59,20 @@ impl Channel {
 
     /// What tonic's client sends requests with.
     pub(super) fn sender(&self) -> Sender {
-        Sender(self.sender.clone())
+        Sender { sender: self.connection.sender(), retry_after: Arc::clone(&self.retry_after) }
+    }
+
+    /// How long the answer's HTTP headers ask us to wait, if they do.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        self.retry_after.get().copied()
     }
 }
 
-impl Drop for Channel {
-    fn drop(&mut self) {
-        self.connection.abort();
-    }
+/// What tonic's client calls; it looks at the headers of answers.
+pub(super) struct Sender {
+    sender: wire::Sender,
+    retry_after: Arc<OnceLock<Duration>>,
 }
-
-/// hyper's sender as the service that tonic's client calls.
-pub(super) struct Sender(http2::SendRequest<tonic::body::Body>);
 
 impl tower_service::Service<http::Request<tonic::body::Body>> for Sender {
     type Response = http::Response<hyper::body::Incoming>;
@@ -85,25 +80,28 @@ impl tower_service::Service<http::Request<tonic::body::Body>> for Sender {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, hyper::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        self.0.poll_ready(cx)
+        self.sender.poll_ready(cx)
     }
 
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
+        let (answer, retry_after) = (self.sender.call(request), Arc::clone(&self.retry_after));
+        Box::pin(async move {
+            let answer = answer.await?;
+            // What is not gRPC, a proxy's answer for instance, loses its headers on the way through tonic.
+            if let Some(wait) = retry::from_headers(answer.headers()) {
+                let _ = retry_after.set(wait);
+            }
+            Ok(answer)
+        })
     }
 }
 
-/// What HTTP/2 runs on.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
-
-pub(super) async fn tcp(config: &CaConfig, address: &str) -> Result<TcpStream, CaError> {
-    let resolved = tokio::net::lookup_host((config.host.as_str(), config.port)).await;
+pub(super) async fn tcp(address: &CaAddress) -> Result<TcpStream, CaError> {
+    let resolved = tokio::net::lookup_host((address.host.as_str(), address.port)).await;
     let addresses: Vec<SocketAddr> =
-        resolved.map_err(|cause| CaError::Resolve { host: config.host.clone(), cause })?.collect();
+        resolved.map_err(|cause| CaError::Resolve { host: address.host.clone(), cause })?.collect();
     let connected = TcpStream::connect(&*addresses).await;
-    let stream = connected.map_err(|cause| CaError::Connect { address: address.to_owned(), cause })?;
+    let stream = connected.map_err(|cause| CaError::Connect { address: address.to_string(), cause })?;
     // The last bytes of a request must not wait for an acknowledgement; without it the call is only slower.
     let _ = stream.set_nodelay(true);
     Ok(stream)

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use http::Uri;
 use sds_shim_proto::{
@@ -12,39 +12,45 @@ use tonic::{
 
 use super::{channel::Channel, client_certificate::ClientCertificate, error::CaError};
 use crate::{
-    config::{CaConfig, CaHeader, ServerName},
+    config::{CaAddress, CaConfig, CaHeader, ServerName},
     identity::BearerToken,
 };
 
 /// Bytes of an answer: a chain is a few KiB, a bundle of roots a few tens.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// Istio's certificate service, called Citadel (`istio.v1.auth.IstioCertificateService`).
+/// Istio's certificate service, called Citadel (`istio.v1.auth.IstioCertificateService`), at one address.
 pub struct CitadelClient {
-    config: CaConfig,
+    config: Arc<CaConfig>,
+    address: CaAddress,
     origin: Uri,
 }
 
 impl CitadelClient {
-    /// A client for the CA of the configuration; nothing is connected before the first call.
+    /// A client for one of the configuration's addresses; nothing is connected before the first call.
     ///
     /// # Errors
     /// When the CA's name cannot stand in a request.
-    pub fn new(config: CaConfig) -> Result<Self, http::Error> {
-        let host = match &config.server_name {
+    pub fn new(config: Arc<CaConfig>, address: CaAddress) -> Result<Self, http::Error> {
+        let host = match &address.server_name {
             ServerName::Dns(name) => name.clone(),
             ServerName::Ip(address) if address.is_ipv6() => format!("[{address}]"),
             ServerName::Ip(address) => address.to_string(),
         };
-        let scheme = if config.plaintext { "http" } else { "https" };
+        let scheme = if address.is_plaintext() { "http" } else { "https" };
         let origin =
-            Uri::builder().scheme(scheme).authority(format!("{host}:{}", config.port)).path_and_query("/").build()?;
-        Ok(Self { config, origin })
+            Uri::builder().scheme(scheme).authority(format!("{host}:{}", address.port)).path_and_query("/").build()?;
+        Ok(Self { config, address, origin })
     }
 
     /// What the client was made from.
     pub fn config(&self) -> &CaConfig {
         &self.config
+    }
+
+    /// Where it asks.
+    pub fn address(&self) -> &CaAddress {
+        &self.address
     }
 
     /// Asks for a certificate: one call, with a deadline. Answers with Citadel's list, leaf first, root bundle last,
@@ -68,7 +74,7 @@ impl CitadelClient {
         token: Option<&BearerToken>,
         certificate: Option<&ClientCertificate>,
     ) -> Result<Vec<String>, CaError> {
-        let channel = Channel::connect(&self.config, certificate).await?;
+        let channel = Channel::connect(&self.config, &self.address, certificate).await?;
         let mut request = Request::new(IstioCertificateRequest {
             csr: csr_pem.to_owned(),
             validity_duration: self.config.ttl.as_secs() as i64,
@@ -84,7 +90,7 @@ impl CitadelClient {
             Err(status) if channel.met_alert() || std::error::Error::source(&status).is_some() => {
                 Err(channel.explain(certificate.is_some(), &root_cause(&status)))
             }
-            Err(status) => Err(CaError::from_status(&status)),
+            Err(status) => Err(CaError::from_status(&status, channel.retry_after())),
         }
     }
 

@@ -3,6 +3,7 @@ use std::time::Duration;
 use openssl::error::ErrorStack;
 use tonic::{Code, Status};
 
+use super::retry;
 use crate::bounded::foreign_text;
 
 /// Why a call to the CA brought no certificate.
@@ -59,6 +60,8 @@ pub enum CaError {
         code: Code,
         /// Its text, cut and without anything that could be a key.
         message: String,
+        /// How long it asks us to wait.
+        retry_after: Option<Duration>,
     },
     /// OpenSSL failed before anything was sent.
     #[error("OpenSSL: {0}")]
@@ -66,8 +69,22 @@ pub enum CaError {
 }
 
 impl CaError {
-    pub(super) fn from_status(status: &Status) -> Self {
-        Self::Status { code: status.code(), message: foreign_text(status.message(), 256) }
+    pub(super) fn from_status(status: &Status, header: Option<Duration>) -> Self {
+        let retry_after = retry::from_status(status).or(header);
+        Self::Status { code: status.code(), message: foreign_text(status.message(), 256), retry_after }
+    }
+
+    /// How long the CA asks us to wait before the next call.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// Whether the CA says that it is asked too much (`RESOURCE_EXHAUSTED`).
+    pub fn is_overload(&self) -> bool {
+        matches!(self, Self::Status { code: Code::ResourceExhausted, .. })
     }
 
     /// Whether the CA did not accept who we say we are, so that another credential may help.

@@ -4,6 +4,7 @@ mod channel;
 mod citadel;
 mod client_certificate;
 mod error;
+mod retry;
 mod tls;
 
 pub use citadel::CitadelClient;

@@ -17,8 +17,8 @@ use tokio_openssl::SslStream;
 
 use super::{channel::tcp, client_certificate::ClientCertificate, error::CaError};
 use crate::{
-    bounded,
-    config::{CaConfig, CaRoots, ServerName},
+    bounded, clock,
+    config::{CaAddress, CaConfig, CaRoots, ServerName},
     identity::TrustBundle,
 };
 
@@ -51,13 +51,13 @@ impl Alert {
 /// What kept the connection from being made.
 pub(super) async fn connect(
     config: &CaConfig,
+    address: &CaAddress,
     certificate: Option<&ClientCertificate>,
-    address: &str,
     alert: Alert,
 ) -> Result<Watched, CaError> {
     // Before the network: what is wrong with our own files should be told whatever the network does.
-    let ssl = ssl(config, certificate)?;
-    let mut stream = SslStream::new(ssl, Tcp(tcp(config, address).await?))?;
+    let ssl = ssl(config, &address.server_name, certificate)?;
+    let mut stream = SslStream::new(ssl, Tcp(tcp(address).await?))?;
     let Err(error) = Pin::new(&mut stream).connect().await else { return Ok(Watched { stream, alert }) };
     let verified = stream.ssl().verify_result();
     if certificate.is_some() && verified == X509VerifyResult::OK && is_alert(&error) {
@@ -67,10 +67,10 @@ pub(super) async fn connect(
         X509VerifyResult::OK => error.to_string(),
         failed => format!("the server certificate is not accepted: {}", failed.error_string()),
     };
-    Err(CaError::Tls { address: address.to_owned(), cause })
+    Err(CaError::Tls { address: address.to_string(), cause })
 }
 
-fn ssl(config: &CaConfig, certificate: Option<&ClientCertificate>) -> Result<Ssl, CaError> {
+fn ssl(config: &CaConfig, server_name: &ServerName, certificate: Option<&ClientCertificate>) -> Result<Ssl, CaError> {
     // Not SslConnector: its builder reads the system's whole trust store each time.
     let mut context = SslContext::builder(SslMethod::tls_client())?;
     context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
@@ -85,7 +85,7 @@ fn ssl(config: &CaConfig, certificate: Option<&ClientCertificate>) -> Result<Ssl
         }
     }
     let mut ssl = Ssl::new(&context.build())?;
-    match &config.server_name {
+    match server_name {
         ServerName::Dns(name) => {
             ssl.set_hostname(name)?;
             ssl.param_mut().set_host(name)?;
@@ -102,8 +102,9 @@ fn trust(context: &mut SslContextBuilder, roots: &CaRoots) -> Result<(), CaError
     };
     let problem = |cause: String| CaError::Roots { path: file.display().to_string(), cause };
     let content = bounded::read(file, MAX_ROOTS).map_err(|error| problem(error.to_string()))?;
-    let bundle =
-        TrustBundle::from_pem(&String::from_utf8_lossy(&content)).map_err(|error| problem(error.to_string()))?;
+    // What is left out of it is told by whoever serves the file's anchors.
+    let (bundle, _) = TrustBundle::from_pem(&String::from_utf8_lossy(&content), clock::now())
+        .map_err(|error| problem(error.to_string()))?;
     let mut store = X509StoreBuilder::new()?;
     bundle.add_to(&mut store)?;
     context.set_cert_store(store.build());

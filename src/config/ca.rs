@@ -7,18 +7,16 @@ use super::{
 
 /// Trust anchors for the connection to the CA, relative to the working directory (contract with Istio's agent).
 pub(super) const ROOT_FILE: &str = "./var/run/secrets/istio/root-cert.pem";
+const KUBERNETES_ROOT_FILE: &str = "./var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
+const CUSTOM_ROOT_FILE: &str = "./etc/certs/root-cert.pem";
 /// The port on which istiod serves without TLS.
 const PLAINTEXT_PORT: u16 = 15010;
 
 /// How the CA is reached.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct CaConfig {
-    /// Host name or address of the CA.
-    pub host: String,
-    /// Port of the CA.
-    pub port: u16,
-    /// Name that the server certificate must carry.
-    pub server_name: ServerName,
+    /// Where the CA is reached, in the order of preference; at least one.
+    pub addresses: Vec<CaAddress>,
     /// Trust anchors for the server certificate.
     pub roots: CaRoots,
     /// Directory of a provisioned client certificate.
@@ -27,8 +25,6 @@ pub struct CaConfig {
     pub mutual_tls: MutualTls,
     /// Deadline of one call.
     pub timeout: Duration,
-    /// Whether the CA is reached without TLS.
-    pub plaintext: bool,
     /// `ClusterID` in the metadata of a call.
     pub cluster_id: String,
     /// Further metadata of a call.
@@ -39,8 +35,34 @@ pub struct CaConfig {
     pub ttl: Duration,
 }
 
-/// A metadata entry of each call. Its value may be a credential, so it cannot be printed.
-#[derive(Clone)]
+/// One address of the CA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaAddress {
+    /// Host name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Name that the server certificate must carry.
+    pub server_name: ServerName,
+}
+
+impl CaAddress {
+    /// Whether the CA is reached without TLS.
+    pub fn is_plaintext(&self) -> bool {
+        self.port == PLAINTEXT_PORT
+    }
+}
+
+impl fmt::Display for CaAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// A metadata entry of each call. Its value may be a credential, so it cannot be printed or cloned.
 pub struct CaHeader {
     /// Its name, in lower case as HTTP/2 wants it.
     pub name: String,
@@ -84,20 +106,36 @@ pub enum MutualTls {
 }
 
 /// Reads everything that concerns the CA.
-pub(super) fn read(reader: &mut Reader<'_>) -> CaConfig {
-    let (host, port) = reader
-        .parse_with(&variables::CA_ADDR, host_and_port)
-        .unwrap_or_else(|| ("istiod.istio-system.svc".to_owned(), 15012));
-    let server_name = reader.parse_with(&variables::ISTIOD_SAN, host_name).unwrap_or_else(|| {
+pub(super) fn read(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> CaConfig {
+    reader.choice(&variables::CA_PROVIDER, &[("Citadel", ())]);
+    let several = |text: &str| text.split(',').map(|one| host_and_port(one.trim())).collect();
+    let discovered = discovery_address.and_then(|address| {
+        let parsed: Result<Vec<_>, _> = several(address);
+        parsed.map_err(|error| reader.mistake(&variables::PROXY_CONFIG, format!("discoveryAddress: {error}"))).ok()
+    });
+    let addresses = reader
+        .parse_with(&variables::CA_ADDR, several)
+        .or(discovered)
+        .unwrap_or_else(|| vec![("istiod.istio-system.svc".to_owned(), 15012)]);
+    let name = reader.parse_with(&variables::ISTIOD_SAN, host_name);
+    let addresses = addresses.into_iter().map(|(host, port)| {
         // Inside istiod's own pod and through port-forwards the address says nothing about the name.
-        if host == "localhost" { "istiod.istio-system.svc".to_owned() } else { host.clone() }
+        let named_by_address = || if host == "localhost" { "istiod.istio-system.svc".to_owned() } else { host.clone() };
+        let name = name.clone().unwrap_or_else(named_by_address);
+        let server_name = name.parse().map(ServerName::Ip).unwrap_or(ServerName::Dns(name));
+        CaAddress { host, port, server_name }
     });
     let provisioned = reader.text(&variables::PROV_CERT).map(PathBuf::from);
-    let roots = match (reader.text(&variables::CA_ROOT_CA), &provisioned) {
-        (Some(system), _) if system == "SYSTEM" => CaRoots::System,
-        (Some(file), _) => CaRoots::File(file.into()),
-        (None, Some(directory)) => CaRoots::File(directory.join("root-cert.pem")),
-        (None, None) => CaRoots::File(ROOT_FILE.into()),
+    let by_provider = reader.choice(
+        &variables::PILOT_CERT_PROVIDER,
+        &[("istiod", ROOT_FILE), ("kubernetes", KUBERNETES_ROOT_FILE), ("custom", CUSTOM_ROOT_FILE)],
+    );
+    let roots = match (reader.text(&variables::CA_ROOT_CA), &provisioned, by_provider) {
+        (Some(system), ..) if system == "SYSTEM" => CaRoots::System,
+        (Some(file), ..) => CaRoots::File(file.into()),
+        (None, _, Some(CUSTOM_ROOT_FILE)) => CaRoots::File(CUSTOM_ROOT_FILE.into()),
+        (None, Some(directory), _) => CaRoots::File(directory.join("root-cert.pem")),
+        (None, None, file) => CaRoots::File(file.unwrap_or(ROOT_FILE).into()),
     };
     let modes = [("auto", MutualTls::Auto), ("always", MutualTls::Always), ("never", MutualTls::Never)];
     let mutual_tls = reader.choice(&variables::SDS_SHIM_CA_MTLS, &modes).unwrap_or(MutualTls::Auto);
@@ -108,12 +146,9 @@ pub(super) fn read(reader: &mut Reader<'_>) -> CaConfig {
         );
     }
     CaConfig {
-        plaintext: port == PLAINTEXT_PORT,
+        addresses: addresses.collect(),
         headers: headers(reader),
         cert_signer: reader.text(&variables::ISTIO_META_CERT_SIGNER),
-        host,
-        port,
-        server_name: server_name.parse().map(ServerName::Ip).unwrap_or(ServerName::Dns(server_name)),
         roots,
         provisioned,
         mutual_tls,
@@ -182,7 +217,7 @@ fn asked_lifetime(reader: &mut Reader<'_>) -> Duration {
 }
 
 fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
-    const EXPECTED: &str = "host:port is expected, such as istiod.istio-system.svc:15012";
+    const EXPECTED: &str = "host:port is expected, such as istiod.istio-system.svc:15012, or several, comma separated";
     let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
     let port = port.parse().ok().filter(|port| *port != 0).ok_or(EXPECTED)?;
     let host = match host.strip_prefix('[') {

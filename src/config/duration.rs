@@ -2,9 +2,11 @@ use std::time::Duration;
 
 /// Parses Go's duration syntax (`time.ParseDuration`), which Istio's variables use: `24h0m0s`, `1.5h`, `300ms`.
 ///
-/// Negative durations are refused, because no variable here has a use for one.
-pub(super) fn parse_go_duration(text: &str) -> Result<Duration, &'static str> {
+/// # Errors
+/// What is expected instead. Negative durations are refused, because nothing here has a use for one.
+pub fn parse_go_duration(text: &str) -> Result<Duration, &'static str> {
     const SYNTAX: &str = "a Go duration is expected, such as 24h0m0s, 1.5h or 300ms";
+    const TOO_LONG: &str = "the duration is too long: 292 years are the most";
     let mut rest = text.strip_prefix('+').unwrap_or(text);
     if rest.starts_with('-') {
         return Err("a duration must not be negative");
@@ -23,10 +25,12 @@ pub(super) fn parse_go_duration(text: &str) -> Result<Duration, &'static str> {
         let (unit, tail) = tail.split_at(unit_end);
         let number: f64 = number.parse().map_err(|_| SYNTAX)?;
         let part = Duration::try_from_secs_f64(number * seconds(unit).ok_or(SYNTAX)?);
-        total = part.ok().and_then(|part| total.checked_add(part)).ok_or("the duration is too long")?;
+        total = part.ok().and_then(|part| total.checked_add(part)).ok_or(TOO_LONG)?;
         rest = tail;
     }
-    Ok(total)
+    // Go's durations are nanoseconds in 64 bits with a sign, and what is longer would fit nowhere further on: not in
+    // the seconds that the CA is asked for, nor in gRPC's deadlines.
+    if total.as_nanos() > i64::MAX as u128 { Err(TOO_LONG) } else { Ok(total) }
 }
 
 fn seconds(unit: &str) -> Option<f64> {
@@ -62,7 +66,9 @@ mod tests {
 
     #[test]
     fn refuses_what_go_refuses() {
-        for text in ["", "5", "s", "1d", "1h-5m", "-1h", "1..5s", "h1", "1e400h", "99999999999999999999h", "+", "µ"] {
+        for text in
+            ["", "5", "s", "1d", "1h-5m", "-1h", "1..5s", "h1", "1e400h", "99999999999999999999h", "2600000h", "+", "µ"]
+        {
             assert!(parse_go_duration(text).is_err(), "{text}");
         }
     }

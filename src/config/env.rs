@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ffi::OsString};
 
 /// Where variables come from: the process in production, a map in tests.
 pub trait Env {
@@ -16,7 +16,7 @@ pub struct ProcessEnv(BTreeMap<String, String>);
 impl ProcessEnv {
     /// Takes a copy of the environment as it is now.
     pub fn capture() -> Self {
-        let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+        let lossy = |text: OsString| text.to_string_lossy().into_owned();
         Self(std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect())
     }
 }
@@ -42,6 +42,6 @@ impl Env for BTreeMap<&str, &str> {
 }
 
 /// The command line of this process without its own name.
-pub fn arguments() -> Vec<String> {
-    std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect()
+pub fn arguments() -> Vec<OsString> {
+    std::env::args_os().skip(1).collect()
 }

@@ -1,28 +1,36 @@
 //! The environment as typed values, read once; each consumer gets only its own part.
 
+mod admin;
 mod ca;
 mod duration;
 mod env;
+mod log;
+mod proxy_config;
 mod reader;
 #[cfg(test)]
 mod tests;
 mod variables;
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use locked::Level;
 
 use crate::identity::{KeyAlgorithm, KeyEncoding, KeySpec, SpiffeId, TrustDomain};
+use proxy_config::ProxyConfig;
 use reader::Reader;
 
-pub use ca::{CaConfig, CaHeader, CaRoots, MutualTls, ServerName};
+pub use admin::{AdminAddress, AdminConfig};
+pub use ca::{CaAddress, CaConfig, CaHeader, CaRoots, MutualTls, ServerName};
+pub use duration::parse_go_duration;
 pub use env::{Env, ProcessEnv, arguments};
+pub use log::{LogConfig, LogFormat, LogLevel, SCOPES};
 pub use reader::Mistake;
 pub use variables::{VARIABLES, Variable};
 
 /// Directory of the workload SDS socket, relative to the working directory (contract with Istio's agent).
 pub const SOCKET_DIRECTORY: &str = "./var/run/secrets/workload-spiffe-uds";
 const TOKEN_FILE: &str = "./var/run/secrets/tokens/istio-token";
+const OWN_TOKEN_FILE: &str = "./var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// Everything that the environment says, in the parts that the modules take.
 #[derive(Debug)]
@@ -37,12 +45,20 @@ pub struct Config {
     pub ca: CaConfig,
     /// When certificates are renewed.
     pub rotation: RotationConfig,
+    /// How files that others write are followed.
+    pub files: FilesConfig,
+    /// Where the certificate is written to, if anywhere.
+    pub output: Option<OutputConfig>,
     /// How SDS is served.
     pub sds: SdsConfig,
+    /// What a command is started after.
+    pub wait: WaitFor,
+    /// What is shown to whom.
+    pub admin: AdminConfig,
     /// How keys are protected in memory.
     pub memory: MemoryConfig,
     /// What is logged.
-    pub log: LogLevel,
+    pub log: LogConfig,
 }
 
 /// Who the workload is.
@@ -59,15 +75,38 @@ pub struct IdentityConfig {
 pub struct TokenConfig {
     /// The projected file; `None` when each request brings its own token.
     pub file: Option<PathBuf>,
-    /// The audience that a token must carry.
-    pub audience: String,
+    /// The audience that a token must carry; `None` for any.
+    pub audience: Option<String>,
 }
 
-/// When certificates are renewed.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// When certificates are renewed, and which roots are served.
+#[derive(Clone, Debug, PartialEq)]
 pub struct RotationConfig {
+    /// When a certificate is renewed.
+    pub schedule: Schedule,
+    /// What is served as `ROOTCA` beside what the CA answers.
+    pub roots: RootsConfig,
+}
+
+/// When a certificate is renewed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Schedule {
     /// Istio's ratio and jitter; `None` for our own default window.
     pub grace_period: Option<GracePeriod>,
+    /// Life that should always be left.
+    pub availability_target: Option<Duration>,
+}
+
+/// Trust anchors beside those of the CA's answers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RootsConfig {
+    /// PEM files. They are watched.
+    pub files: Vec<PathBuf>,
+    /// PEM texts.
+    pub inline: Vec<String>,
+    /// How long an anchor that all its sources have dropped is still served; `None` until the last leaf seen under
+    /// it would have expired.
+    pub grace: Option<Duration>,
 }
 
 /// `SECRET_GRACE_PERIOD_RATIO` and its jitter.
@@ -79,13 +118,42 @@ pub struct GracePeriod {
     pub jitter: f64,
 }
 
+/// How files that others write are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FilesConfig {
+    /// How long to wait after a change for the next one, so that what belongs together is read together.
+    pub debounce: Duration,
+    /// The time between two looks at files that are not known to have changed; `None` for no such looks.
+    pub check: Option<Duration>,
+}
+
+/// `OUTPUT_CERTS`: where key, chain and trust anchors are written to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputConfig {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Mode of the key's file.
+    pub mode: u32,
+    /// Group of the files; our own if none is given.
+    pub gid: Option<u32>,
+}
+
 /// How SDS is served.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SdsConfig {
     /// Path of the socket.
     pub socket: PathBuf,
     /// Users who may connect beside our own.
     pub allowed_uids: BTreeSet<u32>,
+}
+
+/// What must be there before the command of `sds-shim exec` is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitFor {
+    /// The SDS socket.
+    Socket,
+    /// The first certificate.
+    Certificate,
 }
 
 /// How keys are protected in memory.
@@ -97,17 +165,25 @@ pub struct MemoryConfig {
     pub arena_bytes: usize,
 }
 
-/// Least severe level that is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogLevel {
-    /// Only what needs a person.
-    Error,
-    /// Also what may become an outage.
-    Warn,
-    /// Also each change of state.
-    Info,
-    /// Also each step.
-    Debug,
+impl SdsConfig {
+    /// What the commands need that only ask: where the socket is. Other mistakes are not theirs.
+    ///
+    /// # Errors
+    /// All mistakes in what concerns the socket.
+    pub fn from_env(env: &dyn Env) -> Result<Self, Vec<Mistake>> {
+        let mut reader = Reader::new(env);
+        let config = sds(&mut reader);
+        let mistakes = reader.finish();
+        if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+    }
+}
+
+/// Where the reason of a fatal end is written for Kubernetes.
+pub fn termination_log(env: &dyn Env) -> PathBuf {
+    Reader::new(env)
+        .text(&variables::SDS_SHIM_TERMINATION_LOG)
+        .unwrap_or_else(|| "/dev/termination-log".to_owned())
+        .into()
 }
 
 impl Config {
@@ -118,14 +194,21 @@ impl Config {
     pub fn from_env(env: &dyn Env) -> Result<Self, Vec<Mistake>> {
         let mut reader = Reader::new(env);
         let token = token(&mut reader);
+        let proxy = reader.parse_with(&variables::PROXY_CONFIG, ProxyConfig::parse).unwrap_or_default();
+        let ca = ca::read(&mut reader, proxy.discovery_address.as_deref());
+        let compat = reader.choice(&variables::SDS_SHIM_COMPAT, &[("istio", ())]).is_some();
         let config = Self {
             identity: identity(&mut reader, token.file.is_none()),
-            key: key(&mut reader),
-            ca: ca::read(&mut reader),
-            rotation: rotation(&mut reader),
+            key: key(&mut reader, compat),
+            rotation: rotation(&mut reader, &ca.roots, proxy.ca_certificates, compat),
+            ca,
+            files: files(&mut reader),
+            output: output(&mut reader, token.file.is_none()),
             sds: sds(&mut reader),
+            wait: wait(&mut reader, token.file.is_none()),
+            admin: admin::read(&mut reader),
             memory: memory(&mut reader),
-            log: log(&mut reader),
+            log: log::read(&mut reader),
             token,
         };
         for name in env.names().into_iter().filter(|name| name.starts_with("SDS_SHIM_")) {
@@ -155,7 +238,7 @@ fn identity(reader: &mut Reader<'_>, from_request: bool) -> IdentityConfig {
     IdentityConfig { trust_domain, spiffe_id }
 }
 
-fn key(reader: &mut Reader<'_>) -> KeySpec {
+fn key(reader: &mut Reader<'_>, compat: bool) -> KeySpec {
     let ecdsa = reader.choice(&variables::ECC_SIGNATURE_ALGORITHM, &[("ECDSA", ())]);
     let curve = reader.choice(&variables::ECC_CURVE, &[("P256", KeyAlgorithm::P256), ("P384", KeyAlgorithm::P384)]);
     let rsa = reader.parse_with(&variables::WORKLOAD_RSA_KEY_SIZE, |text| match text.parse::<u32>() {
@@ -164,34 +247,80 @@ fn key(reader: &mut Reader<'_>) -> KeySpec {
     });
     let algorithm = match (ecdsa, rsa) {
         (None, Some(rsa)) => rsa,
+        (None, None) if compat => KeyAlgorithm::Rsa { bits: 2048 },
         _ => curve.unwrap_or(KeyAlgorithm::P256),
     };
     let encoding = match reader.boolean(&variables::PKCS8_KEY) {
         Some(false) => KeyEncoding::Traditional,
+        None if compat => KeyEncoding::Traditional,
         _ => KeyEncoding::Pkcs8,
     };
     KeySpec { algorithm, encoding }
 }
 
 fn token(reader: &mut Reader<'_>) -> TokenConfig {
+    reader.choice(&variables::CREDENTIAL_FETCHER_TYPE, &[("JWT", ())]);
+    let policies = [("third-party-jwt", (TOKEN_FILE, Some("istio-ca"))), ("first-party-jwt", (OWN_TOKEN_FILE, None))];
+    let (file, audience) = reader.choice(&variables::JWT_POLICY, &policies).unwrap_or(policies[0].1);
     let file = reader
-        .choice(&variables::SDS_SHIM_TOKEN_SOURCE, &[("file", Some(())), ("request", None)])
-        .unwrap_or(Some(()))
-        .map(|()| PathBuf::from(TOKEN_FILE));
-    let audience = reader.text(&variables::SDS_SHIM_TOKEN_AUDIENCE).unwrap_or_else(|| "istio-ca".to_owned());
+        .choice(&variables::SDS_SHIM_TOKEN_SOURCE, &[("file", Some(file)), ("request", None)])
+        .unwrap_or(Some(file))
+        .map(PathBuf::from);
+    let audience = reader.text(&variables::SDS_SHIM_TOKEN_AUDIENCE).or(audience.map(str::to_owned));
     TokenConfig { file, audience }
 }
 
 /// The arena as it is made before the environment is read.
-const ARENA_KIB: usize = 2048;
+const ARENA_KIB: usize = 2816;
 /// As much as the allocator can manage in one block.
 const MAX_ARENA_KIB: usize = 64 * 1024;
-fn rotation(reader: &mut Reader<'_>) -> RotationConfig {
+
+fn rotation(reader: &mut Reader<'_>, ca_roots: &CaRoots, inline: Vec<String>, compat: bool) -> RotationConfig {
     let ratio = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO);
     let jitter = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO_JITTER);
-    let grace_period = (ratio.is_some() || jitter.is_some())
-        .then(|| GracePeriod { ratio: ratio.unwrap_or(0.5), jitter: jitter.unwrap_or(0.1) });
-    RotationConfig { grace_period }
+    let usual_jitter = if compat { 0.01 } else { 0.1 };
+    let grace_period = (ratio.is_some() || jitter.is_some() || compat)
+        .then(|| GracePeriod { ratio: ratio.unwrap_or(0.5), jitter: jitter.unwrap_or(usual_jitter) });
+    let availability_target = reader.duration(&variables::SDS_SHIM_AVAILABILITY_TARGET);
+    let extra = reader.text(&variables::SDS_SHIM_EXTRA_ROOTS).unwrap_or_default();
+    let extra = extra.split(',').map(str::trim).filter(|file| !file.is_empty()).map(PathBuf::from);
+    let own = match ca_roots {
+        CaRoots::File(file) => Some(file.clone()),
+        // Who may vouch for the CA's server may not all vouch for workloads.
+        CaRoots::System => None,
+    };
+    RotationConfig {
+        schedule: Schedule { grace_period, availability_target },
+        roots: RootsConfig {
+            files: own.into_iter().chain(extra).collect(),
+            inline,
+            grace: reader.duration(&variables::SDS_SHIM_ROOT_GRACE),
+        },
+    }
+}
+
+fn files(reader: &mut Reader<'_>) -> FilesConfig {
+    let check = reader.duration(&variables::SDS_SHIM_FILE_CHECK).unwrap_or(Duration::from_secs(30));
+    FilesConfig {
+        debounce: reader.duration(&variables::FILE_DEBOUNCE_DURATION).unwrap_or(Duration::from_millis(100)),
+        check: (!check.is_zero()).then_some(check),
+    }
+}
+
+fn output(reader: &mut Reader<'_>, from_request: bool) -> Option<OutputConfig> {
+    let mode = reader.parse_with(&variables::SDS_SHIM_OUTPUT_MODE, |text| match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("an octal mode is expected, such as 0640"),
+    });
+    let gid = reader.parse_with(&variables::SDS_SHIM_OUTPUT_GID, |text| {
+        text.parse::<u32>().map_err(|_| "the number of a group is expected")
+    });
+    let directory = reader.text(&variables::OUTPUT_CERTS)?.into();
+    if from_request {
+        reader
+            .mistake(&variables::OUTPUT_CERTS, "with SDS_SHIM_TOKEN_SOURCE=request there is no certificate of our own");
+    }
+    Some(OutputConfig { directory, mode: mode.unwrap_or(0o640), gid })
 }
 
 fn sds(reader: &mut Reader<'_>) -> SdsConfig {
@@ -214,6 +343,15 @@ fn sds(reader: &mut Reader<'_>) -> SdsConfig {
     SdsConfig { socket: PathBuf::from(SOCKET_DIRECTORY).join(file), allowed_uids }
 }
 
+fn wait(reader: &mut Reader<'_>, from_request: bool) -> WaitFor {
+    let choices = [("socket", WaitFor::Socket), ("certificate", WaitFor::Certificate)];
+    let wait = reader.choice(&variables::SDS_SHIM_WAIT, &choices).unwrap_or(WaitFor::Socket);
+    if from_request && wait == WaitFor::Certificate {
+        reader.mistake(&variables::SDS_SHIM_WAIT, "there is no certificate before the command sends its token");
+    }
+    wait
+}
+
 fn memory(reader: &mut Reader<'_>) -> MemoryConfig {
     let levels = [("secret", Level::Secret), ("locked", Level::Locked), ("none", Level::None)];
     let kib = reader.parse_with(&variables::SDS_SHIM_ARENA_KIB, |text| match text.parse::<usize>() {
@@ -224,10 +362,4 @@ fn memory(reader: &mut Reader<'_>) -> MemoryConfig {
         require: reader.choice(&variables::SDS_SHIM_REQUIRE_LOCKED, &levels).unwrap_or(Level::Locked),
         arena_bytes: kib.unwrap_or(ARENA_KIB) * 1024,
     }
-}
-
-fn log(reader: &mut Reader<'_>) -> LogLevel {
-    let levels =
-        [("error", LogLevel::Error), ("warn", LogLevel::Warn), ("info", LogLevel::Info), ("debug", LogLevel::Debug)];
-    reader.choice(&variables::SDS_SHIM_LOG, &levels).unwrap_or(LogLevel::Info)
 }

@@ -1,5 +1,9 @@
 use super::{ca::ROOT_FILE, *};
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
+
+fn address(host: &str, port: u16) -> CaAddress {
+    CaAddress { host: host.to_owned(), port, server_name: ServerName::Dns(host.to_owned()) }
+}
 
 fn config(variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
     let mut env = BTreeMap::from([("POD_NAMESPACE", "foo"), ("SERVICE_ACCOUNT", "sleep")]);
@@ -10,8 +14,7 @@ fn config(variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
 #[test]
 fn defaults_are_those_of_the_contract() {
     let config = config(&[]).unwrap();
-    assert_eq!((config.ca.host.as_str(), config.ca.port), ("istiod.istio-system.svc", 15012));
-    assert_eq!(config.ca.server_name, ServerName::Dns("istiod.istio-system.svc".to_owned()));
+    assert_eq!(config.ca.addresses, [address("istiod.istio-system.svc", 15012)]);
     assert_eq!(config.ca.roots, CaRoots::File(ROOT_FILE.into()));
     assert_eq!(config.ca.ttl, Duration::from_secs(86_400));
     assert_eq!(config.ca.mutual_tls, MutualTls::Auto);
@@ -19,15 +22,26 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.identity.spiffe_id.unwrap().as_str(), "spiffe://cluster.local/ns/foo/sa/sleep");
     assert_eq!(config.sds.socket, PathBuf::from("./var/run/secrets/workload-spiffe-uds/socket"));
     assert_eq!(config.token.file, Some(TOKEN_FILE.into()));
-    assert_eq!(config.rotation.grace_period, None);
-    assert_eq!((config.memory.require, config.memory.arena_bytes), (Level::Locked, 2 << 20));
+    assert_eq!(config.rotation.schedule, Schedule::default());
+    assert_eq!(config.rotation.roots, RootsConfig { files: vec![ROOT_FILE.into()], ..RootsConfig::default() });
+    assert_eq!((config.memory.require, config.memory.arena_bytes), (Level::Locked, 2816 << 10));
+    assert_eq!(config.wait, WaitFor::Socket);
     assert_eq!(config.key, KeySpec { algorithm: KeyAlgorithm::P256, encoding: KeyEncoding::Pkcs8 });
 }
 
 #[test]
 fn every_variable_has_an_effect() {
     let config = config(&[
-        ("CA_ADDR", "[::1]:15012"),
+        ("CA_ADDR", "[::1]:15012, b:443"),
+        ("SDS_SHIM_EXTRA_ROOTS", "/a.pem, /b.pem,"),
+        ("SDS_SHIM_ROOT_GRACE", "0s"),
+        ("FILE_DEBOUNCE_DURATION", "1s"),
+        ("OUTPUT_CERTS", "/out"),
+        ("SDS_SHIM_OUTPUT_MODE", "0600"),
+        ("SDS_SHIM_OUTPUT_GID", "7"),
+        ("SDS_SHIM_FILE_CHECK", "0s"),
+        ("SDS_SHIM_AVAILABILITY_TARGET", "24h"),
+        ("PROXY_CONFIG", "{caCertificatesPem: [pem], discoveryAddress: 'unused:1'}"),
         ("CA_ROOT_CA", "SYSTEM"),
         ("ISTIOD_SAN", "10.0.0.1"),
         ("PROV_CERT", "/etc/prov"),
@@ -46,13 +60,19 @@ fn every_variable_has_an_effect() {
         ("SDS_SHIM_CA_MTLS", "always"),
         ("SDS_SHIM_CA_TIMEOUT", "3s"),
         ("SDS_SHIM_ALLOW_UIDS", "1337, 2"),
+        ("SDS_SHIM_WAIT", "certificate"),
+        ("SDS_SHIM_ADMIN", "unix:./a"),
+        ("SDS_SHIM_READY_MIN_LIFE", "1m"),
         ("SDS_SHIM_REQUIRE_LOCKED", "secret"),
         ("SDS_SHIM_ARENA_KIB", "4096"),
-        ("SDS_SHIM_LOG", "debug"),
+        ("SDS_SHIM_LOG", "sds=warn,debug"),
+        ("SDS_SHIM_LOG_FORMAT", "json"),
     ])
     .unwrap();
-    assert_eq!((config.ca.host.as_str(), config.ca.roots), ("::1", CaRoots::System));
-    assert_eq!(config.ca.server_name, ServerName::Ip("10.0.0.1".parse().unwrap()));
+    let named = ServerName::Ip("10.0.0.1".parse().unwrap());
+    let first = CaAddress { host: "::1".to_owned(), port: 15012, server_name: named.clone() };
+    let second = CaAddress { host: "b".to_owned(), port: 443, server_name: named };
+    assert_eq!((config.ca.addresses, config.ca.roots), (vec![first, second], CaRoots::System));
     assert_eq!(config.ca.provisioned, Some("/etc/prov".into()));
     assert_eq!((config.ca.cluster_id.as_str(), config.ca.ttl.as_secs()), ("west", 3600));
     assert_eq!((config.ca.mutual_tls, config.ca.timeout.as_secs()), (MutualTls::Always, 3));
@@ -61,12 +81,22 @@ fn every_variable_has_an_effect() {
     let headers: Vec<_> = config.ca.headers.iter().map(|header| (&*header.name, &*header.value)).collect();
     assert_eq!(headers, [("x-tenant_1", "blue")]);
     assert_eq!(format!("{:?}", config.ca.headers), "[CaHeader(x-tenant_1)]");
-    assert_eq!(config.rotation.grace_period, Some(GracePeriod { ratio: 0.25, jitter: 0.1 }));
+    let schedule = config.rotation.schedule;
+    assert_eq!(schedule.grace_period, Some(GracePeriod { ratio: 0.25, jitter: 0.1 }));
+    assert_eq!(schedule.availability_target, Some(Duration::from_secs(86_400)));
+    let files = vec!["/a.pem".into(), "/b.pem".into()];
+    let roots = RootsConfig { files, inline: vec!["pem".to_owned()], grace: Some(Duration::ZERO) };
+    assert_eq!(config.rotation.roots, roots);
+    assert_eq!(config.output, Some(OutputConfig { directory: "/out".into(), mode: 0o600, gid: Some(7) }));
+    assert_eq!(config.files, FilesConfig { debounce: Duration::from_secs(1), check: None });
     assert_eq!(config.key, KeySpec { algorithm: KeyAlgorithm::P384, encoding: KeyEncoding::Traditional });
     assert_eq!(config.identity.spiffe_id.unwrap().as_str(), "spiffe://td/ns/foo/sa/sleep");
     assert_eq!(config.sds.socket, PathBuf::from("./var/run/secrets/workload-spiffe-uds/s"));
     assert_eq!(config.sds.allowed_uids, BTreeSet::from([2, 1337]));
-    assert_eq!((config.token.audience.as_str(), config.log), ("a", LogLevel::Debug));
+    assert_eq!((config.token.audience.as_deref(), config.log.level), (Some("a"), LogLevel::Debug));
+    assert_eq!(config.wait, WaitFor::Certificate);
+    assert_eq!((config.log.format, config.log.scopes), (LogFormat::Json, vec![("sds", LogLevel::Warn)]));
+    assert_eq!((config.admin.listen, config.admin.min_life.as_secs()), (Some(AdminAddress::Unix("./a".into())), 60));
 }
 
 #[test]
@@ -74,13 +104,35 @@ fn values_depend_on_each_other_as_in_istio() {
     let rsa = config(&[("WORKLOAD_RSA_KEY_SIZE", "3072")]).unwrap();
     assert_eq!(rsa.key.algorithm, KeyAlgorithm::Rsa { bits: 3072 });
     let local = config(&[("CA_ADDR", "localhost:15012")]).unwrap();
-    assert_eq!(local.ca.server_name, ServerName::Dns("istiod.istio-system.svc".to_owned()));
-    assert!(!local.ca.plaintext && config(&[("CA_ADDR", "istiod:15010")]).unwrap().ca.plaintext);
+    let local = &local.ca.addresses[0];
+    assert_eq!(local.server_name, ServerName::Dns("istiod.istio-system.svc".to_owned()));
+    assert!(!local.is_plaintext() && config(&[("CA_ADDR", "istiod:15010")]).unwrap().ca.addresses[0].is_plaintext());
     let provisioned = config(&[("PROV_CERT", "/p")]).unwrap();
     assert_eq!(provisioned.ca.roots, CaRoots::File("/p/root-cert.pem".into()));
+    let custom = config(&[("PROV_CERT", "/p"), ("PILOT_CERT_PROVIDER", "custom")]).unwrap();
+    assert_eq!(custom.ca.roots, CaRoots::File("./etc/certs/root-cert.pem".into()));
+    let kubernetes = config(&[("PILOT_CERT_PROVIDER", "kubernetes"), ("JWT_POLICY", "first-party-jwt")]).unwrap();
+    let own = "./var/run/secrets/kubernetes.io/serviceaccount";
+    assert_eq!(kubernetes.ca.roots, CaRoots::File(format!("{own}/ca.crt").into()));
+    assert_eq!((kubernetes.token.file, kubernetes.token.audience), (Some(format!("{own}/token").into()), None));
+    let discovered = config(&[("PROXY_CONFIG", r#"{"discoveryAddress": "istiod.example:15012"}"#)]).unwrap();
+    assert_eq!(discovered.ca.addresses, [address("istiod.example", 15012)]);
     let request = config(&[("SDS_SHIM_TOKEN_SOURCE", "request"), ("POD_NAMESPACE", ""), ("SERVICE_ACCOUNT", "")]);
     let request = request.unwrap();
     assert!(request.token.file.is_none() && request.identity.spiffe_id.is_none());
+    let early = config(&[("SDS_SHIM_TOKEN_SOURCE", "request"), ("SDS_SHIM_WAIT", "certificate")]);
+    assert!(early.unwrap_err()[0].starts_with("SDS_SHIM_WAIT: "));
+}
+
+#[test]
+fn istio_compatible_defaults_give_way_to_what_is_set() {
+    let istio = config(&[("SDS_SHIM_COMPAT", "istio")]).unwrap();
+    let rsa = KeySpec { algorithm: KeyAlgorithm::Rsa { bits: 2048 }, encoding: KeyEncoding::Traditional };
+    assert_eq!(istio.key, rsa);
+    assert_eq!(istio.rotation.schedule.grace_period, Some(GracePeriod { ratio: 0.5, jitter: 0.01 }));
+    let set = [("SDS_SHIM_COMPAT", "istio"), ("ECC_SIGNATURE_ALGORITHM", "ECDSA"), ("PKCS8_KEY", "true")];
+    let set = config(&set).unwrap();
+    assert_eq!(set.key, KeySpec { algorithm: KeyAlgorithm::P256, encoding: KeyEncoding::Pkcs8 });
 }
 
 #[test]
@@ -107,6 +159,15 @@ fn each_mistake_names_its_variable_and_never_its_value() {
         ("SECRET_GRACE_PERIOD_RATIO", "NaN"),
         ("SECRET_GRACE_PERIOD_RATIO_JITTER", "-0.1"),
         ("ECC_SIGNATURE_ALGORITHM", "ED25519"),
+        ("PROXY_CONFIG", "[no mapping]"),
+        ("PROXY_CONFIG", "{discoveryAddress: no-port}"),
+        ("CA_PROVIDER", "GkeWorkloadCertificate"),
+        ("PILOT_CERT_PROVIDER", "none"),
+        ("JWT_POLICY", "no"),
+        ("CREDENTIAL_FETCHER_TYPE", "Mock"),
+        ("SDS_SHIM_COMPAT", "linkerd"),
+        ("SDS_SHIM_OUTPUT_MODE", "rw"),
+        ("SDS_SHIM_OUTPUT_GID", "wheel"),
         ("ECC_CURVE", "P521"),
         ("WORKLOAD_RSA_KEY_SIZE", "1024"),
         ("PKCS8_KEY", "yes"),
@@ -117,6 +178,7 @@ fn each_mistake_names_its_variable_and_never_its_value() {
         ("SDS_SHIM_CA_TIMEOUT", "0"),
         ("SDS_SHIM_ALLOW_UIDS", "root"),
         ("SDS_SHIM_LOG", "verbose"),
+        ("SDS_SHIM_WAIT", "true"),
         ("SDS_SHIM_REQUIRE_LOCKED", "yes"),
         ("SDS_SHIM_ARENA_KIB", "1024"),
         ("SDS_SHIM_TYPO", "secret-value"),

@@ -25,10 +25,16 @@ macro_rules! variables {
 }
 
 variables! {
-    CA_ADDR: "host:port", "istiod.istio-system.svc:15012",
-        "Address of the upstream CA; port 15010 means plaintext, which shows the token to the network.";
+    PROXY_CONFIG: "JSON or YAML", "unset",
+        "Istio's ProxyConfig: discoveryAddress is the default of CA_ADDR, caCertificatesPem are further roots for ROOTCA.";
+    CA_PROVIDER: "Citadel", "Citadel",
+        "Kind of the upstream CA.";
+    CA_ADDR: "host:port, comma separated", "discoveryAddress of PROXY_CONFIG, else istiod.istio-system.svc:15012",
+        "Addresses of the upstream CA in the order of preference; those that failed lately are asked last; port 15010 means plaintext, which shows the token to the network.";
     CA_ROOT_CA: "file or SYSTEM", "./var/run/secrets/istio/root-cert.pem",
-        "Trust anchors for the TLS connection to the CA; SYSTEM means the operating system's.";
+        "Trust anchors for the TLS connection to the CA, also served in ROOTCA; SYSTEM means the operating system's, which are not.";
+    PILOT_CERT_PROVIDER: "istiod, kubernetes or custom", "istiod",
+        "Which file CA_ROOT_CA is when unset: kubernetes means the cluster's CA beside the first-party token, custom means ./etc/certs/root-cert.pem.";
     ISTIOD_SAN: "DNS name or IP address", "the host of CA_ADDR; istiod.istio-system.svc for localhost",
         "Name that the CA's server certificate must carry.";
     PROV_CERT: "directory", "unset",
@@ -48,9 +54,15 @@ variables! {
     SECRET_TTL: "Go duration", "24h0m0s",
         "Lifetime that is asked of the CA; what it issues is followed, whatever was asked.";
     SECRET_GRACE_PERIOD_RATIO: "0 to 1", "renew after 45 % to 65 % of the remaining life",
-        "Renew when this share of the certificate's life is left.";
+        "Renew when this share of the certificate's life is left; 5 % and 2 s always are.";
     SECRET_GRACE_PERIOD_RATIO_JITTER: "0 to 1", "0.1",
         "The share is chosen uniformly within this distance of SECRET_GRACE_PERIOD_RATIO.";
+    SDS_SHIM_AVAILABILITY_TARGET: "Go duration", "unset",
+        "Renew early enough that at least this much of the certificate's life is always left.";
+    SDS_SHIM_EXTRA_ROOTS: "files, comma separated", "none",
+        "Further trust anchors for ROOTCA, PEM, beside those that the CA answers and those of CA_ROOT_CA; a change is pushed at once.";
+    SDS_SHIM_ROOT_GRACE: "Go duration", "until the last certificate seen under it would have expired",
+        "How long an anchor that all its sources have dropped is still served; 0s drops it at once.";
     ECC_SIGNATURE_ALGORITHM: "ECDSA", "ECDSA, or RSA when only WORKLOAD_RSA_KEY_SIZE is set",
         "Algorithm of the workload's key.";
     ECC_CURVE: "P256 or P384", "P256",
@@ -61,20 +73,46 @@ variables! {
         "Give Envoy the key as PKCS#8; false means SEC 1 for ECDSA and PKCS#1 for RSA.";
     WORKLOAD_IDENTITY_SOCKET_FILE: "file name", "socket",
         "Name of the SDS socket in ./var/run/secrets/workload-spiffe-uds.";
+    FILE_DEBOUNCE_DURATION: "Go duration", "100ms",
+        "How long to wait after a change of a file for the next one, so that what belongs together is read together.";
+    SDS_SHIM_FILE_CHECK: "Go duration", "30s",
+        "Pause between two looks at served files that are not known to have changed; 0s for none.";
+    OUTPUT_CERTS: "directory", "unset",
+        "Write key.pem, cert-chain.pem and root-cert.pem there, each generation at once; keys in files are what SDS avoids.";
+    SDS_SHIM_OUTPUT_MODE: "octal mode", "0640",
+        "Mode of key.pem in OUTPUT_CERTS; the others have 0644.";
+    SDS_SHIM_OUTPUT_GID: "group id", "our own",
+        "Group of the files in OUTPUT_CERTS.";
+    JWT_POLICY: "third-party-jwt or first-party-jwt", "third-party-jwt",
+        "Which token: the projected one with its audience, or the service account's own at ./var/run/secrets/kubernetes.io/serviceaccount/token.";
+    CREDENTIAL_FETCHER_TYPE: "JWT", "JWT",
+        "How the workload proves who it is.";
     SDS_SHIM_TOKEN_SOURCE: "file or request", "file",
         "Where the service-account token comes from: the projected file, or the metadata of each SDS request.";
-    SDS_SHIM_TOKEN_AUDIENCE: "text", "istio-ca",
+    SDS_SHIM_TOKEN_AUDIENCE: "text", "istio-ca; any with first-party-jwt",
         "Audience that the token must carry; it is checked before the CA is asked.";
+    SDS_SHIM_COMPAT: "istio", "unset",
+        "With istio, defaults are those of Istio's agent where ours differ: RSA 2048, PKCS#1, a jitter of 0.01.";
     SDS_SHIM_CA_MTLS: "auto, always or never", "auto",
         "Client certificate towards the CA: where possible; always, which needs PROV_CERT; never.";
     SDS_SHIM_CA_TIMEOUT: "Go duration", "10s",
         "Deadline of one call to the CA, from the look-up of its name to the last byte of its answer.";
     SDS_SHIM_ALLOW_UIDS: "user ids, comma separated", "none",
         "Users who may connect to the SDS socket beside our own.";
+    SDS_SHIM_WAIT: "socket or certificate", "socket",
+        "What `sds-shim exec` waits for before it starts its command: that the SDS socket listens, or that the first certificate is held.";
+    SDS_SHIM_ADMIN: "address:port, unix:PATH or off", "127.0.0.1:15022",
+        "Where health, metrics and status are served over HTTP/1.1; others than loopback addresses show them to the network.";
+    SDS_SHIM_READY_MIN_LIFE: "Go duration", "0s",
+        "Not ready when less than this is left of the life of the certificate that is served.";
+    SDS_SHIM_TERMINATION_LOG: "file", "/dev/termination-log",
+        "Where the reason is written when the process ends by itself; only a file that is there already.";
     SDS_SHIM_REQUIRE_LOCKED: "secret, locked or none", "locked",
         "Least protection of keys with which to start: secret memory and the whole process locked; locked memory; any.";
-    SDS_SHIM_ARENA_KIB: "number of KiB", "2048",
+    SDS_SHIM_ARENA_KIB: "number of KiB", "2816",
         "Size of the memory that holds keys and everything that is allocated; more serves more streams.";
-    SDS_SHIM_LOG: "error, warn, info or debug", "info",
-        "Least severe level that is logged.";
+    SDS_SHIM_LOG: "levels", "info",
+        "Least severe level that is logged: error, warn, info or debug; others for single scopes, as in info,sds=debug.";
+    SDS_SHIM_LOG_FORMAT: "text or json", "text",
+        "Form of a line of the log: for people, or one JSON object.";
 }

@@ -1,5 +1,13 @@
 //! Files that others write, and how we learn that they changed.
 
+mod output;
+mod resource;
+mod roots;
+mod source;
 mod watcher;
 
+pub use output::{Decoder, OutputWriter};
+pub use resource::FileResource;
+pub use roots::RootFiles;
+pub use source::FileSource;
 pub use watcher::FileWatcher;

@@ -11,22 +11,22 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 /// As many links as the kernel follows in one path.
 const MAX_LINKS: usize = 40;
 
-/// Waits for a file to change, however it does: written in place, replaced by a rename, or through a link on the way
-/// to it being swapped, as kubelet does with `..data`.
+/// Waits for one of several files to change, however it does: written in place, replaced by a rename, or through a
+/// link on the way to it being swapped, as kubelet does with `..data`.
 pub struct FileWatcher {
-    path: PathBuf,
+    paths: Vec<PathBuf>,
     events: Readable,
 }
 
 impl FileWatcher {
-    /// Watches `path` from now on: a change after this call is seen by [`FileWatcher::changed`], so read the file
+    /// Watches `paths` from now on: a change after this call is seen by [`FileWatcher::changed`], so read the files
     /// after it.
     ///
     /// # Errors
     /// When the kernel has no more inotify instances for us (`fs.inotify.max_user_instances`).
-    pub fn new(path: &Path) -> io::Result<Self> {
+    pub fn new(paths: &[&Path]) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        for directory in directories(path) {
+        for directory in paths.iter().flat_map(|path| directories(path)).collect::<BTreeSet<_>>() {
             // What disappears in between is seen through its parent, which is watched as well.
             let _ = inotify.add_watch(
                 &directory,
@@ -41,17 +41,19 @@ impl FileWatcher {
                     | AddWatchFlags::IN_ONLYDIR,
             );
         }
-        Ok(Self { path: path.to_owned(), events: Readable::new(inotify.as_fd().try_clone_to_owned()?)? })
+        let paths = paths.iter().map(|path| (*path).to_owned()).collect();
+        Ok(Self { paths, events: Readable::new(inotify.as_fd().try_clone_to_owned()?)? })
     }
 
-    /// Waits until something happened in a directory on the way to the file, and watches the way as it is then.
+    /// Waits until something happened in a directory on the way to one of the files, and watches the ways as they
+    /// are then.
     ///
     /// # Errors
     /// As [`FileWatcher::new`].
     pub async fn changed(&mut self) -> io::Result<()> {
         self.events.read(|| Ok(())).await?;
         // A new instance instead of more watches: the way may be quite another one now.
-        *self = Self::new(&self.path)?;
+        *self = Self::new(&self.paths.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
         Ok(())
     }
 }
@@ -116,7 +118,7 @@ mod tests {
         }
         symlink("..1", volume.join("..data")).unwrap();
         symlink("..data/token", volume.join("token")).unwrap();
-        let mut watcher = FileWatcher::new(&volume.join("token")).unwrap();
+        let mut watcher = FileWatcher::new(&[&volume.join("token")]).unwrap();
         for target in ["..2", "..1"] {
             symlink(target, volume.join("..tmp")).unwrap();
             fs::rename(volume.join("..tmp"), volume.join("..data")).unwrap();
@@ -131,7 +133,7 @@ mod tests {
     async fn sees_a_file_appear_where_no_directory_was() {
         let directory = Scratch::new("watcher").unwrap();
         let file = directory.path().join("a/b/token");
-        let mut watcher = FileWatcher::new(&file).unwrap();
+        let mut watcher = FileWatcher::new(&[&file]).unwrap();
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         watcher.changed().await.unwrap();
         fs::write(&file, "x").unwrap();

@@ -1,15 +1,21 @@
 //! Who the workload is and how it proves it: SPIFFE IDs, service-account tokens, keys, X.509-SVIDs, trust bundles.
 
 mod bundle;
+mod credential;
+mod facts;
 mod key;
 mod pem;
 mod spiffe;
 mod svid;
 mod token;
+mod validity;
 
-pub use bundle::TrustBundle;
+pub use bundle::{BadAnchor, TrustAnchor, TrustBundle};
+pub use credential::{Credential, CredentialError};
+pub use facts::CertificateFacts;
 pub use key::{CertificateRequest, KeyAlgorithm, KeyEncoding, KeySpec};
 pub use pem::{PemError, certificates};
 pub use spiffe::{NameError, SpiffeId, TrustDomain};
-pub use svid::{SvidError, X509Svid, unix_seconds};
+pub use svid::{Issued, SvidError, X509Svid};
 pub use token::{BearerToken, ServiceAccount, TokenDigest, TokenError};
+pub use validity::unix_seconds;

@@ -15,24 +15,40 @@ pub enum PemError {
         /// Which one, counted from 1.
         position: usize,
     },
+    /// It holds certificates, and none of them can be a trust anchor.
+    #[error("certificate {position} in it {reason}")]
+    NoAnchor {
+        /// The first of them, counted from 1.
+        position: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// Reads every certificate of a PEM text, whatever stands between the blocks.
 ///
-/// Blocks are cut out by their markers first, because files in the field lack the newline between two of them.
-///
 /// # Errors
 /// When there is none, or one of them is malformed.
 pub fn certificates(text: &str) -> Result<Vec<X509>, PemError> {
+    let found: Vec<X509> = blocks(text).into_iter().collect::<Result<_, _>>()?;
+    if found.is_empty() { Err(PemError::Empty) } else { Ok(found) }
+}
+
+/// Every certificate of a PEM text, and in its place what is none.
+///
+/// Blocks are cut out by their markers first, because files in the field lack the newline between two of them.
+pub(super) fn blocks(text: &str) -> Vec<Result<X509, PemError>> {
     let mut found = Vec::new();
     let mut rest = text;
     while let Some(start) = rest.find(BEGIN) {
-        let position = found.len() + 1;
-        let malformed = PemError::Malformed { position };
+        let malformed = PemError::Malformed { position: found.len() + 1 };
         let block = &rest[start..];
-        let end = block.find(END).ok_or(malformed.clone())? + END.len();
-        found.push(X509::from_pem(&block.as_bytes()[..end]).map_err(|_| malformed)?);
+        let Some(end) = block.find(END).map(|at| at + END.len()) else {
+            found.push(Err(malformed));
+            break;
+        };
+        found.push(X509::from_pem(&block.as_bytes()[..end]).map_err(|_| malformed));
         rest = &block[end..];
     }
-    if found.is_empty() { Err(PemError::Empty) } else { Ok(found) }
+    found
 }

@@ -1,18 +1,26 @@
-use std::fmt::Write as _;
+use std::collections::BTreeSet;
 
 use openssl::{
-    asn1::{Asn1Time, Asn1TimeRef},
     error::ErrorStack,
     pkey::{PKey, Private},
+    sha::sha256,
     stack::Stack,
-    x509::{X509, X509Ref, X509StoreContext, store::X509StoreBuilder, verify::X509VerifyParam},
+    x509::{
+        X509, X509Ref, X509StoreContext, X509VerifyResult,
+        store::X509StoreBuilder,
+        verify::{X509VerifyFlags, X509VerifyParam},
+    },
 };
 
+use crate::clock::rfc3339;
+
 use super::{
-    bundle::{TrustBundle, concatenated_pem},
+    bundle::{BadAnchor, TrustBundle},
+    facts::serial,
     key::KeySpec,
     pem::{PemError, certificates},
     spiffe::SpiffeId,
+    validity::{is_ca, validity},
 };
 
 /// Why a CA's answer is not published. Whatever was held before stays.
@@ -44,10 +52,10 @@ pub enum SvidError {
     #[error("the leaf is a CA certificate")]
     LeafIsCa,
     /// The leaf cannot be used on both sides of mutual TLS.
-    #[error("the leaf's extended key usage lacks {0}")]
+    #[error("the leaf's {0}")]
     KeyUsage(&'static str),
     /// A certificate's time has not come or is over; times are Unix seconds.
-    #[error("a certificate is valid from {not_before} to {not_after}, and now is {now}")]
+    #[error("a certificate is valid from {} to {}, and now is {}", rfc3339(*.not_before), rfc3339(*.not_after), rfc3339(*.now))]
     Time {
         /// Its NotBefore.
         not_before: i64,
@@ -69,31 +77,38 @@ pub struct X509Svid {
     leaf: X509,
     intermediates: Vec<X509>,
     key: PKey<Private>,
+    validity: (i64, i64),
+}
+
+/// What a CA's answer holds, verified.
+pub struct Issued {
+    /// The certificate.
+    pub svid: X509Svid,
+    /// The roots that came with it.
+    pub roots: TrustBundle,
+    /// Roots of the answer that are left out.
+    pub bad_anchors: Vec<BadAnchor>,
+    /// Digest of the root that the chain leads to.
+    pub anchor: [u8; 32],
 }
 
 impl X509Svid {
     /// Turns Citadel's answer into an SVID and the trust bundle, or says why it must not be used: the key is ours,
-    /// the identity is ours, it works on both sides of mutual TLS, it cannot sign, it is valid at `now` (Unix
-    /// seconds) and its chain leads to a root of the answer.
+    /// the identity is ours, it works on both sides of mutual TLS, it cannot sign, it is not over at `now` (Unix
+    /// seconds) and its chain leads to a root of the answer. Its time may be yet to come: [`X509Svid::validity`].
     ///
     /// # Errors
     /// The first of these that does not hold.
-    pub fn verify(
-        answer: &[String],
-        key: &PKey<Private>,
-        id: &SpiffeId,
-        now: i64,
-    ) -> Result<(Self, TrustBundle), SvidError> {
+    pub fn verify(answer: &[String], key: &PKey<Private>, id: &SpiffeId, now: i64) -> Result<Issued, SvidError> {
         let Some((roots, chain)) = answer.split_last().filter(|(_, chain)| !chain.is_empty()) else {
             return Err(SvidError::TooFewElements(answer.len()));
         };
         let at = |index: usize| move |cause| SvidError::Element { position: index + 1, cause };
-        let bundle = TrustBundle::from_pem(roots).map_err(at(chain.len()))?;
-        let mut certs = Vec::new();
+        let mut others = Vec::new();
         for (index, element) in chain.iter().enumerate() {
-            certs.extend(certificates(element).map_err(at(index))?);
+            others.extend(certificates(element).map_err(at(index))?);
         }
-        let leaf = certs.remove(0);
+        let leaf = others.remove(0);
         let ours = leaf.public_key()?.public_eq(key);
         drop(ErrorStack::get());
         if !ours {
@@ -101,22 +116,28 @@ impl X509Svid {
         }
         check_identity(&leaf, id)?;
         check_usage(&leaf)?;
-        for certificate in std::iter::once(&leaf).chain(&certs) {
-            check_time(certificate, now)?;
+        let (not_before, not_after) = validity(&leaf);
+        // Nor may it be over before it begins.
+        if not_after <= now.max(not_before) {
+            return Err(SvidError::Time { not_before, not_after, now });
         }
-        let chain = check_chain(&leaf, &certs, &bundle, now);
+        let (roots, bad_anchors) = TrustBundle::from_pem(roots, now).map_err(at(chain.len()))?;
+        let path = verified_path(&leaf, &others, &roots, now.max(not_before));
         // OpenSSL leaves the reasons of a "no" in a queue that the next TLS operation would take for its own.
         drop(ErrorStack::get());
-        chain?;
-        Ok((Self { leaf, intermediates: certs, key: key.clone() }, bundle))
+        let Some((anchor, path)) = path?.split_last().map(|(anchor, path)| (anchor.clone(), path.to_vec())) else {
+            return Err(SvidError::Chain("it is empty".to_owned()));
+        };
+        let intermediates = in_order(&path, others, &roots, now)?;
+        let not_after = path.iter().map(|certificate| validity(certificate).1).fold(not_after, i64::min);
+        let svid = Self { leaf, intermediates, key: key.clone(), validity: (not_before, not_after) };
+        Ok(Issued { svid, roots, bad_anchors, anchor: sha256(&anchor.to_der()?) })
     }
 
-    /// The first NotBefore and NotAfter that count, in Unix seconds: the leaf's start, and the end of whichever
-    /// certificate of the chain ends first.
+    /// NotBefore and NotAfter that count, in Unix seconds: the leaf's start, and the end of whichever certificate
+    /// between leaf and root ends first.
     pub fn validity(&self) -> (i64, i64) {
-        let (not_before, leaf_end) = validity(&self.leaf);
-        let ends = self.intermediates.iter().map(|intermediate| validity(intermediate).1);
-        (not_before, ends.fold(leaf_end, i64::min))
+        self.validity
     }
 
     /// Leaf and intermediates as PEM, leaf first, for Envoy.
@@ -125,7 +146,9 @@ impl X509Svid {
     /// What OpenSSL says; it fails only for want of memory.
     pub fn chain_pem(&self) -> Result<Vec<u8>, ErrorStack> {
         let mut text = self.leaf.to_pem()?;
-        text.extend(concatenated_pem(&self.intermediates)?);
+        for intermediate in &self.intermediates {
+            text.extend_from_slice(&intermediate.to_pem()?);
+        }
         Ok(text)
     }
 
@@ -139,11 +162,7 @@ impl X509Svid {
 
     /// The leaf's serial number in lower-case hexadecimal.
     pub fn serial(&self) -> String {
-        let bytes = self.leaf.serial_number().to_bn().map(|number| number.to_vec()).unwrap_or_default();
-        bytes.iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        serial(&self.leaf)
     }
 
     /// Leaf, intermediates and key, for a TLS client.
@@ -164,75 +183,66 @@ fn check_identity(leaf: &X509Ref, id: &SpiffeId) -> Result<(), SvidError> {
 
 fn check_usage(leaf: &X509Ref) -> Result<(), SvidError> {
     use openssl::x509::{X509ExtendedKeyUsage, X509KeyUsage};
-    let signs = leaf.key_usage().is_some_and(|usage| usage.contains(X509KeyUsage::KEY_CERT_SIGN));
-    if signs || is_ca(leaf)? {
+    // Without the extension every use is allowed (RFC 5280, section 4.2.1.3).
+    let usage = leaf.key_usage().unwrap_or(X509KeyUsage::DIGITAL_SIGNATURE);
+    if usage.contains(X509KeyUsage::KEY_CERT_SIGN) || is_ca(leaf)? {
         return Err(SvidError::LeafIsCa);
+    }
+    // Each side of a handshake signs it, and Envoy looks whether the other was allowed to.
+    if !usage.contains(X509KeyUsage::DIGITAL_SIGNATURE) {
+        return Err(SvidError::KeyUsage("key usage lacks digitalSignature"));
     }
     // An absent extension would allow every use, but no Citadel omits it: it is not what we asked for.
     let usage = leaf.extended_key_usage().unwrap_or(X509ExtendedKeyUsage::empty());
-    for (flag, name) in
-        [(X509ExtendedKeyUsage::SSL_SERVER, "serverAuth"), (X509ExtendedKeyUsage::SSL_CLIENT, "clientAuth")]
-    {
+    for (flag, lack) in [
+        (X509ExtendedKeyUsage::SSL_SERVER, "extended key usage lacks serverAuth"),
+        (X509ExtendedKeyUsage::SSL_CLIENT, "extended key usage lacks clientAuth"),
+    ] {
         if !usage.contains(flag) {
-            return Err(SvidError::KeyUsage(name));
+            return Err(SvidError::KeyUsage(lack));
         }
     }
     Ok(())
 }
 
-/// Whether basicConstraints says CA:TRUE (RFC 5280, section 4.2.1.9), found by its encoding: the OpenSSL binding has
-/// no accessor for it, and its own check for servers and clients lets a CA certificate pass as a leaf.
-fn is_ca(certificate: &X509Ref) -> Result<bool, ErrorStack> {
-    const OID: [u8; 5] = [0x06, 0x03, 0x55, 0x1d, 0x13];
-    const CRITICAL: [u8; 3] = [0x01, 0x01, 0xff];
-    const TRUE: [u8; 3] = [0x01, 0x01, 0xff];
-    let der = certificate.to_der()?;
-    Ok(der.windows(OID.len()).enumerate().filter(|(_, window)| *window == OID).any(|(at, _)| {
-        let value = &der[at + OID.len()..];
-        let value = value.strip_prefix(&CRITICAL).unwrap_or(value);
-        // OCTET STRING { SEQUENCE { BOOLEAN TRUE … } }, each with a length of one byte.
-        value.len() > 7 && value[0] == 0x04 && value[2] == 0x30 && value[4..7] == TRUE
-    }))
-}
-
-fn check_time(certificate: &X509Ref, now: i64) -> Result<(), SvidError> {
-    let (not_before, not_after) = validity(certificate);
-    if (not_before..not_after).contains(&now) {
-        return Ok(());
-    }
-    Err(SvidError::Time { not_before, not_after, now })
-}
-
-fn check_chain(leaf: &X509, intermediates: &[X509], bundle: &TrustBundle, now: i64) -> Result<(), SvidError> {
+/// The certificates from the leaf to the root, as OpenSSL builds them.
+fn verified_path(leaf: &X509, others: &[X509], roots: &TrustBundle, now: i64) -> Result<Vec<X509>, SvidError> {
     let mut param = X509VerifyParam::new()?;
     param.set_time(now);
+    // As Envoy does: whatever the CA calls a root is one, also an intermediate.
+    param.set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
     let mut store = X509StoreBuilder::new()?;
-    bundle.add_to(&mut store)?;
+    roots.add_to(&mut store)?;
     store.set_param(&param)?;
     let mut untrusted = Stack::new()?;
-    for intermediate in intermediates {
-        untrusted.push(intermediate.clone())?;
+    for other in others {
+        untrusted.push(other.clone())?;
     }
     let mut context = X509StoreContext::new()?;
-    let (verified, error) = context.init(&store.build(), leaf, &untrusted, |context| {
-        let verified = context.verify_cert()?;
-        Ok((verified, context.error()))
+    let (path, error) = context.init(&store.build(), leaf, &untrusted, |context| {
+        let path = context.verify_cert()?.then(|| context.chain().map(|chain| chain.iter().map(ToOwned::to_owned)));
+        Ok((path.flatten().map(|path| path.collect::<Vec<_>>()), context.error()))
     })?;
-    if verified { Ok(()) } else { Err(SvidError::Chain(error.error_string().to_owned())) }
+    path.ok_or_else(|| {
+        match others.iter().map(|other| validity(other)).find(|(from, to)| !(*from..*to).contains(&now)) {
+            Some((not_before, not_after)) => SvidError::Time { not_before, not_after, now },
+            None => SvidError::Chain(error.error_string().to_owned()),
+        }
+    })
 }
 
-/// NotBefore and NotAfter in Unix seconds.
-fn validity(certificate: &X509Ref) -> (i64, i64) {
-    // A time that cannot be read is in the past, so that the certificate is refused.
-    let seconds = |time| unix_seconds(time).unwrap_or(i64::MIN);
-    (unix_seconds(certificate.not_before()).unwrap_or(i64::MAX), seconds(certificate.not_after()))
-}
-
-/// An ASN.1 time in Unix seconds.
-///
-/// # Errors
-/// When OpenSSL cannot read it.
-pub fn unix_seconds(time: &Asn1TimeRef) -> Result<i64, ErrorStack> {
-    let since_epoch = Asn1Time::from_unix(0)?.diff(time)?;
-    Ok(i64::from(since_epoch.days) * 86_400 + i64::from(since_epoch.secs))
+/// The intermediates as they are sent: those of the verified path in its order, then what else may help a peer with
+/// other roots; nothing twice, no roots, nothing whose time is over.
+fn in_order(path: &[X509], others: Vec<X509>, roots: &TrustBundle, now: i64) -> Result<Vec<X509>, ErrorStack> {
+    let mut seen = BTreeSet::new();
+    let mut kept = Vec::new();
+    for (index, certificate) in path.iter().chain(&others).enumerate() {
+        let is_new = seen.insert(certificate.to_der()?);
+        let is_leaf = index == 0;
+        let is_root = certificate.issued(certificate) == X509VerifyResult::OK && roots.contains(certificate);
+        if is_new && !is_leaf && !is_root && validity(certificate).1 > now {
+            kept.push(certificate.clone());
+        }
+    }
+    Ok(kept)
 }

@@ -4,8 +4,12 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use openssl::sha::sha256;
 use serde_json::Value;
 
+use crate::{bounded::foreign_text, clock};
+
 /// A Kubernetes token is below 2 KiB; anything much larger is not one.
 const MAX_BYTES: usize = 16 * 1024;
+/// Characters of one claim that are told.
+const CLAIM: usize = 128;
 
 /// Why a service-account token cannot be used. Times are Unix seconds.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,7 +32,7 @@ pub enum TokenError {
     #[error("the token is not a JWT")]
     NotAJwt,
     /// The token's lifetime is over.
-    #[error("the token expired {} s ago (exp {expired}, now {now}): check that the kubelet refreshes it", now - expired)]
+    #[error("the token expired {} s ago (exp {}, now {}): check that the kubelet refreshes it", now.saturating_sub(*expired), clock::rfc3339(*expired), clock::rfc3339(*now))]
     Expired {
         /// The `exp` claim.
         expired: i64,
@@ -111,15 +115,33 @@ impl BearerToken {
     /// is told: a CA answers every such failure with the same opaque `UNAUTHENTICATED`.
     ///
     /// # Errors
-    /// When it has expired at `now` (Unix seconds) or is meant for another audience.
-    pub fn check(&self, audience: &str, now: i64) -> Result<(), TokenError> {
+    /// When it has expired at `now` (Unix seconds) or is meant for another audience than this one, if it must be one.
+    pub fn check(&self, audience: Option<&str>, now: i64) -> Result<(), TokenError> {
         if let Some(expired) = self.claims.expires.filter(|expires| *expires <= now) {
             return Err(TokenError::Expired { expired, now });
         }
+        let Some(audience) = audience else { return Ok(()) };
         if self.claims.audiences.iter().any(|found| found == audience) {
             return Ok(());
         }
         Err(TokenError::Audience { found: self.claims.audiences.clone(), wanted: audience.to_owned() })
+    }
+
+    /// The `exp` claim in Unix seconds, if there is one.
+    pub fn expires(&self) -> Option<i64> {
+        self.claims.expires
+    }
+
+    /// What it says of itself, without a byte of it: what a CA that does not accept it does not tell.
+    pub fn describe(&self, now: i64) -> String {
+        let end = match self.claims.expires {
+            Some(end) if end > now => format!("ends at {} (in {} s)", clock::rfc3339(end), end.saturating_sub(now)),
+            Some(end) => format!("ended at {}", clock::rfc3339(end)),
+            None => "has no end".to_owned(),
+        };
+        let subject = foreign_text(self.claims.subject.as_deref().unwrap_or("nobody"), CLAIM);
+        let audiences: Vec<_> = self.claims.audiences.iter().take(4).map(|one| foreign_text(one, CLAIM)).collect();
+        format!("the token is for the audience {audiences:?}, of {subject}, and {end}")
     }
 
     /// The service account that the `sub` claim names.
@@ -190,13 +212,13 @@ mod tests {
     #[test]
     fn expiry_and_audience_are_looked_at() {
         let good = token(r#"{"aud":["istio-ca","other"],"exp":1000.5}"#);
-        assert_eq!(good.check("istio-ca", 999), Ok(()));
-        assert_eq!(good.check("istio-ca", 1000), Err(TokenError::Expired { expired: 1000, now: 1000 }));
-        let error = good.check("vault", 999).unwrap_err();
+        assert_eq!(good.check(Some("istio-ca"), 999), Ok(()));
+        assert_eq!(good.check(Some("istio-ca"), 1000), Err(TokenError::Expired { expired: 1000, now: 1000 }));
+        let error = good.check(Some("vault"), 999).unwrap_err();
         assert_eq!(error.to_string().matches("vault").count(), 1);
         assert!(error.to_string().contains("istio-ca"));
-        assert_eq!(token(r#"{"aud":"istio-ca"}"#).check("istio-ca", 5), Ok(()), "one audience, no expiry");
-        assert!(token("{}").check("istio-ca", 5).is_err());
+        assert_eq!(token(r#"{"aud":"istio-ca"}"#).check(Some("istio-ca"), 5), Ok(()), "one audience, no expiry");
+        assert!(token("{}").check(Some("istio-ca"), 5).is_err());
     }
 
     #[test]

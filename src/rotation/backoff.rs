@@ -15,9 +15,19 @@ impl Backoff {
     /// The wait after one more failure: uniform up to a bound that doubles from 0.25 s to 30 s. `random` is uniform
     /// in 0..1.
     pub fn next(&mut self, random: f64) -> Duration {
-        let bound = FIRST.saturating_mul(1 << self.failures.min(16)).min(CAP);
+        self.next_within(CAP, random)
+    }
+
+    /// The same with a bound that is never above `most`.
+    pub fn next_within(&mut self, most: Duration, random: f64) -> Duration {
+        let bound = FIRST.saturating_mul(1 << self.failures.min(16)).min(CAP).min(most);
         self.failures = self.failures.saturating_add(1);
         bound.mul_f64(random)
+    }
+
+    /// Whoever is asked says that it is too much: the next bound is the longest.
+    pub fn exhaust(&mut self) {
+        self.failures = u32::MAX;
     }
 
     /// Starts again at the shortest bound.
@@ -29,6 +39,44 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// What happens to a back-off.
+    #[derive(Clone, Copy, Debug)]
+    enum Event {
+        Failure(f64, Duration),
+        Overload,
+        Success,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![8 => (0.0..1.0, 0_u64..60).prop_map(|(random, most)| Event::Failure(random, Duration::from_secs(most))), 1 => Just(Event::Overload), 1 => Just(Event::Success)]
+    }
+
+    proptest! {
+        #[test]
+        fn each_wait_is_within_the_bound_of_its_failure(events in prop::collection::vec(event(), 1..100)) {
+            let (mut backoff, mut bound) = (Backoff::default(), FIRST);
+            for event in events {
+                match event {
+                    Event::Failure(random, most) => {
+                        let wait = backoff.next_within(most, random);
+                        let uniform = bound.min(most).mul_f64(random);
+                        prop_assert!(wait <= CAP && wait.abs_diff(uniform) < Duration::from_micros(1));
+                        bound = (bound * 2).min(CAP);
+                    }
+                    Event::Overload => {
+                        backoff.exhaust();
+                        bound = CAP;
+                    }
+                    Event::Success => {
+                        backoff.reset();
+                        bound = FIRST;
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn doubles_up_to_the_cap_and_starts_again() {
@@ -37,6 +85,8 @@ mod tests {
         assert_eq!(bounds, [250, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
         backoff.reset();
         assert_eq!(backoff.next(1.0), FIRST);
+        backoff.exhaust();
+        assert_eq!(backoff.next(1.0), CAP);
         assert_eq!(Backoff::default().next(0.0), Duration::ZERO);
     }
 

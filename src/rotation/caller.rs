@@ -1,10 +1,16 @@
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
 use tracing::warn;
 
 use crate::{
     ca::{CaError, CitadelClient, ClientCertificate, ProvisionedCertificate},
     clock,
-    config::MutualTls,
+    config::{CaAddress, MutualTls},
     identity::{BearerToken, TokenError},
+    status::Endpoint,
 };
 
 /// Why no certificate came of an attempt.
@@ -24,6 +30,14 @@ pub(super) enum AttemptError {
         /// The CA's answer.
         ca: CaError,
     },
+    /// No address of the CA brought a certificate; each with what it said.
+    #[error("{}", everywhere(.0))]
+    Everywhere(Vec<(CaAddress, AttemptError)>),
+}
+
+fn everywhere(all: &[(CaAddress, AttemptError)]) -> String {
+    let told: Vec<_> = all.iter().map(|(address, error)| format!("{address}: {error}")).collect();
+    told.join("; ")
 }
 
 impl AttemptError {
@@ -33,6 +47,34 @@ impl AttemptError {
             Self::Token(_) => true,
             Self::CertificateAlone { ca, .. } => ca.is_authentication(),
             Self::Ca(_) => false,
+            Self::Everywhere(all) => all.iter().all(|(_, error)| error.needs_token()),
+        }
+    }
+
+    /// Whether the CA, or one of them, did not accept who we say we are.
+    pub(super) fn is_authentication(&self) -> bool {
+        match self {
+            Self::Token(_) => false,
+            Self::CertificateAlone { ca, .. } | Self::Ca(ca) => ca.is_authentication(),
+            Self::Everywhere(all) => all.iter().any(|(_, error)| error.is_authentication()),
+        }
+    }
+
+    /// How long the CA asks us to wait; where there are several, the one that wants to be asked first.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Token(_) => None,
+            Self::CertificateAlone { ca, .. } | Self::Ca(ca) => ca.retry_after(),
+            Self::Everywhere(all) => all.iter().map(|(_, error)| error.retry_after()).min().flatten(),
+        }
+    }
+
+    /// Whether the CA, or each of them, says that it is asked too much.
+    pub(super) fn is_overload(&self) -> bool {
+        match self {
+            Self::Token(_) => false,
+            Self::CertificateAlone { ca, .. } | Self::Ca(ca) => ca.is_overload(),
+            Self::Everywhere(all) => all.iter().all(|(_, error)| error.is_overload()),
         }
     }
 }
@@ -40,6 +82,8 @@ impl AttemptError {
 /// Calls the CA with the credentials that we have: the token, and a client certificate where that is possible.
 pub(super) struct Caller {
     ca: CitadelClient,
+    /// Where it is told how the calls went.
+    endpoint: Option<Arc<Endpoint>>,
     /// The certificate that the CA has refused: it is not presented again.
     refused: Option<[u8; 32]>,
     /// The certificate that was presented, beside a token, in a call that the CA answered with an authentication
@@ -51,8 +95,13 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    pub(super) fn new(ca: CitadelClient) -> Self {
-        Self { ca, refused: None, suspect: None, told_refused: false, told_expired: None }
+    /// Where it calls.
+    pub(super) fn address(&self) -> &CaAddress {
+        self.ca.address()
+    }
+
+    pub(super) fn new(ca: CitadelClient, endpoint: Option<Arc<Endpoint>>) -> Self {
+        Self { ca, endpoint, refused: None, suspect: None, told_refused: false, told_expired: None }
     }
 
     /// One attempt. `own` is the certificate that we hold, if any.
@@ -65,7 +114,7 @@ impl Caller {
         let certificate = self.certificate(own, token.is_err())?;
         match (token, certificate) {
             (Ok(token), None) => {
-                let answer = self.ca.create_certificate(csr_pem, Some(token), None).await;
+                let answer = self.ask(csr_pem, Some(token), None).await;
                 if let Some(suspect) = self.suspect.take().filter(|_| answer.is_ok()) {
                     self.refuse(suspect, &"it answers the token alone");
                 }
@@ -74,11 +123,25 @@ impl Caller {
             (Ok(token), Some(certificate)) => self.attempt_with_both(csr_pem, token, &certificate).await,
             (Err(error), None) => Err(error.into()),
             (Err(error), Some(certificate)) => self
-                .ca
-                .create_certificate(csr_pem, None, Some(&certificate))
+                .ask(csr_pem, None, Some(&certificate))
                 .await
                 .map_err(|ca| AttemptError::CertificateAlone { token: error, ca }),
         }
+    }
+
+    /// One call.
+    async fn ask(
+        &self,
+        csr_pem: &str,
+        token: Option<&BearerToken>,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Vec<String>, CaError> {
+        let start = Instant::now();
+        let answer = self.ca.create_certificate(csr_pem, token, certificate).await;
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.called(clock::now(), start.elapsed(), answer.as_ref().err().map(ToString::to_string));
+        }
+        answer
     }
 
     async fn attempt_with_both(
@@ -87,7 +150,7 @@ impl Caller {
         token: &BearerToken,
         certificate: &ClientCertificate,
     ) -> Result<Vec<String>, AttemptError> {
-        let answer = self.ca.create_certificate(csr_pem, Some(token), Some(certificate)).await;
+        let answer = self.ask(csr_pem, Some(token), Some(certificate)).await;
         let Err(error) = answer else { return Ok(answer?) };
         if self.ca.config().mutual_tls != MutualTls::Auto || !error.is_authentication() {
             return Err(error.into());
@@ -95,7 +158,7 @@ impl Caller {
         if let CaError::ClientCertificateRefused(reason) = &error {
             // The CA has not seen the CSR: asking again at once costs it nothing.
             self.refuse(certificate.fingerprint(), reason);
-            return Ok(self.ca.create_certificate(csr_pem, Some(token), None).await?);
+            return Ok(self.ask(csr_pem, Some(token), None).await?);
         }
         self.suspect = Some(certificate.fingerprint());
         Err(error.into())
@@ -108,7 +171,7 @@ impl Caller {
         no_token: bool,
     ) -> Result<Option<ClientCertificate>, CaError> {
         let config = self.ca.config();
-        if config.mutual_tls == MutualTls::Never || config.plaintext {
+        if config.mutual_tls == MutualTls::Never || self.ca.address().is_plaintext() {
             return Ok(None);
         }
         let certificate = match &config.provisioned {
@@ -116,13 +179,14 @@ impl Caller {
                 Ok(ProvisionedCertificate::Valid(certificate)) => Some(certificate),
                 Ok(ProvisionedCertificate::Expired(at)) if config.mutual_tls == MutualTls::Always => {
                     return Err(CaError::Provisioned(format!(
-                        "it expired at {at} (Unix seconds), and SDS_SHIM_CA_MTLS=always allows no call without it"
+                        "it expired at {}, and SDS_SHIM_CA_MTLS=always allows no call without it",
+                        clock::rfc3339(at)
                     )));
                 }
                 Ok(ProvisionedCertificate::Expired(at)) if self.told_expired == Some(at) => own,
                 Ok(ProvisionedCertificate::Expired(at)) => {
                     self.told_expired = Some(at);
-                    warn!("the certificate in PROV_CERT expired at {at} (Unix seconds) and is left out");
+                    warn!("the certificate in PROV_CERT expired at {} and is left out", clock::rfc3339(at));
                     own
                 }
                 Err(error) => return Err(error),

@@ -2,13 +2,18 @@
 
 mod backoff;
 mod caller;
+mod failover;
 mod projected;
+mod reason;
 mod renewal;
 mod request_borne;
+mod root_publisher;
+mod roots;
 mod schedule;
+mod trouble;
 
 pub use backoff::Backoff;
 pub use projected::ProjectedToken;
-pub use renewal::{Renewal, RenewalEnded, TokenSource};
+pub use renewal::{Renewal, RenewalEnded, RenewalSettings, TokenSource};
 pub use request_borne::{RequestBorne, RequestToken};
 pub use schedule::renewal_after;

@@ -18,14 +18,14 @@ const WITHOUT_WATCHER: Duration = Duration::from_secs(1);
 /// The projected service-account token, read anew for each call.
 pub struct ProjectedToken {
     file: PathBuf,
-    audience: String,
+    audience: Option<String>,
     last: Option<Result<TokenDigest, TokenError>>,
 }
 
 impl ProjectedToken {
-    /// The token in `file`, which must be meant for `audience`.
-    pub fn new(file: &Path, audience: &str) -> Self {
-        Self { file: file.to_owned(), audience: audience.to_owned(), last: None }
+    /// The token in `file`, which must be meant for `audience`, if that is any.
+    pub fn new(file: &Path, audience: Option<String>) -> Self {
+        Self { file: file.to_owned(), audience, last: None }
     }
 
     fn seen(token: &Result<BearerToken, TokenError>) -> Result<TokenDigest, TokenError> {
@@ -40,7 +40,7 @@ impl TokenSource for ProjectedToken {
         let token = BearerToken::read(&self.file);
         self.last = Some(Self::seen(&token));
         let token = token?;
-        token.check(&self.audience, now)?;
+        token.check(self.audience.as_deref(), now)?;
         Ok(Arc::new(token))
     }
 
@@ -48,7 +48,7 @@ impl TokenSource for ProjectedToken {
         loop {
             // Watched before it is read, so that no change falls in between; and watched only while somebody waits,
             // so that the kubelet's refreshes do not wake an idle process.
-            let watcher = FileWatcher::new(&self.file);
+            let watcher = FileWatcher::new(&[&self.file]);
             if Some(Self::seen(&BearerToken::read(&self.file))) != self.last {
                 return true;
             }

@@ -1,24 +1,41 @@
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use openssl::error::ErrorStack;
-use tokio::sync::Notify;
-use tracing::{debug, error, info, warn};
+use tokio::sync::{Notify, watch};
+use tracing::{Level, debug, error, info, warn};
 
 use super::{
     backoff::Backoff,
-    caller::{AttemptError, Caller},
+    caller::AttemptError,
+    failover::Failover,
+    root_publisher::RootPublisher,
     schedule::renewal_after,
+    trouble::{Held, Trouble},
 };
 use crate::{
-    ca::{CitadelClient, ClientCertificate},
     clock::{self, WallTimer},
-    config::RotationConfig,
-    identity::{BearerToken, CertificateRequest, KeySpec, SpiffeId, SvidError, TokenError, X509Svid},
+    config::{CaConfig, RotationConfig},
+    identity::{BearerToken, CertificateRequest, KeySpec, SpiffeId, SvidError, TokenError, TrustBundle, X509Svid},
+    status::{Reason, Status, Workload},
     store::{Content, SecretStore},
 };
 
 /// How long a token that cannot be used is left alone when its file does not change: the clock may have been wrong.
 const TOKEN_RECHECK: Duration = Duration::from_secs(30);
+/// The longest wait that a CA may ask for.
+const LONGEST_REQUESTED_WAIT: Duration = Duration::from_secs(3600);
+/// The least wait that a CA may ask for however little life is left.
+const REQUESTED_WAIT: Duration = Duration::from_secs(30);
+/// The back-off's bound however little life is left.
+const SHORT_WAIT: Duration = Duration::from_secs(2);
+/// How far in the future (seconds) a certificate may begin to be held until then. More means that a clock is wrong.
+const HELD_UNTIL_VALID: i64 = 60;
+/// Whoever verifies it may read a clock that ticks in steps of some milliseconds.
+const COARSE_CLOCK: Duration = Duration::from_millis(100);
 
 /// Where the loop gets its token.
 pub trait TokenSource: Send {
@@ -46,55 +63,97 @@ pub enum RenewalEnded {
     Unused,
 }
 
+/// What all renewal loops of the process have in common.
+pub struct RenewalSettings {
+    /// What keys are made.
+    pub key: KeySpec,
+    /// When to renew, and which roots are served.
+    pub rotation: RotationConfig,
+    /// How the CA is reached.
+    pub ca: Arc<CaConfig>,
+    /// The trust anchors in files, as they are now.
+    pub file_roots: watch::Receiver<TrustBundle>,
+    /// A notification renews at once.
+    pub force: Arc<Notify>,
+    /// Where everybody may see how it goes.
+    pub status: Arc<Status>,
+}
+
 /// The one loop that keeps a workload's certificate fresh. How often it asks the CA depends on time alone.
 pub struct Renewal<T> {
     identity: SpiffeId,
     key: KeySpec,
     rotation: RotationConfig,
-    caller: Caller,
+    failover: Failover,
     tokens: T,
     store: Arc<SecretStore>,
+    roots: Arc<RootPublisher>,
+    file_roots: watch::Receiver<TrustBundle>,
     force: Arc<Notify>,
     timer: WallTimer,
     held: Option<X509Svid>,
-    trouble: Option<String>,
+    trouble: Trouble,
+    shown: Arc<Workload>,
+    /// When what is held was issued, Unix seconds.
+    received: i64,
+    /// What the token of the last attempt says of itself.
+    token: Option<String>,
 }
 
 impl<T: TokenSource> Renewal<T> {
-    /// A loop that holds nothing yet. A notification of `force` renews at once.
+    /// A loop that holds nothing yet.
     ///
     /// # Errors
-    /// When the kernel has no timer for us.
-    pub fn new(
-        identity: SpiffeId,
-        key: KeySpec,
-        rotation: RotationConfig,
-        ca: CitadelClient,
-        tokens: T,
-        store: Arc<SecretStore>,
-        force: Arc<Notify>,
-    ) -> io::Result<Self> {
-        let (caller, timer) = (Caller::new(ca), WallTimer::new()?);
-        Ok(Self { identity, key, rotation, caller, tokens, store, force, timer, held: None, trouble: None })
+    /// When the kernel has no timer for us, or the CA's name cannot stand in a request.
+    pub fn new(settings: &RenewalSettings, identity: SpiffeId, tokens: T, store: Arc<SecretStore>) -> io::Result<Self> {
+        Ok(Self {
+            shown: settings.status.workload(identity.to_string(), &store),
+            identity,
+            key: settings.key,
+            rotation: settings.rotation.clone(),
+            failover: Failover::new(&settings.ca, &settings.status).map_err(io::Error::other)?,
+            tokens,
+            roots: Arc::new(RootPublisher::new(Arc::clone(&store), settings.rotation.roots.grace)),
+            store,
+            file_roots: settings.file_roots.clone(),
+            force: Arc::clone(&settings.force),
+            timer: WallTimer::new()?,
+            held: None,
+            trouble: Trouble::default(),
+            token: None,
+            received: 0,
+        })
     }
 
     /// Runs for as long as the credentials can be renewed; with a projected token that is for ever.
     pub async fn run(mut self) -> RenewalEnded {
+        let (roots, file_roots) = (Arc::clone(&self.roots), self.file_roots.clone());
+        tokio::select! {
+            biased;
+            // First, so that what the files hold is known when the CA answers.
+            never = roots.follow(file_roots) => match never {},
+            ended = self.renew_for_ever() => ended,
+        }
+    }
+
+    async fn renew_for_ever(&mut self) -> RenewalEnded {
         loop {
             let svid = match self.renew().await {
                 Ok(svid) => svid,
                 Err(ended) => return ended,
             };
-            let (_, not_after) = svid.validity();
-            let wait = renewal_after(&self.rotation, not_after, clock::now(), random());
+            let ((_, not_after), now) = (svid.validity(), clock::now());
+            let wait = renewal_after(&self.rotation.schedule, not_after, now, random());
             info!(
                 identity = %self.identity,
                 serial = svid.serial(),
-                not_after,
+                not_after = clock::rfc3339(not_after),
                 renewal_in_s = wait.as_secs(),
                 "a certificate was issued"
             );
-            self.held = Some(svid);
+            self.shown.renewed(now, now.saturating_add(wait.as_secs() as i64));
+            self.warn_of_short_life(Duration::from_secs((not_after - now).max(0) as u64));
+            (self.held, self.received) = (Some(svid), now);
             self.sleep_until_renewal(wait).await;
             if T::FIXED && self.store.consumers() == 0 {
                 return RenewalEnded::Unused;
@@ -106,27 +165,91 @@ impl<T: TokenSource> Renewal<T> {
     async fn renew(&mut self) -> Result<X509Svid, RenewalEnded> {
         let request = self.request().await;
         let mut backoff = Backoff::default();
+        let force = Arc::clone(&self.force);
         loop {
+            // Listened to from now on, so that a signal that comes during the attempt is not lost when it fails.
+            let forced = force.notified();
             let failure = match self.attempt(&request).await {
                 Ok(svid) => {
-                    if self.trouble.take().is_some() {
-                        info!("the CA issues again");
-                    }
+                    self.trouble.over().iter().for_each(|over| info!("{over}"));
                     return Ok(svid);
                 }
                 Err(failure) => failure,
             };
-            self.tell(&failure);
             if T::FIXED && failure.token_is_final(self.held.is_some()) {
+                self.tell(&failure, "nothing more is tried with this token");
+                self.shown.failed(clock::now(), clock::now(), failure.reason(), self.explain(&failure));
                 return Err(RenewalEnded::Token(failure.to_string()));
             }
-            let wait = if failure.needs_token() { TOKEN_RECHECK } else { backoff.next(random()) };
+            let wait = self.wait_after(&failure, &mut backoff);
+            match failure.needs_token() {
+                true => self.tell(&failure, "the token's file is watched, and read again within 30 s"),
+                false => self.tell(&failure, &format!("tried again in {:.1} s", wait.as_secs_f64())),
+            }
+            let now = clock::now();
+            self.shown.failed(now, now + wait.as_secs() as i64, failure.reason(), self.explain(&failure));
             debug!(wait_ms = wait.as_millis() as u64, "waiting before the next attempt");
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                // Nor does an outage keep the streams from what is valid again once the clock is set right.
+                () = self.timer.pause(wait, || self.store.look_again()) => {}
+                () = forced => {
+                    info!("a renewal was asked for");
+                    self.failover.forget_patience();
+                }
                 true = self.tokens.changed(), if failure.concerns_token() => backoff.reset(),
             }
         }
+    }
+
+    /// Tells a failure, with what is served meanwhile and what is done next.
+    fn tell(&mut self, failure: &Failure, next: &str) {
+        // CAs backdate NotBefore: what counts is the life that it had here.
+        let held =
+            self.held.as_ref().map(|held| Held { serial: held.serial(), life: (self.received, held.validity().1) });
+        let Some((level, text)) = self.trouble.failed(&self.explain(failure), held.as_ref(), clock::now(), next) else {
+            return;
+        };
+        match held.map(|held| (held.serial, clock::rfc3339(held.life.1))) {
+            Some((serial, not_after)) if level == Level::ERROR => error!(serial, not_after, "{text}"),
+            Some((serial, not_after)) => warn!(serial, not_after, "{text}"),
+            None => error!("{text}"),
+        }
+    }
+
+    /// A failure in words. A CA says of a token that it does not accept nothing but that, so we say what we know.
+    fn explain(&self, failure: &Failure) -> String {
+        match (failure, &self.token) {
+            (Failure::Attempt(error), Some(token)) if error.is_authentication() => {
+                format!(
+                    "{failure}; {token}: check that the CA knows its issuer, wants this audience and has the same time"
+                )
+            }
+            _ => failure.to_string(),
+        }
+    }
+
+    /// How long to leave the CA alone after a failure.
+    fn wait_after(&self, failure: &Failure, backoff: &mut Backoff) -> Duration {
+        let left = self.held.as_ref().map_or(0, |held| held.validity().1.saturating_sub(clock::now()).max(0));
+        let left = Duration::from_secs(left as u64);
+        // A short certificate must not lapse in a wait between two attempts.
+        let most = if left.is_zero() { Duration::MAX } else { (left / 4).max(SHORT_WAIT) };
+        let Failure::Attempt(error) = failure else { return backoff.next_within(most, random()) };
+        if error.needs_token() {
+            return TOKEN_RECHECK;
+        }
+        if error.is_overload() && error.retry_after().is_none() {
+            backoff.exhaust();
+        }
+        // On top of the wait that is asked for, so that all who were told the same do not come back together.
+        let wait = backoff.next_within(most, random());
+        let Some(asked) = error.retry_after() else { return wait };
+        // Nor may a CA that asks for patience make the certificate lapse.
+        let bearable = match self.held {
+            Some(_) => (left / 2).max(REQUESTED_WAIT),
+            None => LONGEST_REQUESTED_WAIT,
+        };
+        asked.min(bearable).min(LONGEST_REQUESTED_WAIT) + wait
     }
 
     /// Makes the key and the CSR, however long memory or randomness are missing.
@@ -135,7 +258,7 @@ impl<T: TokenSource> Renewal<T> {
         loop {
             match CertificateRequest::new(&self.key, &self.identity) {
                 Ok(request) => return request,
-                Err(error) => self.tell(&Failure::Key(error)),
+                Err(error) => self.tell(&Failure::Key(error), "tried again at once"),
             }
             tokio::time::sleep(backoff.next(random())).await;
         }
@@ -144,56 +267,75 @@ impl<T: TokenSource> Renewal<T> {
     async fn attempt(&mut self, request: &CertificateRequest) -> Result<X509Svid, Failure> {
         let now = clock::now();
         let token = self.tokens.read(now);
+        self.token = token.as_ref().ok().map(|token| token.describe(now));
+        self.shown.attempts(now, token.as_ref().ok().and_then(|token| token.expires()));
         // An expired certificate would only be refused.
-        let own = self.held.as_ref().filter(|held| held.validity().1 > now).map(ClientCertificate::own);
+        let own = self.held.as_ref().filter(|held| held.validity().1 > now);
         let token = token.as_deref().map_err(Clone::clone);
-        let answer = self.caller.attempt(request.csr_pem(), token, own).await?;
-        let (svid, bundle) = X509Svid::verify(&answer, request.key(), &self.identity, clock::now())?;
-        let roots = Content::ValidationContext { anchors: bundle.to_pem().map_err(SvidError::from)? };
+        let answer = self.failover.attempt(request.csr_pem(), token, own).await?;
+        let verified = X509Svid::verify(&answer.chain, request.key(), &self.identity, clock::now());
+        let issued = verified.and_then(|issued| self.check_start(&issued.svid).map(|()| issued));
+        let issued = issued.inspect_err(|_| self.failover.distrust(answer.from))?;
+        self.wait_for_start(&issued.svid).await;
         let certificate = Content::TlsCertificate {
-            chain: svid.chain_pem().map_err(SvidError::from)?,
-            key: svid.key_pem(&self.key).map_err(SvidError::from)?,
+            chain: issued.svid.chain_pem().map_err(SvidError::from)?,
+            key: issued.svid.key_pem(&self.key).map_err(SvidError::from)?,
         };
-        // Peers' certificates are verified against roots whatever became of our own.
-        self.store.publish([("ROOTCA", roots, i64::MAX), ("default", certificate, svid.validity().1)]);
-        Ok(svid)
+        self.roots.publish(&issued, certificate).await.map_err(SvidError::from)?;
+        Ok(issued.svid)
     }
 
-    /// Tells a failure once for each change of cause, and what is served meanwhile.
-    fn tell(&mut self, failure: &Failure) {
-        let cause = failure.to_string();
-        if self.trouble.as_deref().is_some_and(|told| same_cause(told, &cause)) {
-            return;
+    /// Refuses a certificate that begins too far in the future, unless it is all that we could have.
+    fn check_start(&self, svid: &X509Svid) -> Result<(), SvidError> {
+        let ((not_before, not_after), now) = (svid.validity(), clock::now());
+        if not_before.saturating_sub(now) <= HELD_UNTIL_VALID {
+            return Ok(());
         }
-        match &self.held {
-            Some(held) => {
-                let not_after = held.validity().1;
-                warn!(
-                    serial = held.serial(),
-                    not_after, "no new certificate: {cause}; the old one is served meanwhile"
-                );
-            }
-            None => error!("no certificate yet: {cause}; Envoy waits, and we keep trying"),
+        if self.held.as_ref().is_some_and(|held| held.validity().1 > now) {
+            return Err(SvidError::Time { not_before, not_after, now });
         }
-        self.trouble = Some(cause);
+        warn!(
+            not_before = clock::rfc3339(not_before),
+            now = clock::rfc3339(now),
+            "the certificate begins in the future: the clock here or the CA's is wrong; it is served nevertheless"
+        );
+        Ok(())
+    }
+
+    /// Holds a certificate back whose time comes within a minute; the old one is served meanwhile.
+    async fn wait_for_start(&self, svid: &X509Svid) {
+        let ((not_before, _), now) = (svid.validity(), clock::now());
+        if (1..=HELD_UNTIL_VALID).contains(&not_before.saturating_sub(now)) {
+            let (from, now) = (clock::rfc3339(not_before), clock::rfc3339(now));
+            info!(not_before = from, now, "the certificate is held until it is valid");
+            self.until(UNIX_EPOCH + Duration::from_secs(not_before as u64) + COARSE_CLOCK).await;
+        }
+    }
+
+    /// Tells when the availability target cannot be met.
+    fn warn_of_short_life(&mut self, left: Duration) {
+        match self.rotation.schedule.availability_target {
+            Some(target) if left <= target => warn!(
+                left_s = left.as_secs(),
+                target_s = target.as_secs(),
+                "the CA's certificates live too short for SDS_SHIM_AVAILABILITY_TARGET"
+            ),
+            _ => {}
+        }
     }
 
     async fn sleep_until_renewal(&self, wait: Duration) {
-        let deadline = clock::wall_clock() + wait;
         debug!(arena_used = locked::usage().used, "waiting for the renewal");
-        // The timer also returns when the clock was set: then the deadline is looked at again.
-        while clock::wall_clock() < deadline {
-            tokio::select! {
-                waited = self.timer.wait(deadline) => if let Err(error) = waited {
-                    warn!("the wall-clock timer failed, so suspends are not noticed: {error}");
-                    tokio::time::sleep(wait).await;
-                },
-                () = self.force.notified() => {
-                    info!("a renewal was asked for");
-                    return;
-                }
-            }
+        tokio::select! {
+            () = self.until(clock::wall_clock() + wait) => {}
+            () = self.force.notified() => info!("a renewal was asked for"),
         }
+    }
+
+    /// Waits until the wall clock shows this time, over suspends.
+    async fn until(&self, deadline: SystemTime) {
+        // What the clock said of our certificate may no longer be so once it was set.
+        self.timer.until(deadline, || self.store.look_again()).await;
     }
 }
 
@@ -209,6 +351,15 @@ enum Failure {
 }
 
 impl Failure {
+    /// Its class.
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Key(_) => Reason::Internal,
+            Self::Attempt(error) => error.reason(),
+            Self::Answer(_) => Reason::Answer,
+        }
+    }
+
     /// Whether it is pointless to ask again before there is another token.
     fn needs_token(&self) -> bool {
         matches!(self, Self::Attempt(error) if error.needs_token())
@@ -217,7 +368,7 @@ impl Failure {
     /// Whether another token may be just what is missing. Nothing else makes a change of the token a reason to ask:
     /// in an outage the number of calls depends on time alone.
     fn concerns_token(&self) -> bool {
-        self.needs_token() || matches!(self, Self::Attempt(AttemptError::Ca(error)) if error.is_authentication())
+        self.needs_token() || matches!(self, Self::Attempt(error) if error.is_authentication())
     }
 
     /// Whether a token that never changes is of no more use. Once a certificate is held, a refusal of the token
@@ -225,12 +376,6 @@ impl Failure {
     fn token_is_final(&self, holding: bool) -> bool {
         self.needs_token() || (!holding && self.concerns_token())
     }
-}
-
-/// Whether two failures tell the same, but for the times and counts in them, which differ at each attempt.
-fn same_cause(told: &str, cause: &str) -> bool {
-    let words = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
-    words(told) == words(cause)
 }
 
 /// Uniform in 0..1.

@@ -5,19 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::{Notify, watch},
-    task::AbortHandle,
-};
+use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
-use super::renewal::{Renewal, RenewalEnded, TokenSource};
+use super::renewal::{Renewal, RenewalEnded, RenewalSettings, TokenSource};
 use crate::{
-    ca::CitadelClient,
     clock,
-    config::{CaConfig, RotationConfig},
-    identity::{BearerToken, KeySpec, SpiffeId, TokenDigest, TokenError, TrustDomain},
-    store::{AttachError, Encoder, SecretStore, View, Workloads},
+    identity::{BearerToken, SpiffeId, TokenDigest, TokenError, TrustDomain},
+    store::{AttachError, Consumer, Encoder, SecretStore, Workloads},
 };
 
 /// Different tokens that are served at a time. A sidecar's Envoy brings one, and for a while its successor.
@@ -33,12 +28,9 @@ const REFUSED_FOR: Duration = Duration::from_secs(10);
 /// has not accepted, whatever its claims say: we cannot check its signature ourselves.
 pub struct RequestBorne {
     trust_domain: TrustDomain,
-    audience: String,
-    key: KeySpec,
-    rotation: RotationConfig,
-    ca: CaConfig,
+    audience: Option<String>,
+    settings: RenewalSettings,
     encode: Encoder,
-    force: Arc<Notify>,
     entries: Arc<Mutex<BTreeMap<TokenDigest, Entry>>>,
 }
 
@@ -52,14 +44,14 @@ struct Entry {
 /// The token of one request: the same for ever.
 pub struct RequestToken {
     token: Arc<BearerToken>,
-    audience: String,
+    audience: Option<String>,
 }
 
 impl TokenSource for RequestToken {
     const FIXED: bool = true;
 
     fn read(&mut self, now: i64) -> Result<Arc<BearerToken>, TokenError> {
-        self.token.check(&self.audience, now)?;
+        self.token.check(self.audience.as_deref(), now)?;
         Ok(Arc::clone(&self.token))
     }
 
@@ -72,24 +64,19 @@ impl RequestBorne {
     /// Nothing is done before the first request.
     pub fn new(
         trust_domain: TrustDomain,
-        audience: String,
-        key: KeySpec,
-        rotation: RotationConfig,
-        ca: CaConfig,
+        audience: Option<String>,
+        settings: RenewalSettings,
         encode: Encoder,
-        force: Arc<Notify>,
     ) -> Self {
-        Self { trust_domain, audience, key, rotation, ca, encode, force, entries: Arc::default() }
+        Self { trust_domain, audience, settings, encode, entries: Arc::default() }
     }
 
     fn start(&self, id: SpiffeId, token: BearerToken) -> io::Result<Entry> {
         let digest = token.digest();
         let store = Arc::new(SecretStore::new(self.encode));
         let tokens = RequestToken { token: Arc::new(token), audience: self.audience.clone() };
-        let ca = CitadelClient::new(self.ca.clone()).map_err(io::Error::other)?;
         info!(identity = %id, "a request brought a new token");
-        let renewal =
-            Renewal::new(id, self.key, self.rotation, ca, tokens, Arc::clone(&store), Arc::clone(&self.force))?;
+        let renewal = Renewal::new(&self.settings, id, tokens, Arc::clone(&store))?;
         let (entries, ending) = (Arc::clone(&self.entries), Arc::clone(&store));
         let task = tokio::spawn(async move {
             let ended = renewal.run().await;
@@ -112,9 +99,9 @@ impl RequestBorne {
 }
 
 impl Workloads for RequestBorne {
-    fn attach(&self, token: Option<BearerToken>) -> Result<watch::Receiver<View>, AttachError> {
+    fn attach(&self, token: Option<BearerToken>) -> Result<Consumer, AttachError> {
         let token = token.ok_or(AttachError::NoToken)?;
-        token.check(&self.audience, clock::now())?;
+        token.check(self.audience.as_deref(), clock::now())?;
         let account = token.service_account()?;
         let id = SpiffeId::for_service_account(&self.trust_domain, &account.namespace, &account.name)
             .map_err(|_| TokenError::Subject)?;
@@ -124,7 +111,7 @@ impl Workloads for RequestBorne {
         if let Some(entry) = entries.get(&digest) {
             return match &entry.ended {
                 Some((reason, _)) => Err(AttachError::Refused(Arc::clone(reason))),
-                None => Ok(entry.store.watch()),
+                None => Ok(entry.store.consumer()),
             };
         }
         if entries.len() >= MAX_TOKENS {
@@ -136,8 +123,8 @@ impl Workloads for RequestBorne {
             warn!("no renewal can be started for a request's token: {error}");
             AttachError::TooMany
         })?;
-        let views = entry.store.watch();
+        let consumer = entry.store.consumer();
         entries.insert(digest, entry);
-        Ok(views)
+        Ok(consumer)
     }
 }

@@ -1,9 +1,11 @@
 use std::{
     io,
+    os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
@@ -34,17 +36,32 @@ impl ForgivingStream {
 
 impl AsyncRead for ForgivingStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        while !limits::may_read() {
+        let mut most = limits::may_read();
+        while most == 0 {
+            // A client that is gone ends here, with what it sent unread: its memory may be just what is missing.
+            if is_hung_up(&self.stream) {
+                return Poll::Ready(Ok(()));
+            }
             // Nobody tells when memory is freed; meanwhile what the client sends waits in the kernel, and what we send
             // goes on.
             ready!(self.pause.get_or_insert_with(|| Box::pin(sleep(limits::PAUSE))).as_mut().poll(cx));
             self.pause = None;
+            most = limits::may_read();
         }
         self.pause = None;
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.walker.walk(&mut buf.filled_mut()[before..]);
-        polled
+        let most = most.min(buf.remaining());
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
+        self.walker.walk(part.filled_mut());
+        if self.walker.headers > limits::MAX_HEADER_BLOCK {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the headers of a request are too large",
+            )));
+        }
+        let read = part.filled().len();
+        buf.advance(read);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -74,6 +91,15 @@ impl AsyncWrite for ForgivingStream {
     }
 }
 
+/// Whether the client is gone, whatever of it is still unread.
+fn is_hung_up(stream: &UnixStream) -> bool {
+    // A hang-up is reported unasked.
+    let mut descriptors = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    let hung_up = PollFlags::POLLHUP | PollFlags::POLLERR;
+    poll(&mut descriptors, PollTimeout::ZERO).is_ok()
+        && descriptors[0].revents().is_some_and(|events| events.intersects(hung_up))
+}
+
 /// Length of the client's connection preface (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
 const HEADERS: u8 = 0x1;
@@ -86,9 +112,11 @@ const AUTHORITY: usize = 1;
 const AUTHORITY_NAME: &[u8] = b":authority";
 
 /// Follows frames and header blocks byte by byte, wherever reads happen to end, and keeps nothing of them.
-struct Walker {
+pub(super) struct Walker {
     frame: Frame,
     block: Block,
+    /// Bytes of the present header block, as far as its frames have been announced.
+    headers: usize,
 }
 
 enum Frame {
@@ -125,12 +153,12 @@ enum Text {
 
 impl Default for Walker {
     fn default() -> Self {
-        Self { frame: Frame::Preface { left: PREFACE }, block: Block::Representation }
+        Self { frame: Frame::Preface { left: PREFACE }, block: Block::Representation, headers: 0 }
     }
 }
 
 impl Walker {
-    fn walk(&mut self, bytes: &mut [u8]) {
+    pub(super) fn walk(&mut self, bytes: &mut [u8]) {
         for byte in bytes {
             self.step(byte);
         }
@@ -148,6 +176,11 @@ impl Walker {
                 bytes[*filled] = *byte;
                 *filled += 1;
                 if *filled == bytes.len() {
+                    self.headers = match bytes[3] {
+                        HEADERS => length(bytes),
+                        CONTINUATION => self.headers.saturating_add(length(bytes)),
+                        _ => self.headers,
+                    };
                     self.frame = Frame::payload(bytes, &mut self.block);
                 }
             }
@@ -169,13 +202,17 @@ impl Walker {
     }
 }
 
+fn length(header: &[u8; 9]) -> usize {
+    usize::from(header[0]) << 16 | usize::from(header[1]) << 8 | usize::from(header[2])
+}
+
 impl Frame {
     fn start() -> Self {
         Self::Header { bytes: [0; 9], filled: 0 }
     }
 
     fn payload(header: &[u8; 9], block: &mut Block) -> Self {
-        let length = usize::from(header[0]) << 16 | usize::from(header[1]) << 8 | usize::from(header[2]);
+        let length = length(header);
         let (kind, flags) = (header[3], header[4]);
         if kind == HEADERS {
             *block = Block::Representation;
@@ -222,7 +259,10 @@ impl Block {
             }
             Self::MoreLength { text, value, shift } => {
                 // Longer ones than fit here are longer than any header that h2 lets pass.
-                let more = usize::from(*byte & 0x7f).checked_shl(shift).unwrap_or(usize::MAX);
+                let more = match usize::from(*byte & 0x7f) {
+                    0 => 0,
+                    more => 1_usize.checked_shl(shift).and_then(|unit| more.checked_mul(unit)).unwrap_or(usize::MAX),
+                };
                 let value = value.saturating_add(more);
                 match *byte & 0x80 {
                     0 => Self::string(text, value),

@@ -9,7 +9,10 @@ use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming};
 use tonic::Status;
 
-use super::{limits, message::Pieces};
+use super::{
+    limits::{self, Place},
+    message::Pieces,
+};
 
 /// What makes the responses of one call, one after the other.
 pub(super) trait Responses: Send {
@@ -23,11 +26,17 @@ pub(super) struct ResponseBody {
     /// Nothing once the trailers are sent, and for an answer that has only a header.
     responses: Option<Box<dyn Responses>>,
     pieces: Pieces,
+    _place: Option<Place>,
 }
 
 impl ResponseBody {
+    /// A document that takes this place until it has been written.
+    pub(super) fn document(content: Bytes, place: Place) -> Self {
+        Self { responses: None, pieces: Pieces::from([content]), _place: Some(place) }
+    }
+
     pub(super) fn new(responses: Box<dyn Responses>) -> Self {
-        Self { responses: Some(responses), pieces: Pieces::new() }
+        Self { responses: Some(responses), ..Self::default() }
     }
 }
 
@@ -65,24 +74,78 @@ impl Body for ResponseBody {
     }
 }
 
-/// The body of a request, cut off when the arena is nearly full: a message that is not yet whole lies in a buffer that
-/// doubles as it grows, and many of them at once must not take the room that a renewal needs.
-pub(super) struct RequestBody(pub(super) Incoming);
+/// What an Envoy sends that accepts a secret is well below; whoever sends no more is not the one to cut off.
+const SMALL: usize = 1024;
+
+/// The body of a request, cut off when there is no room for a large message: it lies in one piece of memory until it
+/// is whole, which is taken as soon as its size is known, and many of them must not take the room that a renewal needs.
+pub(super) struct RequestBody {
+    body: Incoming,
+    prefix: Prefix,
+}
+
+impl RequestBody {
+    pub(super) fn new(body: Incoming) -> Self {
+        Self { body, prefix: Prefix::default() }
+    }
+}
 
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.0).poll_frame(cx));
-        if frame.is_some() && !limits::may_read() {
-            return Poll::Ready(Some(Err(Status::resource_exhausted("there is no room for more requests now"))));
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            let largest = self.prefix.walk(data).max(data.len());
+            if largest > SMALL && limits::may_read() == 0 {
+                return Poll::Ready(Some(Err(Status::resource_exhausted("there is no room for more requests now"))));
+            }
         }
         Poll::Ready(frame.map(|frame| frame.map_err(|error| Status::from_error(Box::new(error)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.body.is_end_stream()
+    }
+}
+
+/// Follows the messages of a body: before each stand a compression flag and its size ("gRPC over HTTP/2").
+#[derive(Default)]
+struct Prefix {
+    /// Bytes of the prefix that were seen.
+    seen: usize,
+    size: u32,
+    /// Bytes of the message that are still to come.
+    left: usize,
+}
+
+impl Prefix {
+    /// The size of the largest message that the data belongs to.
+    fn walk(&mut self, mut data: &[u8]) -> usize {
+        const BYTES: usize = 5;
+        let mut largest = 0;
+        while !data.is_empty() {
+            if self.left > 0 {
+                largest = largest.max(self.size as usize);
+                let taken = self.left.min(data.len());
+                self.left -= taken;
+                data = &data[taken..];
+                continue;
+            }
+            if self.seen > 0 {
+                self.size = self.size << 8 | u32::from(data[0]);
+            }
+            self.seen += 1;
+            data = &data[1..];
+            if self.seen == BYTES {
+                largest = largest.max(self.size as usize);
+                *self = Self { seen: 0, size: self.size, left: self.size as usize };
+            }
+        }
+        largest
     }
 }
 
@@ -92,5 +155,22 @@ pub(super) struct Once(pub(super) Option<Pieces>);
 impl Responses for Once {
     fn poll_response(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<Pieces, Status>>> {
         Poll::Ready(self.0.take().map(Ok))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_message_of_each_piece_is_told_wherever_pieces_end() {
+        let body = [&[0, 0, 0, 1, 0][..], &[7; 256], &[0, 0, 0, 0, 2, 1, 1], &[0, 0, 0, 0, 0]].concat();
+        assert_eq!(Prefix::default().walk(&body), 256);
+        for at in 5..261 {
+            let mut prefix = Prefix::default();
+            assert_eq!((prefix.walk(&body[..at]), prefix.walk(&body[at..])), (256, 256));
+        }
+        let mut prefix = Prefix::default();
+        assert_eq!((prefix.walk(&body[..4]), prefix.walk(&body[4..261]), prefix.walk(&body[261..])), (0, 256, 2));
     }
 }

@@ -10,6 +10,9 @@ pub(super) const MAX_STREAMS: usize = 256;
 pub(super) const MAX_REQUEST: usize = 64 * 1024;
 /// Bytes of the headers of one request; they may carry a token.
 pub(super) const MAX_HEADERS: u32 = 32 * 1024;
+/// Bytes of the same on their way. HTTP/2 looks at them only when they are whole, after up to five frames, and then
+/// takes twice their size in one piece.
+pub(super) const MAX_HEADER_BLOCK: usize = 48 * 1024;
 /// Bytes that a client may send on a stream, and on a connection, before we have taken what it sent before. The
 /// latter is HTTP/2's own minimum.
 pub(super) const STREAM_WINDOW: u32 = 16 * 1024;
@@ -19,30 +22,30 @@ pub(super) const SEND_BUFFER: usize = 16 * 1024;
 
 /// How long a connection for whose bytes there is no room waits before it looks again.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
-/// Percent of the arena in use from which on nobody new is let in, and no more bytes are taken from those who are: a
-/// full arena would end the process, and with it everyone's service. Above, there is room for a renewal.
-const FULL_FOR_CONNECTIONS: usize = 62;
-const FULL_FOR_STREAMS: usize = 70;
-const FULL_FOR_BYTES: usize = 75;
-/// Up to here there is always a large piece.
-const HALF: usize = 50;
-/// What the layers add to the largest request.
-const SLACK: usize = 24 * 1024;
+/// Bytes of the arena that are left for those who are there: below, no more of their bytes are taken. A renewal finds
+/// room in it. A full arena would end the process, and with it everyone's service.
+const RESERVE: usize = 448 * 1024;
+/// Bytes that must be free for a further stream, and for a further connection.
+const ROOM_FOR_STREAM: usize = RESERVE + 64 * 1024;
+const ROOM_FOR_CONNECTION: usize = RESERVE + 192 * 1024;
+/// What must be there in whole pieces: for a renewal; for the largest request, as it grows in its buffer; for its
+/// names, which are copied.
+const PIECES: [usize; 3] = [160 * 1024, MAX_REQUEST + 24 * 1024, MAX_REQUEST];
+/// Bytes of memory that one byte from a client can make us take before we look again: the shortest request is a header
+/// block of 13 bytes, and a stream takes 5 KiB.
+const AMPLIFICATION: usize = 400;
 
-/// Whether a client may send us more: the arena has room, and in one piece as much as the largest request takes.
-/// A buffer that cannot be had would end the process, and the HTTP and gRPC layers do not ask before.
-pub(super) fn may_read() -> bool {
-    match arena_use() {
-        ..=HALF => true,
-        FULL_FOR_BYTES.. => false,
-        _ => Vec::<u8>::new().try_reserve_exact(MAX_REQUEST + SLACK).is_ok(),
-    }
+/// How many bytes a client may send us before we look again, possibly none: the arena has room for what they can
+/// become. A buffer that cannot be had would end the process, and the HTTP and gRPC layers do not ask before.
+pub(super) fn may_read() -> usize {
+    let room = free().saturating_sub(RESERVE) / AMPLIFICATION;
+    if room > 0 && locked::has_room(&PIECES) { room } else { 0 }
 }
 
-fn arena_use() -> usize {
+fn free() -> usize {
     let usage = locked::usage();
     // Without an arena (a test build) there is nothing to fill.
-    (usage.used * 100).checked_div(usage.capacity).unwrap_or(0)
+    if usage.capacity == 0 { usize::MAX } else { usage.capacity.saturating_sub(usage.used) }
 }
 
 /// What all clients together may take. Over a limit the newcomer is refused, and everyone else goes on.
@@ -63,14 +66,14 @@ impl Default for Limits {
 
 impl Limits {
     pub(super) fn connection(&self) -> Option<Place> {
-        if arena_use() > FULL_FOR_CONNECTIONS {
+        if free() < ROOM_FOR_CONNECTION {
             return None;
         }
         Arc::clone(&self.connections).try_acquire_owned().ok().map(Place)
     }
 
     pub(super) fn stream(&self) -> Option<Place> {
-        if arena_use() > FULL_FOR_STREAMS {
+        if free() < ROOM_FOR_STREAM {
             return None;
         }
         Arc::clone(&self.streams).try_acquire_owned().ok().map(Place)

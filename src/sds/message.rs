@@ -84,6 +84,11 @@ fn encode_length(field: u32, len: usize, buf: &mut Vec<u8>) {
     encode_varint(len as u64, buf);
 }
 
+/// A message of another service.
+pub(super) fn plain(message: &impl Message) -> Pieces {
+    pieces(message, std::iter::empty())
+}
+
 /// The resources come after all other fields, because their place in a message is free.
 fn pieces(head: &impl Message, resources: impl Iterator<Item = (Vec<u8>, Bytes)>) -> Pieces {
     let mut pieces = Pieces::new();
@@ -118,7 +123,7 @@ mod tests {
         });
         let content = |anchors: &[u8]| Content::ValidationContext { anchors: anchors.to_vec() };
         store.publish([("ROOTCA", content(&[7; 300]), 1), ("default", content(b"short"), 1)]);
-        let View::Open(snapshot) = store.watch().borrow().clone() else { unreachable!("nothing ended the store") };
+        let View::Open(snapshot) = store.view().borrow().clone() else { unreachable!("nothing ended the store") };
         let send = snapshot.iter().map(|(name, secret)| (name.clone(), secret.clone())).collect();
         Outcome { send, removed: vec!["gone".to_owned()], verdict: None }
     }

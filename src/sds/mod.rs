@@ -2,6 +2,10 @@
 
 mod authority;
 mod body;
+#[cfg(fuzzing)]
+#[path = "../../tests/fuzz/inside/mod.rs"]
+pub mod fuzz;
+mod health;
 mod limits;
 mod message;
 mod payload;
@@ -12,6 +16,7 @@ mod socket;
 mod stream;
 mod subscription;
 
-pub use payload::encode;
+pub use payload::{decode, encode};
 pub use server::serve;
+pub use service::Served;
 pub use socket::{BindError, SdsSocket};

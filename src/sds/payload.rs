@@ -20,6 +20,20 @@ pub fn encode(name: &str, content: Content) -> Bytes {
     Secret { name: name.to_owned(), r#type: Some(r#type) }.encode_to_vec().into()
 }
 
+/// The content of a resource that [`encode`] has written; `None` if it is another one.
+pub fn decode(resource: &Bytes) -> Option<Content> {
+    let bytes = |source: Option<DataSource>| match source?.specifier? {
+        Specifier::InlineBytes(bytes) => Some(bytes.to_vec()),
+        _ => None,
+    };
+    match Secret::decode(resource.clone()).ok()?.r#type? {
+        Type::TlsCertificate(TlsCertificate { certificate_chain, private_key }) => {
+            Some(Content::TlsCertificate { chain: bytes(certificate_chain)?, key: bytes(private_key)? })
+        }
+        Type::ValidationContext(context) => Some(Content::ValidationContext { anchors: bytes(context.trusted_ca)? }),
+    }
+}
+
 fn inline(bytes: Vec<u8>) -> Option<DataSource> {
     Some(DataSource { specifier: Some(Specifier::InlineBytes(bytes.into())) })
 }

@@ -7,45 +7,67 @@ use openssl::sha::sha256;
 use tracing::{debug, info, warn};
 
 use super::subscription::{Outcome, Subscription, Verdict};
-use crate::store::Snapshot;
+use crate::{
+    clock,
+    status::StreamHandle,
+    store::{CERTIFICATE, ROOTS, Snapshot, is_on_demand},
+};
 
-/// Names that somebody may ask for before they are held.
-pub(super) const EXPECTED_NAMES: [&str; 2] = ["default", "ROOTCA"];
+/// Whether somebody may ask for a name before it is held.
+pub(super) fn is_expected(name: &str) -> bool {
+    name == CERTIFICATE || name == ROOTS || is_on_demand(name)
+}
+
 /// Unknown names that are remembered, so that each is warned about once.
 const REMEMBERED: usize = 64;
 /// Characters of an unknown name that are told.
 const SHOWN: usize = 128;
 
-/// Tells what happens on the streams, in the log.
-#[derive(Clone, Default)]
+/// Unknown names that were told: SHA-256 of each, because names may be long.
+pub(super) type Told = Arc<Mutex<BTreeSet<[u8; 32]>>>;
+
+/// Tells what happens on one stream, in the log and in public.
 pub(super) struct Report {
-    /// SHA-256 of each, because names may be long.
-    unknown: Arc<Mutex<BTreeSet<[u8; 32]>>>,
+    shown: StreamHandle,
+    told: Told,
 }
 
 impl Report {
+    pub(super) fn new(shown: StreamHandle, told: Told) -> Self {
+        Self { shown, told }
+    }
+
     pub(super) fn request(&self, outcome: &Outcome, subscription: &Subscription, snapshot: &Snapshot) {
+        let now = clock::now();
+        self.shown.wants(subscription.names(), now);
         match &outcome.verdict {
-            Some((Verdict::Nack(reason), names)) => warn!(
-                resources = names.join(","),
-                reason, "Envoy refused a secret and keeps the one it had; nothing is sent until the secret changes"
-            ),
-            Some((Verdict::Ack, names)) => debug!(resources = names.join(","), "Envoy accepted"),
+            Some((Verdict::Nack(reason), names)) => {
+                self.shown.answered(names, Some(reason), now);
+                warn!(
+                    resources = names.join(","),
+                    reason, "Envoy refused a secret and keeps the one it had; nothing is sent until the secret changes"
+                );
+            }
+            Some((Verdict::Ack, names)) => {
+                self.shown.answered(names, None, now);
+                debug!(resources = names.join(","), "Envoy accepted");
+            }
             None => {}
         }
-        for name in subscription.pending(snapshot).filter(|name| !EXPECTED_NAMES.contains(name)) {
+        for name in subscription.pending(snapshot).filter(|name| !is_expected(name)) {
             self.unknown_name(name);
         }
     }
 
     pub(super) fn response(&self, outcome: &Outcome) {
+        self.shown.sent(outcome.send.iter().map(|(name, _)| name.as_str()), clock::now());
         for (name, secret) in &outcome.send {
             info!(resource = name, version = secret.version(), "sent to Envoy");
         }
     }
 
     fn unknown_name(&self, name: &str) {
-        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unknown = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if unknown.len() < REMEMBERED && unknown.insert(sha256(name.as_bytes())) {
             let shown: String = name.escape_default().take(SHOWN).collect();
             warn!(

@@ -2,16 +2,19 @@ use std::{io, sync::Arc, time::Duration};
 
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tracing::{debug, warn};
 
 use super::{
     authority::ForgivingStream,
     limits::{self, Limits, Place},
-    service::SdsService,
-    socket::SdsSocket,
+    service::{SdsService, Served, Shared},
+    socket::{Listener, SdsSocket},
 };
-use crate::{config::SdsConfig, store::Workloads};
+use crate::{
+    config::SdsConfig,
+    status::{Peer, Peers},
+};
 
 /// Pause after the kernel had no descriptor for a new connection: there is no event to wait for.
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
@@ -20,17 +23,19 @@ const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// When the socket cannot be listened on; a connection's trouble never ends the server.
-pub async fn serve(socket: &SdsSocket, config: &SdsConfig, workloads: Arc<dyn Workloads>) -> io::Result<()> {
-    let listener = socket.listener()?;
+pub async fn serve(socket: &SdsSocket, config: &SdsConfig, served: Served) -> io::Result<()> {
+    let mut listener = socket.listener()?;
     let limits = Limits::default();
-    let service = SdsService::new(workloads, limits.clone(), random());
+    let peers = served.status.peers.clone();
+    let shared = Arc::new(Shared::new(served, limits.clone(), random()));
     let mut full = false;
     loop {
-        let Some(stream) = accept(&listener, config).await else { continue };
+        let Some((stream, peer)) = accept(socket, &mut listener, config, &peers).await else { continue };
         match limits.connection() {
             Some(place) => {
                 full = false;
-                tokio::spawn(connection(stream, service.clone(), place));
+                let service = SdsService::new(Arc::clone(&shared), peers.connected(peer));
+                tokio::spawn(connection(stream, service, place));
             }
             None if !full => {
                 full = true;
@@ -42,20 +47,30 @@ pub async fn serve(socket: &SdsSocket, config: &SdsConfig, workloads: Arc<dyn Wo
 }
 
 /// The next connection of somebody who may have one.
-async fn accept(listener: &UnixListener, config: &SdsConfig) -> Option<UnixStream> {
-    let stream = match listener.accept().await {
-        Ok((stream, _)) => stream,
+async fn accept(
+    socket: &SdsSocket,
+    listener: &mut Listener,
+    config: &SdsConfig,
+    peers: &Peers,
+) -> Option<(UnixStream, Peer)> {
+    let stream = match socket.accept(listener).await {
+        Ok(stream) => stream,
         Err(error) => {
             warn!("a connection to the SDS socket cannot be accepted: {error}");
             tokio::time::sleep(DESCRIPTOR_PAUSE).await;
             return None;
         }
     };
-    let peer = stream.peer_cred().ok()?.uid();
-    if peer == nix::unistd::geteuid().as_raw() || config.allowed_uids.contains(&peer) {
-        return Some(stream);
+    let credentials = stream.peer_cred().ok()?;
+    let peer = Peer { pid: credentials.pid().filter(|pid| *pid > 0), uid: credentials.uid() };
+    if peer.uid == nix::unistd::geteuid().as_raw() || config.allowed_uids.contains(&peer.uid) {
+        return Some((stream, peer));
     }
-    warn!(uid = peer, "a connection to the SDS socket was refused: add the user to SDS_SHIM_ALLOW_UIDS to allow it");
+    peers.refused(peer.uid);
+    warn!(
+        uid = peer.uid,
+        "a connection to the SDS socket was refused: add the user to SDS_SHIM_ALLOW_UIDS to allow it"
+    );
     None
 }
 

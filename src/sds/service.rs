@@ -7,57 +7,86 @@ use std::{
     },
 };
 
-use http::{HeaderValue, header::CONTENT_TYPE};
+use http::{HeaderValue, StatusCode, header::CONTENT_TYPE};
 use hyper::body::Incoming;
 use prost::Message;
-use sds_shim_proto::{SmallCodec, envoy::service::discovery::v3::DiscoveryRequest};
-use tokio::sync::watch;
+use sds_shim_proto::{
+    SmallCodec, envoy::service::discovery::v3::DiscoveryRequest, grpc::health::v1::HealthCheckRequest,
+};
 use tokio_stream::StreamExt;
 use tonic::{Status, Streaming, codec::Codec, metadata::MetadataMap};
 
 use super::{
     body::{Once, RequestBody, ResponseBody, Responses},
+    health::{self, Health},
     limits::{Limits, MAX_REQUEST, Place},
     message::Pieces,
-    report::{EXPECTED_NAMES, Report},
+    report::{Report, Told, is_expected},
     stream::{Delta, SecretStream, StateOfTheWorld, Variant},
     subscription::Subscription,
 };
 use crate::{
     clock,
     identity::{BearerToken, TokenError},
-    store::{AttachError, View, Workloads},
+    status::{self, Client, Page, Pages},
+    store::{AttachError, Consumer, View, Workloads},
 };
 
 /// The header in which Istio 1.1's Envoys sent the token, without a prefix.
 const ISTIO_1_1_HEADER: &str = "istio_sds_credentials_header-bin";
+
+/// How a call is answered.
+type Answer = Result<http::Response<ResponseBody>, Status>;
 
 const SERVICE: &str = "/envoy.service.secret.v3.SecretDiscoveryService/";
 
 /// `envoy.service.secret.v3.SecretDiscoveryService`. Requests are decoded by tonic; answers are written here, because
 /// tonic's encoder would copy each key into a buffer of each stream.
 #[derive(Clone)]
-pub(super) struct SdsService(Arc<Shared>);
+pub(super) struct SdsService {
+    shared: Arc<Shared>,
+    client: Arc<Client>,
+}
 
-struct Shared {
+/// What all connections have in common.
+pub(super) struct Shared {
     workloads: Arc<dyn Workloads>,
     limits: Limits,
-    report: Report,
     streams: AtomicU64,
+    status: Arc<status::Status>,
+    pages: Arc<dyn Pages>,
+    told: Told,
+}
+
+/// What is served: secrets, health, documents.
+pub struct Served {
+    /// The secrets of whoever asks.
+    pub workloads: Arc<dyn Workloads>,
+    /// Where it is told how it goes.
+    pub status: Arc<status::Status>,
+    /// The documents.
+    pub pages: Arc<dyn Pages>,
 }
 
 /// What a request is served with.
 struct Attached {
-    views: watch::Receiver<View>,
+    consumer: Consumer,
     subscription: Subscription,
+    report: Report,
     place: Place,
 }
 
-impl SdsService {
+impl Shared {
     /// `first_stream` makes nonces of this process differ from those of an earlier one.
-    pub(super) fn new(workloads: Arc<dyn Workloads>, limits: Limits, first_stream: u64) -> Self {
-        let streams = AtomicU64::new(first_stream);
-        Self(Arc::new(Shared { workloads, limits, report: Report::default(), streams }))
+    pub(super) fn new(served: Served, limits: Limits, first_stream: u64) -> Self {
+        let Served { workloads, status, pages } = served;
+        Self { workloads, limits, streams: AtomicU64::new(first_stream), status, pages, told: Told::default() }
+    }
+}
+
+impl SdsService {
+    pub(super) fn new(shared: Arc<Shared>, client: Client) -> Self {
+        Self { shared, client: Arc::new(client) }
     }
 }
 
@@ -67,62 +96,89 @@ impl hyper::service::Service<http::Request<Incoming>> for SdsService {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        let shared = Arc::clone(&self.0);
-        Box::pin(async move { Ok(shared.answer(request).await.unwrap_or_else(Status::into_http)) })
+        let Self { shared, client } = self.clone();
+        Box::pin(async move { Ok(shared.answer(&client, request).await.unwrap_or_else(Status::into_http)) })
     }
 }
 
 impl Shared {
-    async fn answer(&self, request: http::Request<Incoming>) -> Result<http::Response<ResponseBody>, Status> {
-        let responses: Box<dyn Responses> = match request.uri().path().strip_prefix(SERVICE) {
-            Some("StreamSecrets") => Box::new(self.stream::<StateOfTheWorld>(request)?),
-            Some("DeltaSecrets") => Box::new(self.stream::<Delta>(request)?),
-            Some("FetchSecrets") => Box::new(Once(Some(self.fetch(request).await?))),
-            _ => return Err(Status::unimplemented("there is only the service SecretDiscoveryService, version 3")),
+    async fn answer(&self, client: &Client, request: http::Request<Incoming>) -> Answer {
+        let responses: Box<dyn Responses> = match request.uri().path().trim_start_matches(SERVICE) {
+            "StreamSecrets" => Box::new(self.stream::<StateOfTheWorld>(client, request)?),
+            "DeltaSecrets" => Box::new(self.stream::<Delta>(client, request)?),
+            "FetchSecrets" => Box::new(Once(Some(self.fetch(client, request).await?))),
+            health::CHECK => Box::new(self.health(request, false).await?),
+            health::WATCH => Box::new(self.health(request, true).await?),
+            path if request.method() == http::Method::GET => return self.page(path),
+            _ => return Err(Status::unimplemented("there are SecretDiscoveryService, version 3, and grpc.health.v1")),
         };
         let mut response = http::Response::new(ResponseBody::new(responses));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         Ok(response)
     }
 
-    fn attach(&self, metadata: &MetadataMap) -> Result<Attached, Status> {
-        let place = self.limits.stream().ok_or_else(|| {
-            Status::resource_exhausted("there is no room for more streams now; SDS_SHIM_ARENA_KIB makes more")
-        })?;
-        let views = self.workloads.attach(token(metadata).map_err(AttachError::from)?)?;
-        let subscription = Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed));
-        Ok(Attached { views, subscription, place })
+    /// What our own commands ask for (`sds-shim status` and its kin).
+    fn page(&self, path: &str) -> Answer {
+        let place = self.place()?;
+        let Page { status, content_type, body } = self.pages.page(path);
+        let mut response = http::Response::new(ResponseBody::document(body, place));
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        Ok(response)
     }
 
-    fn stream<V: Variant>(&self, request: http::Request<Incoming>) -> Result<SecretStream<V>, Status> {
+    async fn health(&self, request: http::Request<Incoming>, watch: bool) -> Result<Health, Status> {
+        let place = self.place()?;
+        let (_, mut requests) = messages::<HealthCheckRequest>(request)?;
+        let request = requests.next().await.unwrap_or_else(|| Ok(HealthCheckRequest::default()))?;
+        Health::new(&request, Arc::clone(&self.status), watch, place)
+    }
+
+    fn place(&self) -> Result<Place, Status> {
+        self.limits.stream().ok_or_else(|| {
+            Status::resource_exhausted("there is no room for more streams now; SDS_SHIM_ARENA_KIB makes more")
+        })
+    }
+
+    fn attach(&self, client: &Client, call: &'static str, metadata: &MetadataMap) -> Result<Attached, Status> {
+        let place = self.place()?;
+        let consumer = self.workloads.attach(token(metadata).map_err(AttachError::from)?)?;
+        let subscription = Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed));
+        let report = Report::new(client.stream(call, clock::now()), Arc::clone(&self.told));
+        Ok(Attached { consumer, subscription, report, place })
+    }
+
+    fn stream<V: Variant>(&self, client: &Client, request: http::Request<Incoming>) -> Result<SecretStream<V>, Status> {
         let (metadata, requests) = messages(request)?;
-        let Attached { views, subscription, place } = self.attach(&metadata)?;
-        Ok(SecretStream::new(requests, views, subscription, self.report.clone(), place))
+        let Attached { consumer, subscription, report, place } = self.attach(client, V::CALL, &metadata)?;
+        Ok(SecretStream::new(requests, consumer, subscription, report, place))
     }
 
     /// Answers with what is held of the named secrets, at once if there is any, else as soon as there is.
-    async fn fetch(&self, request: http::Request<Incoming>) -> Result<Pieces, Status> {
+    async fn fetch(&self, client: &Client, request: http::Request<Incoming>) -> Result<Pieces, Status> {
         let (metadata, mut requests) = messages::<DiscoveryRequest>(request)?;
-        let Attached { mut views, mut subscription, place: _place } = self.attach(&metadata)?;
+        let Attached { mut consumer, mut subscription, report, place: _place } =
+            self.attach(client, "FetchSecrets", &metadata)?;
         let request =
             requests.next().await.unwrap_or_else(|| Err(Status::invalid_argument("the call carries no request")))?;
         loop {
-            let snapshot = match views.borrow_and_update().clone() {
+            let snapshot = match consumer.views.borrow_and_update().clone() {
                 View::Open(snapshot) => snapshot,
                 View::Ended(reason) => return Err(Status::unauthenticated(&*reason)),
             };
             let outcome = subscription
                 .request(&request, &snapshot, clock::now())
                 .map_err(|error| Status::invalid_argument(error.to_string()))?;
-            self.report.request(&outcome, &subscription, &snapshot);
+            report.request(&outcome, &subscription, &snapshot);
             if let Some(response) = StateOfTheWorld::response(&outcome, subscription.nonce()) {
-                self.report.response(&outcome);
+                report.response(&outcome);
                 return Ok(response);
             }
-            if !request.resource_names.iter().any(|name| EXPECTED_NAMES.contains(&name.as_str())) {
+            consumer.wants(subscription.names());
+            if !request.resource_names.iter().any(|name| is_expected(name)) {
                 return Err(Status::not_found("none of the named resources is known here"));
             }
-            if views.changed().await.is_err() {
+            if consumer.views.changed().await.is_err() {
                 return Err(Status::unavailable("the server is shutting down"));
             }
         }
@@ -138,7 +194,7 @@ fn messages<T: Message + Default + Send + 'static>(
         return Err(Status::unimplemented("compressed requests are not taken"));
     }
     let decoder = SmallCodec::<T, T>::default().decoder();
-    let messages = Streaming::new_request(decoder, RequestBody(body), None, Some(MAX_REQUEST));
+    let messages = Streaming::new_request(decoder, RequestBody::new(body), None, Some(MAX_REQUEST));
     Ok((MetadataMap::from_headers(head.headers), messages))
 }
 

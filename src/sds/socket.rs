@@ -5,7 +5,10 @@ use std::{
         net::UnixListener,
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
+
+use tokio::{net::UnixStream, sync::watch};
 
 /// Why the socket cannot be served. The process ends: half alive it would keep Envoy from every other source.
 #[derive(Debug, thiserror::Error)]
@@ -31,8 +34,13 @@ pub enum BindError {
 
 /// The listening socket; its file goes away with it, unless somebody else has put another in its place.
 pub struct SdsSocket {
-    listener: UnixListener,
     path: PathBuf,
+    bound: watch::Sender<Arc<Bound>>,
+}
+
+/// A listener, and which file it is.
+struct Bound {
+    listener: UnixListener,
     identity: (u64, u64),
 }
 
@@ -43,6 +51,54 @@ impl SdsSocket {
     /// # Errors
     /// When something else is at the path, or the kernel refuses.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
+        Ok(Self { path: path.to_owned(), bound: watch::Sender::new(Arc::new(Bound::new(path)?)) })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Listens anew when the file is gone. Whatever else is in its place stays there: it may be a successor's.
+    ///
+    /// # Errors
+    /// As [`SdsSocket::bind`]; those who are connected are served all the same.
+    pub fn restore(&self) -> Result<bool, BindError> {
+        if fs::symlink_metadata(&self.path).is_ok() {
+            return Ok(false);
+        }
+        self.bound.send_replace(Arc::new(Bound::new(&self.path)?));
+        Ok(true)
+    }
+
+    /// The next connection, also when the file was made anew meanwhile.
+    pub(super) async fn accept(&self, listener: &mut Listener) -> io::Result<UnixStream> {
+        loop {
+            if listener.bound.has_changed().unwrap_or(false) {
+                *listener = self.listener()?;
+            }
+            tokio::select! {
+                accepted = listener.accepting.accept() => return accepted.map(|(stream, _)| stream),
+                _ = listener.bound.changed() => *listener = self.listener()?,
+            }
+        }
+    }
+
+    pub(super) fn listener(&self) -> io::Result<Listener> {
+        let mut bound = self.bound.subscribe();
+        let listener = bound.borrow_and_update().listener.try_clone()?;
+        Ok(Listener { accepting: tokio::net::UnixListener::from_std(listener)?, bound })
+    }
+}
+
+/// The side of the socket that accepts.
+pub(super) struct Listener {
+    accepting: tokio::net::UnixListener,
+    bound: watch::Receiver<Arc<Bound>>,
+}
+
+impl Bound {
+    fn new(path: &Path) -> Result<Self, BindError> {
         let directory = path.parent().unwrap_or(Path::new("."));
         let refused = |action, path: &Path| {
             let path = path.to_owned();
@@ -63,28 +119,21 @@ impl SdsSocket {
             .and_then(|()| fs::symlink_metadata(&temporary))
             .and_then(|metadata| fs::rename(&temporary, path).map(|()| metadata));
         match placed {
-            Ok(metadata) => Ok(Self { listener, path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) }),
+            Ok(metadata) => Ok(Self { listener, identity: (metadata.dev(), metadata.ino()) }),
             Err(cause) => {
                 let _ = fs::remove_file(&temporary);
                 Err(refused("place the socket at", path)(cause))
             }
         }
     }
-
-    /// Where it listens.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(super) fn listener(&self) -> io::Result<tokio::net::UnixListener> {
-        tokio::net::UnixListener::from_std(self.listener.try_clone()?)
-    }
 }
 
 impl Drop for SdsSocket {
     fn drop(&mut self) {
         // A successor's socket must survive our end.
-        if fs::symlink_metadata(&self.path).is_ok_and(|there| (there.dev(), there.ino()) == self.identity) {
+        if fs::symlink_metadata(&self.path)
+            .is_ok_and(|there| (there.dev(), there.ino()) == self.bound.borrow().identity)
+        {
             let _ = fs::remove_file(&self.path);
         }
     }

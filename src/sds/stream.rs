@@ -5,7 +5,6 @@ use std::{
 
 use prost::Message;
 use sds_shim_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
-use tokio::sync::watch;
 use tokio_stream::{Stream, wrappers::WatchStream};
 use tonic::{Status, Streaming};
 
@@ -18,12 +17,15 @@ use super::{
 };
 use crate::{
     clock,
-    store::{Snapshot, View},
+    store::{Consumer, ROOTS, Snapshot, View},
 };
 
 /// One of the two streaming variants of xDS: how its requests are understood and its responses written.
 pub(super) trait Variant: Unpin + Send + 'static {
     type Request: Message + Default + Send + 'static;
+
+    /// The name of the call.
+    const CALL: &'static str;
 
     fn request(
         subscription: &mut Subscription,
@@ -41,6 +43,8 @@ pub(super) struct StateOfTheWorld;
 
 impl Variant for StateOfTheWorld {
     type Request = DiscoveryRequest;
+
+    const CALL: &'static str = "StreamSecrets";
 
     fn request(
         subscription: &mut Subscription,
@@ -63,6 +67,8 @@ pub(super) struct Delta;
 impl Variant for Delta {
     type Request = DeltaDiscoveryRequest;
 
+    const CALL: &'static str = "DeltaSecrets";
+
     fn request(
         subscription: &mut Subscription,
         request: &DeltaDiscoveryRequest,
@@ -83,7 +89,7 @@ pub(super) struct SecretStream<V: Variant> {
     requests: Streaming<V::Request>,
     changes: WatchStream<View>,
     /// Looked into for each answer; nothing is kept, so that a client that does not read keeps no old key alive.
-    latest: watch::Receiver<View>,
+    consumer: Consumer,
     subscription: Subscription,
     report: Report,
     _place: Place,
@@ -92,16 +98,16 @@ pub(super) struct SecretStream<V: Variant> {
 impl<V: Variant> SecretStream<V> {
     pub(super) fn new(
         requests: Streaming<V::Request>,
-        mut latest: watch::Receiver<View>,
+        mut consumer: Consumer,
         subscription: Subscription,
         report: Report,
         place: Place,
     ) -> Self {
-        latest.mark_unchanged();
+        consumer.views.mark_unchanged();
         Self {
             requests,
-            changes: WatchStream::from_changes(latest.clone()),
-            latest,
+            changes: WatchStream::from_changes(consumer.views.clone()),
+            consumer,
             subscription,
             report,
             _place: place,
@@ -114,7 +120,7 @@ impl<V: Variant> Responses for SecretStream<V> {
         loop {
             let now = clock::now();
             let polled = Pin::new(&mut self.changes).poll_next(cx);
-            let snapshot = match self.latest.borrow().clone() {
+            let snapshot = match self.consumer.views.borrow().clone() {
                 View::Open(snapshot) => snapshot,
                 View::Ended(reason) => return Poll::Ready(Some(Err(Status::unauthenticated(&*reason)))),
             };
@@ -132,12 +138,14 @@ impl<V: Variant> Responses for SecretStream<V> {
                     match V::request(&mut self.subscription, &request, &snapshot, now) {
                         Ok(outcome) => {
                             self.report.request(&outcome, &self.subscription, &snapshot);
+                            self.consumer.wants(self.subscription.names());
                             outcome
                         }
                         Err(error) => return Poll::Ready(Some(Err(Status::invalid_argument(error.to_string())))),
                     }
                 }
             };
+            self.consumer.took_roots(self.subscription.answered(ROOTS));
             if outcome.is_response()
                 && let Some(response) = V::response(&outcome, self.subscription.nonce())
             {

@@ -83,6 +83,8 @@ struct Known {
     /// Whether we held the name when we last looked. Only what was there can be removed: before the first
     /// certificate after a restart, the client's own copy is still good.
     present: bool,
+    /// Whether it has answered to that version, or came with it.
+    answered: bool,
 }
 
 impl Subscription {
@@ -138,7 +140,7 @@ impl Subscription {
         for name in &request.resource_names_subscribe {
             // Named again, it is wanted again; on a reconnect the client tells what it holds.
             let version = request.initial_resource_versions.get(name).cloned();
-            self.names.insert(name.clone(), Known { version, present: false });
+            self.names.insert(name.clone(), Known { answered: version.is_some(), version, present: false });
         }
         // Only a verdict depends on the nonce: a change of names is never lost, because it is told only once.
         let verdict = self.verdict(&request.response_nonce, request.error_detail.as_ref());
@@ -155,6 +157,17 @@ impl Subscription {
         self.names.keys().map(String::as_str).filter(|name| !snapshot.contains_key(*name))
     }
 
+    /// All that the client wants.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(String::as_str)
+    }
+
+    /// Which version of a name the client has answered to: `None` when it does not want the name, `Some(None)` when it
+    /// has yet to answer.
+    pub(super) fn answered(&self, name: &str) -> Option<Option<&str>> {
+        self.names.get(name).map(|known| known.version.as_deref().filter(|_| known.answered))
+    }
+
     /// The nonce of the last response; the next one has another.
     pub(super) fn nonce(&self) -> String {
         format!("{:x}-{}", self.stream, self.sent)
@@ -168,6 +181,7 @@ impl Subscription {
                 // One that has expired is of no use to those who do not have it.
                 Some(secret) if known.version.as_deref() != Some(secret.version()) && secret.is_valid(now) => {
                     known.version = Some(secret.version().to_owned());
+                    known.answered = false;
                     outcome.send.push((name.clone(), Arc::clone(secret)));
                 }
                 None if known.present => {
@@ -185,9 +199,14 @@ impl Subscription {
         outcome
     }
 
-    fn verdict(&self, nonce: &str, error: Option<&Status>) -> Option<(Verdict, Vec<String>)> {
+    fn verdict(&mut self, nonce: &str, error: Option<&Status>) -> Option<(Verdict, Vec<String>)> {
         if self.sent == 0 || nonce != self.nonce() {
             return None;
+        }
+        for name in &self.last {
+            if let Some(known) = self.names.get_mut(name) {
+                known.answered = true;
+            }
         }
         let verdict = match error {
             Some(status) => Verdict::Nack(foreign_text(&status.message, ERROR_TEXT)),

@@ -1,5 +1,8 @@
 //! The meeting place of those who make secrets and those who serve them: names, immutable secrets, one watch.
 
+mod consumer;
+mod demand;
+
 use std::{
     collections::BTreeMap,
     fmt::{self, Write as _},
@@ -10,7 +13,16 @@ use bytes::Bytes;
 use openssl::sha::sha256;
 use tokio::sync::watch;
 
-use crate::identity::{BearerToken, TokenError};
+use crate::identity::{BearerToken, CertificateFacts, TokenError};
+use consumer::Receipts;
+
+pub use consumer::Consumer;
+pub use demand::{Demand, is_on_demand};
+
+/// The name of the workload's own certificate (contract with Envoy and Istio).
+pub const CERTIFICATE: &str = "default";
+/// The name of the trust anchors.
+pub const ROOTS: &str = "ROOTCA";
 
 /// What a producer publishes under a name. It is encoded once and then dropped: the encoded form is the only copy.
 pub enum Content {
@@ -29,10 +41,19 @@ pub enum Content {
 }
 
 impl Content {
+    /// What everybody may know of it.
+    fn facts(&self) -> Vec<CertificateFacts> {
+        CertificateFacts::from_pem(&String::from_utf8_lossy(self.public()))
+    }
+
+    fn public(&self) -> &[u8] {
+        let (Self::TlsCertificate { chain: public, .. } | Self::ValidationContext { anchors: public }) = self;
+        public
+    }
+
     /// A digest of the public part: it changes exactly when the content does, also over a restart.
     fn version(&self) -> String {
-        let (Self::TlsCertificate { chain: public, .. } | Self::ValidationContext { anchors: public }) = self;
-        sha256(public).iter().take(16).fold(String::new(), |mut text, byte| {
+        sha256(self.public()).iter().take(16).fold(String::new(), |mut text, byte| {
             let _ = write!(text, "{byte:02x}");
             text
         })
@@ -47,6 +68,8 @@ pub struct Secret {
     version: String,
     resource: Bytes,
     not_after: i64,
+    is_anchors: bool,
+    facts: Vec<CertificateFacts>,
 }
 
 impl Secret {
@@ -58,6 +81,21 @@ impl Secret {
     /// Whether it can still be used at `now` (Unix seconds).
     pub fn is_valid(&self, now: i64) -> bool {
         now < self.not_after
+    }
+
+    /// From when on (Unix seconds) it cannot be used any more.
+    pub fn not_after(&self) -> i64 {
+        self.not_after
+    }
+
+    /// Whether it holds trust anchors; else it is a key with its chain.
+    pub fn is_anchors(&self) -> bool {
+        self.is_anchors
+    }
+
+    /// What everybody may know of its certificates, in their order.
+    pub fn facts(&self) -> &[CertificateFacts] {
+        &self.facts
     }
 
     /// The encoded resource. It may hold a private key: for Envoy's socket and nothing else.
@@ -88,17 +126,20 @@ pub enum View {
 pub struct SecretStore {
     view: watch::Sender<View>,
     encode: Encoder,
+    receipts: Arc<Receipts>,
+    demand: Demand,
 }
 
 impl SecretStore {
     /// An empty store.
     pub fn new(encode: Encoder) -> Self {
-        Self { view: watch::Sender::new(View::Open(Snapshot::default())), encode }
+        let view = watch::Sender::new(View::Open(Snapshot::default()));
+        Self { view, encode, receipts: Arc::default(), demand: Demand::default() }
     }
 
     /// Adds or replaces secrets, each with the moment (Unix seconds) from which on it is of no more use. Contents that
     /// are unchanged wake nobody.
-    pub fn publish(&self, contents: impl IntoIterator<Item = (&'static str, Content, i64)>) {
+    pub fn publish<'a>(&self, contents: impl IntoIterator<Item = (&'a str, Content, i64)>) {
         self.view.send_if_modified(|view| {
             let View::Open(snapshot) = view else { return false };
             let mut next = (**snapshot).clone();
@@ -106,8 +147,11 @@ impl SecretStore {
             for (name, content, not_after) in contents {
                 let version = content.version();
                 if next.get(name).is_none_or(|held| held.version() != version) {
+                    let facts = content.facts();
+                    let is_anchors = matches!(content, Content::ValidationContext { .. });
                     let resource = (self.encode)(name, content);
-                    next.insert(name.to_owned(), Arc::new(Secret { version, resource, not_after }));
+                    let secret = Secret { version, resource, not_after, is_anchors, facts };
+                    next.insert(name.to_owned(), Arc::new(secret));
                     modified = true;
                 }
             }
@@ -118,14 +162,59 @@ impl SecretStore {
         });
     }
 
+    /// Forgets what nobody asks for any more.
+    pub fn withdraw(&self, name: &str) {
+        self.view.send_if_modified(|view| {
+            let View::Open(snapshot) = view else { return false };
+            let mut next = (**snapshot).clone();
+            let held = next.remove(name).is_some();
+            *view = View::Open(Arc::new(next));
+            held
+        });
+    }
+
+    /// Names that consumers want and that are only held because they do.
+    pub fn demand(&self) -> Demand {
+        self.demand.clone()
+    }
+
     /// Tells every consumer that there will be no more, and why.
     pub fn end(&self, reason: &str) {
         self.view.send_replace(View::Ended(reason.into()));
     }
 
-    /// A consumer's view, with the present one counted as seen.
-    pub fn watch(&self) -> watch::Receiver<View> {
+    /// Makes every consumer look again: what is valid may have changed with the clock.
+    pub fn look_again(&self) {
+        self.view.send_modify(|_| {});
+    }
+
+    /// Whether there is something under this name.
+    pub fn holds(&self, name: &str) -> bool {
+        matches!(&*self.view.borrow(), View::Open(snapshot) if snapshot.contains_key(name))
+    }
+
+    /// Waits until every consumer that wants the trust anchors has answered to those that are held.
+    pub async fn roots_taken(&self) {
+        let held = || match &*self.view.borrow() {
+            View::Open(snapshot) => snapshot.get(ROOTS).map(|roots| roots.version().to_owned()),
+            View::Ended(_) => None,
+        };
+        self.receipts.all(held).await;
+    }
+
+    /// What is held at this moment.
+    pub fn look(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// What is held, for those who only look.
+    pub fn view(&self) -> watch::Receiver<View> {
         self.view.subscribe()
+    }
+
+    /// One more consumer.
+    pub fn consumer(&self) -> Consumer {
+        Consumer::new(self.view.subscribe(), &self.receipts, &self.demand)
     }
 
     /// How many consumers look at it.
@@ -136,11 +225,11 @@ impl SecretStore {
 
 /// Finds the secrets of whoever asks.
 pub trait Workloads: Send + Sync + 'static {
-    /// The view that belongs to the caller, who may have brought a token with the request.
+    /// The side of the store that belongs to the caller, who may have brought a token with the request.
     ///
     /// # Errors
     /// When a token is needed and the one that was brought, if any, cannot be used.
-    fn attach(&self, token: Option<BearerToken>) -> Result<watch::Receiver<View>, AttachError>;
+    fn attach(&self, token: Option<BearerToken>) -> Result<Consumer, AttachError>;
 }
 
 /// Why a caller gets no secrets.

@@ -1,6 +1,8 @@
 //! One workload, its CA and its shim, for the tests of what happens between shim and CA.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub(crate) mod attempts;
+
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// guard | stack | guard | heap | guard
-const ARENA: usize = 2 << 20;
+const ARENA: usize = 2816 << 10;
 pub(crate) const STACK: usize = 256 << 10;
 const STACK_START: usize = PAGE;
 const HEAP_START: usize = STACK_START + STACK + PAGE;
@@ -34,7 +34,7 @@ pub(crate) struct Arena {
 /// The arena as Rust's allocator: every block is wiped when it is freed, and a full arena gives none.
 pub struct LockedAllocator;
 
-/// How much of the arena's heap is in use, in bytes that were asked for.
+/// How much of the arena's heap is in use, in bytes, with what the bookkeeping takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// In use now.
@@ -52,6 +52,13 @@ pub struct Usage {
 pub fn usage() -> Usage {
     let arena = lock();
     Usage { used: arena.pool.used, peak: arena.pool.peak, capacity: arena.pool.capacity, blocks: arena.pool.blocks }
+}
+
+/// Whether blocks of these sizes (bytes) could all be had at the same time. Without an arena there is no limit.
+#[must_use]
+pub fn has_room(sizes: &[usize]) -> bool {
+    let mut arena = lock();
+    arena.pool.capacity == 0 || arena.pool.has_room(sizes)
 }
 
 /// Adds at least this many bytes of the same kind to the heap.

@@ -6,6 +6,7 @@
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks, clippy::multiple_unsafe_ops_per_block)]
 
 mod arena;
+mod child;
 mod mapping;
 mod openssl;
 mod pool;
@@ -17,9 +18,12 @@ mod stack;
 
 #[cfg(feature = "dump")]
 pub use arena::for_each_arena_byte_range;
-pub use arena::{LockedAllocator, Usage, extend, usage};
+pub use arena::{LockedAllocator, Usage, extend, has_room, usage};
+pub use child::{Inherited, reap};
 pub use mapping::Kind;
 pub use openssl::{TooLate, adopt_openssl};
+#[cfg(fuzzing)]
+pub use pool::model::exercise_pool;
 pub use process::{ProcessLock, harden_process, lock_process};
 pub use readable::Readable;
 pub use registers::clear_vector_registers;

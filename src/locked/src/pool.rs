@@ -10,6 +10,9 @@ type Tlsf = rlsf::Tlsf<'static, u32, u16, 21, 16>;
 /// The bookkeeping of a free block is as long as the smallest block; half of it lies where the content was.
 const BOOKKEEPING: usize = GRANULARITY;
 
+/// What the allocator keeps in front of each block.
+const OVERHEAD: usize = GRANULARITY / 2;
+
 /// The allocator proper, for one thread at a time.
 pub(crate) struct Pool {
     tlsf: Tlsf,
@@ -118,8 +121,21 @@ impl Pool {
         moved
     }
 
+    /// Whether blocks of these sizes could all be had at the same time. Nothing is written to them, and they are free
+    /// again afterwards.
+    pub(crate) fn has_room(&mut self, sizes: &[usize]) -> bool {
+        let Some((size, rest)) = sizes.split_first() else { return true };
+        let Ok(layout) = Layout::from_size_align(*size, GRANULARITY) else { return false };
+        let Some(block) = self.tlsf.allocate(layout) else { return false };
+        let room = self.has_room(rest);
+        // SAFETY: the block was taken above with this alignment, and nobody else knows it.
+        unsafe { self.tlsf.deallocate(block, layout.align()) };
+        room
+    }
+
     fn count(&mut self, gone: usize, come: usize) {
-        self.used = self.used - gone + come;
+        let taken = |size: usize| if size == 0 { 0 } else { (size + OVERHEAD).next_multiple_of(GRANULARITY) };
+        self.used = self.used - taken(gone) + taken(come);
         self.peak = self.peak.max(self.used);
     }
 }
@@ -145,5 +161,7 @@ pub(crate) unsafe fn wipe(start: NonNull<u8>, len: usize) {
     unsafe { libc::explicit_bzero(start.as_ptr().cast(), len) };
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod model;
 #[cfg(test)]
 mod tests;

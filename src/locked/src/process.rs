@@ -9,10 +9,11 @@ use nix::{
     errno::Errno,
     sys::{
         prctl,
-        resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
-        stat::{Mode, umask},
+        resource::{RLIM_INFINITY, Resource, getrlimit},
     },
 };
+
+use crate::child::Inherited;
 
 /// Under a lock of future mappings, each of them fails once the limit is reached. A thread that resolves a name, or
 /// a child that is started, must still fit.
@@ -59,25 +60,26 @@ pub(crate) fn outcome() -> ProcessLock {
 
 /// What other processes of our user, a core dump, a child or a file of ours could tell: nothing. No core dumps, no
 /// reading of our memory, no new privileges, files for us alone, no descriptor left to a child. Call it first in
-/// `main`.
+/// `main`. What a child should have back is returned; drop it when there will be none.
 ///
 /// # Errors
 /// When the kernel refuses one of them.
-pub fn harden_process() -> io::Result<()> {
+pub fn harden_process() -> io::Result<Inherited> {
     prctl::set_dumpable(false)?;
     prctl::set_no_new_privs()?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    umask(Mode::from_bits_truncate(0o077));
+    let inherited = Inherited::take(&BACKTRACES)?;
     close_inherited_on_exec();
     forgo_backtraces();
-    Ok(())
+    Ok(inherited)
 }
+
+const BACKTRACES: [&str; 2] = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"];
 
 /// A backtrace needs more memory than the arena may have; and when the arena is full, the one that the standard
 /// library wants to print needs memory itself, and waits for itself for ever instead of ending the process.
 fn forgo_backtraces() {
     if Status::read().threads == 1 {
-        for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+        for name in BACKTRACES {
             // SAFETY: this is the only thread, so nobody else reads the environment.
             unsafe { env::remove_var(name) };
         }

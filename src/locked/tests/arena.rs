@@ -2,7 +2,7 @@
 
 use std::{alloc::Layout, hint::black_box, thread};
 
-use locked::{LockedAllocator, for_each_arena_byte_range, usage};
+use locked::{LockedAllocator, for_each_arena_byte_range, has_room, usage};
 use openssl::{
     ec::{EcGroup, EcKey},
     nid::Nid,
@@ -92,6 +92,9 @@ fn threads_share_it() {
 
 fn a_full_arena_refuses_and_an_extension_helps() {
     let before = usage();
+    assert!(has_room(&[before.capacity / 4, before.capacity / 4]), "{before:?}");
+    assert!(!has_room(&[before.capacity / 4; 4]), "{before:?}");
+    assert_eq!(usage().used, before.used, "the question left something behind");
     let mut large: Vec<u8> = Vec::new();
     assert!(large.try_reserve_exact(3 << 20).is_err());
     // A root without limits, or a limit that holds it: elsewhere there is no more to be had of the same kind.

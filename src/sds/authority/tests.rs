@@ -100,3 +100,20 @@ fn any_bytes_are_followed_without_a_panic() {
         assert!(changed.into_iter().all(|pair| pair == (&b'%', &b'-')));
     }
 }
+
+#[test]
+fn a_header_block_is_as_long_as_its_frames_announce() {
+    let mut walker = Walker::default();
+    walker.walk(&mut [0; PREFACE]);
+    let mut header = |kind: u8, length: usize| {
+        walker.walk(&mut [0, (length >> 8) as u8, length as u8, kind, 0, 0, 0, 0, 1]);
+        walker.walk(&mut vec![0; length]);
+        walker.headers
+    };
+    const DATA: u8 = 0;
+    assert_eq!(header(HEADERS, 16_000), 16_000);
+    assert_eq!(header(CONTINUATION, 16_000), 32_000);
+    assert_eq!(header(CONTINUATION, 1), 32_001);
+    assert_eq!(header(DATA, 16_000), 32_001);
+    assert_eq!(header(HEADERS, 30), 30);
+}

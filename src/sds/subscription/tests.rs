@@ -12,7 +12,7 @@ fn snapshot(secrets: &[(&'static str, &str)]) -> Snapshot {
             (*name, Content::ValidationContext { anchors: content.as_bytes().to_vec() }, NOW + 1)
         }),
     );
-    let View::Open(snapshot) = store.watch().borrow().clone() else { unreachable!("nothing ended the store") };
+    let View::Open(snapshot) = store.view().borrow().clone() else { unreachable!("nothing ended the store") };
     snapshot
 }
 
@@ -187,4 +187,28 @@ fn requests_beyond_the_limits_are_refused() {
     let mut stream = Subscription::new(1);
     stream.delta_request(&delta(&many[..MAX_NAMES], &[], ""), &held, NOW).unwrap();
     assert!(stream.delta_request(&delta(&["one more"], &[], ""), &held, NOW).is_err());
+}
+
+#[test]
+fn a_clock_that_is_set_back_brings_the_streams_what_had_seemed_expired() {
+    const YEAR: i64 = 31_536_000;
+    let store = SecretStore::new(|_, _| Bytes::from_static(b"resource"));
+    store.publish([("default", Content::ValidationContext { anchors: b"a".to_vec() }, NOW + 1)]);
+    let mut consumer = store.consumer();
+    let View::Open(held) = consumer.views.borrow_and_update().clone() else { unreachable!("nothing ended the store") };
+    let (mut before, mut whole, mut incremental) = (Subscription::new(1), Subscription::new(2), Subscription::new(3));
+    assert_eq!(sent(&before.request(&request(&["default"], ""), &held, NOW).unwrap()), ["default"]);
+    // The clock is a year ahead.
+    assert!(!whole.request(&request(&["default"], ""), &held, NOW + YEAR).unwrap().is_response());
+    assert!(!incremental.delta_request(&delta(&["default"], &[], ""), &held, NOW + YEAR).unwrap().is_response());
+    assert!(!consumer.views.has_changed().unwrap());
+    // It is set back, which nobody else would tell the streams.
+    store.look_again();
+    assert!(consumer.views.has_changed().unwrap());
+    let View::Open(held) = consumer.views.borrow_and_update().clone() else { unreachable!("nothing ended the store") };
+    assert_eq!(sent(&whole.changed(&held, NOW)), ["default"]);
+    assert_eq!(sent(&incremental.changed(&held, NOW)), ["default"]);
+    assert!(!before.changed(&held, NOW).is_response(), "it has it already");
+    store.look_again();
+    assert!(!whole.changed(&held, NOW).is_response(), "once is enough");
 }

@@ -11,11 +11,15 @@ type EditChain = Arc<dyn Fn(Vec<String>) -> Vec<String> + Send + Sync>;
 /// Edits what is about to be signed.
 type EditLeaf = Arc<dyn Fn(&mut SignOverrides) + Send + Sync>;
 
-/// One way to go wrong. The faults that answer (`Status`, `Hang`, `Chain`) do so before anything is verified.
+/// One way to go wrong. The faults that answer (`Status`, `Refuse`, `Http`, `Hang`, `Chain`) do so before anything is verified.
 #[derive(Clone)]
 pub enum Fault {
     /// Answers this error.
     Status(tonic::Code, String),
+    /// Answers this error, with its details and metadata.
+    Refuse(Box<tonic::Status>),
+    /// Answers as a proxy before the CA might: HTTP without gRPC.
+    Http(PlainAnswer),
     /// Answers right, but later.
     Delay(Duration),
     /// Accepts the call and never answers.
@@ -30,6 +34,8 @@ pub enum Fault {
     RefuseClientCertificate,
     /// Closes the connection: a new one straight after accept, an existing one when a call arrives on it.
     DropConnection,
+    /// Closes the connection when a call arrives on it, and never before.
+    Break,
 }
 
 impl Fault {
@@ -48,6 +54,8 @@ impl fmt::Debug for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Status(code, message) => f.debug_tuple("Status").field(code).field(message).finish(),
+            Fault::Refuse(status) => f.debug_tuple("Refuse").field(status).finish(),
+            Fault::Http(answer) => f.debug_tuple("Http").field(answer).finish(),
             Fault::Delay(delay) => f.debug_tuple("Delay").field(delay).finish(),
             Fault::Chain(chain) => f.debug_tuple("Chain").field(chain).finish(),
             Fault::Hang => f.write_str("Hang"),
@@ -55,8 +63,20 @@ impl fmt::Debug for Fault {
             Fault::Sign(_) => f.write_str("Sign"),
             Fault::RefuseClientCertificate => f.write_str("RefuseClientCertificate"),
             Fault::DropConnection => f.write_str("DropConnection"),
+            Fault::Break => f.write_str("Break"),
         }
     }
+}
+
+/// An HTTP answer that is no gRPC.
+#[derive(Clone, Debug, Default)]
+pub struct PlainAnswer {
+    /// The status code.
+    pub status: u16,
+    /// The headers.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: String,
 }
 
 /// What [`Fault::Sign`] may change.

@@ -25,7 +25,7 @@ pub mod state;
 mod tls;
 mod token;
 
-pub use fault::{Fault, SignOverrides};
+pub use fault::{Fault, PlainAnswer, SignOverrides};
 pub use options::{CaOptions, ClientCertificates, TlsVersions};
 pub use pki::{Issued, Leaf, Lifetime, Pki, PkiOptions};
 pub use projected::ProjectedVolume;

@@ -2,13 +2,16 @@
 
 mod faults;
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hyper::Response;
 use hyper::server::conn::http2;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use openssl::ssl::SslRef;
@@ -18,8 +21,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_openssl::SslStream;
+use tonic::body::Body;
 
-use crate::fault::Fault;
+use crate::fault::{Fault, PlainAnswer};
 use crate::identity::Identity;
 use crate::options::{CaOptions, ClientCertificates};
 use crate::pki::Pki;
@@ -231,14 +235,29 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let close = Arc::new(Notify::new());
-    let service = IstioCertificateServiceServer::new(Citadel { shared, client, close: close.clone() });
-    let http = http2::Builder::new(TokioExecutor::new())
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let instead = Arc::new(Mutex::new(None));
+    let citadel = Citadel { shared, client, close: close.clone(), instead: instead.clone() };
+    let service = TowerToHyperService::new(IstioCertificateServiceServer::new(citadel));
+    let service = service_fn(move |request| {
+        let (answer, instead) = (service.call(request), instead.clone());
+        async move {
+            let answer = answer.await?;
+            let plain = instead.lock().unwrap_or_else(PoisonError::into_inner).take();
+            Ok::<_, Infallible>(plain.map_or(answer, without_grpc))
+        }
+    });
+    let http = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         // An error ends this one connection and is the client's to notice.
         _ended = http => {}
         () = close.notified() => {}
     }
+}
+
+fn without_grpc(PlainAnswer { status, headers, body }: PlainAnswer) -> Response<Body> {
+    let headers = headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let answer = headers.fold(Response::builder().status(status), |answer, (name, value)| answer.header(name, value));
+    answer.body(Body::new(body)).expect("a scripted answer is well-formed")
 }
 
 fn client_certificate(ssl: &SslRef, trust_domain: &str) -> Option<ClientCertificate> {

@@ -1,7 +1,7 @@
 //! `CreateCertificate`: authenticate, read the CSR, sign, or fail as scripted.
 
 use std::future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use openssl::error::ErrorStack;
@@ -14,7 +14,7 @@ use tonic::metadata::{KeyAndValueRef, MetadataMap};
 use tonic::{Request, Response, Status};
 
 use crate::csr::Csr;
-use crate::fault::{Fault, SignOverrides};
+use crate::fault::{Fault, PlainAnswer, SignOverrides};
 use crate::identity::Identity;
 use crate::pki::Leaf;
 use crate::record::{Authorization, Call, Outcome, Peer, Settle};
@@ -27,6 +27,8 @@ pub(crate) struct Citadel {
     pub(crate) client: Option<ClientCertificate>,
     /// Tells the connection's task to close it.
     pub(crate) close: Arc<Notify>,
+    /// What the connection's task answers in place of the next gRPC answer.
+    pub(crate) instead: Arc<Mutex<Option<PlainAnswer>>>,
 }
 
 /// A client certificate that the handshake has verified.
@@ -55,13 +57,19 @@ impl IstioCertificateService for Citadel {
         let settle = Settle::arrived(&self.shared.record, call);
         let result = match self.shared.faults.take_for_call() {
             Some(Fault::Hang) => future::pending().await,
-            Some(Fault::DropConnection) => {
+            Some(Fault::DropConnection | Fault::Break) => {
                 settle.settle(Outcome::Abandoned);
                 self.close.notify_one();
                 future::pending().await
             }
             Some(Fault::Status(code, message)) => {
                 Err(Refusal { reason: message.clone(), status: Status::new(code, message) })
+            }
+            Some(Fault::Refuse(status)) => Err(Refusal { reason: status.message().to_owned(), status: *status }),
+            Some(Fault::Http(answer)) => {
+                let reason = format!("HTTP {}", answer.status);
+                *self.instead.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+                Err(Refusal { status: Status::unknown(&reason), reason })
             }
             Some(Fault::Chain(chain)) => Ok((chain, Outcome::Scripted)),
             Some(Fault::Delay(delay)) => {

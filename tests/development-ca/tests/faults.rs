@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Connect, SLEEP, Scene, csr, csr_by, p256, x509};
-use development_ca::{Fault, Leaf, Outcome, Pki};
+use development_ca::{Fault, Leaf, Outcome, Pki, PlainAnswer};
+use http::{HeaderMap, HeaderValue, header::RETRY_AFTER};
 use openssl::ssl::SslVersion;
-use tonic::Code;
+use tonic::{Code, Status, metadata::MetadataMap};
 
 #[tokio::test]
 async fn a_status_is_answered_as_scripted() {
@@ -32,6 +33,27 @@ async fn a_lasting_fault_ends_when_it_is_taken_back() {
     }
     scene.ca.set_fault(None);
     assert!(scene.call_right().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_status_keeps_its_details_and_metadata() {
+    let scene = Scene::new().await;
+    let metadata = MetadataMap::from_headers(HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static("7"))]));
+    let scripted = Status::with_details_and_metadata(Code::Aborted, "x", vec![8, 10].into(), metadata);
+    scene.ca.push_fault(Fault::Refuse(Box::new(scripted)));
+    let status = scene.call_right().await.expect_err("a status is scripted");
+    assert_eq!((status.code(), status.details()), (Code::Aborted, &[8, 10][..]));
+    assert_eq!(status.metadata().get("retry-after").map(|value| value.as_bytes()), Some(&b"7"[..]));
+}
+
+#[tokio::test]
+async fn a_plain_answer_is_no_grpc() {
+    let scene = Scene::new().await;
+    let headers = vec![("content-type".to_owned(), "text/html".to_owned())];
+    scene.ca.push_fault(Fault::Http(PlainAnswer { status: 503, headers, body: String::new() }));
+    let status = scene.call_right().await.expect_err("no gRPC");
+    assert_eq!(status.code(), Code::Unavailable, "as gRPC maps the HTTP status: {status:?}");
+    assert_eq!(scene.call_right().await.map(|chain| chain.len()).ok(), Some(3), "the next one is right");
 }
 
 #[tokio::test]

@@ -7,6 +7,8 @@ use std::{
     process::Command,
 };
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
 use crate::{Failure, OrFail};
 
 /// The user of istio-proxy's containers.
@@ -23,11 +25,27 @@ pub struct Confinement {
     pub without_secret_memory: bool,
     /// Whether the capability IPC_LOCK is kept; all others are dropped in any case.
     pub ipc_lock: bool,
+    /// Whether the limit of core files is as high as we may make it.
+    pub cores: bool,
+    /// Whether its own requests to write none do nothing.
+    pub dumpable: bool,
+    /// Whether nothing is left out of core files, although it asks for that.
+    pub nothing_left_out_of_cores: bool,
+    /// The `cgroup.procs` file of a control group in which it starts.
+    pub cgroup: Option<PathBuf>,
 }
 
 impl Default for Confinement {
     fn default() -> Self {
-        Self { memlock: MEMLOCK, without_secret_memory: false, ipc_lock: false }
+        Self {
+            memlock: MEMLOCK,
+            without_secret_memory: false,
+            ipc_lock: false,
+            cores: false,
+            dumpable: false,
+            nothing_left_out_of_cores: false,
+            cgroup: None,
+        }
     }
 }
 
@@ -36,30 +54,48 @@ impl Confinement {
     /// the user's, with a copy of the binary, because the user may not be able to reach ours.
     pub(crate) fn command(&self, binary: &Path, directory: &Path) -> Result<(PathBuf, Vec<String>), Failure> {
         copy(binary, &directory.join("sds-shim"))?;
-        let mut arguments = vec![format!("--memlock={0}:{0}", self.memlock), "--".to_owned()];
-        if self.without_secret_memory {
-            copy(&filter()?, &directory.join("without-secret-memory"))?;
+        let mut arguments: Vec<String> = Vec::new();
+        if let Some(cgroup) = &self.cgroup {
+            let enter = "echo $$ > \"$0\" && exec \"$@\"";
+            arguments.extend(["/bin/sh".to_owned(), "-c".to_owned(), enter.to_owned(), cgroup.display().to_string()]);
         }
-        arguments.extend(
-            ["setpriv", "--reuid", "1337", "--regid", "1337", "--clear-groups", "--no-new-privs"].map(str::to_owned),
-        );
+        arguments.extend(["/usr/bin/prlimit".to_owned(), format!("--memlock={0}:{0}", self.memlock)]);
+        if self.cores {
+            let (_, hard) = getrlimit(Resource::RLIMIT_CORE).or_fail("read the limit of core files")?;
+            let hard = if hard == RLIM_INFINITY { "unlimited".to_owned() } else { hard.to_string() };
+            arguments.push(format!("--core={hard}"));
+        }
+        let user = ["--", "setpriv", "--reuid", "1337", "--regid", "1337", "--clear-groups", "--no-new-privs"];
+        arguments.extend(user.map(str::to_owned));
         let capabilities = if self.ipc_lock { "-all,+ipc_lock" } else { "-all" };
         for set in ["--bounding-set", "--inh-caps", "--ambient-caps"] {
             arguments.push(format!("{set}={capabilities}"));
         }
-        if self.without_secret_memory {
-            arguments.push("./without-secret-memory".to_owned());
+        let filters = self.filters();
+        if !filters.is_empty() {
+            copy(&helper("filtered")?, &directory.join("filtered"))?;
+            arguments.push("./filtered".to_owned());
+            arguments.extend(filters.into_iter().chain(["--"]).map(str::to_owned));
         }
         arguments.push("./sds-shim".to_owned());
         own(directory).or_fail(format!("give {} to uid {UID}", directory.display()))?;
-        Ok((PathBuf::from("/usr/bin/prlimit"), arguments))
+        Ok((PathBuf::from(arguments.remove(0)), arguments))
+    }
+
+    fn filters(&self) -> Vec<&'static str> {
+        let filters = [
+            (self.without_secret_memory, "without-secret-memory"),
+            (self.dumpable, "dumpable"),
+            (self.nothing_left_out_of_cores, "nothing-left-out-of-cores"),
+        ];
+        filters.into_iter().filter_map(|(wanted, filter)| wanted.then_some(filter)).collect()
     }
 }
 
-/// The launcher that forbids `memfd_secret`: a binary of this crate, beside the test that runs.
-fn filter() -> Result<PathBuf, Failure> {
+/// A program of this crate, beside the test that runs.
+pub fn helper(name: &str) -> Result<PathBuf, Failure> {
     let test = std::env::current_exe().or_fail("find the test's own binary")?;
-    let path = test.ancestors().nth(2).unwrap_or(Path::new(".")).join("without-secret-memory");
+    let path = test.ancestors().nth(2).unwrap_or(Path::new(".")).join(name);
     if path.is_file() {
         return Ok(path);
     }
@@ -68,7 +104,7 @@ fn filter() -> Result<PathBuf, Failure> {
 
 /// Copies by another process: with the file open for writing here, a child that another test starts at the same
 /// moment would inherit it, and the program could not be executed ("text file busy").
-fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+pub fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
     let status = Command::new("cp").arg(from).arg(to).status().or_fail("run cp")?;
     if status.success() {
         return Ok(());

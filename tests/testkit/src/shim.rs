@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
+    io::Write as _,
     net::SocketAddr,
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
@@ -12,15 +14,38 @@ use tokio::time::{Instant, sleep};
 use crate::{
     Failure, PATIENCE, POLL, Workload,
     confined::Confinement,
+    http,
     process::{Process, binary},
     sds::SdsClient,
+    unix,
     workload::SOCKET,
+    workspace,
 };
+
+/// Where every shim's output is kept while the tests run, for the search for secrets at their end.
+const OUTPUT: &str = "target/test-output";
+
+/// Path of the admin socket in the pod.
+const ADMIN_SOCKET: &str = "./shim-admin.sock";
 
 /// A running shim; killed when it is dropped. Everything of [`Process`] can be asked of it.
 pub struct Shim {
     process: Process,
+    directory: PathBuf,
     socket: PathBuf,
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        let directory = workspace().join(OUTPUT);
+        let kept = fs::create_dir_all(&directory).and_then(|()| {
+            let file = directory.join(format!("{}.log", std::process::id()));
+            let mut file = fs::OpenOptions::new().create(true).append(true).open(file)?;
+            file.write_all((self.process.log().lines().join("\n") + "\n").as_bytes())
+        });
+        // A full disk must not look like a fault of the shim.
+        drop(kept);
+    }
 }
 
 impl Shim {
@@ -29,10 +54,12 @@ impl Shim {
         ShimBuilder {
             name: "sds-shim".to_owned(),
             directory: directory.to_owned(),
+            launcher: Vec::new(),
             arguments: Vec::new(),
             env: BTreeMap::new(),
             socket: directory.join(SOCKET),
             confinement: None,
+            build: SHIPPED,
         }
     }
 
@@ -44,9 +71,31 @@ impl Shim {
             .env("POD_NAMESPACE", workload.namespace())
             .env("SERVICE_ACCOUNT", workload.service_account())
             .env("POD_NAME", format!("{}-0", workload.service_account()))
-            .env("ISTIO_META_CLUSTER_ID", "Kubernetes");
+            .env("ISTIO_META_CLUSTER_ID", "Kubernetes")
+            // Many shims run on one machine here, and only one of them could have the usual port.
+            .env("SDS_SHIM_ADMIN", format!("unix:{ADMIN_SOCKET}"));
         builder.name = format!("sds-shim of {}", workload.name());
         builder
+    }
+
+    /// `GET path` from its admin endpoints, once it listens there.
+    pub async fn admin(&mut self, path: &str) -> Result<http::Answer, Failure> {
+        let socket = self.directory.join(ADMIN_SOCKET);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match unix::connect(&socket).await {
+                Ok(stream) => return http::get(stream, "localhost", path).await,
+                Err(error) if Instant::now() > deadline || self.process.exited().is_some() => {
+                    return Err(self.process.failure(format!("{} cannot be reached: {error}", socket.display())));
+                }
+                Err(_) => sleep(POLL).await,
+            }
+        }
+    }
+
+    /// The directory that it runs in.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// The socket that it serves.
@@ -95,11 +144,19 @@ impl DerefMut for Shim {
 pub struct ShimBuilder {
     name: String,
     directory: PathBuf,
+    launcher: Vec<String>,
     arguments: Vec<String>,
     env: BTreeMap<String, String>,
     socket: PathBuf,
     confinement: Option<Confinement>,
+    build: Build,
 }
+
+/// Where a build of the shim stands: the variable that names it, its usual place, and what makes it.
+type Build = (&'static str, &'static str, &'static str);
+
+const SHIPPED: Build = ("SHIM_BINARY", "target/dist/sds-shim", "run `make build`");
+const DISTRIBUTION: Build = ("DISTRIBUTION_BINARY", "target/distribution/debug/sds-shim", "run `make distribution`");
 
 impl ShimBuilder {
     /// Sets a variable.
@@ -123,6 +180,20 @@ impl ShimBuilder {
         self
     }
 
+    /// Has it start and follow a command.
+    #[must_use]
+    pub fn exec(mut self, command: &[&str]) -> Self {
+        self.arguments.extend(["exec", "--"].iter().chain(command).map(ToString::to_string));
+        self
+    }
+
+    /// Starts it through another program, which becomes it or starts it in turn.
+    #[must_use]
+    pub fn through(mut self, launcher: &[&str]) -> Self {
+        self.launcher = launcher.iter().map(ToString::to_string).collect();
+        self
+    }
+
     /// Where tests look for the socket, relative to the directory, when it is not at its usual place.
     #[must_use]
     pub fn socket(mut self, path: &str) -> Self {
@@ -137,16 +208,29 @@ impl ShimBuilder {
         self.env("SDS_SHIM_ALLOW_UIDS", nix::unistd::geteuid().to_string())
     }
 
+    /// Takes the plain build with the distribution's libssl, which `DISTRIBUTION_BINARY` names, instead of the shipped
+    /// binary.
+    #[must_use]
+    pub fn distribution(mut self) -> Self {
+        self.build = DISTRIBUTION;
+        self
+    }
+
     /// Starts the binary that `SHIM_BINARY` names, else `target/dist/sds-shim`.
     pub fn start(self) -> Result<Shim, Failure> {
-        let program = binary("SHIM_BINARY", "target/dist/sds-shim", "run `make build`")?;
+        let (variable, place, remedy) = self.build;
+        let program = binary(variable, place, remedy)?;
         let env: Vec<_> = self.env.into_iter().collect();
-        let (program, mut arguments) = match &self.confinement {
+        let (mut program, mut arguments) = match &self.confinement {
             Some(confinement) => confinement.command(&program, &self.directory)?,
             None => (program, Vec::new()),
         };
         arguments.extend(self.arguments);
+        if let Some((launcher, more)) = self.launcher.split_first() {
+            let started = std::mem::replace(&mut program, PathBuf::from(launcher));
+            arguments.splice(..0, more.iter().cloned().chain([started.display().to_string()]));
+        }
         let process = Process::start(&self.name, &program, &arguments, &env, &self.directory)?;
-        Ok(Shim { process, socket: self.socket })
+        Ok(Shim { process, directory: self.directory, socket: self.socket })
     }
 }

@@ -84,7 +84,10 @@ fn append_ca(builder: &mut X509Builder, path_len: Option<u32>, issuer: Option<&X
 fn append_leaf(builder: &mut X509Builder, leaf: &Leaf, issuer: &X509Ref) -> Result<(), ErrorStack> {
     let (mut constraints, mut usage) = (BasicConstraints::new(), KeyUsage::new());
     constraints.critical();
-    usage.critical().digital_signature().key_encipherment();
+    usage.critical().key_encipherment();
+    if !leaf.key_encipherment_only {
+        usage.digital_signature();
+    }
     if leaf.ca {
         constraints.ca();
         usage.key_cert_sign();

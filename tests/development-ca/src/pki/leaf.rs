@@ -31,6 +31,8 @@ pub struct Leaf {
     pub client_auth: bool,
     /// Basic constraint CA, and the key usage that goes with it.
     pub ca: bool,
+    /// Key usage keyEncipherment alone, without digitalSignature.
+    pub key_encipherment_only: bool,
 }
 
 impl Leaf {

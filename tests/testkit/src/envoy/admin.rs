@@ -84,16 +84,6 @@ impl Admin {
         Ok(leaves.map(Certificate::read).collect())
     }
 
-    /// The port that a listener of this name got.
-    pub async fn listener_port(&self, name: &str) -> Result<u16, Failure> {
-        let page = self.json("/listeners?format=json").await?;
-        let mut listeners = page["listener_statuses"].as_array().into_iter().flatten();
-        let listener = listeners.find(|listener| listener["name"] == name);
-        let port = listener.and_then(|listener| listener["local_address"]["socket_address"]["port_value"].as_u64());
-        let port = port.and_then(|port| u16::try_from(port).ok());
-        port.ok_or_else(|| Failure::new(format!("Envoy has no port for the listener {name}")))
-    }
-
     /// A counter or gauge; one that Envoy has not made yet is 0.
     pub async fn stat(&self, name: &str) -> Result<u64, Failure> {
         Ok(self.stats(name).await?.into_iter().find(|(known, _)| known == name).map_or(0, |(_, value)| value))

@@ -40,6 +40,7 @@ pub struct Upstream {
 pub struct Bootstrap {
     name: String,
     sds: SdsTransport,
+    port: u16,
     listeners: Vec<Value>,
     clusters: Vec<Value>,
 }
@@ -51,7 +52,14 @@ impl Bootstrap {
             SdsTransport::GoogleGrpc { .. } => Vec::new(),
             SdsTransport::EnvoyGrpc | SdsTransport::EnvoyDeltaGrpc => vec![sds_cluster()],
         };
-        Self { name: name.to_owned(), sds, listeners: Vec::new(), clusters }
+        Self { name: name.to_owned(), sds, port: 0, listeners: Vec::new(), clusters }
+    }
+
+    /// Has the main listener listen on this loopback port, and not on one that the kernel chooses.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
     }
 
     /// Adds the listener `inbound`: mutual TLS for the clients in `allowed`, and plain HTTP to `application`.
@@ -66,7 +74,8 @@ impl Bootstrap {
         let mut chain = json!({ "filters": [http_filter("inbound", &routes)] });
         chain["transport_socket"] = json!({ "name": "envoy.transport_sockets.tls", "typed_config": tls });
         self.clusters.push(cluster("application", &socket_address(application)));
-        self.listener(listener("inbound", &chain))
+        let listener = listener("inbound", self.port, &chain);
+        self.listener(listener)
     }
 
     /// Adds the listener `outbound`: plain HTTP in, mutual TLS to the upstream that the Host header names.
@@ -81,7 +90,8 @@ impl Bootstrap {
             let cluster = self.upstream_cluster(upstream);
             self.clusters.push(cluster);
         }
-        self.listener(listener("outbound", &chain))
+        let listener = listener("outbound", self.port, &chain);
+        self.listener(listener)
     }
 
     /// Adds a listener as it is.
@@ -207,11 +217,11 @@ fn protocol_options(options: &Value) -> Value {
     json!({ "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options })
 }
 
-/// A listener on a loopback port that the kernel chooses.
-fn listener(name: &str, chain: &Value) -> Value {
+/// A listener on a loopback port; the kernel chooses it in place of 0.
+fn listener(name: &str, port: u16, chain: &Value) -> Value {
     json!({
         "name": name,
-        "address": { "socket_address": { "address": "127.0.0.1", "port_value": 0 } },
+        "address": { "socket_address": { "address": "127.0.0.1", "port_value": port } },
         "filter_chains": [chain],
     })
 }

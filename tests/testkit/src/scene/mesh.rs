@@ -4,6 +4,7 @@ use std::{
 };
 
 use development_ca::{ProjectedVolume, TokenRequest};
+use serde_json::Value;
 use tokio::net::TcpStream;
 
 use super::{narrator::Narrator, world::World};
@@ -12,7 +13,8 @@ use crate::{
     envoy::{ADMIN_SOCKET, Bootstrap, Envoy, SdsTransport, Upstream},
     http::Connection,
     httpbin::Httpbin,
-    shim::Shim,
+    port::Reservation,
+    shim::{Shim, ShimBuilder},
     workload::{TOKEN_FILE, spiffe_id},
 };
 
@@ -24,51 +26,74 @@ const ENVOY_TOKEN_DIRECTORY: &str = "./var/run/secrets/envoy-token";
 
 /// Who reads the service-account token.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum TokenSource {
+pub enum TokenSource {
     /// The shim, from the projected volume.
     File,
     /// Envoy, which sends it with each SDS stream.
     Request,
 }
 
+/// What all sidecars are started from.
+struct Setting<'a> {
+    world: &'a World,
+    directory: &'a Path,
+    source: TokenSource,
+    edit: &'a dyn Fn(ShimBuilder) -> ShimBuilder,
+}
+
 /// A workload with its two processes, and its application if it is a server.
-pub(super) struct Sidecar {
-    pub(super) workload: Workload,
-    pub(super) shim: Shim,
-    pub(super) envoy: Envoy,
+pub struct Sidecar {
+    /// Its directory and names.
+    pub workload: Workload,
+    /// Its shim.
+    pub shim: Shim,
+    /// Its Envoy.
+    pub envoy: Envoy,
     /// Port of the listener that this sidecar is there for: `inbound` of httpbin's, `outbound` of sleep's.
-    pub(super) port: u16,
+    pub port: u16,
+    shim_builder: ShimBuilder,
+    bootstrap: Value,
+    _reservation: Reservation,
     _application: Option<Httpbin>,
     _envoy_token: Option<ProjectedVolume>,
 }
 
 /// Four sidecars.
-pub(super) struct Mesh {
-    pub(super) clients: Vec<Sidecar>,
-    pub(super) servers: Vec<Sidecar>,
+pub struct Mesh {
+    /// Those named `sleep`.
+    pub clients: Vec<Sidecar>,
+    /// Those named `httpbin`.
+    pub servers: Vec<Sidecar>,
 }
 
 impl Mesh {
-    /// Starts all workloads below `directory` and waits until every Envoy has its certificate.
-    pub(super) async fn start(world: &World, directory: &Path, source: TokenSource) -> Result<Self, Failure> {
+    /// Starts all workloads below `directory`, their shims as `edit` has them, and waits until every Envoy has its
+    /// certificate.
+    pub async fn start(
+        world: &World,
+        directory: &Path,
+        source: TokenSource,
+        edit: impl Fn(ShimBuilder) -> ShimBuilder,
+    ) -> Result<Self, Failure> {
+        let setting = Setting { world, directory, source, edit: &edit };
         let mut servers = Vec::new();
         let mut clients = Vec::new();
         for namespace in NAMESPACES {
-            servers.push(Sidecar::server(world, directory, namespace, source).await?);
+            servers.push(Sidecar::server(&setting, namespace).await?);
         }
         for namespace in NAMESPACES {
-            clients.push(Sidecar::client(world, directory, namespace, source, &servers).await?);
+            clients.push(Sidecar::client(&setting, namespace, &servers).await?);
         }
         Ok(Self { clients, servers })
     }
 
     /// All sidecars, clients first.
-    pub(super) fn sidecars(&self) -> impl Iterator<Item = &Sidecar> {
+    pub fn sidecars(&self) -> impl Iterator<Item = &Sidecar> {
         self.clients.iter().chain(&self.servers)
     }
 
     /// All sidecars, clients first.
-    pub(super) fn sidecars_mut(&mut self) -> impl Iterator<Item = &mut Sidecar> {
+    pub fn sidecars_mut(&mut self) -> impl Iterator<Item = &mut Sidecar> {
         self.clients.iter_mut().chain(&mut self.servers)
     }
 
@@ -115,7 +140,7 @@ impl Mesh {
     }
 
     /// Ends all processes in order: each Envoy before its shim.
-    pub(super) async fn stop(mut self) -> Result<(), Failure> {
+    pub async fn stop(mut self) -> Result<(), Failure> {
         for sidecar in self.sidecars_mut() {
             sidecar.envoy.terminate().await?;
             let status = sidecar.shim.terminate().await?;
@@ -129,23 +154,17 @@ impl Mesh {
 }
 
 impl Sidecar {
-    async fn server(world: &World, directory: &Path, namespace: &str, source: TokenSource) -> Result<Self, Failure> {
+    async fn server(setting: &Setting<'_>, namespace: &str) -> Result<Self, Failure> {
         let application = Httpbin::start().await?;
         let clients = NAMESPACES.map(|namespace| spiffe_id(namespace, "sleep"));
         let address = application.address();
         let listen = |bootstrap: Bootstrap| bootstrap.inbound(address, &clients);
-        let mut sidecar = Self::start(world, directory, namespace, "httpbin", source, "inbound", listen).await?;
+        let mut sidecar = Self::start(setting, namespace, "httpbin", listen).await?;
         sidecar._application = Some(application);
         Ok(sidecar)
     }
 
-    async fn client(
-        world: &World,
-        directory: &Path,
-        namespace: &str,
-        source: TokenSource,
-        servers: &[Sidecar],
-    ) -> Result<Self, Failure> {
+    async fn client(setting: &Setting<'_>, namespace: &str, servers: &[Sidecar]) -> Result<Self, Failure> {
         let mut upstreams: Vec<_> = servers.iter().map(Sidecar::upstream).collect();
         // The address is that of httpbin.bar, the expected identity that of httpbin.foo.
         if let [expected, other] = &upstreams[..] {
@@ -156,54 +175,88 @@ impl Sidecar {
             });
         }
         let listen = |bootstrap: Bootstrap| bootstrap.outbound(&upstreams);
-        Self::start(world, directory, namespace, "sleep", source, "outbound", listen).await
+        Self::start(setting, namespace, "sleep", listen).await
     }
 
     async fn start(
-        world: &World,
-        directory: &Path,
+        setting: &Setting<'_>,
         namespace: &str,
         service_account: &str,
-        source: TokenSource,
-        listener: &str,
         listen: impl FnOnce(Bootstrap) -> Bootstrap,
     ) -> Result<Self, Failure> {
-        let name = format!("{service_account}.{namespace}");
-        let directory = directory.join(&name);
+        let Setting { world, directory, source, edit } = *setting;
+        let directory = directory.join(format!("{service_account}.{namespace}"));
         let workload = Workload::create(&directory, namespace, service_account, &world.ca.root_pem());
         let mut workload = workload.or_fail(format!("create {}", directory.display()))?;
         let token = world.tokens.mint(&TokenRequest::new(namespace, service_account));
-        let shim = Shim::for_workload(&workload, world.ca.address());
-        let (mut shim, transport, envoy_token) = match source {
+        let shim_builder = edit(Shim::for_workload(&workload, world.ca.address()));
+        let (shim_builder, transport, envoy_token) = match source {
             TokenSource::File => {
                 workload.write_token(&token).or_fail("write the token")?;
-                (shim.start()?, SdsTransport::EnvoyGrpc, None)
+                (shim_builder, SdsTransport::EnvoyGrpc, None)
             }
             TokenSource::Request => {
                 let volume = directory.join(ENVOY_TOKEN_DIRECTORY);
                 let volume = ProjectedVolume::create(&volume, &[(TOKEN_FILE, &token)]).or_fail("write the token")?;
                 let token_file = format!("{ENVOY_TOKEN_DIRECTORY}/{TOKEN_FILE}");
                 // It is told neither a token nor an identity: both come with each request.
-                let shim = shim.without("POD_NAMESPACE").without("SERVICE_ACCOUNT");
-                let shim = shim.env("SDS_SHIM_TOKEN_SOURCE", "request").start()?;
-                (shim, SdsTransport::GoogleGrpc { token_file }, Some(volume))
+                let shim_builder = shim_builder.without("POD_NAMESPACE").without("SERVICE_ACCOUNT");
+                let shim_builder = shim_builder.env("SDS_SHIM_TOKEN_SOURCE", "request");
+                (shim_builder, SdsTransport::GoogleGrpc { token_file }, Some(volume))
             }
         };
+        let mut shim = shim_builder.clone().start()?;
         shim.connect().await?;
-        let bootstrap = listen(Bootstrap::new(&name, transport)).build();
-        let mut envoy = Envoy::start(&format!("Envoy of {name}"), &directory, &bootstrap)?;
-        let ready = envoy.wait_ready().await;
-        ready.map_err(|failure| shim.explain(failure))?;
-        let port = envoy.admin().listener_port(listener).await.map_err(|failure| envoy.explain(failure))?;
-        Ok(Self { workload, shim, envoy, port, _application: None, _envoy_token: envoy_token })
+        let reservation = Reservation::new().or_fail("reserve a port")?;
+        let port = reservation.port();
+        let bootstrap = listen(Bootstrap::new(&workload.name(), transport).port(port)).build();
+        let envoy = launch(&workload, &bootstrap)?;
+        let mut sidecar = Self {
+            workload,
+            shim,
+            envoy,
+            port,
+            shim_builder,
+            bootstrap,
+            _reservation: reservation,
+            _application: None,
+            _envoy_token: envoy_token,
+        };
+        let ready = sidecar.envoy.wait_ready().await;
+        ready.map_err(|failure| sidecar.explain(failure))?;
+        Ok(sidecar)
     }
 
-    pub(super) fn name(&self) -> String {
+    /// Starts a shim in the place of the one that has ended.
+    pub fn restart_shim(&mut self) -> Result<(), Failure> {
+        self.shim = self.shim_builder.clone().start()?;
+        Ok(())
+    }
+
+    /// Starts an Envoy, with the same configuration and port, in the place of the one that has ended.
+    pub fn restart_envoy(&mut self) -> Result<(), Failure> {
+        self.envoy = launch(&self.workload, &self.bootstrap)?;
+        Ok(())
+    }
+
+    /// Waits until Envoy uses the certificate with this serial number, and no other any more.
+    pub async fn wait_for_serial(&mut self, serial: &str) -> Result<(), Failure> {
+        let admin = self.envoy.admin().clone();
+        let used = || async {
+            let used = admin.certificates().await?;
+            Ok(!used.is_empty() && used.iter().all(|certificate| certificate.serial == serial))
+        };
+        let waited = self.envoy.wait_until(&format!("the certificate {serial}"), used).await;
+        waited.map_err(|failure| self.explain(failure))
+    }
+
+    /// `SERVICE_ACCOUNT.NAMESPACE`.
+    pub fn name(&self) -> String {
         self.workload.name()
     }
 
     /// Its main listener.
-    pub(super) fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
 
@@ -213,16 +266,20 @@ impl Sidecar {
     }
 
     /// A plain HTTP connection to its main listener, as the application beside a client's sidecar has it.
-    pub(super) async fn connect(&self) -> Result<Connection, Failure> {
+    pub async fn connect(&self) -> Result<Connection, Failure> {
         Connection::new(self.dial().await?).await
     }
 
     /// Adds the logs of both processes.
-    pub(super) fn explain(&self, failure: Failure) -> Failure {
+    pub fn explain(&self, failure: Failure) -> Failure {
         self.envoy.explain(self.shim.explain(failure))
     }
 
     fn upstream(&self) -> Upstream {
         Upstream { host: self.name(), address: self.address(), spiffe_id: self.workload.spiffe_id() }
     }
+}
+
+fn launch(workload: &Workload, bootstrap: &Value) -> Result<Envoy, Failure> {
+    Envoy::start(&format!("Envoy of {}", workload.name()), workload.path(), bootstrap)
 }

@@ -1,4 +1,5 @@
 //! The acceptance scene: two `sleep` and two `httpbin` workloads, each with its own shim and its own Envoy, one CA.
+//! Its [`Mesh`] and the [`Traffic`] through it also serve other tests.
 
 mod files;
 mod mesh;
@@ -13,9 +14,11 @@ mod world;
 use std::time::Duration;
 
 use crate::{Failure, OrFail, scratch::Scratch};
-use mesh::{Mesh, TokenSource};
 use narrator::Narrator;
-use world::World;
+
+pub use mesh::{Mesh, Sidecar, TokenSource};
+pub use traffic::{Tally, Traffic};
+pub use world::World;
 
 /// Lifetime of certificates while their rotation is shown.
 const SHORT_LIFE: Duration = Duration::from_secs(8);
@@ -72,7 +75,7 @@ async fn perform(narrator: &mut Narrator, scratch: &Scratch) -> Result<(Mesh, Wo
 }
 
 async fn show_all(world: &World, narrator: &mut Narrator, scratch: &Scratch) -> Result<Mesh, Failure> {
-    let mut mesh = Mesh::start(world, &scratch.path().join("file"), TokenSource::File).await?;
+    let mut mesh = Mesh::start(world, &scratch.path().join("file"), TokenSource::File, |shim| shim).await?;
     mesh.show_calls(narrator).await?;
     refusals::show(&mesh, world, narrator).await?;
     rotation::show(&mut mesh, narrator).await?;

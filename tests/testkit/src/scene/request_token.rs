@@ -13,7 +13,7 @@ use super::{
 use crate::{Failure, OrFail, sds};
 
 pub(super) async fn show(world: &World, directory: &Path, narrator: &mut Narrator) -> Result<(), Failure> {
-    let mesh = Mesh::start(world, directory, TokenSource::Request).await?;
+    let mesh = Mesh::start(world, directory, TokenSource::Request, |shim| shim).await?;
     narrator.say(
         "the same scene, the shims without token file and name, each Envoy sending its token with its SDS streams:",
     );

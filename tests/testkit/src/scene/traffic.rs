@@ -16,31 +16,38 @@ const PERIOD: Duration = Duration::from_millis(20);
 
 /// What became of the requests.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
-    pub(super) answered: u64,
-    pub(super) failures: Vec<String>,
+pub struct Tally {
+    /// Requests that were answered with 200.
+    pub answered: u64,
+    /// What happened instead, each in words.
+    pub failures: Vec<String>,
 }
 
 /// A running stream.
-pub(super) struct Traffic {
+pub struct Traffic {
     stop: watch::Sender<bool>,
     pairs: JoinSet<Tally>,
 }
 
 impl Traffic {
-    pub(super) async fn start(mesh: &Mesh) -> Result<Self, Failure> {
-        let stop = watch::Sender::new(false);
-        let mut pairs = JoinSet::new();
-        for client in &mesh.clients {
-            for server in mesh.servers.iter().map(Sidecar::name) {
-                pairs.spawn(call(client.connect().await?, client.name(), server, stop.subscribe()));
-            }
+    /// From every client to every server.
+    pub async fn start(mesh: &Mesh) -> Result<Self, Failure> {
+        let pairs = mesh.clients.iter().flat_map(|client| mesh.servers.iter().map(move |server| (client, server)));
+        Self::between(pairs).await
+    }
+
+    /// From each client to the server beside it.
+    pub async fn between(pairs: impl Iterator<Item = (&Sidecar, &Sidecar)>) -> Result<Self, Failure> {
+        let mut traffic = Self { stop: watch::Sender::new(false), pairs: JoinSet::new() };
+        for (client, server) in pairs {
+            let connection = client.connect().await?;
+            traffic.pairs.spawn(call(connection, client.name(), server.name(), traffic.stop.subscribe()));
         }
-        Ok(Self { stop, pairs })
+        Ok(traffic)
     }
 
     /// Lets the requests under way finish and adds up.
-    pub(super) async fn stop(mut self) -> Tally {
+    pub async fn stop(mut self) -> Tally {
         self.stop.send_replace(true);
         let mut total = Tally::default();
         while let Some(pair) = self.pairs.join_next().await {

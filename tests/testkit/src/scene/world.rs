@@ -5,15 +5,18 @@ use development_ca::{CaOptions, DevelopmentCa, Pki, TokenIssuer};
 use crate::{Failure, OrFail};
 
 /// What all workloads share: the PKI, the issuer of service-account tokens, and the CA.
-pub(super) struct World {
-    pub(super) pki: Arc<Pki>,
-    pub(super) tokens: Arc<TokenIssuer>,
-    pub(super) ca: DevelopmentCa,
+pub struct World {
+    /// What the CA signs with.
+    pub pki: Arc<Pki>,
+    /// Who the CA believes.
+    pub tokens: Arc<TokenIssuer>,
+    /// The CA.
+    pub ca: DevelopmentCa,
 }
 
 impl World {
     /// Starts a CA that issues certificates of this lifetime.
-    pub(super) async fn start(lifetime: Duration) -> Result<Self, Failure> {
+    pub async fn start(lifetime: Duration) -> Result<Self, Failure> {
         let pki = Arc::new(Pki::new("demo"));
         let tokens = Arc::new(TokenIssuer::new());
         let ca = DevelopmentCa::start(pki.clone(), tokens.clone(), CaOptions::default()).await;
@@ -23,7 +26,7 @@ impl World {
     }
 
     /// Adds what the CA made of its calls: a caller is never told the true reason of a refusal.
-    pub(super) fn explain(&self, failure: Failure) -> Failure {
+    pub fn explain(&self, failure: Failure) -> Failure {
         let lines: Vec<_> = self.ca.calls().into_iter().map(|call| format!("{:?}", call.outcome)).collect();
         failure.with_log("the development CA", &lines)
     }

@@ -1,6 +1,7 @@
 //! An SDS client that does only what a test tells it: every request of a stream is sent by hand.
 
 mod exchange;
+mod health;
 mod message;
 mod secret;
 
@@ -16,7 +17,10 @@ use sds_shim_proto::envoy::service::{
     discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse},
     secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient,
 };
-use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+};
 use tonic::{
     Request, Status,
     codegen::{BoxFuture, Service},
@@ -26,8 +30,11 @@ use tonic::{
 use crate::{Failure, OrFail, unix};
 
 pub use exchange::{Closed, Exchange};
+pub use health::HealthWatch;
 pub use message::{ack, delta_ack, delta_nack, delta_request, nack, request};
 pub use secret::{Secret, delta_secrets, secrets};
+
+const ORIGIN: &str = "http://localhost";
 
 /// A state-of-the-world stream.
 pub type SdsStream = Exchange<DiscoveryRequest, DiscoveryResponse>;
@@ -37,6 +44,7 @@ pub type DeltaStream = Exchange<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
 /// One HTTP/2 connection to an SDS socket; clones share it.
 #[derive(Clone)]
 pub struct SdsClient {
+    sender: Http2,
     service: SecretDiscoveryServiceClient<Http2>,
     metadata: MetadataMap,
 }
@@ -44,14 +52,18 @@ pub struct SdsClient {
 impl SdsClient {
     /// Connects once, without waiting for a socket that is not there yet (see [`crate::shim::Shim::connect`]).
     pub async fn connect(socket: &Path) -> io::Result<Self> {
-        let stream = TokioIo::new(unix::connect(socket).await?);
-        let handshake = http2::handshake(TokioExecutor::new(), stream).await;
+        Self::over(unix::connect(socket).await?).await
+    }
+
+    /// Speaks over a connection that is there already.
+    pub async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> io::Result<Self> {
+        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(io::Error::other)?;
         // Ends with the connection: when the server closes it or the last clone of the sender is gone.
         tokio::spawn(connection);
-        let origin = http::Uri::from_static("http://localhost");
-        let service = SecretDiscoveryServiceClient::with_origin(Http2(sender), origin);
-        Ok(Self { service, metadata: MetadataMap::new() })
+        let sender = Http2(sender);
+        let service = SecretDiscoveryServiceClient::with_origin(sender.clone(), http::Uri::from_static(ORIGIN));
+        Ok(Self { sender, service, metadata: MetadataMap::new() })
     }
 
     /// Sends a header with every later call; a name that ends in `-bin` carries any bytes.

@@ -1,0 +1,293 @@
+use std::{
+    fmt::{self, Debug},
+    fs,
+    sync::Arc,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeGaugeValue, MetricEncoder, NoLabelSet, text},
+    metrics::MetricType,
+    registry::Registry,
+};
+
+use super::status::{certificates_shown, kind};
+use crate::{
+    clock,
+    status::{BUCKETS, EndpointFacts, Reason, Status, Workload},
+    store::Secret,
+};
+
+/// What OpenMetrics calls itself.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+/// Everything that is measured, gathered when somebody asks: what is measured costs nothing in between.
+pub(super) fn scrape(status: &Arc<Status>) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Scrape(Arc::clone(status))));
+    let mut text = String::new();
+    // Writing to memory does not fail.
+    let _ = text::encode(&mut text, &registry);
+    text
+}
+
+struct Scrape(Arc<Status>);
+
+impl Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scrape")
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Writer { encoder };
+        let (status, now) = (&*self.0, clock::now());
+        let workloads = status.workloads();
+        page.process(status, now)?;
+        page.certificates(&workloads, now)?;
+        page.renewals(status, &workloads)?;
+        page.ca(status)?;
+        page.peers(status)?;
+        page.memory()?;
+        page.istio(status, &workloads, now)
+    }
+}
+
+struct Writer<'a> {
+    encoder: DescriptorEncoder<'a>,
+}
+
+impl Writer<'_> {
+    fn process(&mut self, status: &Status, now: i64) -> fmt::Result {
+        let labels = vec![("version", env!("CARGO_PKG_VERSION")), ("openssl", openssl::version::version())];
+        let mut build = self.describe("sds_shim_build", "What was built from what", MetricType::Info)?;
+        build.encode_info(&labels)?;
+        self.gauge("sds_shim_start_time_seconds", "When the process started", status.started)?;
+        let ready = i64::from(status.readiness(now).is_ok());
+        self.gauge("sds_shim_ready", "1 when all that is needed is held and can be used, as /readyz says", ready)
+    }
+
+    fn certificates(&mut self, workloads: &[Arc<Workload>], now: i64) -> fmt::Result {
+        let mut metric = self.describe(
+            "sds_shim_not_after_timestamp_seconds",
+            "NotAfter of each certificate that is served, and of the service-account token",
+            MetricType::Gauge,
+        )?;
+        let shown = certificates_shown(workloads);
+        for workload in workloads {
+            for (name, secret) in &*workload.secrets() {
+                let mut facts: Vec<_> = secret.facts().iter().enumerate().collect();
+                facts.sort_by_key(|(at, facts)| (kind(secret, *at) == "root", facts.not_after));
+                for (at, facts) in facts.into_iter().take(shown) {
+                    let labels = vec![
+                        ("identity", workload.identity.as_str()),
+                        ("resource", name),
+                        ("kind", kind(secret, at)),
+                        ("serial", &facts.serial),
+                    ];
+                    sample(&mut metric, labels, facts.not_after)?;
+                }
+            }
+            if let Some(end) = workload.renewal().token_not_after {
+                let labels = vec![
+                    ("identity", workload.identity.as_str()),
+                    ("resource", "token"),
+                    ("kind", "token"),
+                    ("serial", ""),
+                ];
+                sample(&mut metric, labels, end)?;
+            }
+        }
+        let mut metric =
+            self.describe("sds_shim_certificate_age_seconds", "Time since NotBefore of the leaf", MetricType::Gauge)?;
+        for workload in workloads {
+            for (name, secret) in &*workload.secrets() {
+                if let Some(leaf) = leaf(secret) {
+                    let labels = vec![("identity", workload.identity.as_str()), ("resource", name)];
+                    sample(&mut metric, labels, now - leaf.not_before)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn renewals(&mut self, status: &Status, workloads: &[Arc<Workload>]) -> fmt::Result {
+        let renewals = status.renewals();
+        self.counter("sds_shim_renewals", "Certificates that were issued and published", renewals.issued)?;
+        let help = "Attempts that brought no certificate, by the class of the reason";
+        let mut metric = self.describe("sds_shim_renewal_failures", help, MetricType::Counter)?;
+        for reason in Reason::ALL {
+            count(&mut metric, vec![("reason", reason.label())], renewals.failed[reason as usize])?;
+        }
+        let facts: Vec<_> = workloads.iter().map(|workload| (&workload.identity, workload.renewal())).collect();
+        for (name, help, pick) in [
+            (
+                "sds_shim_renewal_last_attempt_timestamp_seconds",
+                "When a certificate was last asked for",
+                (|facts| facts.last_attempt) as fn(&crate::status::RenewalFacts) -> Option<i64>,
+            ),
+            ("sds_shim_renewal_last_success_timestamp_seconds", "When a certificate was last published", |facts| {
+                facts.last_success
+            }),
+            ("sds_shim_renewal_next_attempt_timestamp_seconds", "When a certificate is asked for next", |facts| {
+                facts.next_attempt
+            }),
+        ] {
+            let mut metric = self.describe(name, help, MetricType::Gauge)?;
+            for (identity, facts) in &facts {
+                if let Some(at) = pick(facts) {
+                    sample(&mut metric, vec![("identity", identity)], at)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ca(&mut self, status: &Status) -> fmt::Result {
+        let facts: Vec<_> = status.endpoints().iter().map(|one| (one.address.as_str(), one.facts())).collect();
+        let mut metric =
+            self.describe("sds_shim_ca_up", "Whether the last call to this address was answered", MetricType::Gauge)?;
+        for (address, facts) in &facts {
+            if let Some(up) = facts.is_up() {
+                sample(&mut metric, vec![("ca", address)], i64::from(up))?;
+            }
+        }
+        let mut metric = self.describe("sds_shim_ca_calls", "Calls to the CA, by outcome", MetricType::Counter)?;
+        for (address, facts) in &facts {
+            let ok = facts.latencies.count() - facts.failed;
+            for (outcome, calls) in [("ok", ok), ("failed", facts.failed)] {
+                count(&mut metric, vec![("ca", address), ("outcome", outcome)], calls)?;
+            }
+        }
+        let help = "Time from the look-up of the CA's name to its answer or the failure";
+        let mut metric = self.describe("sds_shim_ca_latency_seconds", help, MetricType::Histogram)?;
+        for (address, facts) in &facts {
+            histogram(&mut metric, address, facts)?;
+        }
+        Ok(())
+    }
+
+    fn peers(&mut self, status: &Status) -> fmt::Result {
+        let view = status.peers.view();
+        self.gauge("sds_shim_sds_connections", "Open connections on the SDS socket", view.connections as i64)?;
+        self.gauge("sds_shim_sds_streams", "Open streams on the SDS socket", view.streams.len() as i64)?;
+        for (name, help, pick) in [
+            (
+                "sds_shim_sds_pushes",
+                "Secrets that were sent, by resource",
+                (|counts| counts.pushes) as fn(&crate::status::ResourceCounts) -> u64,
+            ),
+            ("sds_shim_sds_acks", "Secrets that were accepted, by resource", |counts| counts.acks),
+            ("sds_shim_sds_nacks", "Secrets that were refused, by resource", |counts| counts.nacks),
+        ] {
+            let mut metric = self.describe(name, help, MetricType::Counter)?;
+            for (resource, counts) in &view.resources {
+                count(&mut metric, vec![("resource", resource)], pick(counts))?;
+            }
+        }
+        let help = "Streams that asked for the resource and wait for it";
+        let mut metric = self.describe("sds_shim_sds_pending", help, MetricType::Gauge)?;
+        for (resource, streams) in view.pending() {
+            sample(&mut metric, vec![("resource", resource)], streams as i64)?;
+        }
+        let help = "Connections of users who may not connect";
+        let mut metric = self.describe("sds_shim_sds_refused_connections", help, MetricType::Counter)?;
+        for (uid, refused) in &view.refused {
+            count(&mut metric, vec![("uid", uid)], *refused)?;
+        }
+        Ok(())
+    }
+
+    fn memory(&mut self) -> fmt::Result {
+        let report = locked::report();
+        let help = "Protection of keys: 2 secret memory and all locked, 1 locked memory, 0 less";
+        self.gauge("sds_shim_memory_protection_level", help, report.level() as i64)?;
+        let mut metric = self.describe("sds_shim_memory_bytes", "Memory of the process, by kind", MetricType::Gauge)?;
+        for (kind, bytes) in [
+            ("mapped", Some(report.mapped)),
+            ("locked", Some(report.locked)),
+            ("resident", resident()),
+            ("limit", report.limit),
+            ("arena", Some(report.arena_mapped as u64)),
+            ("arena_used", Some(report.usage.used as u64)),
+            ("arena_peak", Some(report.usage.peak as u64)),
+        ] {
+            if let Some(bytes) = bytes {
+                sample(&mut metric, vec![("kind", kind)], bytes as i64)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What dashboards for Istio's agent look for, with its names, labels and units. Its counters lack the suffix
+    /// that OpenMetrics demands, so their type is told as unknown.
+    fn istio(&mut self, status: &Status, workloads: &[Arc<Workload>], now: i64) -> fmt::Result {
+        let help = "Time until the certificate ends";
+        let mut metric = self.describe("istio_agent_cert_expiry_seconds", help, MetricType::Gauge)?;
+        // Istio has one workload a process: of several, the one that ends first.
+        let ends = workloads.iter().filter_map(|one| one.secrets().get("default").map(|held| held.not_after()));
+        if let Some(end) = ends.min() {
+            sample(&mut metric, vec![("resource_name", "default")], end - now)?;
+        }
+        let facts: Vec<_> = status.endpoints().iter().map(|one| one.facts()).collect();
+        let calls: u64 = facts.iter().map(|facts| facts.latencies.count()).sum();
+        let failed: u64 = facts.iter().map(|facts| facts.failed).sum();
+        let milliseconds = facts.iter().map(|facts| facts.latencies.sum).sum::<f64>() * 1e3;
+        for (name, help, value) in [
+            ("istio_agent_num_outgoing_requests", "Calls to the CA", calls as f64),
+            ("istio_agent_num_failed_outgoing_requests", "Calls to the CA that failed", failed as f64),
+            ("istio_agent_outgoing_latency", "Milliseconds of all calls to the CA", milliseconds),
+        ] {
+            let mut metric = self.describe(name, help, MetricType::Unknown)?;
+            sample(&mut metric, vec![("request_type", "csr")], value)?;
+        }
+        Ok(())
+    }
+
+    fn describe<'s>(
+        &'s mut self,
+        name: &'s str,
+        help: &str,
+        kind: MetricType,
+    ) -> Result<MetricEncoder<'s>, fmt::Error> {
+        self.encoder.encode_descriptor(name, help, None, kind)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: i64) -> fmt::Result {
+        self.describe(name, help, MetricType::Gauge)?.encode_gauge(&value)
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.describe(name, help, MetricType::Counter)?.encode_counter::<NoLabelSet, _, f64>(&value, None)
+    }
+}
+
+fn sample(metric: &mut MetricEncoder<'_>, labels: Labels<'_>, value: impl EncodeGaugeValue) -> fmt::Result {
+    metric.encode_family(&labels)?.encode_gauge(&value)
+}
+
+fn count(metric: &mut MetricEncoder<'_>, labels: Labels<'_>, value: u64) -> fmt::Result {
+    metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(&value, None)
+}
+
+fn histogram(metric: &mut MetricEncoder<'_>, address: &str, facts: &EndpointFacts) -> fmt::Result {
+    let latencies = &facts.latencies;
+    let bounds = BUCKETS.into_iter().chain([f64::INFINITY]);
+    let buckets: Vec<_> = bounds.zip(latencies.counts).collect();
+    let labels = vec![("ca", address)];
+    metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(latencies.sum, latencies.count(), &buckets, None)
+}
+
+fn leaf(secret: &Secret) -> Option<&crate::identity::CertificateFacts> {
+    secret.facts().first().filter(|_| !secret.is_anchors())
+}
+
+/// `VmRSS` in bytes.
+fn resident() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
+}

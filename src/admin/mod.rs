@@ -1,0 +1,10 @@
+//! What is shown to people and probes: health, metrics and status. It only reads what others have written into
+//! [`crate::status`].
+
+mod metrics;
+mod pages;
+mod server;
+mod status;
+
+pub use pages::AdminPages;
+pub use server::serve;

@@ -1,0 +1,59 @@
+use std::{fmt::Display, sync::Arc};
+
+use super::{metrics, status};
+use crate::{
+    clock,
+    status::{Page, Pages, Status},
+};
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// What must be free in the arena, in whole pieces, for the large documents: what a renewal needs; a document and what
+/// it is made from, all of it in small blocks and made in one go, so only once at a time; those that are still being
+/// written.
+const ROOM: [usize; 7] = [160 * 1024, PIECE, PIECE, PIECE, PIECE, PIECE, PIECE];
+const PIECE: usize = 32 * 1024;
+
+/// The documents of the admin endpoints.
+pub struct AdminPages {
+    status: Arc<Status>,
+    source: String,
+}
+
+impl AdminPages {
+    /// Shows this state; `source` says where certificates come from.
+    pub fn new(status: Arc<Status>, source: String) -> Self {
+        Self { status, source }
+    }
+}
+
+impl Pages for AdminPages {
+    fn page(&self, path: &str) -> Page {
+        let now = clock::now();
+        match path {
+            // Whoever answers this is alive: there is one thread.
+            "/livez" => text(200, &"ok"),
+            "/readyz" => match self.status.readiness(now) {
+                Ok(()) => text(200, &"ok"),
+                Err(reason) => text(503, &reason),
+            },
+            "/metrics" | "/status" if !locked::has_room(&ROOM) => {
+                text(503, &"there is no room for the document now; SDS_SHIM_ARENA_KIB makes more")
+            }
+            "/metrics" => {
+                Page { status: 200, content_type: metrics::CONTENT_TYPE, body: metrics::scrape(&self.status).into() }
+            }
+            "/status" => {
+                let body = status::document(&self.status, &self.source, now).to_string() + "\n";
+                Page { status: 200, content_type: JSON, body: body.into() }
+            }
+            "/" => text(200, &"/livez\n/readyz\n/metrics\n/status"),
+            _ => text(404, &"there are /livez, /readyz, /metrics and /status"),
+        }
+    }
+}
+
+fn text(status: u16, body: &dyn Display) -> Page {
+    Page { status, content_type: TEXT, body: format!("{body}\n").into() }
+}

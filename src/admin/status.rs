@@ -1,0 +1,159 @@
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::{
+    clock::rfc3339,
+    identity::CertificateFacts,
+    memory,
+    status::{EndpointFacts, PeersView, RenewalFacts, Status, Workload},
+    store::Secret,
+};
+
+/// What is shown one by one, of streams, of workloads, and of certificates over all secrets (but two of each): the
+/// document must find room in the arena.
+const STREAMS: usize = 32;
+const WORKLOADS: usize = 16;
+const CERTIFICATES: usize = 64;
+
+/// All that may be told, as one document. Times are RFC 3339.
+pub(super) fn document(status: &Status, source: &str, now: i64) -> Value {
+    let (readiness, renewals, workloads) = (status.readiness(now), status.renewals(), status.workloads());
+    let shown = certificates_shown(&workloads);
+    let failed: Value = crate::status::Reason::ALL
+        .iter()
+        .filter(|reason| renewals.failed[**reason as usize] > 0)
+        .map(|reason| (reason.label().to_owned(), renewals.failed[*reason as usize].into()))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "now": rfc3339(now),
+        "started": rfc3339(status.started),
+        "ready": readiness.is_ok(),
+        "reason": readiness.err().map(|reason| reason.to_string()),
+        "source": source,
+        "workloads": workloads.iter().take(WORKLOADS).map(|one| workload(one, shown)).collect::<Vec<_>>(),
+        "workload_count": workloads.len(),
+        "renewals": { "issued": renewals.issued, "failed": failed },
+        "ca": status.endpoints().iter().map(|one| endpoint(&one.address, &one.facts())).collect::<Vec<_>>(),
+        "sds": peers(&status.peers.view()),
+        "memory": memory_facts(),
+    })
+}
+
+/// How many certificates of each secret are shown, those of an operating system among them, which are hundreds.
+pub(super) fn certificates_shown(workloads: &[Arc<Workload>]) -> usize {
+    let secrets = workloads.iter().map(|workload| workload.secrets().len()).sum::<usize>();
+    (CERTIFICATES / secrets.max(1)).max(2)
+}
+
+fn workload(workload: &Workload, shown: usize) -> Value {
+    let RenewalFacts { next_attempt, last_attempt, last_success, token_not_after, trouble } = workload.renewal();
+    let secrets = workload.secrets();
+    json!({
+        "identity": workload.identity,
+        "resources": secrets.iter().map(|(name, held)| secret(name, held, shown)).collect::<Vec<_>>(),
+        "next_attempt": next_attempt.map(rfc3339),
+        "last_attempt": last_attempt.map(rfc3339),
+        "last_success": last_success.map(rfc3339),
+        "token_not_after": token_not_after.map(rfc3339),
+        "trouble": trouble.map(|trouble| json!({
+            "since": rfc3339(trouble.since), "reason": trouble.reason.label(), "text": trouble.text,
+        })),
+    })
+}
+
+fn secret(name: &str, secret: &Secret, shown: usize) -> Value {
+    let facts = secret.facts();
+    let shown = facts.iter().take(shown).enumerate();
+    json!({
+        "name": name,
+        "version": secret.version(),
+        "certificates": shown.map(|(at, facts)| certificate(kind(secret, at), facts)).collect::<Vec<_>>(),
+        "certificate_count": facts.len(),
+    })
+}
+
+/// What a certificate is for in a secret, by its place.
+pub(super) fn kind(secret: &Secret, at: usize) -> &'static str {
+    match (secret.is_anchors(), at) {
+        (true, _) => "root",
+        (false, 0) => "leaf",
+        (false, _) => "intermediate",
+    }
+}
+
+fn certificate(kind: &str, facts: &CertificateFacts) -> Value {
+    json!({
+        "kind": kind,
+        "serial": facts.serial,
+        "subject": facts.subject,
+        "issuer": facts.issuer,
+        "not_before": rfc3339(facts.not_before),
+        "not_after": rfc3339(facts.not_after),
+        "sha256": facts.fingerprint(),
+    })
+}
+
+fn endpoint(address: &str, facts: &EndpointFacts) -> Value {
+    let (count, mean) = (facts.latencies.count(), facts.latencies.sum / facts.latencies.count().max(1) as f64);
+    json!({
+        "address": address,
+        "up": facts.is_up(),
+        "calls": count,
+        "failed": facts.failed,
+        "mean_seconds": (count > 0).then_some((mean * 1e4).round() / 1e4),
+        "last_success": facts.last_success.map(rfc3339),
+        "last_failure": facts.last_failure.as_ref().map(|(at, _)| rfc3339(*at)),
+        "last_error": facts.last_failure.as_ref().map(|(_, error)| error),
+    })
+}
+
+fn peers(view: &PeersView) -> Value {
+    let streams = view.streams.values().take(STREAMS).map(|stream| {
+        let resources = stream
+            .resources
+            .iter()
+            .map(|(name, state, at)| json!({ "name": name, "state": state.label(), "at": rfc3339(*at) }));
+        json!({
+            "pid": stream.peer.pid,
+            "uid": stream.peer.uid,
+            "call": stream.call,
+            "since": rfc3339(stream.since),
+            "resources": resources.collect::<Vec<_>>(),
+        })
+    });
+    let resources = view.resources.iter().map(|(name, counts)| {
+        let counts = json!({
+            "pushes": counts.pushes,
+            "acks": counts.acks,
+            "nacks": counts.nacks,
+            "last_nack": counts.last_nack.as_ref().map(|(at, text)| json!({ "at": rfc3339(*at), "text": text })),
+        });
+        (name.clone(), counts)
+    });
+    json!({
+        "connections": view.connections,
+        "stream_count": view.streams.len(),
+        "streams": streams.collect::<Vec<_>>(),
+        "resources": resources.collect::<serde_json::Map<_, _>>(),
+        "refused_uids": view.refused,
+    })
+}
+
+fn memory_facts() -> Value {
+    let report = locked::report();
+    json!({
+        "level": report.level().to_string(),
+        "summary": memory::describe(&report),
+        "missing": report.missing,
+        "locked_bytes": report.locked,
+        "mapped_bytes": report.mapped,
+        "limit_bytes": report.limit,
+        "arena_bytes": report.arena_mapped,
+        "arena_used_bytes": report.usage.used,
+        "arena_peak_bytes": report.usage.peak,
+    })
+}

@@ -1,0 +1,247 @@
+//! The short-lived commands that ask a running shim: over its own socket, which only its user can reach.
+
+mod render;
+
+use std::{io, path::Path, time::Duration};
+
+use http_body_util::{BodyExt, Limited};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use prost::Message;
+use sds_shim_proto::{
+    SECRET_TYPE_URL,
+    envoy::{
+        config::core::v3::{DataSource, data_source::Specifier},
+        extensions::transport_sockets::tls::v3::{Secret, secret::Type},
+        service::{
+            discovery::v3::DiscoveryRequest, secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient,
+        },
+    },
+    grpc::health::v1::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient},
+};
+use serde_json::Value;
+use tokio::{
+    net::UnixStream,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tower_service::Service;
+
+use crate::{bounded::foreign_text, clock, wire::Connection};
+
+pub use render::render;
+
+const ORIGIN: &str = "http://localhost";
+/// How long one question may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of one document.
+const DOCUMENT: usize = 512 * 1024;
+/// Pause between two looks at a socket that is not there yet, or at a renewal that runs.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What a running shim is asked.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Question {
+    /// How it is: as a table, as JSON, or what fits where the answer goes.
+    Status(Form),
+    /// Whether it is ready.
+    Health,
+    /// To become ready, within this time.
+    Wait(Duration),
+    /// To renew its certificate.
+    Renew,
+    /// The public part of a secret.
+    Get(String),
+}
+
+/// The form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A table on a terminal, else JSON.
+    Fitting,
+    /// A table.
+    Table,
+    /// JSON.
+    Json,
+}
+
+/// Why there is no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody serves the socket.
+    #[error("no shim answers at {path}: {cause}")]
+    Unreachable {
+        /// The socket.
+        path: String,
+        /// What went wrong.
+        cause: String,
+    },
+    /// Somebody else serves it.
+    #[error("what answers at {0} is not sds-shim")]
+    Stranger(String),
+    /// It is not ready.
+    #[error("not ready: {0}")]
+    NotReady(String),
+    /// There is no such secret, or not yet.
+    #[error("{0}")]
+    NoSecret(String),
+    /// The renewal failed.
+    #[error("the renewal failed: {0}; what was held is still served")]
+    NotRenewed(String),
+}
+
+/// Asks the shim that serves this socket. Returns what to print.
+///
+/// # Errors
+/// When it cannot be reached, or the answer is no.
+pub async fn ask(question: Question, socket: &Path, terminal: bool) -> Result<String, ClientError> {
+    let shim = Shim(socket);
+    match question {
+        Question::Status(form) => {
+            let status = shim.status().await?;
+            Ok(match form {
+                Form::Table => render(&status, clock::now(), terminal),
+                Form::Fitting if terminal => render(&status, clock::now(), true),
+                Form::Fitting | Form::Json => format!("{status:#}\n"),
+            })
+        }
+        Question::Health => shim.health().await,
+        Question::Wait(within) => shim.wait(Instant::now() + within).await,
+        Question::Renew => shim.renew().await,
+        Question::Get(name) => shim.get(name).await,
+    }
+}
+
+struct Shim<'a>(&'a Path);
+
+impl Shim<'_> {
+    async fn connect(&self) -> Result<(Connection, Option<Pid>), ClientError> {
+        let stream = UnixStream::connect(self.0).await.map_err(|error| self.unreachable(&error))?;
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0).map(Pid::from_raw);
+        let connection = timeout(PATIENCE, Connection::new(Box::new(stream))).await;
+        let connection = connection.map_err(|_| self.unreachable(&"it says nothing"))?;
+        Ok((connection.map_err(|error| self.unreachable(&error))?, pid))
+    }
+
+    fn unreachable(&self, cause: &dyn std::fmt::Display) -> ClientError {
+        ClientError::Unreachable { path: self.0.display().to_string(), cause: cause.to_string() }
+    }
+
+    /// The status and the content of a document.
+    async fn page(&self, connection: &Connection, path: &str) -> Result<(u16, Vec<u8>), ClientError> {
+        let request = http::Request::get(format!("{ORIGIN}{path}")).body(tonic::body::Body::empty());
+        let request = request.map_err(|error| self.unreachable(&error))?;
+        let answer = async {
+            let answer = connection.sender().call(request).await.map_err(io::Error::other)?;
+            let status = answer.status().as_u16();
+            let body = Limited::new(answer.into_body(), DOCUMENT).collect().await.map_err(io::Error::other)?;
+            Ok::<_, io::Error>((status, body.to_bytes().to_vec()))
+        };
+        let answer = timeout(PATIENCE, answer).await.map_err(|_| self.unreachable(&"it does not answer"))?;
+        answer.map_err(|error| self.unreachable(&error))
+    }
+
+    async fn status(&self) -> Result<Value, ClientError> {
+        let (connection, _) = self.connect().await?;
+        self.status_on(&connection).await
+    }
+
+    async fn status_on(&self, connection: &Connection) -> Result<Value, ClientError> {
+        let stranger = || ClientError::Stranger(self.0.display().to_string());
+        match self.page(connection, "/status").await? {
+            (200, body) => serde_json::from_slice(&body).map_err(|_| stranger()),
+            (503, body) => Err(self.unreachable(&String::from_utf8_lossy(&body).trim_end())),
+            _ => Err(stranger()),
+        }
+    }
+
+    async fn health(&self) -> Result<String, ClientError> {
+        let (connection, _) = self.connect().await?;
+        match self.page(&connection, "/readyz").await? {
+            (200, _) => Ok("ready\n".to_owned()),
+            (503, body) => Err(ClientError::NotReady(String::from_utf8_lossy(&body).trim_end().to_owned())),
+            _ => Err(ClientError::Stranger(self.0.display().to_string())),
+        }
+    }
+
+    async fn wait(&self, deadline: Instant) -> Result<String, ClientError> {
+        let waited = timeout_at(deadline, async {
+            loop {
+                // Whatever is wrong may be right in a moment: the shim may not run yet, or anew.
+                if self.watch().await.is_some() {
+                    return;
+                }
+                sleep(PAUSE).await;
+            }
+        });
+        match waited.await {
+            Ok(()) => Ok("ready\n".to_owned()),
+            Err(_) => self.health().await,
+        }
+    }
+
+    /// Follows the health until it is well; nothing when it cannot be followed any more.
+    async fn watch(&self) -> Option<()> {
+        let (connection, _) = self.connect().await.ok()?;
+        let mut client = HealthClient::with_origin(connection.sender(), http::Uri::from_static(ORIGIN));
+        let mut told = client.watch(HealthCheckRequest::default()).await.ok()?.into_inner();
+        while let Ok(Some(response)) = told.message().await {
+            if response.status() == ServingStatus::Serving {
+                return Some(());
+            }
+        }
+        None
+    }
+
+    async fn renew(&self) -> Result<String, ClientError> {
+        let (connection, pid) = self.connect().await?;
+        // The signal would end a process that does not know it: only one that is surely ours gets it.
+        let before = self.status_on(&connection).await?;
+        let pid = pid.ok_or_else(|| self.unreachable(&"its process is not to be seen from here"))?;
+        kill(pid, Signal::SIGUSR1).map_err(|error| self.unreachable(&format!("process {pid}: {}", error.desc())))?;
+        let deadline = Instant::now() + 2 * PATIENCE;
+        loop {
+            let now = self.status_on(&connection).await?;
+            if now["renewals"]["issued"] != before["renewals"]["issued"] {
+                return Ok(format!("renewed: process {pid} serves a new certificate\n"));
+            }
+            if now["renewals"]["failed"] != before["renewals"]["failed"] {
+                let text =
+                    now["workloads"].as_array().into_iter().flatten().find_map(|one| one["trouble"]["text"].as_str());
+                return Err(ClientError::NotRenewed(text.unwrap_or("see its log").to_owned()));
+            }
+            if Instant::now() > deadline {
+                return Err(ClientError::NotRenewed(format!("nothing came of it within {} s", 2 * PATIENCE.as_secs())));
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn get(&self, name: String) -> Result<String, ClientError> {
+        let (connection, _) = self.connect().await?;
+        let mut client = SecretDiscoveryServiceClient::with_origin(connection.sender(), http::Uri::from_static(ORIGIN));
+        let request = DiscoveryRequest {
+            resource_names: vec![name.clone()],
+            type_url: SECRET_TYPE_URL.to_owned(),
+            ..DiscoveryRequest::default()
+        };
+        let none = |why: &str| ClientError::NoSecret(format!("{name}: {why}"));
+        let answer = timeout(PATIENCE, client.fetch_secrets(request)).await;
+        let answer = answer.map_err(|_| none("it is not held yet"))?;
+        let answer = answer.map_err(|status| none(&foreign_text(status.message(), 256)))?.into_inner();
+        let found = answer.resources.into_iter().find_map(|any| Secret::decode(any.value).ok());
+        // The key is in the answer, as it is for Envoy, and goes no further.
+        let public = match found.and_then(|secret| secret.r#type) {
+            Some(Type::TlsCertificate(certificate)) => certificate.certificate_chain,
+            Some(Type::ValidationContext(context)) => context.trusted_ca,
+            _ => None,
+        };
+        match public {
+            Some(DataSource { specifier: Some(Specifier::InlineBytes(bytes)) }) => {
+                Ok(String::from_utf8_lossy(&bytes).into_owned())
+            }
+            _ => Err(none("it has no public part")),
+        }
+    }
+}

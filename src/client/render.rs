@@ -1,0 +1,252 @@
+use std::{fmt::Write as _, time::UNIX_EPOCH};
+
+use serde_json::Value;
+
+/// Characters of a serial number that are shown.
+const SERIAL: usize = 16;
+
+/// The status as people read it, at `now` (Unix seconds).
+pub fn render(status: &Value, now: i64, colour: bool) -> String {
+    let page = Page { now, colour };
+    let mut out = String::new();
+    let ready = match status["ready"].as_bool() {
+        Some(true) => page.paint("32", "ready"),
+        _ => format!("{}: {}", page.paint("31", "NOT READY"), text(&status["reason"])),
+    };
+    let version = text(&status["version"]);
+    let _ =
+        writeln!(out, "sds-shim {version}, process {}, up {}: {ready}", status["pid"], page.age(&status["started"]));
+    let _ = writeln!(out, "source   {}", text(&status["source"]));
+    for workload in list(&status["workloads"]) {
+        out.push('\n');
+        page.workload(&mut out, workload);
+    }
+    further(&mut out, &status["workload_count"], list(&status["workloads"]).len(), "workloads");
+    out.push('\n');
+    for ca in list(&status["ca"]) {
+        page.ca(&mut out, ca);
+    }
+    page.sds(&mut out, &status["sds"]);
+    let memory = &status["memory"];
+    let _ = writeln!(out, "\nmemory   {}", text(&memory["summary"]));
+    for missing in list(&memory["missing"]) {
+        let _ = writeln!(out, "missing  {}", page.paint("33", text(missing)));
+    }
+    out
+}
+
+struct Page {
+    now: i64,
+    colour: bool,
+}
+
+impl Page {
+    fn workload(&self, out: &mut String, workload: &Value) {
+        let _ = writeln!(out, "{}", self.paint("1", text(&workload["identity"])));
+        let next = match workload["trouble"].is_null() {
+            true => format!("renews {}", self.when(&workload["next_attempt"])),
+            false => format!("tries again {}", self.when(&workload["next_attempt"])),
+        };
+        let _ = writeln!(out, "renewal  {next}; last success {}", self.when(&workload["last_success"]));
+        if !workload["token_not_after"].is_null() {
+            let _ = writeln!(out, "token    the one used last ends {}", self.when(&workload["token_not_after"]));
+        }
+        if let Some(trouble) = workload["trouble"].as_object() {
+            let trouble = format!(
+                "{} ({}, since {})",
+                text(&trouble["text"]),
+                text(&trouble["reason"]),
+                self.age(&trouble["since"])
+            );
+            let _ = writeln!(out, "trouble  {}", self.paint("31", &trouble));
+        }
+        let mut rows = vec![["RESOURCE", "KIND", "SERIAL", "ISSUER", "BEGAN", "ENDS"].map(str::to_owned)];
+        for secret in list(&workload["resources"]) {
+            for certificate in list(&secret["certificates"]) {
+                rows.push([
+                    text(&secret["name"]).to_owned(),
+                    text(&certificate["kind"]).to_owned(),
+                    cut(text(&certificate["serial"]), SERIAL),
+                    cut(text(&certificate["issuer"]).rsplit(", ").next().unwrap_or_default(), 40),
+                    self.when(&certificate["not_before"]),
+                    self.when(&certificate["not_after"]),
+                ]);
+            }
+        }
+        table(out, &rows);
+        for secret in list(&workload["resources"]) {
+            let what = format!("certificates of {}", text(&secret["name"]));
+            further(out, &secret["certificate_count"], list(&secret["certificates"]).len(), &what);
+        }
+    }
+
+    fn ca(&self, out: &mut String, ca: &Value) {
+        let state = match ca["up"].as_bool() {
+            Some(true) => self.paint("32", "answers"),
+            Some(false) => self.paint("31", "fails"),
+            None => "not asked yet".to_owned(),
+        };
+        let _ = write!(
+            out,
+            "CA       {} {state}; {}, {} failed",
+            text(&ca["address"]),
+            many(&ca["calls"], "call"),
+            ca["failed"]
+        );
+        if let Some(mean) = ca["mean_seconds"].as_f64() {
+            let _ = write!(out, ", {:.1} ms each", mean * 1e3);
+        }
+        out.push('\n');
+        if !ca["last_error"].is_null() {
+            let _ =
+                writeln!(out, "         last failure {}: {}", self.when(&ca["last_failure"]), text(&ca["last_error"]));
+        }
+    }
+
+    fn sds(&self, out: &mut String, sds: &Value) {
+        for (name, counts) in sds["resources"].as_object().into_iter().flatten() {
+            let _ = writeln!(
+                out,
+                "SDS      {name}: sent {}, {} ACK, {} NACK",
+                many(&counts["pushes"], "time"),
+                counts["acks"],
+                counts["nacks"]
+            );
+            if !counts["last_nack"].is_null() {
+                let nack = &counts["last_nack"];
+                let _ = writeln!(out, "         last NACK {}: {}", self.when(&nack["at"]), text(&nack["text"]));
+            }
+        }
+        for (uid, refused) in sds["refused_uids"].as_object().into_iter().flatten() {
+            let _ =
+                writeln!(out, "SDS      refused {} of uid {uid} (SDS_SHIM_ALLOW_UIDS)", many(refused, "connection"));
+        }
+        let streams = list(&sds["streams"]);
+        let mut rows = vec![["STREAM", "PID", "UID", "OPEN", "RESOURCE", "STATE"].map(str::to_owned)];
+        for stream in streams {
+            for resource in list(&stream["resources"]) {
+                rows.push([
+                    text(&stream["call"]).to_owned(),
+                    stream["pid"].to_string(),
+                    stream["uid"].to_string(),
+                    self.age(&stream["since"]),
+                    text(&resource["name"]).to_owned(),
+                    format!("{} {}", text(&resource["state"]), self.when(&resource["at"])),
+                ]);
+            }
+        }
+        out.push('\n');
+        if rows.len() == 1 {
+            out.push_str("no streams\n");
+        } else {
+            table(out, &rows);
+        }
+        further(out, &sds["stream_count"], streams.len(), "streams");
+    }
+
+    /// A moment in relation to now: `in 3 h 12 min`, `5 min ago`.
+    fn when(&self, time: &Value) -> String {
+        match seconds(time) {
+            None => "never".to_owned(),
+            Some(at) if at > self.now => format!("in {}", words(at - self.now)),
+            Some(at) => format!("{} ago", words(self.now - at)),
+        }
+    }
+
+    fn age(&self, time: &Value) -> String {
+        seconds(time).map_or("?".to_owned(), |at| words((self.now - at).max(0)))
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// The two largest units of a time.
+fn words(seconds: i64) -> String {
+    let units = [(86_400 * 365, "y"), (86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
+    let Some(first) = units.iter().position(|(size, _)| seconds >= *size) else { return "0 s".to_owned() };
+    let (size, unit) = units[first];
+    let rest = units.get(first + 1).map_or(0, |(next, _)| seconds % size / next);
+    match units.get(first + 1) {
+        Some((_, smaller)) if rest > 0 => format!("{} {unit} {rest} {smaller}", seconds / size),
+        _ => format!("{} {unit}", seconds / size),
+    }
+}
+
+fn table(out: &mut String, rows: &[[String; 6]]) {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 6] = std::array::from_fn(width);
+    for row in rows {
+        let line: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let _ = writeln!(out, "{}", line.join("  ").trim_end());
+    }
+}
+
+/// Tells how many there are beyond those that are shown.
+fn further(out: &mut String, all: &Value, shown: usize, what: &str) {
+    let all = all.as_u64().unwrap_or(0);
+    if all > shown as u64 {
+        let _ = writeln!(out, "and {} further {what}", all - shown as u64);
+    }
+}
+
+fn many(count: &Value, what: &str) -> String {
+    format!("{count} {what}{}", if *count == 1 { "" } else { "s" })
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("?")
+}
+
+fn seconds(time: &Value) -> Option<i64> {
+    let time = humantime::parse_rfc3339(time.as_str()?).ok()?;
+    Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs() as i64)
+}
+
+fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_in_two_units() {
+        for (seconds, expected) in [
+            (0, "0 s"),
+            (59, "59 s"),
+            (60, "1 min"),
+            (3 * 3600 + 12 * 60 + 7, "3 h 12 min"),
+            (86_400 * 400, "1 y 35 d"),
+            (3600 + 5, "1 h"),
+        ] {
+            assert_eq!(words(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_not_shown_is_counted() {
+        let status = serde_json::json!({"workload_count": 17, "workloads": [{
+            "resources": [{"name": "ROOTCA", "certificates": [{}, {}], "certificate_count": 140}],
+        }]});
+        let told = render(&status, 0, false);
+        assert!(told.contains("and 138 further certificates of ROOTCA\n"), "{told}");
+        assert!(told.contains("and 16 further workloads\n") && !told.contains("further streams"), "{told}");
+    }
+
+    #[test]
+    fn only_a_terminal_gets_colour() {
+        let status = serde_json::json!({"ready": false, "reason": "no"});
+        assert!(!render(&status, 0, false).contains('\x1b'));
+        assert!(render(&status, 0, true).contains("\x1b[31mNOT READY\x1b[0m: no"));
+    }
+}

@@ -1,0 +1,118 @@
+use saphyr_parser::{Event, Parser};
+
+/// What of Istio's `ProxyConfig` (istio/api, `mesh/v1alpha1/proxy.proto`) concerns us.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct ProxyConfig {
+    /// `discoveryAddress`: where the control plane is, and with it the CA.
+    pub(super) discovery_address: Option<String>,
+    /// `caCertificatesPem`: further trust anchors of the mesh.
+    pub(super) ca_certificates: Vec<String>,
+}
+
+impl ProxyConfig {
+    /// Reads YAML, and with it JSON, which is a part of YAML 1.2. What is not of interest is skipped.
+    ///
+    /// # Errors
+    /// Where the text is no YAML, or the fields are not of their type.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let mut config = Self::default();
+        // The way from the outermost mapping to where we are; the names of fields are those of protobuf's JSON.
+        let (mut depth, mut field) = (0_usize, None::<String>);
+        for event in Parser::new_from_str(text) {
+            let (event, at) = event.map_err(|error| format!("JSON or YAML is expected: {error}"))?;
+            let misplaced = |what: &str| format!("{what} in line {}", at.start.line());
+            match event {
+                Event::MappingStart(..) | Event::SequenceStart(..) => {
+                    match (depth, field.as_deref(), &event) {
+                        (0, _, Event::SequenceStart(..)) => return Err(misplaced("a mapping is expected, not a list")),
+                        (1, Some("discoveryAddress"), _) => return Err(misplaced("discoveryAddress is no text")),
+                        (1, Some("caCertificatesPem"), Event::MappingStart(..))
+                        | (2.., Some("caCertificatesPem"), _) => {
+                            return Err(misplaced("caCertificatesPem is no list of texts"));
+                        }
+                        _ => {}
+                    }
+                    depth += 1;
+                }
+                Event::MappingEnd | Event::SequenceEnd => {
+                    depth -= 1;
+                    if depth == 1 {
+                        field = None;
+                    }
+                }
+                Event::Scalar(value, ..) => match (depth, field.as_deref()) {
+                    (0, _) if !value.is_empty() && value != "null" => return Err(misplaced("a mapping is expected")),
+                    (1, None) => field = Some(value.into_owned()),
+                    (1, Some(name)) => {
+                        if name == "discoveryAddress" {
+                            config.discovery_address = Some(value.into_owned()).filter(|value| !value.is_empty());
+                        }
+                        field = None;
+                    }
+                    (2, Some("caCertificatesPem")) => config.ca_certificates.push(value.into_owned()),
+                    _ => {}
+                },
+                // What stands for a value elsewhere is none of the two fields that we read.
+                Event::Alias(_) if depth == 1 => field = None,
+                _ => {}
+            }
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> (Option<String>, Vec<String>) {
+        let config = ProxyConfig::parse(text).unwrap();
+        (config.discovery_address, config.ca_certificates)
+    }
+
+    #[test]
+    fn json_as_the_injector_writes_it() {
+        let text = r#"{"binaryPath":"/usr/local/bin/envoy","discoveryAddress":"istiod.istio-system.svc:15012",
+            "proxyMetadata":{"discoveryAddress":"not this","A":"b"},"statusPort":15020,"terminationDrainDuration":"5s",
+            "caCertificatesPem":["one\ntwo\n","three"],"tracing":{"zipkin":{"address":"x:9411"}}}
+            "#;
+        let expected = (Some("istiod.istio-system.svc:15012".to_owned()), vec!["one\ntwo\n".into(), "three".into()]);
+        assert_eq!(parsed(text), expected);
+        assert_eq!(parsed("{}"), (None, Vec::new()));
+        assert_eq!(parsed(r#"{"discoveryAddress":""}"#), (None, Vec::new()));
+    }
+
+    #[test]
+    fn yaml_as_people_write_it() {
+        let text = "\
+# the mesh
+proxyMetadata: {discoveryAddress: no}
+discoveryAddress: istiod.example:15012
+caCertificatesPem:
+- |
+  one
+  two
+- three
+concurrency: 2
+";
+        let expected = (Some("istiod.example:15012".to_owned()), vec!["one\ntwo\n".into(), "three".into()]);
+        assert_eq!(parsed(text), expected);
+        assert_eq!(parsed(""), (None, Vec::new()));
+    }
+
+    #[test]
+    fn what_is_no_proxy_config_is_told_with_its_line() {
+        for (text, expected) in [
+            ("{", "JSON or YAML is expected"),
+            ("a: [", "JSON or YAML is expected"),
+            ("[1]", "a mapping is expected, not a list in line 1"),
+            ("just text", "a mapping is expected in line 1"),
+            ("\ndiscoveryAddress: [a]", "discoveryAddress is no text in line 2"),
+            ("caCertificatesPem: {a: b}", "caCertificatesPem is no list of texts in line 1"),
+            ("caCertificatesPem: [[a]]", "caCertificatesPem is no list of texts in line 1"),
+        ] {
+            let error = ProxyConfig::parse(text).unwrap_err();
+            assert!(error.starts_with(expected), "{text:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+use std::{
+    convert::Infallible,
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Write as _},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use nix::{
+    sys::statfs::{TMPFS_MAGIC, statfs},
+    unistd::{Gid, chown},
+};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::{
+    config::OutputConfig,
+    store::{CERTIFICATE, Content, ROOTS, Snapshot, View},
+};
+
+/// The link that makes a generation the current one, as kubelet names it.
+const CURRENT: &str = "..data";
+/// Names of the files (contract with Istio's agent).
+const KEY: &str = "key.pem";
+const CHAIN: &str = "cert-chain.pem";
+const ANCHORS: &str = "root-cert.pem";
+/// How certificates are protected: they are public.
+const PUBLIC: u32 = 0o644;
+/// Pause after a failure, such as a full disk: nothing tells when it is over.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Turns what is served back into its parts.
+pub type Decoder = fn(&Bytes) -> Option<Content>;
+
+/// Writes key, chain and trust anchors into a directory each time one of them changes (`OUTPUT_CERTS`).
+///
+/// All of a generation are in a directory of their own, which one rename makes the current one: a reader who opens
+/// the files by their names never finds parts of two. It is the one thing here that puts a key into a file.
+pub struct OutputWriter {
+    config: OutputConfig,
+    decode: Decoder,
+    told: Option<String>,
+    generation: u64,
+}
+
+/// The three files of a generation.
+struct Generation {
+    chain: Vec<u8>,
+    key: Vec<u8>,
+    anchors: Vec<u8>,
+}
+
+impl OutputWriter {
+    /// Warns unless the directory is in memory.
+    pub fn new(config: OutputConfig, decode: Decoder) -> Self {
+        let kind = statfs(existing(&config.directory)).map(|found| found.filesystem_type());
+        if kind != Ok(TMPFS_MAGIC) {
+            warn!(
+                "OUTPUT_CERTS={}: private keys are written to what is no tmpfs, where they may outlive the pod",
+                config.directory.display()
+            );
+        }
+        Self { config, decode, told: None, generation: 0 }
+    }
+
+    /// Follows what is held for as long as it is polled.
+    pub async fn run(mut self, mut view: watch::Receiver<View>) -> Infallible {
+        let mut written = None;
+        loop {
+            let snapshot = match &*view.borrow_and_update() {
+                View::Open(snapshot) => snapshot.clone(),
+                View::Ended(_) => Snapshot::default(),
+            };
+            let versions = versions(&snapshot);
+            if versions.is_some() && versions != written {
+                match self.write(&snapshot) {
+                    Ok(()) => written.clone_from(&versions),
+                    Err(error) => self.tell(&error),
+                }
+            }
+            drop(snapshot);
+            let retry = async {
+                if versions.is_some() && versions != written {
+                    tokio::time::sleep(PAUSE).await;
+                } else {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                changed = view.changed() => if changed.is_err() {
+                    std::future::pending::<()>().await;
+                },
+                () = retry => {}
+            }
+        }
+    }
+
+    fn tell(&mut self, error: &io::Error) {
+        let text = format!("OUTPUT_CERTS={}: {error}; the files of before stay", self.config.directory.display());
+        if self.told.as_ref() != Some(&text) {
+            warn!("{text}");
+            self.told = Some(text);
+        }
+    }
+
+    fn write(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        let Some(generation) = self.decoded(snapshot) else { return Ok(()) };
+        let directory = &self.config.directory;
+        fs::create_dir_all(directory)?;
+        fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+        // A name that no earlier process of ours can have left half written.
+        let name = loop {
+            let name = format!("..{}_{}", std::process::id(), self.generation);
+            self.generation += 1;
+            match fs::create_dir(directory.join(&name)) {
+                Ok(()) => break name,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        };
+        let place = directory.join(&name);
+        let placed = self.fill(&place, &generation).and_then(|()| make_current(directory, &name));
+        match placed {
+            Ok(before) => {
+                before.iter().for_each(|before| drop(fs::remove_dir_all(before)));
+                if self.told.take().is_some() {
+                    info!("OUTPUT_CERTS={}: written again", directory.display());
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let _ = fs::remove_dir_all(&place);
+                Err(error)
+            }
+        }
+    }
+
+    fn decoded(&self, snapshot: &Snapshot) -> Option<Generation> {
+        let part = |name| (self.decode)(snapshot.get(name)?.resource());
+        match (part(CERTIFICATE)?, part(ROOTS)?) {
+            (Content::TlsCertificate { chain, key }, Content::ValidationContext { anchors }) => {
+                Some(Generation { chain, key, anchors })
+            }
+            _ => None,
+        }
+    }
+
+    fn fill(&self, place: &Path, generation: &Generation) -> io::Result<()> {
+        fs::set_permissions(place, Permissions::from_mode(0o755))?;
+        self.file(&place.join(KEY), &generation.key, self.config.mode)?;
+        self.file(&place.join(CHAIN), &generation.chain, PUBLIC)?;
+        self.file(&place.join(ANCHORS), &generation.anchors, PUBLIC)?;
+        File::open(place)?.sync_all()
+    }
+
+    fn file(&self, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(content)?;
+        if let Some(gid) = self.config.gid {
+            chown(path, None, Some(Gid::from_raw(gid)))?;
+        }
+        // Last, so that nobody of another group than the right one ever may read it.
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.sync_all()
+    }
+}
+
+/// Versions of what belongs together; `None` as long as something is missing.
+fn versions(snapshot: &Snapshot) -> Option<[String; 2]> {
+    let version = |name| snapshot.get(name).map(|secret| secret.version().to_owned());
+    Some([version(CERTIFICATE)?, version(ROOTS)?])
+}
+
+/// Swaps the link, and makes the names lead through it. Answers with what the link pointed to.
+fn make_current(directory: &Path, name: &str) -> io::Result<Option<PathBuf>> {
+    let current = directory.join(CURRENT);
+    let before = fs::read_link(&current).ok().filter(|before| before.as_os_str() != name);
+    replace_link(directory, Path::new(name), &current)?;
+    for file in [KEY, CHAIN, ANCHORS] {
+        let (path, target) = (directory.join(file), Path::new(CURRENT).join(file));
+        // Files that Istio's agent has left give way, each at once.
+        if fs::read_link(&path).ok().as_deref() != Some(&target) {
+            replace_link(directory, &target, &path)?;
+        }
+    }
+    File::open(directory)?.sync_all()?;
+    Ok(before.map(|before| directory.join(before)))
+}
+
+fn replace_link(directory: &Path, target: &Path, link: &Path) -> io::Result<()> {
+    let temporary = directory.join("..link");
+    let _ = fs::remove_file(&temporary);
+    symlink(target, &temporary)?;
+    fs::rename(&temporary, link)
+}
+
+/// The directory, or the deepest one above it that exists.
+fn existing(directory: &Path) -> &Path {
+    directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."))
+}

@@ -1,0 +1,88 @@
+use std::path::{Path, PathBuf};
+
+/// What stands between the parts of a name (Istio, `security/pkg/nodeagent/util`).
+const SEPARATOR: char = '~';
+/// Where operating systems keep their trust anchors, in the order in which Istio's agent looks for them.
+const SYSTEM_ROOTS: [&str; 6] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// The files that a resource name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileResource {
+    /// `file-cert:CHAIN~KEY`. Both may be the same file (a credential bundle).
+    Certificate {
+        /// Certificate chain, leaf first, PEM.
+        chain: PathBuf,
+        /// Private key, PEM.
+        key: PathBuf,
+    },
+    /// `file-root:PATH` and `file-root:system`.
+    Roots(PathBuf),
+}
+
+impl FileResource {
+    /// The files behind a name; `None` when it is none of a file.
+    pub fn parse(name: &str) -> Option<Self> {
+        let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
+        if let Some(files) = name.strip_prefix("file-cert:") {
+            let (chain, key) = files.split_once(SEPARATOR)?;
+            return (!key.contains(SEPARATOR)).then_some(Self::Certificate { chain: path(chain)?, key: path(key)? });
+        }
+        match name.strip_prefix("file-root:")? {
+            "system" => Some(Self::Roots(system_roots())),
+            file => (!file.contains(SEPARATOR)).then_some(Self::Roots(path(file)?)),
+        }
+    }
+
+    /// All of them.
+    pub fn paths(&self) -> Vec<&Path> {
+        match self {
+            Self::Certificate { chain, key } => vec![chain, key],
+            Self::Roots(file) => vec![file],
+        }
+    }
+}
+
+fn system_roots() -> PathBuf {
+    let found = SYSTEM_ROOTS.iter().find(|file| Path::new(file).exists());
+    PathBuf::from(found.unwrap_or(&SYSTEM_ROOTS[0]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stand_for_files() {
+        let certificate = |chain: &str, key: &str| FileResource::Certificate { chain: chain.into(), key: key.into() };
+        for (name, expected) in [
+            ("file-cert:/a/c.pem~/a/k.pem", Some(certificate("/a/c.pem", "/a/k.pem"))),
+            ("file-cert:b~b", Some(certificate("b", "b"))),
+            ("file-root:/a/r.pem", Some(FileResource::Roots("/a/r.pem".into()))),
+            ("file-root:./r.pem", Some(FileResource::Roots("./r.pem".into()))),
+            ("file-cert:/a/c.pem", None),
+            ("file-cert:a~b~c", None),
+            ("file-cert:~k", None),
+            ("file-cert:c~", None),
+            ("file-root:a~b", None),
+            ("file-root:", None),
+            ("file-other:a", None),
+            ("default", None),
+            ("sds://default", None),
+        ] {
+            assert_eq!(FileResource::parse(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_system_roots_are_one_file() {
+        let Some(FileResource::Roots(file)) = FileResource::parse("file-root:system") else { panic!("no file") };
+        assert!(SYSTEM_ROOTS.iter().any(|known| Path::new(known) == file));
+    }
+}

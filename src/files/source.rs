@@ -1,0 +1,163 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    fs, future, io,
+    path::Path,
+    sync::Arc,
+};
+
+use tracing::{info, warn};
+
+use super::{FileWatcher, resource::FileResource};
+use crate::{
+    bounded, clock,
+    config::FilesConfig,
+    identity::{Credential, TrustBundle},
+    store::{Content, Demand, SecretStore},
+};
+
+/// Bytes of one file: the trust anchors of an operating system are the largest.
+const MAX_FILE: usize = 384 * 1024;
+/// How often a file's content is in memory while it is read, written anew and encoded.
+const COPIES: usize = 4;
+/// What must be free besides, for everybody else.
+const RESERVE: usize = 640 * 1024;
+
+/// Serves files by the names that stand for them, for as long as somebody asks for them. They are watched; what
+/// cannot be used is told once and leaves the last good content in place.
+pub struct FileSource {
+    store: Arc<SecretStore>,
+    demand: Demand,
+    config: FilesConfig,
+    /// What is wrong with a name, once that was told.
+    told: BTreeMap<String, String>,
+}
+
+impl FileSource {
+    /// A source for what `demand` asks of `store`.
+    pub fn new(store: Arc<SecretStore>, demand: Demand, config: FilesConfig) -> Self {
+        Self { store, demand, config, told: BTreeMap::new() }
+    }
+
+    /// Serves for as long as it is polled.
+    pub async fn run(mut self) -> Infallible {
+        let mut served = BTreeSet::new();
+        loop {
+            let names = self.demand.names();
+            served.difference(&names).for_each(|name| self.forget(name));
+            served.clone_from(&names);
+            self.serve(&names).await;
+        }
+    }
+
+    /// Serves these names until others are wanted.
+    async fn serve(&mut self, names: &BTreeSet<String>) {
+        let mut resources = Vec::new();
+        for name in names {
+            match FileResource::parse(name) {
+                Some(files) => resources.push((name.as_str(), files)),
+                None => self.tell(name, Some("file-cert:CHAIN~KEY or file-root:FILE is expected".to_owned())),
+            }
+        }
+        let watcher = || FileWatcher::new(&resources.iter().flat_map(|(_, files)| files.paths()).collect::<Vec<_>>());
+        let mut watching = watcher();
+        let demand = self.demand.clone();
+        loop {
+            // Watched before they are read, so that no change falls in between.
+            resources.iter().for_each(|(name, files)| self.publish(name, files));
+            tokio::select! {
+                () = demand.changed(names) => return,
+                result = changed(&mut watching) => {
+                    if let Err(error) = result {
+                        warn!("files cannot be watched, they are only looked at from time to time: {error}");
+                        self.pause(&resources).await;
+                        watching = watcher();
+                    }
+                    // Who writes a chain and a key writes one after the other.
+                    tokio::time::sleep(self.config.debounce).await;
+                }
+                () = self.pause(&resources) => {}
+            }
+        }
+    }
+
+    /// The time between two looks at files that are not known to have changed: file systems are used, such as network
+    /// mounts, that tell of no changes.
+    async fn pause(&self, resources: &[(&str, FileResource)]) {
+        match self.config.check {
+            Some(pause) if !resources.is_empty() => tokio::time::sleep(pause).await,
+            _ => future::pending().await,
+        }
+    }
+
+    fn publish(&mut self, name: &str, files: &FileResource) {
+        match read(files) {
+            Ok((content, not_after, trouble)) => {
+                self.store.publish([(name, content, not_after)]);
+                self.tell(name, trouble);
+            }
+            Err(trouble) => self.tell(name, Some(trouble)),
+        }
+    }
+
+    fn tell(&mut self, name: &str, trouble: Option<String>) {
+        if self.told.get(name) == trouble.as_ref() {
+            return;
+        }
+        match trouble {
+            Some(trouble) => {
+                let held = if self.store.holds(name) { "what it held last is served" } else { "Envoy waits for it" };
+                warn!(resource = name, "{trouble}; {held}");
+                self.told.insert(name.to_owned(), trouble);
+            }
+            None => {
+                info!(resource = name, "the files can be used again");
+                self.told.remove(name);
+            }
+        }
+    }
+
+    fn forget(&mut self, name: &str) {
+        self.store.withdraw(name);
+        self.told.remove(name);
+    }
+}
+
+async fn changed(watcher: &mut io::Result<FileWatcher>) -> io::Result<()> {
+    match watcher {
+        Ok(watcher) => watcher.changed().await,
+        Err(error) => Err(io::Error::from(error.kind())),
+    }
+}
+
+/// The content of the files, until when it can be used, and what of it is left out.
+fn read(files: &FileResource) -> Result<(Content, i64, Option<String>), String> {
+    match files {
+        FileResource::Certificate { chain, key } => {
+            let text = file(chain)?;
+            let key_text = if key == chain { text.clone() } else { file(key)? };
+            let credential = Credential::from_pem(&String::from_utf8_lossy(&text), &key_text)
+                .map_err(|error| format!("{} and {}: {error}", chain.display(), key.display()))?;
+            let chain = credential.chain_pem().map_err(|error| error.to_string())?;
+            let key = credential.key_pem().map_err(|error| error.to_string())?;
+            Ok((Content::TlsCertificate { chain, key }, credential.not_after(), None))
+        }
+        FileResource::Roots(path) => {
+            let text = file(path)?;
+            let (bundle, bad) = TrustBundle::from_pem(&String::from_utf8_lossy(&text), clock::now())
+                .map_err(|error| format!("{}: {error}", path.display()))?;
+            let anchors = bundle.to_pem().map_err(|error| error.to_string())?;
+            let bad: Vec<_> = bad.iter().map(|bad| format!("{}: {bad}", path.display())).collect();
+            let trouble = (!bad.is_empty()).then(|| bad.join("; "));
+            Ok((Content::ValidationContext { anchors }, i64::MAX, trouble))
+        }
+    }
+}
+
+fn file(path: &Path) -> Result<Vec<u8>, String> {
+    let size = fs::metadata(path).map_or(0, |metadata| metadata.len() as usize).min(MAX_FILE);
+    if !locked::has_room(&[size * COPIES, RESERVE]) {
+        return Err(format!("{}: there is no room for it; SDS_SHIM_ARENA_KIB makes more", path.display()));
+    }
+    bounded::read(path, MAX_FILE).map_err(|error| bounded::describe(path, &error))
+}

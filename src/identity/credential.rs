@@ -1,0 +1,113 @@
+use openssl::{
+    error::ErrorStack,
+    pkey::{PKey, Private},
+    x509::X509,
+};
+
+use super::{
+    pem::{PemError, certificates},
+    validity::validity,
+};
+
+/// Why a key and a chain from files are not served.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialError {
+    /// The chain cannot be read.
+    #[error("the certificate chain: {0}")]
+    Chain(#[from] PemError),
+    /// There is no key that could be read: none at all, encrypted, or of a kind that is not known.
+    #[error("there is no private key in PEM form, without a passphrase")]
+    Key,
+    /// They are of two generations, or were never meant for each other.
+    #[error("the private key does not belong to the certificate")]
+    Mismatch,
+    /// OpenSSL failed.
+    #[error("OpenSSL: {0}")]
+    OpenSsl(#[from] ErrorStack),
+}
+
+/// A key and its certificate chain that somebody else has made.
+pub struct Credential {
+    chain: Vec<X509>,
+    key: PKey<Private>,
+}
+
+impl Credential {
+    /// Reads a chain, leaf first, and a key, both PEM; one text may hold both.
+    ///
+    /// # Errors
+    /// When one of them cannot be read, or they do not belong together.
+    pub fn from_pem(chain: &str, key: &[u8]) -> Result<Self, CredentialError> {
+        let mut chain = certificates(chain)?;
+        // With an empty passphrase nobody is asked for one.
+        let key = PKey::private_key_from_pem_passphrase(key, b"").map_err(|_| CredentialError::Key)?;
+        // Where the leaf stands in a bundle is not fixed.
+        let ours = chain.iter().position(|one| one.public_key().is_ok_and(|public| public.public_eq(&key)));
+        drop(ErrorStack::get());
+        let leaf = chain.remove(ours.ok_or(CredentialError::Mismatch)?);
+        chain.insert(0, leaf);
+        Ok(Self { chain, key })
+    }
+
+    /// The end of the leaf in Unix seconds.
+    pub fn not_after(&self) -> i64 {
+        self.chain.first().map_or(i64::MIN, |leaf| validity(leaf).1)
+    }
+
+    /// The chain as PEM, leaf first.
+    ///
+    /// # Errors
+    /// What OpenSSL says; it fails only for want of memory.
+    pub fn chain_pem(&self) -> Result<Vec<u8>, ErrorStack> {
+        let mut text = Vec::new();
+        for certificate in &self.chain {
+            text.extend_from_slice(&certificate.to_pem()?);
+        }
+        Ok(text)
+    }
+
+    /// The key as PKCS#8 PEM.
+    ///
+    /// # Errors
+    /// What OpenSSL says; it fails only for want of memory.
+    pub fn key_pem(&self) -> Result<Vec<u8>, ErrorStack> {
+        self.key.private_key_to_pem_pkcs8()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use testkit::development_ca::{Issued, Leaf, Pki};
+
+    fn issued() -> Issued {
+        Pki::new("files").issue(&Leaf::workload("spiffe://td/ns/a/sa/b", Duration::from_secs(3600)))
+    }
+
+    #[test]
+    fn a_pair_is_read_and_written_in_order() {
+        let issued = issued();
+        let credential = Credential::from_pem(&issued.chain_pem, issued.key_pem.as_bytes()).unwrap();
+        assert_eq!(String::from_utf8(credential.chain_pem().unwrap()).unwrap(), issued.chain_pem);
+        assert!(credential.key_pem().unwrap().starts_with(b"-----BEGIN PRIVATE KEY-----"));
+    }
+
+    #[test]
+    fn one_file_may_hold_all() {
+        let Issued { chain_pem, key_pem, .. } = issued();
+        for bundle in [format!("{key_pem}{chain_pem}"), format!("{chain_pem}{key_pem}")] {
+            let credential = Credential::from_pem(&bundle, bundle.as_bytes()).unwrap();
+            assert_eq!(String::from_utf8(credential.chain_pem().unwrap()).unwrap(), chain_pem);
+        }
+    }
+
+    #[test]
+    fn what_does_not_belong_together_is_refused() {
+        let (one, other) = (issued(), issued());
+        let error = |chain: &str, key: &str| Credential::from_pem(chain, key.as_bytes()).err().unwrap().to_string();
+        assert!(error(&one.chain_pem, &other.key_pem).contains("does not belong"));
+        assert!(error(&one.chain_pem, &one.chain_pem).contains("no private key"));
+        assert!(error(&one.key_pem, &one.key_pem).contains("the certificate chain"));
+    }
+}

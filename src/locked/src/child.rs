@@ -1,0 +1,110 @@
+//! A child without a part in what we are: not our memory, not our limits, not our descriptors.
+
+use std::{
+    env,
+    ffi::{CString, OsString},
+    io,
+    os::unix::{ffi::OsStringExt, process::ExitStatusExt},
+    process::ExitStatus,
+};
+
+use nix::{
+    spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawnp},
+    sys::{
+        resource::{Resource, getrlimit, rlim_t, setrlimit},
+        signal::{SigHandler, SigSet, Signal, signal},
+        stat::{Mode, umask},
+    },
+    unistd::Pid,
+};
+
+/// What hardening took from this process, or will be taken from it, for the child that should have it. Once this is
+/// gone there is no way back.
+#[derive(Debug)]
+pub struct Inherited {
+    umask: Mode,
+    core: (rlim_t, rlim_t),
+    blocked: SigSet,
+    variables: Vec<(&'static str, OsString)>,
+}
+
+impl Inherited {
+    /// Files for us alone, no core, none of the `variables`; the hard limit of cores stays until this is dropped,
+    /// because it cannot be raised again.
+    pub(crate) fn take(variables: &[&'static str]) -> io::Result<Self> {
+        let variables = variables.iter().filter_map(|name| Some((*name, env::var_os(name)?))).collect();
+        let core = getrlimit(Resource::RLIMIT_CORE)?;
+        setrlimit(Resource::RLIMIT_CORE, 0, core.1)?;
+        let blocked = SigSet::thread_get_mask()?;
+        Ok(Self { umask: umask(OURS), core, blocked, variables })
+    }
+
+    /// Starts a program, found as a shell would find it, with our environment and standard streams, and with the
+    /// umask, core limit and signals that it would have without us.
+    ///
+    /// The umask and the limit belong to the process, so they are the child's for as long as it takes to start it.
+    /// That shows nothing of ours: other threads make no files, and a process that is not dumpable leaves no core.
+    ///
+    /// # Errors
+    /// What the kernel says of the program.
+    pub fn spawn(self, program: OsString, arguments: Vec<OsString>) -> io::Result<Pid> {
+        await_children()?;
+        // Not the standard library's Command: it would leave our signals blocked, and it forks where posix_spawn
+        // cannot do what it was asked for. A forked process would write to the arena, which is shared memory with
+        // the stack in it; what posix_spawn starts has no memory before it has its own.
+        let mut attributes = PosixSpawnAttr::init()?;
+        attributes.set_flags(PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF)?;
+        attributes.set_sigmask(&self.blocked)?;
+        // Rust's runtime ignores it.
+        attributes.set_sigdefault(&SigSet::from_iter([Signal::SIGPIPE]))?;
+        let actions = PosixSpawnFileActions::init()?;
+        let environment = self.environment()?;
+        let words: Vec<_> = [program].into_iter().chain(arguments).map(text).collect::<Result<_, _>>()?;
+        umask(self.umask);
+        setrlimit(Resource::RLIMIT_CORE, self.core.0, self.core.1)?;
+        Ok(posix_spawnp(&words[0], &actions, &attributes, &words, &environment)?)
+    }
+
+    /// `NAME=VALUE` for each variable.
+    fn environment(&self) -> io::Result<Vec<CString>> {
+        let taken = self.variables.iter().map(|(name, value)| (OsString::from(name), value.clone()));
+        let join = |(mut line, value): (OsString, OsString)| {
+            line.push("=");
+            line.push(value);
+            text(line)
+        };
+        env::vars_os().chain(taken).map(join).collect()
+    }
+}
+
+/// The kernel gave us all of these, so none of them has a zero byte.
+fn text(value: OsString) -> io::Result<CString> {
+    Ok(CString::new(value.into_vec())?)
+}
+
+impl Drop for Inherited {
+    fn drop(&mut self) {
+        umask(OURS);
+        // Lowering a limit is always allowed.
+        let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    }
+}
+
+const OURS: Mode = Mode::from_bits_truncate(0o077);
+
+/// Who started us may have ignored SIGCHLD: the kernel would throw away how children ended.
+fn await_children() -> io::Result<()> {
+    // SAFETY: the default action is no function of ours that could do something wrong.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
+    Ok(())
+}
+
+/// Takes one child that has ended off the kernel's list, whichever it is: a started one, or an orphan that became
+/// ours. `None` when there is no such child now.
+pub fn reap() -> Option<(Pid, ExitStatus)> {
+    let mut status = 0;
+    // Not nix's call: it fails for a child that was ended by a real-time signal, and how it ended is then lost.
+    // SAFETY: the pointer is to a variable that outlives the call.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    (pid > 0).then(|| (Pid::from_raw(pid), ExitStatus::from_raw(status)))
+}

@@ -1,0 +1,31 @@
+use tonic::Code;
+
+use super::caller::AttemptError;
+use crate::{ca::CaError, status::Reason};
+
+impl AttemptError {
+    /// Its class; where several addresses failed, that of the first.
+    pub(super) fn reason(&self) -> Reason {
+        match self {
+            Self::Token(_) => Reason::Token,
+            Self::CertificateAlone { ca, .. } if ca.is_authentication() => Reason::Token,
+            Self::CertificateAlone { ca, .. } | Self::Ca(ca) => of_ca(ca),
+            Self::Everywhere(all) => all.first().map_or(Reason::Internal, |(_, error)| error.reason()),
+        }
+    }
+}
+
+fn of_ca(error: &CaError) -> Reason {
+    match error {
+        CaError::Resolve { .. } => Reason::Resolve,
+        CaError::Connect { .. } => Reason::Connect,
+        CaError::Roots { .. } | CaError::Tls { .. } => Reason::Tls,
+        CaError::ClientCertificateRefused(_) | CaError::Provisioned(_) => Reason::ClientCertificate,
+        CaError::Deadline(_) | CaError::Status { code: Code::DeadlineExceeded, .. } => Reason::Deadline,
+        CaError::Transport(_) => Reason::Transport,
+        CaError::Status { code: Code::Unauthenticated | Code::PermissionDenied, .. } => Reason::Unauthenticated,
+        CaError::Status { code: Code::ResourceExhausted, .. } => Reason::Overload,
+        CaError::Status { .. } => Reason::Refused,
+        CaError::OpenSsl(_) => Reason::Internal,
+    }
+}

@@ -1,0 +1,223 @@
+//! Which trust anchors are served: the union of all sources, and for a while what they have dropped. Pure: time is an
+//! argument.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use crate::identity::{TrustAnchor, TrustBundle};
+
+/// Bytes of DER of all anchors together: about a hundred of them. More would crowd out what keeps the process alive.
+const MAX_BYTES: usize = 128 * 1024;
+
+/// The anchors of one workload.
+#[derive(Debug)]
+pub(super) struct Roots {
+    grace: Option<Duration>,
+    answered: TrustBundle,
+    files: TrustBundle,
+    served: BTreeMap<[u8; 32], Served>,
+    /// NotAfter of the leaf that is held.
+    leaf_end: i64,
+}
+
+#[derive(Debug)]
+struct Served {
+    anchor: Arc<TrustAnchor>,
+    /// NotAfter of the last leaf that was seen under it.
+    leaf_end: i64,
+    /// Until when it is served; `None` while a source has it.
+    until: Option<i64>,
+}
+
+impl Roots {
+    pub(super) fn new(grace: Option<Duration>) -> Self {
+        let (answered, files) = (TrustBundle::default(), TrustBundle::default());
+        Self { grace, answered, files, served: BTreeMap::new(), leaf_end: i64::MIN }
+    }
+
+    /// The CA answered with these, and a leaf that ends at `leaf_end` (Unix seconds) under `anchor`.
+    pub(super) fn answered(&mut self, roots: TrustBundle, anchor: [u8; 32], leaf_end: i64, now: i64) {
+        self.answered = roots;
+        self.settle(now);
+        self.leaf_end = leaf_end;
+        if let Some(served) = self.served.get_mut(&anchor) {
+            served.leaf_end = served.leaf_end.max(leaf_end);
+        }
+    }
+
+    /// The files hold these now.
+    pub(super) fn in_files(&mut self, roots: TrustBundle, now: i64) {
+        self.files = roots;
+        self.settle(now);
+    }
+
+    /// Drops what has been served long enough. Answers when to look again (Unix seconds).
+    pub(super) fn expire(&mut self, now: i64) -> Option<i64> {
+        self.served.retain(|_, served| served.until.is_none_or(|until| until > now));
+        self.served.values().filter_map(|served| served.until).min()
+    }
+
+    /// What is to be served: what the CA answered first, and last what its sources have dropped.
+    pub(super) fn bundle(&self) -> TrustBundle {
+        let sources = self.answered.anchors().iter().chain(self.files.anchors());
+        let present = sources.filter(|anchor| self.served.contains_key(anchor.digest()));
+        let served = self.served.values().map(|served| &served.anchor);
+        TrustBundle::new(present.chain(served).cloned().collect())
+    }
+
+    /// How many anchors of the sources found no room.
+    pub(super) fn left_out(&self) -> usize {
+        let sources = self.answered.anchors().iter().chain(self.files.anchors());
+        sources.filter(|anchor| !self.served.contains_key(anchor.digest())).count()
+    }
+
+    fn settle(&mut self, now: i64) {
+        let grace = self.grace.map(|grace| now.saturating_add(grace.as_secs() as i64));
+        let sources = [&self.answered, &self.files];
+        for (digest, served) in &mut self.served {
+            let present = sources.iter().any(|source| source.anchors().iter().any(|anchor| anchor.digest() == digest));
+            served.until = match served.until {
+                _ if present => None,
+                None => {
+                    // Peers' leaves under it cannot be seen; they are taken to live as long as ours.
+                    let until = grace.unwrap_or(served.leaf_end.max(self.leaf_end));
+                    Some(until.min(served.anchor.not_after()))
+                }
+                leaving => leaving,
+            };
+        }
+        self.expire(now);
+        self.make_room();
+    }
+
+    /// Serves what the sources have, as much as there is room for: the CA's answer first, since our own chain leads
+    /// there, and last what is on its way out.
+    fn make_room(&mut self) {
+        let sources = self.answered.anchors().iter().chain(self.files.anchors());
+        let leaving = self.served.values().filter(|served| served.until.is_some()).map(|served| &served.anchor);
+        let (mut bytes, mut kept) = (0, BTreeMap::new());
+        for anchor in sources.chain(leaving) {
+            let size = if kept.contains_key(anchor.digest()) { 0 } else { anchor.size() };
+            if bytes + size <= MAX_BYTES {
+                bytes += size;
+                kept.entry(*anchor.digest()).or_insert_with(|| Arc::clone(anchor));
+            }
+        }
+        self.served.retain(|digest, _| kept.contains_key(digest));
+        for (digest, anchor) in kept {
+            self.served.entry(digest).or_insert(Served { anchor, leaf_end: i64::MIN, until: None });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testkit::development_ca::Pki;
+
+    /// When the tests take place, Unix seconds; roots of the development CA are valid for years.
+    const NOW: i64 = 1_795_000_000;
+
+    struct Source(Vec<String>);
+
+    impl Source {
+        fn of(count: usize) -> Self {
+            Self((0..count).map(|number| Pki::new(&format!("root {number}")).root_pem()).collect())
+        }
+
+        fn bundle(&self, roots: &[usize]) -> TrustBundle {
+            let text: String = roots.iter().map(|root| self.0[*root].as_str()).collect();
+            TrustBundle::from_pem(&text, NOW).map(|(bundle, _)| bundle).unwrap_or_default()
+        }
+
+        fn digest(&self, root: usize) -> [u8; 32] {
+            *self.bundle(&[root]).anchors()[0].digest()
+        }
+
+        fn served(&self, roots: &Roots) -> Vec<usize> {
+            let digests: Vec<_> = (0..self.0.len()).map(|root| self.digest(root)).collect();
+            let index = |anchor: &Arc<TrustAnchor>| digests.iter().position(|digest| digest == anchor.digest());
+            roots.bundle().anchors().iter().filter_map(index).collect()
+        }
+    }
+
+    #[test]
+    fn the_union_of_all_sources_is_served_each_anchor_once() {
+        let source = Source::of(3);
+        let mut roots = Roots::new(None);
+        roots.in_files(source.bundle(&[1, 2]), NOW);
+        roots.answered(source.bundle(&[1, 0]), source.digest(0), NOW + 100, NOW);
+        assert_eq!(source.served(&roots), [1, 0, 2]);
+        assert_eq!(roots.expire(NOW + 1_000_000), None);
+    }
+
+    #[test]
+    fn a_root_stays_until_the_last_leaf_under_it_has_expired() {
+        let source = Source::of(2);
+        let mut roots = Roots::new(None);
+        roots.answered(source.bundle(&[0]), source.digest(0), NOW + 100, NOW);
+        roots.answered(source.bundle(&[1]), source.digest(1), NOW + 150, NOW + 50);
+        assert_eq!(source.served(&roots), [1, 0]);
+        assert_eq!(roots.expire(NOW + 99), Some(NOW + 100));
+        assert_eq!(roots.expire(NOW + 100), None);
+        assert_eq!(source.served(&roots), [1]);
+    }
+
+    #[test]
+    fn a_root_under_which_no_leaf_was_seen_stays_as_long_as_ours() {
+        let source = Source::of(2);
+        let mut roots = Roots::new(None);
+        roots.in_files(source.bundle(&[1]), NOW);
+        roots.answered(source.bundle(&[0]), source.digest(0), NOW + 100, NOW);
+        roots.in_files(TrustBundle::default(), NOW + 1);
+        assert_eq!(source.served(&roots), [0, 1]);
+        assert_eq!(roots.expire(NOW + 1), Some(NOW + 100));
+    }
+
+    #[test]
+    fn a_root_that_comes_back_stays() {
+        let source = Source::of(2);
+        let mut roots = Roots::new(Some(Duration::from_secs(10)));
+        roots.answered(source.bundle(&[0, 1]), source.digest(0), NOW + 100, NOW);
+        roots.answered(source.bundle(&[0]), source.digest(0), NOW + 100, NOW);
+        assert_eq!(roots.expire(NOW), Some(NOW + 10));
+        roots.in_files(source.bundle(&[1]), NOW + 5);
+        assert_eq!(roots.expire(NOW + 20), None);
+        assert_eq!(source.served(&roots), [0, 1]);
+    }
+
+    #[test]
+    fn without_grace_a_root_goes_at_once() {
+        let source = Source::of(2);
+        let mut roots = Roots::new(Some(Duration::ZERO));
+        roots.answered(source.bundle(&[0, 1]), source.digest(0), NOW + 100, NOW);
+        roots.answered(source.bundle(&[0]), source.digest(0), NOW + 100, NOW);
+        assert_eq!(source.served(&roots), [0]);
+    }
+
+    #[test]
+    fn there_is_a_limit() {
+        let source = Source::of(1);
+        let mut roots = Roots::new(None);
+        let size = source.bundle(&[0]).anchors()[0].size();
+        let many: Vec<_> = (0..MAX_BYTES / size + 8).map(|number| Pki::new(&number.to_string()).root_pem()).collect();
+        let (bundle, _) = TrustBundle::from_pem(&many.concat(), NOW).unwrap();
+        roots.in_files(bundle, NOW);
+        let bytes: usize = roots.bundle().anchors().iter().map(|anchor| anchor.size()).sum();
+        assert!(bytes <= MAX_BYTES && bytes > MAX_BYTES - 4 * size, "{bytes}");
+        assert!(roots.left_out() > 0);
+    }
+
+    #[test]
+    fn files_do_not_crowd_out_what_the_ca_answers() {
+        let source = Source::of(1);
+        let mut roots = Roots::new(None);
+        let size = source.bundle(&[0]).anchors()[0].size();
+        let many: Vec<_> = (0..MAX_BYTES / size + 8).map(|number| Pki::new(&number.to_string()).root_pem()).collect();
+        let (bundle, _) = TrustBundle::from_pem(&many.concat(), NOW).unwrap();
+        roots.in_files(bundle, NOW);
+        roots.answered(source.bundle(&[0]), source.digest(0), NOW + 100, NOW);
+        assert_eq!(roots.bundle().anchors()[0].digest(), &source.digest(0));
+        let bytes: usize = roots.bundle().anchors().iter().map(|anchor| anchor.size()).sum();
+        assert!(bytes <= MAX_BYTES, "{bytes}");
+    }
+}

@@ -1,0 +1,130 @@
+//! What may be told in public: makers and servers of secrets write it, whoever shows it reads it. No key and no token
+//! ever comes here.
+
+mod peers;
+mod upstream;
+mod workload;
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::store::SecretStore;
+
+pub use peers::{Client, Peer, Peers, PeersView, Requested, ResourceCounts, StreamFacts, StreamHandle};
+pub use upstream::{BUCKETS, Endpoint, EndpointFacts, Latencies, Reason};
+pub use workload::{NotReady, RenewalFacts, Trouble, Workload};
+
+/// The public state of the process.
+pub struct Status {
+    /// When the process started, Unix seconds.
+    pub started: i64,
+    /// Whose socket is served to whom.
+    pub peers: Peers,
+    min_life: i64,
+    endpoints: Vec<Arc<Endpoint>>,
+    workloads: Mutex<Vec<Weak<Workload>>>,
+    renewals: Mutex<Renewals>,
+    changes: watch::Sender<()>,
+}
+
+/// What came of the attempts to get certificates, over all workloads of the process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Renewals {
+    /// Certificates that were issued and published.
+    pub issued: u64,
+    /// Attempts that brought none, by the class of the reason.
+    pub failed: [u64; Reason::ALL.len()],
+}
+
+impl Status {
+    /// Nothing is known yet. `min_life` is how much of a certificate's life (seconds) must be left to be ready, and
+    /// `endpoints` is where the CA may be asked.
+    pub fn new(started: i64, min_life: i64, endpoints: impl IntoIterator<Item = String>) -> Self {
+        Self {
+            started,
+            peers: Peers::default(),
+            min_life,
+            endpoints: endpoints.into_iter().map(|address| Arc::new(Endpoint::new(address))).collect(),
+            workloads: Mutex::default(),
+            renewals: Mutex::default(),
+            changes: watch::Sender::new(()),
+        }
+    }
+
+    /// Adds a workload, which is shown for as long as somebody holds what is returned.
+    pub fn workload(self: &Arc<Self>, identity: String, store: &Arc<SecretStore>) -> Arc<Workload> {
+        let workload = Arc::new(Workload::new(identity, Arc::downgrade(store), Arc::clone(self)));
+        let mut workloads = self.workloads.lock().unwrap_or_else(PoisonError::into_inner);
+        workloads.retain(|workload| workload.strong_count() > 0);
+        workloads.push(Arc::downgrade(&workload));
+        workload
+    }
+
+    /// The workloads that are served.
+    pub fn workloads(&self) -> Vec<Arc<Workload>> {
+        let workloads = self.workloads.lock().unwrap_or_else(PoisonError::into_inner);
+        workloads.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// One of the CA's addresses.
+    pub fn endpoint(&self, address: &str) -> Option<Arc<Endpoint>> {
+        self.endpoints.iter().find(|endpoint| endpoint.address == address).map(Arc::clone)
+    }
+
+    /// All addresses of the CA in the order of preference.
+    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
+        &self.endpoints
+    }
+
+    /// What came of all attempts.
+    pub fn renewals(&self) -> Renewals {
+        *self.renewals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether every secret that a workload needs is held, can be used at `now` (Unix seconds), and will be for long
+    /// enough.
+    ///
+    /// # Errors
+    /// What is missing, and why.
+    pub fn readiness(&self, now: i64) -> Result<(), NotReady> {
+        let workloads = self.workloads();
+        if workloads.is_empty() {
+            return Err(NotReady::Nobody);
+        }
+        workloads.iter().try_for_each(|workload| workload.readiness(now, self.min_life))
+    }
+
+    /// When (Unix seconds) somebody who is ready now stops to be, if nothing else happens.
+    pub fn ready_until(&self) -> i64 {
+        let ends = self.workloads();
+        ends.iter().map(|workload| workload.usable_until() - self.min_life).min().unwrap_or(i64::MAX)
+    }
+
+    /// Tells each change that may have changed the readiness.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self, count: impl FnOnce(&mut Renewals)) {
+        count(&mut self.renewals.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changes.send_replace(());
+    }
+}
+
+/// One document of those that are shown to whoever asks.
+pub struct Page {
+    /// The HTTP status.
+    pub status: u16,
+    /// The type of its content.
+    pub content_type: &'static str,
+    /// Its content.
+    pub body: Bytes,
+}
+
+/// What there is to show.
+pub trait Pages: Send + Sync + 'static {
+    /// The document at this path.
+    fn page(&self, path: &str) -> Page;
+}

@@ -1,0 +1,160 @@
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::{Reason, Status};
+use crate::{
+    clock,
+    store::{CERTIFICATE, ROOTS, SecretStore, Snapshot, View},
+};
+
+/// One workload: what it is served, and how its renewal goes.
+pub struct Workload {
+    /// Its SPIFFE ID.
+    pub identity: String,
+    store: Weak<SecretStore>,
+    status: Arc<Status>,
+    facts: Mutex<RenewalFacts>,
+}
+
+/// How the renewal of one workload goes. Times are Unix seconds.
+#[derive(Clone, Debug, Default)]
+pub struct RenewalFacts {
+    /// When it is renewed next, or tried again.
+    pub next_attempt: Option<i64>,
+    /// When it was tried last.
+    pub last_attempt: Option<i64>,
+    /// When it succeeded last.
+    pub last_success: Option<i64>,
+    /// The end of the token that was used last, where it has one.
+    pub token_not_after: Option<i64>,
+    /// What is wrong now.
+    pub trouble: Option<Trouble>,
+}
+
+/// What keeps a workload from its next certificate.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// Since when, Unix seconds.
+    pub since: i64,
+    /// Its class.
+    pub reason: Reason,
+    /// In words.
+    pub text: String,
+}
+
+/// Why the process is not ready.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotReady {
+    /// No request has brought a token, so there is nobody to get a certificate for.
+    #[error("no SDS request has brought a service-account token yet")]
+    Nobody,
+    /// A secret was never held.
+    #[error("{resource} is not held yet{because}")]
+    Missing {
+        /// Which one.
+        resource: &'static str,
+        /// What is known of the reason.
+        because: String,
+    },
+    /// A secret cannot be used any more.
+    #[error("{resource} expired at {at}{because}")]
+    Expired {
+        /// Which one.
+        resource: &'static str,
+        /// When, as RFC 3339.
+        at: String,
+        /// What is known of the reason.
+        because: String,
+    },
+    /// It can be used, but not for long enough.
+    #[error("{resource} expires at {at}, which is less than SDS_SHIM_READY_MIN_LIFE away{because}")]
+    Short {
+        /// Which one.
+        resource: &'static str,
+        /// When, as RFC 3339.
+        at: String,
+        /// What is known of the reason.
+        because: String,
+    },
+}
+
+impl Workload {
+    pub(super) fn new(identity: String, store: Weak<SecretStore>, status: Arc<Status>) -> Self {
+        Self { identity, store, status, facts: Mutex::default() }
+    }
+
+    /// An attempt begins at `now` (Unix seconds) with a token that ends at `token_not_after`, if it does.
+    pub fn attempts(&self, now: i64, token_not_after: Option<i64>) {
+        let mut facts = self.lock();
+        facts.last_attempt = Some(now);
+        facts.token_not_after = token_not_after.or(facts.token_not_after);
+    }
+
+    /// An attempt has failed at `now`; the next one is made at `next`.
+    pub fn failed(&self, now: i64, next: i64, reason: Reason, text: String) {
+        let mut facts = self.lock();
+        let since = facts.trouble.as_ref().map_or(now, |trouble| trouble.since);
+        facts.trouble = Some(Trouble { since, reason, text });
+        facts.next_attempt = Some(next);
+        drop(facts);
+        self.status.changed(|renewals| renewals.failed[reason as usize] += 1);
+    }
+
+    /// A certificate was published at `now`, and is renewed at `next`.
+    pub fn renewed(&self, now: i64, next: i64) {
+        let mut facts = self.lock();
+        facts.trouble = None;
+        facts.last_success = Some(now);
+        facts.next_attempt = Some(next);
+        drop(facts);
+        self.status.changed(|renewals| renewals.issued += 1);
+    }
+
+    /// How its renewal goes.
+    pub fn renewal(&self) -> RenewalFacts {
+        self.lock().clone()
+    }
+
+    /// What it is served.
+    pub fn secrets(&self) -> Snapshot {
+        match self.store.upgrade().map(|store| store.look()) {
+            Some(View::Open(snapshot)) => snapshot,
+            Some(View::Ended(_)) | None => Snapshot::default(),
+        }
+    }
+
+    /// Until when (Unix seconds) all that it needs can be used.
+    pub(super) fn usable_until(&self) -> i64 {
+        let secrets = self.secrets();
+        [CERTIFICATE, ROOTS].into_iter().map(|name| not_after(&secrets, name).unwrap_or(i64::MIN)).min().unwrap_or(0)
+    }
+
+    pub(super) fn readiness(&self, now: i64, min_life: i64) -> Result<(), NotReady> {
+        let secrets = self.secrets();
+        let because = || self.lock().trouble.as_ref().map_or(String::new(), |trouble| format!(": {}", trouble.text));
+        for resource in [CERTIFICATE, ROOTS] {
+            let end = not_after(&secrets, resource);
+            let end = end.ok_or_else(|| NotReady::Missing { resource, because: because() })?;
+            let at = || clock::rfc3339(end);
+            if end <= now {
+                return Err(NotReady::Expired { resource, at: at(), because: because() });
+            }
+            if end.saturating_sub(now) < min_life {
+                return Err(NotReady::Short { resource, at: at(), because: because() });
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RenewalFacts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When a secret cannot be used any more: for anchors, that is when the last of them ends.
+fn not_after(secrets: &Snapshot, name: &str) -> Option<i64> {
+    let secret = secrets.get(name)?;
+    match secret.is_anchors() {
+        true => secret.facts().iter().map(|anchor| anchor.not_after).max(),
+        false => Some(secret.not_after()),
+    }
+}

@@ -1,0 +1,10 @@
+//! The pod entrypoint's part: signals as events, and the command that is started, followed and outlived by nothing
+//! of ours.
+
+mod child;
+mod signals;
+mod supervisor;
+
+pub use child::{Launch, LaunchError};
+pub use signals::{Event, Signals};
+pub use supervisor::Supervisor;

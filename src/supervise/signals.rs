@@ -1,0 +1,84 @@
+use std::{io, os::fd::AsFd};
+
+use locked::Readable;
+use nix::{
+    errno::Errno,
+    libc::SI_KERNEL,
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd, siginfo},
+    },
+};
+
+/// Signals for a process that has no child.
+const OURS: &[Signal] = &[Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1];
+
+/// What else a child may be sent: whatever somebody outside sends by intent. Signals that the kernel raises for a
+/// mistake of the process itself are no news for its child; stopping us stops serving, and is left to do so.
+const FOR_A_CHILD: &[Signal] = &[
+    Signal::SIGCHLD,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGCONT,
+    Signal::SIGWINCH,
+    Signal::SIGPWR,
+];
+
+/// A signal that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Which one.
+    pub signal: Signal,
+    /// A terminal sent it, for a key or a change of its size: then it sent it to the whole foreground group.
+    pub from_terminal: bool,
+}
+
+impl TryFrom<siginfo> for Event {
+    type Error = Errno;
+
+    fn try_from(info: siginfo) -> Result<Self, Errno> {
+        let signal = Signal::try_from(info.ssi_signo.cast_signed())?;
+        let keys = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH];
+        Ok(Self { signal, from_terminal: info.ssi_code == SI_KERNEL && keys.contains(&signal) })
+    }
+}
+
+/// The signals of this process as events. They are blocked instead of caught, so that what was set up for each of
+/// them is left as it is for a child, and so that a process with the number 1 gets all of them.
+pub struct Signals {
+    descriptor: SignalFd,
+    readable: Readable,
+}
+
+impl Signals {
+    /// Takes the signals, those for a child among them when there will be one. Call it inside a runtime, before any
+    /// other thread exists: what starts later inherits that they are blocked.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn take(with_child: bool) -> io::Result<Self> {
+        let mut mask: SigSet = OURS.iter().copied().collect();
+        if with_child {
+            mask.extend(FOR_A_CHILD.iter().copied());
+        }
+        mask.thread_block()?;
+        let descriptor = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let readable = Readable::new(descriptor.as_fd().try_clone_to_owned()?)?;
+        Ok(Self { descriptor, readable })
+    }
+
+    /// The next signal.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn next(&self) -> io::Result<Event> {
+        self.readable
+            .read(|| match self.descriptor.read_signal()? {
+                Some(info) => Ok(info.try_into()?),
+                None => Err(io::ErrorKind::WouldBlock.into()),
+            })
+            .await
+    }
+}

@@ -1,0 +1,88 @@
+use std::{future::pending, ops::ControlFlow, process::ExitStatus};
+
+use nix::sys::signal::Signal;
+use tokio::sync::watch;
+use tracing::{debug, info};
+
+use super::{
+    child::{Child, Launch, LaunchError, reap},
+    signals::Event,
+};
+use crate::{config::WaitFor, store::View};
+
+/// Whose life this process follows.
+enum State {
+    /// Nobody's.
+    Alone,
+    /// That of a command that starts once a certificate is held, or at once.
+    Waiting(Box<Launch>, Option<watch::Receiver<View>>),
+    /// That of a command that runs.
+    Running(Child),
+}
+
+/// Starts the command when it is time, gives it the signals that come, and tells when this process is to end.
+pub struct Supervisor(State);
+
+impl Supervisor {
+    /// Follows the command, if there is one. `view` is what the workload holds.
+    pub fn new(launch: Option<Launch>, wait: WaitFor, view: Option<watch::Receiver<View>>) -> Self {
+        let Some(launch) = launch else { return Self(State::Alone) };
+        launch.adopt_orphans();
+        let view = view.filter(|_| wait == WaitFor::Certificate);
+        if view.is_some() {
+            info!(program = launch.name(), "the command starts once the first certificate is held");
+        }
+        Self(State::Waiting(Box::new(launch), view))
+    }
+
+    /// Waits until the command is to be started, which may be never.
+    pub async fn due(&mut self) {
+        match &mut self.0 {
+            State::Waiting(_, None) => {}
+            State::Waiting(_, Some(view)) => {
+                let held = |view: &View| matches!(view, View::Open(secrets) if secrets.contains_key("default"));
+                if view.wait_for(held).await.is_err() {
+                    // Whoever made certificates is gone: none will come.
+                    pending().await
+                }
+            }
+            State::Alone | State::Running(_) => pending().await,
+        }
+    }
+
+    /// Starts the command, if it was not yet.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&mut self) -> Result<(), LaunchError> {
+        if let State::Waiting(launch, _) = std::mem::replace(&mut self.0, State::Alone) {
+            self.0 = State::Running(launch.start()?);
+        }
+        Ok(())
+    }
+
+    /// Follows a signal. Breaks when this process is to end: with the command, if it ever ran.
+    pub fn signal(&self, event: Event) -> ControlFlow<Option<ExitStatus>> {
+        match (&self.0, event.signal) {
+            (State::Running(child), Signal::SIGCHLD) => {
+                if let Some(status) = reap(Some(child)) {
+                    info!(program = child.name(), "the command ended: {status}");
+                    return ControlFlow::Break(Some(status));
+                }
+            }
+            (_, Signal::SIGCHLD) => {
+                reap(None);
+            }
+            (State::Running(_), signal) if event.from_terminal => {
+                debug!("{signal} is not passed on: the terminal has sent it to the command as well");
+            }
+            (State::Running(child), signal) => child.send(signal),
+            (_, Signal::SIGTERM | Signal::SIGINT) | (State::Waiting(..), Signal::SIGHUP | Signal::SIGQUIT) => {
+                info!("told to end");
+                return ControlFlow::Break(None);
+            }
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+}

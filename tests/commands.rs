@@ -1,0 +1,259 @@
+//! The short-lived commands against a running shim: what they print, and their exit codes.
+
+mod ca_common;
+
+use std::time::Duration;
+
+use ca_common::{Open, Scene, Tested};
+use serde_json::Value;
+use testkit::{
+    Failure, OrFail, POLL,
+    development_ca::{CaOptions, Fault},
+    shim::ShimBuilder,
+};
+use tokio::time::sleep;
+use tonic::Code;
+
+/// What a command printed, and its exit code.
+async fn run(shim: ShimBuilder, arguments: &[&str]) -> Result<(i32, String), Failure> {
+    let mut command = arguments.iter().fold(shim, |shim, argument| shim.arg(*argument)).start()?;
+    let code = command.wait_exit().await?.code();
+    Ok((code.ok_or_else(|| command.failure("it was ended by a signal"))?, command.log().lines().join("\n")))
+}
+
+fn down() -> Fault {
+    Fault::Status(Code::Unavailable, "down for the test".to_owned())
+}
+
+#[tokio::test]
+async fn the_status_is_a_table_for_people() -> Tested {
+    let scene = Scene::new().await?;
+    let mut shim = scene.shim().start()?;
+    let mut stream = Open::connect(&mut shim, "default").await?;
+    stream.next(&shim).await?;
+    // The acknowledgement is on its way.
+    while !shim.admin("/status").await?.text().contains(r#""acks":1"#) {
+        sleep(POLL).await;
+    }
+    let (code, text) = run(scene.shim(), &["status", "--table"]).await?;
+    assert_eq!(code, 0, "{text}");
+    let port = scene.ca.address().port().to_string();
+    let masked = mask(&text.replace(&port, "PORT").replace(&std::process::id().to_string(), "CLIENT"));
+    let golden = "\
+sds-shim 0.1.0, process #, up # s: ready
+source   the CA, with the token in ./var/run/secrets/tokens/istio-token
+
+spiffe://cluster.local/ns/foo/sa/sleep
+renewal  renews in # h # min; last success # s ago
+token    the one used last ends in # min # s
+RESOURCE  KIND  SERIAL   ISSUER   BEGAN   ENDS
+ROOTCA    root  SERIAL   ISSUER   # min # s ago   in # y # d
+default   leaf  SERIAL   ISSUER   # min # s ago   in # h # min
+default   intermediate  SERIAL   ISSUER   # min # s ago   in # h # min
+
+CA       localhost:PORT answers; # call, # failed, #.# ms each
+SDS      default: sent # time, # ACK, # NACK
+
+STREAM   PID   UID   OPEN   RESOURCE  STATE
+StreamSecrets   CLIENT   #   # s   default   accepted # s ago
+
+memory   keys are in MEMORY";
+    assert_eq!(simple(&masked), simple(golden), "\n{text}");
+    assert!(!text.contains('\x1b'), "no terminal, no colour");
+    Ok(())
+}
+
+/// Numbers, names of the PKI and what the machine allows differ from run to run.
+fn mask(text: &str) -> String {
+    let mut masked = String::new();
+    for line in text.lines() {
+        let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        if line.starts_with("missing") {
+            continue;
+        }
+        if line.starts_with("memory") {
+            masked.push_str("memory   keys are in MEMORY\n");
+            continue;
+        }
+        if matches!(words[0].as_str(), "ROOTCA" | "default") {
+            let cells: Vec<_> = line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+            words = [cells[0], cells[1], "SERIAL", "ISSUER", cells[4], cells[5]].map(str::to_owned).to_vec();
+        }
+        masked.push_str(&words.join("  "));
+        masked.push('\n');
+    }
+    let mut out = String::new();
+    for (at, part) in masked.split("0.1.0").enumerate() {
+        if at > 0 {
+            out.push_str("0.1.0");
+        }
+        let mut digits = false;
+        for character in part.chars() {
+            match (character.is_ascii_digit(), digits) {
+                (true, true) => {}
+                (true, false) => out.push('#'),
+                (false, _) => out.push(character),
+            }
+            digits = character.is_ascii_digit();
+        }
+    }
+    out
+}
+
+/// Without what depends on widths, and on whether a time is told in one unit or two.
+fn simple(text: &str) -> String {
+    let mut words: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        let unit = ["s", "min", "h", "d", "y"].contains(&word.trim_end_matches([';', ':']));
+        match words.last().map(String::as_str) {
+            Some("#") if unit => {
+                words.pop();
+                if words.last().is_some_and(|last| last == "TIME") {
+                    words.pop();
+                }
+                words.push(word.replace(char::is_alphabetic, "").replacen("", "TIME", 1));
+            }
+            _ => words.push(word.to_owned()),
+        }
+    }
+    words.join(" ")
+}
+
+#[tokio::test]
+async fn the_status_is_json_for_programs() -> Tested {
+    let scene = Scene::new().await?;
+    // Also when nothing listens for HTTP: the commands need only the SDS socket.
+    let shim = scene.shim().env("SDS_SHIM_ADMIN", "off").start()?;
+    shim.wait_for_log("a certificate was issued").await?;
+    let (code, text) = run(scene.shim(), &["status"]).await?;
+    assert_eq!(code, 0, "{text}");
+    let status: Value = serde_json::from_str(&text).or_fail("read the status")?;
+    assert_eq!((&status["ready"], &status["pid"]), (&true.into(), &shim.pid().into()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn health_is_an_exit_code_with_a_reason() -> Tested {
+    let scene = Scene::new().await?;
+    let (code, text) = run(scene.shim(), &["health"]).await?;
+    assert_eq!(code, 69, "nobody runs: {text}");
+    scene.ca.set_fault(Some(down()));
+    let shim = scene.shim().start()?;
+    shim.wait_for_log("no certificate yet").await?;
+    let (code, text) = run(scene.shim(), &["health"]).await?;
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("default is not held yet") && text.contains("down for the test"), "{text}");
+    scene.ca.set_fault(None);
+    assert_eq!(run(scene.shim(), &["wait"]).await?, (0, "ready".to_owned()));
+    assert_eq!(run(scene.shim(), &["health"]).await?, (0, "ready".to_owned()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn wait_waits_for_the_shim_and_its_certificate_and_no_longer() -> Tested {
+    let scene = Scene::new().await?;
+    scene.ca.set_fault(Some(down()));
+    let (code, text) = run(scene.shim(), &["wait", "--timeout", "200ms"]).await?;
+    assert_eq!(code, 69, "{text}");
+    let mut waiting = scene.shim().arg("wait").arg("--timeout=60s").start()?;
+    let shim = scene.shim().start()?;
+    shim.wait_for_log("no certificate yet").await?;
+    let (code, text) = run(scene.shim(), &["wait", "--timeout", "200ms"]).await?;
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("not ready: default is not held yet"), "{text}");
+    assert!(waiting.exited().is_none(), "it waits");
+    scene.ca.set_fault(None);
+    assert_eq!(waiting.wait_exit().await?.code(), Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn renew_tells_what_came_of_it() -> Tested {
+    let scene = Scene::new().await?;
+    let shim = scene.shim().start()?;
+    shim.wait_for_log("a certificate was issued").await?;
+    let (code, text) = run(scene.shim(), &["renew"]).await?;
+    assert_eq!((code, text.contains(&format!("process {} serves a new certificate", shim.pid()))), (0, true), "{text}");
+    assert_eq!(scene.issued().len(), 2);
+    scene.ca.set_fault(Some(down()));
+    let (code, text) = run(scene.shim(), &["renew"]).await?;
+    assert_eq!((code, text.contains("the renewal failed: the CA answered UNAVAILABLE")), (1, true), "{text}");
+    Ok(())
+}
+
+/// A signal that nobody expects would end whoever else serves the socket.
+#[tokio::test]
+async fn renew_leaves_a_stranger_alone() -> Tested {
+    let scene = Scene::new().await?;
+    let socket = scene.workload.socket();
+    let listener = tokio::net::UnixListener::bind(&socket).or_fail("serve the socket")?;
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(stream);
+        }
+    });
+    let (code, text) = run(scene.shim(), &["renew"]).await?;
+    assert_eq!(code, 69, "{text}");
+    sleep(Duration::from_millis(100)).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn get_prints_what_is_public_and_nothing_else() -> Tested {
+    let scene = Scene::new().await?;
+    let mut shim = scene.shim().start()?;
+    let held = Open::connect(&mut shim, "default").await?.next(&shim).await?;
+    let (code, chain) = run(scene.shim(), &["get", "default"]).await?;
+    assert_eq!(code, 0, "{chain}");
+    assert_eq!(chain.trim(), held.chain_pem.trim());
+    assert!(!chain.contains("PRIVATE KEY"));
+    let (code, roots) = run(scene.shim(), &["get", "ROOTCA"]).await?;
+    assert_eq!((code, roots.trim()), (0, scene.ca.root_pem().trim()));
+    let (code, text) = run(scene.shim(), &["get", "nothing"]).await?;
+    assert_eq!((code, text.contains("none of the named resources is known here")), (1, true), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_tells_all_mistakes_and_shows_no_secret() -> Tested {
+    let mut scene = Scene::without_token(CaOptions::default()).await?;
+    let (code, text) = run(scene.shim(), &["check"]).await?;
+    assert_eq!(code, 64, "{text}");
+    assert!(text.contains("MISTAKE  ./var/run/secrets/tokens/istio-token: "), "{text}");
+
+    let token = ca_common::token();
+    scene.write_token(&token)?;
+    let shim = scene.shim().env("CA_HEADER_X-KEY", "private-value").env("SECRET_TTL", "2h");
+    let (code, text) = run(shim, &["check"]).await?;
+    assert_eq!(code, 0, "{text}");
+    for expected in [
+        "SECRET_TTL = 2h  (environment)",
+        "ECC_CURVE = P256  (default)",
+        "CA_HEADER_X-KEY is set and not shown",
+        "identity spiffe://cluster.local/ns/foo/sa/sleep",
+        "the token is for the audience [\"istio-ca\"], of system:serviceaccount:foo:sleep, and ends at 2",
+        "root-cert.pem: 1 trust anchors",
+        "no mistakes",
+    ] {
+        assert!(text.contains(expected), "{expected:?} is not in {text}");
+    }
+    assert!(!text.contains("private-value") && !text.contains(&token[..20]), "{text}");
+
+    let (code, text) = run(scene.shim().env("SECRET_TTL", "x").env("SDS_SHIM_X", "y"), &["check"]).await?;
+    assert_eq!((code, text.contains("2 mistakes")), (64, true), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_fatal_end_is_noted_for_kubernetes() -> Tested {
+    let scene = Scene::new().await?;
+    let file = scene.workload.path().join("termination-log");
+    let shim = || scene.shim().env("SDS_SHIM_TERMINATION_LOG", "./termination-log");
+    assert_eq!(run(shim().env("SECRET_TTL", "x"), &[]).await?.0, 64);
+    assert!(!file.exists(), "only a file that is there is written");
+    std::fs::write(&file, "before").or_fail("make the file")?;
+    assert_eq!(run(shim().env("SECRET_TTL", "x"), &[]).await?.0, 64);
+    let noted = std::fs::read_to_string(&file).or_fail("read the file")?;
+    assert!(noted.starts_with("sds-shim: the configuration has mistakes") && noted.contains("SECRET_TTL"), "{noted}");
+    Ok(())
+}

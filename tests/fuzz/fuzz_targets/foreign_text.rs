@@ -1,0 +1,32 @@
+//! What peers wrote, on its way into the log: nothing that could be a key comes through, and it is one short line.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use sds_shim::bounded::foreign_text;
+
+/// Longest run of base64 that may be told.
+const RUN: usize = 40;
+/// The short last line of a key's base64.
+const SECRET: &str = "c2VjcmV0c2VjcmV0";
+
+fuzz_target!(|data: &[u8]| {
+    let Some((limit, text)) = data.split_first() else { return };
+    let limit = 2 * usize::from(*limit);
+    let text = String::from_utf8_lossy(text);
+    check(&foreign_text(&text, limit), limit);
+
+    // A key in the middle of it, after whatever the fuzzer wrote there.
+    let (before, after) = text.split_once('|').unwrap_or((&text, ""));
+    let key = format!("-----BEGIN PRIVATE KEY-----\n{}\n{SECRET}\n-----END PRIVATE KEY-----", "MIGHAgEA".repeat(8));
+    let told = foreign_text(&format!("{before}{key}{after}"), limit);
+    check(&told, limit);
+    assert!(!told.contains(SECRET) || before.contains(SECRET) || after.contains(SECRET), "a key is told: {told:?}");
+});
+
+fn check(told: &str, limit: usize) {
+    assert!(told.chars().count() <= limit + 1, "longer than {limit}: {told:?}");
+    assert!(!told.contains(char::is_control), "it is not one line: {told:?}");
+    assert!(!told.contains("-----BEGIN"), "a PEM block is told: {told:?}");
+    let longest = told.split(|c: char| !(c.is_ascii_alphanumeric() || "+/=_-".contains(c))).map(str::len).max();
+    assert!(longest.unwrap_or(0) <= RUN, "base64 is told: {told:?}");
+}

@@ -1,0 +1,147 @@
+//! `OUTPUT_CERTS`: key, chain and trust anchors in files, renewed without anybody who subscribes, and never mixed.
+
+mod common;
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use common::{Logged, Site};
+use nix::sys::signal::Signal;
+use openssl::{pkey::PKey, x509::X509};
+use testkit::{Failure, OrFail, PATIENCE};
+
+type Tested = Result<(), Failure>;
+
+fn serial(directory: &Path) -> Option<String> {
+    let chain = fs::read(directory.join("cert-chain.pem")).ok()?;
+    testkit::tls::serial(&X509::from_pem(&chain).ok()?).ok()
+}
+
+/// Waits for another certificate in the files than `before`.
+async fn next(directory: &Path, before: Option<&str>, shim: &Logged) -> Result<String, Failure> {
+    let written = async {
+        loop {
+            match serial(directory) {
+                Some(now) if Some(now.as_str()) != before => return now,
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, written).await.map_err(|_| shim.failure("no other certificate was written"))
+}
+
+/// Whether key and chain of the directory that is current now belong together.
+fn is_a_pair(directory: &Path) -> bool {
+    // What a careful reader does: the directory is looked up once.
+    let Ok(generation) = fs::canonicalize(directory.join("..data")) else { return true };
+    let read = |file: &str| fs::read(generation.join(file));
+    let (Ok(chain), Ok(key)) = (read("cert-chain.pem"), read("key.pem")) else { return true };
+    let (leaf, key) =
+        (X509::from_pem(&chain).expect("a whole chain"), PKey::private_key_from_pem(&key).expect("a key"));
+    leaf.public_key().expect("it has one").public_eq(&key)
+}
+
+fn output(site: &Site) -> PathBuf {
+    site.workload.path().join("output")
+}
+
+#[tokio::test]
+async fn files_follow_the_certificate_without_a_subscriber() -> Tested {
+    let site = Site::new().await?;
+    let directory = output(&site);
+    let shim = Logged(site.shim().env("OUTPUT_CERTS", directory.display().to_string()).start()?);
+    let mut held = next(&directory, None, &shim).await?;
+    let end = Arc::new(AtomicBool::new(false));
+    let reader = {
+        let (end, directory) = (Arc::clone(&end), directory.clone());
+        thread::spawn(move || {
+            let (mut read, mut mixed) = (0, 0);
+            while !end.load(Ordering::Relaxed) {
+                read += 1;
+                mixed += usize::from(!is_a_pair(&directory));
+            }
+            (read, mixed)
+        })
+    };
+    for _ in 0..20 {
+        shim.signal(Signal::SIGUSR1)?;
+        held = next(&directory, Some(&held), &shim).await?;
+    }
+    end.store(true, Ordering::Relaxed);
+    let (read, mixed) = reader.join().expect("the reader lives");
+    assert!(read > 20 && mixed == 0, "{mixed} of {read} reads were of two generations");
+    assert_eq!(fs::read_to_string(directory.join("root-cert.pem")).or_fail("the roots")?, site.pki.root_pem());
+    // One generation, one link to it, three names.
+    let names = fs::read_dir(&directory).or_fail("list the files")?.count();
+    assert_eq!(names, 5, "earlier generations were left behind");
+    Ok(())
+}
+
+#[tokio::test]
+async fn mode_and_group_are_as_configured() -> Tested {
+    let site = Site::new().await?;
+    let directory = output(&site);
+    let shim = site.shim().env("OUTPUT_CERTS", directory.display().to_string());
+    for (mode, gid, shim) in [
+        (0o640, nix::unistd::getegid().as_raw(), shim.clone()),
+        (0o440, 4242, shim.clone().env("SDS_SHIM_OUTPUT_MODE", "0440").env("SDS_SHIM_OUTPUT_GID", "4242")),
+    ] {
+        let before = serial(&directory);
+        let shim = Logged(shim.start()?);
+        next(&directory, before.as_deref(), &shim).await?;
+        let found = |file: &str| fs::metadata(directory.join(file)).or_fail("look at a file");
+        let key = found("key.pem")?;
+        assert_eq!((key.permissions().mode() & 0o777, key.gid()), (mode, gid));
+        assert_eq!(found("cert-chain.pem")?.permissions().mode() & 0o777, 0o644);
+        shim.wait_for_log("private keys are written to what is no tmpfs").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_tmpfs_is_not_warned_about() -> Tested {
+    let site = Site::new().await?;
+    let directory = PathBuf::from(format!("/dev/shm/sds-shim-{}", std::process::id()));
+    let shim = Logged(site.shim().env("OUTPUT_CERTS", directory.display().to_string()).start()?);
+    let written = next(&directory, None, &shim).await;
+    fs::remove_dir_all(&directory).or_fail("clean up")?;
+    written?;
+    assert_eq!(shim.log().count("no tmpfs"), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn files_of_another_agent_give_way() -> Tested {
+    let site = Site::new().await?;
+    let directory = output(&site);
+    fs::create_dir(&directory).or_fail("make the directory")?;
+    for file in ["key.pem", "cert-chain.pem", "root-cert.pem"] {
+        fs::write(directory.join(file), "old").or_fail("write a file")?;
+    }
+    let shim = Logged(site.shim().env("OUTPUT_CERTS", directory.display().to_string()).start()?);
+    next(&directory, None, &shim).await?;
+    assert!(is_a_pair(&directory) && fs::read_link(directory.join("key.pem")).is_ok());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_written_is_named_and_tried_again() -> Tested {
+    let site = Site::new().await?;
+    let directory = output(&site);
+    fs::write(&directory, "in the way").or_fail("write a file")?;
+    let shim = Logged(site.shim().env("OUTPUT_CERTS", directory.display().to_string()).start()?);
+    shim.wait_for_log("the files of before stay").await?;
+    fs::remove_file(&directory).or_fail("clear the way")?;
+    next(&directory, None, &shim).await?;
+    shim.wait_for_log("written again").await?;
+    Ok(())
+}

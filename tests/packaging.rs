@@ -1,0 +1,128 @@
+//! The alerts and the dashboard, held by Prometheus' own tool, and by what the documentation says that there is.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::{Value, json};
+use testkit::{scratch::Scratch, workspace};
+
+fn packaging(path: &str) -> PathBuf {
+    workspace().join("packaging").join(path)
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn promtool(arguments: &[&str], file: &Path) {
+    let directory =
+        std::env::var_os("PROMETHEUS_DIR").map_or_else(|| workspace().join("target/prometheus"), PathBuf::from);
+    let ran = Command::new(directory.join("promtool")).args(arguments).arg(file).output();
+    let ran = ran.expect("run tests/testkit/install-prometheus.sh");
+    let told = format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success() && !told.contains("FAILED"), "{arguments:?}: {told}");
+}
+
+/// Names of metrics in a text, with the suffixes of histograms taken off.
+fn metrics(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let ours = words.filter(|word| word.starts_with("sds_shim_") || word.starts_with("istio_agent_"));
+    ours.map(|word| word.trim_end_matches("_bucket").to_owned()).collect()
+}
+
+fn documented() -> BTreeSet<String> {
+    let page = read(&packaging("metrics.md"));
+    let rows: String = page.lines().filter(|line| line.starts_with("| `")).collect();
+    metrics(&rows)
+}
+
+fn dashboard() -> Vec<Value> {
+    let dashboard: Value =
+        serde_json::from_str(&read(&packaging("grafana/sds-shim.json"))).expect("the dashboard is JSON");
+    dashboard["panels"].as_array().expect("it has panels").clone()
+}
+
+#[test]
+fn the_alerts_fire_when_they_should() {
+    promtool(&["check", "rules"], &packaging("prometheus/alerts.yaml"));
+    promtool(&["test", "rules"], &packaging("prometheus/alerts.test.yaml"));
+}
+
+#[test]
+fn every_alert_is_tested() {
+    let tests = read(&packaging("prometheus/alerts.test.yaml"));
+    let alerts = read(&packaging("prometheus/alerts.yaml"));
+    let names: Vec<_> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(names.len() > 5);
+    let untested: Vec<_> = names.into_iter().filter(|name| !tests.contains(name)).collect();
+    assert!(untested.is_empty(), "{untested:?}");
+}
+
+#[test]
+fn the_queries_of_the_dashboard_are_valid() {
+    let scratch = Scratch::new("tests").expect("a directory");
+    let mut rules = Vec::new();
+    for panel in dashboard() {
+        for target in panel["targets"].as_array().expect("a panel has queries") {
+            rules.push(json!({ "record": format!("panel:query:{}", rules.len()), "expr": target["expr"] }));
+        }
+    }
+    assert!(rules.len() > 10);
+    // JSON is YAML as well.
+    let file = scratch.path().join("rules.yaml");
+    fs::write(&file, json!({ "groups": [{ "name": "dashboard", "rules": rules }] }).to_string())
+        .expect("write the rules");
+    promtool(&["check", "rules"], &file);
+}
+
+#[test]
+fn alerts_and_dashboard_speak_of_metrics_that_exist() {
+    let known = documented();
+    for file in ["prometheus/alerts.yaml", "prometheus/alerts.test.yaml", "grafana/sds-shim.json"] {
+        let used = metrics(&read(&packaging(file)));
+        assert!(used.len() > 5, "{file}");
+        let unknown: Vec<_> = used.difference(&known).collect();
+        assert!(unknown.is_empty(), "{file}: {unknown:?}");
+    }
+}
+
+#[test]
+fn each_panel_is_described() {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let panels: Vec<_> = dashboard()
+        .iter()
+        .map(|panel| format!("- **{}.** {}", text(&panel["title"]), text(&panel["description"])))
+        .collect();
+    let page = read(&packaging("grafana/README.md"));
+    let told: Vec<_> = page.lines().filter(|line| line.starts_with("- ")).collect();
+    assert_eq!(told, panels);
+}
+
+/// Who looks for a message finds it: what is quoted as a symptom is what the program says.
+#[test]
+fn the_symptoms_are_what_is_said() {
+    let mut sources = String::new();
+    let mut pending = vec![workspace().join("src")];
+    while let Some(path) = pending.pop() {
+        match fs::read_dir(&path) {
+            Ok(entries) => pending.extend(entries.map(|entry| entry.expect("an entry").path())),
+            Err(_) => sources += &read(&path),
+        }
+    }
+    // A long message is broken over lines.
+    let sources = sources.replace("\\\n", "").split_whitespace().collect::<Vec<_>>().join(" ");
+    let page = read(&packaging("troubleshooting.md"));
+    let mut quoted = 0;
+    for row in page.lines().filter(|line| line.starts_with("| `")) {
+        let symptom = row.split('`').nth(1).expect("it is quoted");
+        for part in symptom.split(['…', ':', ';']).map(|part| part.trim().trim_start_matches("default ")) {
+            assert!(sources.contains(part), "{part:?} is said nowhere");
+            quoted += 1;
+        }
+    }
+    assert!(quoted > 20, "{quoted}");
+}

@@ -1,0 +1,217 @@
+//! Clients that no server should have: each takes what it can get, breaks what it can break, and goes away.
+
+mod frames;
+mod sluggish;
+
+use std::{convert::Infallible, io, iter::repeat_with, path::Path, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::StreamBody;
+use hyper::{body::Frame, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{io::AsyncWriteExt, net::UnixStream, time::timeout};
+
+use self::sluggish::Sluggish;
+use crate::{
+    rng::Rng,
+    sds::{self, SdsClient},
+    unix,
+};
+
+/// How long one attack may last: many of them never end by themselves.
+const LONGEST: Duration = Duration::from_millis(1500);
+
+/// What a client may do.
+#[derive(Clone, Copy, Debug)]
+pub enum Attack {
+    /// More connections and streams than there are places, with as many names as there can be.
+    Crowd,
+    /// Asks on many streams, and never reads.
+    Deaf,
+    /// Reads and writes one byte at a time.
+    ByteByByte,
+    /// Random bytes.
+    Noise,
+    /// HTTP/2 frames of random kinds with random content.
+    Frames,
+    /// The beginning of a frame, and no more.
+    HalfFrame,
+    /// Opens streams and resets them at once.
+    Resets,
+    /// One message that never ends.
+    Endless,
+    /// Requests and headers beyond every limit.
+    Huge,
+    /// A lawful client, which asks, accepts and leaves.
+    Lawful,
+}
+
+impl Attack {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Crowd,
+        Self::Deaf,
+        Self::ByteByByte,
+        Self::Noise,
+        Self::Frames,
+        Self::HalfFrame,
+        Self::Resets,
+        Self::Endless,
+        Self::Huge,
+        Self::Lawful,
+    ];
+
+    /// Does it once. What the server makes of it, refusals and broken connections among them, is no failure.
+    pub async fn run(self, socket: &Path, rng: &mut Rng) {
+        let attack = async {
+            match self {
+                Self::Crowd => crowd(socket, rng).await,
+                Self::Deaf => deaf(socket, rng).await,
+                Self::ByteByByte => byte_by_byte(socket, rng).await,
+                Self::Noise => noise(socket, rng).await,
+                Self::Frames => frames(socket, rng).await,
+                Self::HalfFrame => half_frame(socket, rng).await,
+                Self::Resets => resets(socket, rng).await,
+                Self::Endless => endless(socket, rng).await,
+                Self::Huge => huge(socket, rng).await,
+                Self::Lawful => lawful(socket, rng).await,
+            }
+        };
+        let _ = timeout(LONGEST, attack).await;
+    }
+}
+
+async fn linger(rng: &mut Rng) {
+    tokio::time::sleep(Duration::from_millis(rng.below(LONGEST.as_millis() as u64))).await;
+}
+
+async fn crowd(socket: &Path, rng: &mut Rng) -> io::Result<()> {
+    let names: Vec<_> = (0..rng.within(1..60)).map(|name| format!("file-root:/{name}/{}", "x".repeat(1000))).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut streams = Vec::new();
+    for _ in 0..rng.within(1..25) {
+        let Ok(client) = SdsClient::connect(socket).await else { continue };
+        for _ in 0..rng.within(1..30) {
+            let stream = client.stream();
+            stream.send(sds::request(if rng.below(2) == 0 { &names } else { &["default"] }));
+            streams.push(stream);
+        }
+    }
+    linger(rng).await;
+    Ok(())
+}
+
+async fn deaf(socket: &Path, rng: &mut Rng) -> io::Result<()> {
+    let client = SdsClient::over(Sluggish::deaf(unix::connect(socket).await?)).await?;
+    let streams: Vec<_> = (0..rng.within(1..40)).map(|_| client.stream()).collect();
+    for stream in &streams {
+        stream.send(sds::request(&["default", "ROOTCA"]));
+    }
+    linger(rng).await;
+    Ok(())
+}
+
+async fn byte_by_byte(socket: &Path, rng: &mut Rng) -> io::Result<()> {
+    let pause = Duration::from_millis(1 + rng.below(3));
+    let client = SdsClient::over(Sluggish::byte_by_byte(unix::connect(socket).await?, pause)).await?;
+    let mut stream = client.stream();
+    stream.send(sds::request(&["default"]));
+    let _ = stream.recv().await;
+    Ok(())
+}
+
+async fn noise(socket: &Path, rng: &mut Rng) -> io::Result<()> {
+    let mut stream = unix::connect(socket).await?;
+    if rng.below(2) == 0 {
+        stream.write_all(frames::PREFACE).await?;
+    }
+    let count = rng.within(1..100_000);
+    stream.write_all(&rng.bytes(count)).await
+}
+
+async fn opened(socket: &Path) -> io::Result<UnixStream> {
+    let mut stream = unix::connect(socket).await?;
+    stream.write_all(frames::PREFACE).await?;
+    stream.write_all(&frames::settings()).await?;
+    Ok(stream)
+}
+
+async fn frames(socket: &Path, rng: &mut Rng) -> io::Result<()> {
+    let mut stream = opened(socket).await?;
+    for _ in 0..rng.within(1..2000) {
+        stream.write_all(&frames::random(rng)).await?;
+    }
+    linger(rng).await;
+    Ok(())
+}
+
+async fn half_frame(socket: &Path, rng: &mut Rng) -> io::Result<()> {
+    let mut stream = opened(socket).await?;
+    stream.write_all(&frames::beginning(rng)).await?;
+    linger(rng).await;
+    Ok(())
+}
+
+async fn resets(socket: &Path, rng: &mut Rng) -> io::Result<()> {
+    let client = SdsClient::connect(socket).await?;
+    for _ in 0..rng.within(1..300) {
+        let stream = client.stream();
+        stream.send(sds::request(&["default"]));
+        tokio::task::yield_now().await;
+        drop(stream);
+    }
+    Ok(())
+}
+
+async fn endless(socket: &Path, rng: &mut Rng) -> io::Result<()> {
+    let stream = TokioIo::new(unix::connect(socket).await?);
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.map_err(io::Error::other)?;
+    let announced = if rng.below(2) == 0 { u32::MAX } else { 60_000 };
+    let mut head = vec![0];
+    head.extend(announced.to_be_bytes());
+    let zeros = repeat_with(|| Bytes::from_static(&[0; 1024]));
+    let body = [Bytes::from(head)].into_iter().chain(zeros).map(|bytes| Ok::<_, Infallible>(Frame::data(bytes)));
+    let request = http::Request::post("http://localhost/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(StreamBody::new(tokio_stream::iter(body)))
+        .map_err(io::Error::other)?;
+    let connection = tokio::spawn(connection);
+    let answer = timeout(LONGEST / 2, sender.send_request(request)).await;
+    linger(rng).await;
+    connection.abort();
+    drop(answer);
+    Ok(())
+}
+
+async fn huge(socket: &Path, rng: &mut Rng) -> io::Result<()> {
+    let client = SdsClient::connect(socket).await?;
+    let length = rng.within(10_000..500_000);
+    let client = match client.clone().with_metadata("x-junk", "x".repeat(length)) {
+        Ok(with_header) if rng.below(2) == 0 => with_header,
+        _ => client,
+    };
+    let stream = client.stream();
+    let name = "n".repeat(rng.within(1000..2_000_000));
+    stream.send(sds::request(&[&name]));
+    let answer = client.fetch(sds::request(&[&name])).await;
+    linger(rng).await;
+    drop(answer);
+    Ok(())
+}
+
+async fn lawful(socket: &Path, rng: &mut Rng) -> io::Result<()> {
+    let client = SdsClient::connect(socket).await?;
+    let mut stream = client.stream();
+    stream.send(sds::request(&["default"]));
+    let mut delta = client.delta();
+    delta.send(sds::delta_request(&["default", "ROOTCA"], &[]));
+    if let Ok(answer) = stream.recv().await {
+        stream.send(sds::ack(&answer, &["default"]));
+    }
+    if let Ok(answer) = delta.recv().await {
+        delta.send(sds::delta_ack(&answer));
+    }
+    linger(rng).await;
+    Ok(())
+}
