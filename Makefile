@@ -15,10 +15,11 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build openssl envoy gdb prometheus demo test soak check fuzz fuzz-short asan distribution clean
+.PHONY: help build openssl envoy gdb prometheus pilot-agent demo test conformance-istio soak check fuzz fuzz-short asan \
+  distribution clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 build: openssl ## the shipped binary, at target/dist/sds-shim
 	@RUSTFLAGS="$(DIST_FLAGS)" $(CARGO) build --profile dist --target $(TARGET) --bin sds-shim
@@ -28,11 +29,14 @@ demo: build envoy ## the acceptance scene: four workloads, real Envoys; KEEP=1 l
 	@$(CARGO) build --quiet --package testkit --bin demo
 	@target/debug/demo
 
-test: check build envoy gdb prometheus distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
+test: check build envoy gdb prometheus pilot-agent distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --workspace --all-targets
 	@tests/testkit/search-output.sh target/test-output
+
+conformance-istio: build pilot-agent ## the rules of SDS held against Istio's agent beside ours; writes src/manual/conformance.md
+	@CONFORMANCE_TABLE=1 $(CARGO) test --test sds_conformance -- --nocapture
 
 soak: build envoy ## ten minutes of hostile clients and a CA that floods, and of faults under load; SOAK_SECONDS=n for another time
 	@$(CARGO) build --quiet --package testkit --bins
@@ -66,6 +70,9 @@ envoy:
 
 gdb:
 	@tests/testkit/install-gdb.sh
+
+pilot-agent:
+	@tests/testkit/install-pilot-agent.sh
 
 prometheus:
 	@tests/testkit/install-prometheus.sh

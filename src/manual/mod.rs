@@ -6,6 +6,9 @@ pub mod architecture {}
 #[doc = include_str!("differences.md")]
 pub mod differences {}
 
+#[doc = include_str!("conformance.md")]
+pub mod conformance {}
+
 #[doc = include_str!("threat_model.md")]
 pub mod threat_model {}
 

@@ -105,23 +105,7 @@ impl Shim {
 
     /// Waits until the socket accepts connections and opens one; fails when the process ends instead.
     pub async fn connect(&mut self) -> Result<SdsClient, Failure> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let error = match SdsClient::connect(&self.socket).await {
-                Ok(client) => return Ok(client),
-                Err(error) => error,
-            };
-            if let Some(status) = self.process.exited() {
-                self.process.wait_exit().await?;
-                let name = self.process.name();
-                return Err(self.process.failure(format!("{name} ended ({status}) before its socket could be used")));
-            }
-            if Instant::now() > deadline {
-                let name = self.process.name();
-                return Err(self.process.failure(format!("{name} has no usable socket after {PATIENCE:?}: {error}")));
-            }
-            sleep(POLL).await;
-        }
+        SdsClient::wait_for(&mut self.process, &self.socket).await
     }
 }
 

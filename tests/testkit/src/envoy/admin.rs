@@ -39,6 +39,11 @@ impl Admin {
         Self { socket }
     }
 
+    /// That of an Envoy that somebody else has started, with its admin interface at this socket.
+    pub fn at(socket: &Path) -> Self {
+        Self::new(socket.to_owned())
+    }
+
     /// The Unix socket, for curl.
     pub fn socket(&self) -> &Path {
         &self.socket

@@ -20,6 +20,7 @@ use sds_shim_proto::envoy::service::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixStream,
+    time::{Instant, sleep},
 };
 use tonic::{
     Request, Status,
@@ -27,7 +28,7 @@ use tonic::{
     metadata::{AsciiMetadataKey, BinaryMetadataKey, BinaryMetadataValue, MetadataMap},
 };
 
-use crate::{Failure, OrFail, unix};
+use crate::{Failure, OrFail, PATIENCE, POLL, process::Process, unix};
 
 pub use exchange::{Closed, Exchange};
 pub use health::HealthWatch;
@@ -50,9 +51,29 @@ pub struct SdsClient {
 }
 
 impl SdsClient {
-    /// Connects once, without waiting for a socket that is not there yet (see [`crate::shim::Shim::connect`]).
+    /// Connects once, without waiting for a socket that is not there yet (see [`SdsClient::wait_for`]).
     pub async fn connect(socket: &Path) -> io::Result<Self> {
         Self::over(unix::connect(socket).await?).await
+    }
+
+    /// Waits until this process accepts connections on its socket and opens one; fails when it ends instead.
+    pub async fn wait_for(process: &mut Process, socket: &Path) -> Result<Self, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let error = match Self::connect(socket).await {
+                Ok(client) => return Ok(client),
+                Err(error) => error,
+            };
+            let name = process.name().to_owned();
+            if let Some(status) = process.exited() {
+                process.wait_exit().await?;
+                return Err(process.failure(format!("{name} ended ({status}) before its socket could be used")));
+            }
+            if Instant::now() > deadline {
+                return Err(process.failure(format!("{name} has no usable socket after {PATIENCE:?}: {error}")));
+            }
+            sleep(POLL).await;
+        }
     }
 
     /// Speaks over a connection that is there already.
