@@ -140,6 +140,7 @@ fn runtime() -> io::Result<Runtime> {
 /// Serves until the process is told to end, or until the command that it is to start has ended. When it cannot serve
 /// it does not listen either, so that Envoy's other sources are not kept from it.
 fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
+    Signals::block(launch.is_some())?;
     let config = Config::from_env(&ProcessEnv::capture()).map_err(AppError::Config)?;
     log::start(config.log.clone())?;
     memory::protect(&config.memory)?;

@@ -2,16 +2,19 @@
 
 use std::{
     fmt::{self, Write as _},
-    io::Write as _,
+    io::{Stderr, Write as _},
+    os::fd::AsFd as _,
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 use tracing::{
     Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
     span,
     subscriber::SetGlobalDefaultError,
+    warn,
 };
 
 use crate::{
@@ -19,12 +22,15 @@ use crate::{
     config::{LogConfig, LogFormat, LogLevel, SCOPES},
 };
 
-/// Longest line; what a peer says is cut before, so only a mistake of ours could reach it.
+/// Bytes of the longest line; what a peer says is cut before, so only a mistake of ours could reach it. One write of
+/// so many to a pipe is never mixed with another's, and has room when the pipe says that it has some (pipe(7)).
 const MAX_LINE: usize = 4096;
 
 struct StderrLog {
     config: LogConfig,
     spans: AtomicU64,
+    /// Lines that found no room since the last one that did.
+    lost: AtomicU64,
 }
 
 /// Sends this process's events to standard error from now on.
@@ -32,7 +38,7 @@ struct StderrLog {
 /// # Errors
 /// When it was called before.
 pub fn start(config: LogConfig) -> Result<(), SetGlobalDefaultError> {
-    tracing::subscriber::set_global_default(StderrLog { config, spans: AtomicU64::new(1) })
+    tracing::subscriber::set_global_default(StderrLog { config, spans: AtomicU64::new(1), lost: AtomicU64::new(0) })
 }
 
 /// The top-level module that an event comes from.
@@ -80,13 +86,36 @@ impl Subscriber for StderrLog {
             LogFormat::Json => fields.json(&time.to_string(), level.as_str(), scope),
         };
         line.push('\n');
-        // One write a line; with standard error gone there is nobody to tell.
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        self.write(&line);
     }
 
     fn enter(&self, _: &span::Id) {}
 
     fn exit(&self, _: &span::Id) {}
+}
+
+impl StderrLog {
+    /// One write a line. A reader who has stopped to read must not stop us: what finds no room is lost and counted.
+    fn write(&self, line: &str) {
+        let mut stderr = std::io::stderr();
+        if !has_room(&stderr) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        // With standard error gone there is nobody to tell.
+        let _ = stderr.write_all(line.as_bytes());
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            warn!("{lost} lines of this log were lost before the last one: nobody read standard error");
+        }
+    }
+}
+
+/// Whether a line can be written at once: the kernel promises room for a page, which no line exceeds.
+fn has_room(stderr: &Stderr) -> bool {
+    let mut descriptors = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    // A descriptor that cannot be asked cannot be full either.
+    poll(&mut descriptors, PollTimeout::ZERO).map_or(true, |ready| ready > 0)
 }
 
 #[derive(Default)]
@@ -108,19 +137,22 @@ impl Fields {
                 other => write!(line, " {name}={other}"),
             };
         }
-        if let Some((cut, _)) = line.char_indices().nth(MAX_LINE) {
-            line.truncate(cut);
-        }
+        line.truncate(line.floor_char_boundary(MAX_LINE - 1));
         line
     }
 
     fn json(self, time: &str, level: &str, scope: &str) -> String {
-        let message: String = self.message.chars().take(MAX_LINE).collect();
-        let mut line = json!({ "time": time, "level": level.to_lowercase(), "scope": scope, "message": message });
+        let mut line = json!({ "time": time, "level": level.to_lowercase(), "scope": scope, "message": self.message });
         for (name, value) in self.others {
             line[name] = value;
         }
-        line.to_string()
+        let text = line.to_string();
+        if text.len() < MAX_LINE {
+            return text;
+        }
+        // Cut, it has to stay JSON: control characters and quotes take up to six bytes each.
+        let message = &self.message[..self.message.floor_char_boundary(MAX_LINE / 8)];
+        json!({ "time": time, "level": level.to_lowercase(), "scope": scope, "message": message }).to_string()
     }
 }
 

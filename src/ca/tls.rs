@@ -106,7 +106,10 @@ fn trust(context: &mut SslContextBuilder, roots: &CaRoots) -> Result<(), CaError
     let (bundle, _) = TrustBundle::from_pem(&String::from_utf8_lossy(&content), clock::now())
         .map_err(|error| problem(error.to_string()))?;
     let mut store = X509StoreBuilder::new()?;
-    bundle.add_to(&mut store)?;
+    if !bundle.add_to(&mut store)? {
+        let count = bundle.anchors().len();
+        return Err(problem(format!("there is no room for its {count} trust anchors; SDS_SHIM_ARENA_KIB makes more")));
+    }
     context.set_cert_store(store.build());
     Ok(())
 }

@@ -1,4 +1,4 @@
-use std::{convert::Infallible, future, io, path::PathBuf, time::Duration};
+use std::{convert::Infallible, fs, future, io, path::PathBuf, time::Duration};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -8,8 +8,10 @@ use crate::{bounded, clock, identity::TrustBundle};
 
 /// Bytes of one file: some ninety anchors.
 const MAX_FILE: usize = 128 * 1024;
+/// What must be free besides, for everybody else.
+const RESERVE: usize = 448 * 1024;
 /// Pause between two looks at the files when the kernel cannot tell us of changes.
-const WITHOUT_WATCHER: Duration = Duration::from_secs(1);
+const WITHOUT_WATCHER: Duration = Duration::from_secs(30);
 
 /// The trust anchors in files, kept up to date: watched, and read anew when one of them changes. A file that goes
 /// away or cannot be used any more keeps its last good content.
@@ -40,18 +42,26 @@ impl RootFiles {
         if self.files.is_empty() {
             return future::pending().await;
         }
-        let mut watcher = self.watcher();
+        let (mut watcher, mut told) = (self.watcher(), false);
         loop {
             // Watched before they are read, so that no change falls in between.
             self.read();
-            let watched = match &mut watcher {
-                Ok(watcher) => watcher.changed().await,
-                Err(error) => Err(io::Error::from(error.kind())),
+            let watched = match watcher {
+                Ok(ref mut watcher) => watcher.changed().await,
+                Err(ref error) => Err(error.raw_os_error().map_or(error.kind().into(), io::Error::from_raw_os_error)),
             };
-            if let Err(error) = watched {
-                warn!("the files with trust anchors cannot be watched, they are looked at in a second: {error}");
-                tokio::time::sleep(WITHOUT_WATCHER).await;
-                watcher = self.watcher();
+            match watched {
+                Ok(()) => told = false,
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        warn!(
+                            "the files with trust anchors cannot be watched, they are looked at every 30 s: {error} \
+                             (fs.inotify.max_user_instances may be too low for the pods of this node)"
+                        );
+                    }
+                    tokio::time::sleep(WITHOUT_WATCHER).await;
+                    watcher = self.watcher();
+                }
             }
         }
     }
@@ -88,7 +98,13 @@ fn read_inline(texts: &[String]) -> TrustBundle {
 
 impl File {
     fn read(&mut self) {
-        let read = bounded::read(&self.path, MAX_FILE).map_err(|error| error.to_string()).and_then(|content| {
+        // It is in memory twice while it is read, and again as what is made from it.
+        let size = fs::metadata(&self.path).map_or(0, |metadata| metadata.len() as usize).min(MAX_FILE);
+        let content = match locked::has_room(&[size, size, size, RESERVE]) {
+            true => bounded::read(&self.path, MAX_FILE).map_err(|error| error.to_string()),
+            false => Err("there is no room for it now; SDS_SHIM_ARENA_KIB makes more".to_owned()),
+        };
+        let read = content.and_then(|content| {
             let text = String::from_utf8_lossy(&content).into_owned();
             TrustBundle::from_pem(&text, clock::now()).map_err(|error| error.to_string())
         });

@@ -13,6 +13,12 @@ use super::{
     validity::{is_ca, validity},
 };
 
+/// Whether one more certificate may be parsed, which takes about a dozen KiB. What is kept free of clients is for this
+/// as well; a full arena would end the process.
+fn has_room() -> bool {
+    locked::has_room(&[64 * 1024])
+}
+
 /// A trust anchor, as its DER: parsed it would take a multiple of the memory.
 #[derive(Debug)]
 pub struct TrustAnchor {
@@ -76,7 +82,10 @@ impl TrustBundle {
     /// When it holds no certificate, or none that can be used.
     pub fn from_pem(text: &str, now: i64) -> Result<(Self, Vec<BadAnchor>), PemError> {
         let (mut anchors, mut bad) = (Vec::new(), Vec::new());
-        for (index, certificate) in pem::blocks(text).into_iter().enumerate() {
+        for (index, certificate) in pem::blocks(text).enumerate() {
+            if !has_room() {
+                return Err(PemError::NoRoom { position: index + 1 });
+            }
             let anchor = certificate.map_err(|_| "cannot be parsed".to_owned());
             match anchor.and_then(|certificate| TrustAnchor::new(&certificate, now)) {
                 Ok(anchor) => anchors.push(Arc::new(anchor)),
@@ -122,12 +131,42 @@ impl TrustBundle {
         Ok(text)
     }
 
-    /// Adds the anchors to what OpenSSL verifies against.
+    /// Adds the anchors to what OpenSSL verifies against; `false` when there was no room for all of them.
     ///
     /// # Errors
     /// What OpenSSL says; it fails only for want of memory.
-    pub fn add_to(&self, store: &mut X509StoreBuilderRef) -> Result<(), ErrorStack> {
-        self.anchors.iter().try_for_each(|anchor| store.add_cert(X509::from_der(&anchor.der)?))
+    pub fn add_to(&self, store: &mut X509StoreBuilderRef) -> Result<bool, ErrorStack> {
+        self.add_those(store, |_| true)
+    }
+
+    /// Adds those that one of these certificates names as its issuer, or that are one of them.
+    ///
+    /// # Errors
+    /// As for [`TrustBundle::add_to`].
+    pub(super) fn add_issuers(&self, store: &mut X509StoreBuilderRef, of: &[&X509Ref]) -> Result<bool, ErrorStack> {
+        let mut names = Vec::new();
+        for certificate in of {
+            names.push(certificate.issuer_name().to_der()?);
+            names.push(certificate.subject_name().to_der()?);
+        }
+        self.add_those(store, |anchor| anchor.subject_name().to_der().is_ok_and(|name| names.contains(&name)))
+    }
+
+    fn add_those(
+        &self,
+        store: &mut X509StoreBuilderRef,
+        wanted: impl Fn(&X509Ref) -> bool,
+    ) -> Result<bool, ErrorStack> {
+        for anchor in &self.anchors {
+            if !has_room() {
+                return Ok(false);
+            }
+            let anchor = X509::from_der(&anchor.der)?;
+            if wanted(&anchor) {
+                store.add_cert(anchor)?;
+            }
+        }
+        Ok(true)
     }
 
     /// Whether this certificate is one of them.

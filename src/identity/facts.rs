@@ -31,7 +31,7 @@ pub struct CertificateFacts {
 impl CertificateFacts {
     /// Of each certificate in a PEM text, in its order; what cannot be read is left out.
     pub fn from_pem(text: &str) -> Vec<Self> {
-        blocks(text).into_iter().flatten().filter_map(|certificate| Self::new(&certificate)).collect()
+        blocks(text).flatten().filter_map(|certificate| Self::new(&certificate)).collect()
     }
 
     fn new(certificate: &X509Ref) -> Option<Self> {

@@ -67,6 +67,9 @@ pub enum SvidError {
     /// The chain does not lead to a root of the answer.
     #[error("the chain does not lead to a root of the answer: {0}")]
     Chain(String),
+    /// There is no room for what would be needed to verify it.
+    #[error("there is no room to verify it now; SDS_SHIM_ARENA_KIB makes more")]
+    NoRoom,
     /// OpenSSL failed.
     #[error("OpenSSL: {0}")]
     OpenSsl(#[from] ErrorStack),
@@ -212,7 +215,11 @@ fn verified_path(leaf: &X509, others: &[X509], roots: &TrustBundle, now: i64) ->
     // As Envoy does: whatever the CA calls a root is one, also an intermediate.
     param.set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
     let mut store = X509StoreBuilder::new()?;
-    roots.add_to(&mut store)?;
+    // Only those that the path can lead to: parsed, a hundred of them would fill the arena.
+    let chain: Vec<&X509Ref> = [leaf].into_iter().chain(others).map(AsRef::as_ref).collect();
+    if !roots.add_issuers(&mut store, &chain)? {
+        return Err(SvidError::NoRoom);
+    }
     store.set_param(&param)?;
     let mut untrusted = Stack::new()?;
     for other in others {

@@ -23,21 +23,65 @@ pub fn unix_seconds(time: &Asn1TimeRef) -> Result<i64, ErrorStack> {
 /// Whether basicConstraints says CA:TRUE (RFC 5280, section 4.2.1.9), found by its encoding: the OpenSSL binding has
 /// no accessor for it, and its own check for servers and clients lets a CA certificate pass as a leaf.
 pub(super) fn is_ca(certificate: &X509Ref) -> Result<bool, ErrorStack> {
-    const OID: [u8; 4] = [0x03, 0x55, 0x1d, 0x13];
     let der = certificate.to_der()?;
-    Ok(der.windows(OID.len()).enumerate().filter(|(_, window)| *window == OID).any(|(at, _)| {
-        let value = &der[at + OID.len()..];
-        let value = match value {
-            [0x01, 0x01, _critical, value @ ..] => value,
-            value => value,
-        };
-        // OCTET STRING { SEQUENCE { BOOLEAN OPTIONAL, INTEGER OPTIONAL } }, each with a length of one byte. OpenSSL
-        // takes more than DER allows, and any value but zero for TRUE: only what is plainly no CA counts as none.
-        !matches!(
-            value,
-            [0x04, ..=0x7f, 0x30, 0x00, ..]
-                | [0x04, ..=0x7f, 0x30, ..=0x7f, 0x01, 0x01, 0x00, ..]
-                | [0x04, ..=0x7f, 0x30, ..=0x7f, 0x02, ..]
-        )
-    }))
+    Ok(match basic_constraints(&der) {
+        Ok(None) => false,
+        // OpenSSL takes more than DER allows, and any value but zero for TRUE: only what is plainly no CA counts as none.
+        Ok(Some(value)) => !matches!(value, [0x30, 0x00] | [0x30, _, 0x01, 0x01, 0x00, ..] | [0x30, _, 0x02, ..]),
+        Err(Unreadable) => true,
+    })
+}
+
+/// DER that is not as this module expects it.
+struct Unreadable;
+
+/// The value of the extension (2.5.29.19), if the certificate has it.
+fn basic_constraints(certificate: &[u8]) -> Result<Option<&[u8]>, Unreadable> {
+    const SEQUENCE: u8 = 0x30;
+    const EXTENSIONS: u8 = 0xa3;
+    const OID: [u8; 3] = [0x55, 0x1d, 0x13];
+    let inside = |(tag, value, _): (u8, _, _), wanted| if tag == wanted { Ok(value) } else { Err(Unreadable) };
+    let certificate = inside(element(certificate)?, SEQUENCE)?;
+    let mut fields = inside(element(certificate)?, SEQUENCE)?;
+    while !fields.is_empty() {
+        let (tag, value, rest) = element(fields)?;
+        fields = rest;
+        if tag != EXTENSIONS {
+            continue;
+        }
+        let mut extensions = inside(element(value)?, SEQUENCE)?;
+        while !extensions.is_empty() {
+            let (tag, extension, rest) = element(extensions)?;
+            extensions = rest;
+            let (_, oid, mut after) = element(inside((tag, extension, rest), SEQUENCE)?)?;
+            if oid != OID {
+                continue;
+            }
+            // Whether it is critical may stand in between.
+            loop {
+                let (tag, value, rest) = element(after)?;
+                if tag == 0x04 {
+                    return Ok(Some(value));
+                }
+                after = rest;
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Tag and value of the first element, and what follows it.
+fn element(der: &[u8]) -> Result<(u8, &[u8], &[u8]), Unreadable> {
+    let (&tag, rest) = der.split_first().ok_or(Unreadable)?;
+    let (&first, mut rest) = rest.split_first().ok_or(Unreadable)?;
+    let mut length = usize::from(first);
+    if first >= 0x80 {
+        // Longer lengths than of three bytes are of no certificate that is taken.
+        let count = usize::from(first & 0x7f);
+        let bytes = rest.get(..count).filter(|bytes| (1..=3).contains(&bytes.len())).ok_or(Unreadable)?;
+        length = bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+        rest = &rest[count..];
+    }
+    let value = rest.get(..length).ok_or(Unreadable)?;
+    Ok((tag, value, &rest[length..]))
 }

@@ -20,12 +20,14 @@ pub struct ProjectedToken {
     file: PathBuf,
     audience: Option<String>,
     last: Option<Result<TokenDigest, TokenError>>,
+    /// Whether it was said that the file cannot be watched.
+    told: bool,
 }
 
 impl ProjectedToken {
     /// The token in `file`, which must be meant for `audience`, if that is any.
     pub fn new(file: &Path, audience: Option<String>) -> Self {
-        Self { file: file.to_owned(), audience, last: None }
+        Self { file: file.to_owned(), audience, last: None, told: false }
     }
 
     fn seen(token: &Result<BearerToken, TokenError>) -> Result<TokenDigest, TokenError> {
@@ -57,7 +59,9 @@ impl TokenSource for ProjectedToken {
                 Err(error) => Err(error),
             };
             if let Err(error) = watched {
-                warn!("{}: changes cannot be watched: {error}", self.file.display());
+                if !std::mem::replace(&mut self.told, true) {
+                    warn!("{}: changes cannot be watched, it is looked at every second: {error}", self.file.display());
+                }
                 tokio::time::sleep(WITHOUT_WATCHER).await;
             }
         }

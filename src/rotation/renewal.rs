@@ -142,8 +142,9 @@ impl<T: TokenSource> Renewal<T> {
                 Ok(svid) => svid,
                 Err(ended) => return ended,
             };
-            let ((_, not_after), now) = (svid.validity(), clock::now());
-            let wait = renewal_after(&self.rotation.schedule, not_after, now, random());
+            let ((not_before, not_after), now) = (svid.validity(), clock::now());
+            // A clock that is behind must not make the life look longer than it is.
+            let wait = renewal_after(&self.rotation.schedule, not_after, now.max(not_before), random());
             info!(
                 identity = %self.identity,
                 serial = svid.serial(),
@@ -177,17 +178,14 @@ impl<T: TokenSource> Renewal<T> {
                 Err(failure) => failure,
             };
             if T::FIXED && failure.token_is_final(self.held.is_some()) {
-                self.tell(&failure, "nothing more is tried with this token");
-                self.shown.failed(clock::now(), clock::now(), failure.reason(), self.explain(&failure));
+                self.failed(&failure, Duration::ZERO, "nothing more is tried with this token");
                 return Err(RenewalEnded::Token(failure.to_string()));
             }
             let wait = self.wait_after(&failure, &mut backoff);
             match failure.needs_token() {
-                true => self.tell(&failure, "the token's file is watched, and read again within 30 s"),
-                false => self.tell(&failure, &format!("tried again in {:.1} s", wait.as_secs_f64())),
+                true => self.failed(&failure, wait, "the token's file is watched, and read again within 30 s"),
+                false => self.failed(&failure, wait, &format!("tried again in {:.1} s", wait.as_secs_f64())),
             }
-            let now = clock::now();
-            self.shown.failed(now, now + wait.as_secs() as i64, failure.reason(), self.explain(&failure));
             debug!(wait_ms = wait.as_millis() as u64, "waiting before the next attempt");
             tokio::select! {
                 // Nor does an outage keep the streams from what is valid again once the clock is set right.
@@ -199,6 +197,13 @@ impl<T: TokenSource> Renewal<T> {
                 true = self.tokens.changed(), if failure.concerns_token() => backoff.reset(),
             }
         }
+    }
+
+    /// Tells a failure, in the log and in public, with what is done after `wait`.
+    fn failed(&mut self, failure: &Failure, wait: Duration, next: &str) {
+        self.tell(failure, next);
+        let now = clock::now();
+        self.shown.failed(now, now.saturating_add(wait.as_secs() as i64), failure.reason(), self.explain(failure));
     }
 
     /// Tells a failure, with what is served meanwhile and what is done next.
@@ -258,9 +263,15 @@ impl<T: TokenSource> Renewal<T> {
         loop {
             match CertificateRequest::new(&self.key, &self.identity) {
                 Ok(request) => return request,
-                Err(error) => self.tell(&Failure::Key(error), "tried again at once"),
+                Err(error) => {
+                    let (failure, wait) = (Failure::Key(error), backoff.next(random()));
+                    self.failed(&failure, wait, &format!("tried again in {:.1} s", wait.as_secs_f64()));
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        () = self.force.notified() => info!("a renewal was asked for"),
+                    }
+                }
             }
-            tokio::time::sleep(backoff.next(random())).await;
         }
     }
 
@@ -308,7 +319,12 @@ impl<T: TokenSource> Renewal<T> {
         if (1..=HELD_UNTIL_VALID).contains(&not_before.saturating_sub(now)) {
             let (from, now) = (clock::rfc3339(not_before), clock::rfc3339(now));
             info!(not_before = from, now, "the certificate is held until it is valid");
-            self.until(UNIX_EPOCH + Duration::from_secs(not_before as u64) + COARSE_CLOCK).await;
+            tokio::select! {
+                () = self.until(UNIX_EPOCH + Duration::from_secs(not_before as u64) + COARSE_CLOCK) => {}
+                // A clock that was set back meanwhile would make it wait for hours.
+                () = tokio::time::sleep(Duration::from_secs(HELD_UNTIL_VALID as u64)) => {}
+                () = self.force.notified() => info!("a renewal was asked for: the certificate is not held any longer"),
+            }
         }
     }
 

@@ -31,12 +31,14 @@ struct State {
     roots: Roots,
     /// What is published; nothing before the first answer of the CA.
     published: Option<TrustBundle>,
+    /// Whether a certificate has waited for it: whoever never answers delays one certificate and no more.
+    waited_for: bool,
     told: BTreeSet<String>,
 }
 
 impl RootPublisher {
     pub(super) fn new(store: Arc<SecretStore>, grace: Option<Duration>) -> Self {
-        let state = State { roots: Roots::new(grace), published: None, told: BTreeSet::new() };
+        let state = State { roots: Roots::new(grace), published: None, waited_for: true, told: BTreeSet::new() };
         Self { store, state: Mutex::new(state), deadlines: Notify::new() }
     }
 
@@ -48,27 +50,26 @@ impl RootPublisher {
     /// What OpenSSL says; it fails only for want of memory.
     pub(super) async fn publish(&self, issued: &Issued, certificate: Content) -> Result<(), ErrorStack> {
         let (_, not_after) = issued.svid.validity();
-        let changed = {
+        let (changed, waited_for) = {
             let mut state = self.lock();
             issued.bad_anchors.iter().for_each(|bad| state.tell(format!("of the roots that the CA answers, {bad}")));
             state.roots.answered(issued.roots.clone(), issued.anchor, not_after, clock::now());
-            state.change()?
+            let changed = state.change()?;
+            // Also when nothing is new in this answer: a file may have brought the root a moment ago.
+            (changed, std::mem::replace(&mut state.waited_for, true))
         };
         self.deadlines.notify_one();
         let certificate = (CERTIFICATE, certificate, not_after);
-        match changed {
-            Some(roots) if self.store.holds(CERTIFICATE) => {
-                self.store.publish([(ROOTS, roots, i64::MAX)]);
-                if tokio::time::timeout(ACKNOWLEDGED_WITHIN, self.store.roots_taken()).await.is_err() {
-                    warn!(
-                        "new trust anchors were not acknowledged within 5 s; the certificate that may need them follows"
-                    );
-                }
-                self.store.publish([certificate]);
-            }
-            Some(roots) => self.store.publish([(ROOTS, roots, i64::MAX), certificate]),
-            None => self.store.publish([certificate]),
+        let roots = changed.map(|roots| (ROOTS, roots, i64::MAX));
+        if waited_for || !self.store.holds(CERTIFICATE) {
+            self.store.publish(roots.into_iter().chain([certificate]));
+            return Ok(());
         }
+        self.store.publish(roots);
+        if tokio::time::timeout(ACKNOWLEDGED_WITHIN, self.store.roots_taken()).await.is_err() {
+            warn!("new trust anchors were not acknowledged within 5 s; the certificate that may need them follows");
+        }
+        self.store.publish([certificate]);
         Ok(())
     }
 
@@ -126,6 +127,7 @@ impl State {
         }
         let anchors = bundle.to_pem()?;
         self.published = Some(bundle);
+        self.waited_for = false;
         Ok(Some(Content::ValidationContext { anchors }))
     }
 

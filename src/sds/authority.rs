@@ -59,6 +59,12 @@ impl AsyncRead for ForgivingStream {
                 "the headers of a request are too large",
             )));
         }
+        if self.walker.narrow {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the client's window for a stream is too small",
+            )));
+        }
         let read = part.filled().len();
         buf.advance(read);
         Poll::Ready(Ok(()))
@@ -103,7 +109,10 @@ fn is_hung_up(stream: &UnixStream) -> bool {
 /// Length of the client's connection preface (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
 const HEADERS: u8 = 0x1;
+const SETTINGS: u8 = 0x4;
 const CONTINUATION: u8 = 0x9;
+/// RFC 9113, section 6.5.2.
+const INITIAL_WINDOW_SIZE: [u8; 2] = [0, 4];
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 /// Index of `:authority` in HPACK's static table (RFC 7541, appendix A).
@@ -117,6 +126,8 @@ pub(super) struct Walker {
     block: Block,
     /// Bytes of the present header block, as far as its frames have been announced.
     headers: usize,
+    /// Whether the client has asked for a window that is too small.
+    narrow: bool,
 }
 
 enum Frame {
@@ -125,6 +136,7 @@ enum Frame {
     PadLength { left: usize, priority: bool },
     Skip { left: usize, then: usize, padding: usize },
     Block { left: usize, padding: usize },
+    Settings { left: usize, entry: [u8; 6], filled: usize },
 }
 
 /// Where in a header block we are (RFC 7541, section 6).
@@ -153,7 +165,7 @@ enum Text {
 
 impl Default for Walker {
     fn default() -> Self {
-        Self { frame: Frame::Preface { left: PREFACE }, block: Block::Representation, headers: 0 }
+        Self { frame: Frame::Preface { left: PREFACE }, block: Block::Representation, headers: 0, narrow: false }
     }
 }
 
@@ -193,6 +205,19 @@ impl Walker {
                 *left -= 1;
                 self.frame = std::mem::replace(&mut self.frame, Frame::start()).settle();
             }
+            Frame::Settings { left, entry, filled } => {
+                *left -= 1;
+                entry[*filled] = *byte;
+                *filled += 1;
+                if *filled == entry.len() {
+                    *filled = 0;
+                    let value = u32::from_be_bytes([entry[2], entry[3], entry[4], entry[5]]);
+                    self.narrow |= entry[..2] == INITIAL_WINDOW_SIZE && value < limits::MIN_WINDOW;
+                }
+                if *left == 0 {
+                    self.frame = Frame::start();
+                }
+            }
             Frame::Block { left, .. } => {
                 *left -= 1;
                 self.block = self.block.step(byte);
@@ -225,6 +250,7 @@ impl Frame {
                 let fixed = if flags & PRIORITY != 0 { 5.min(length) } else { 0 };
                 Self::Skip { left: fixed, then: length - fixed, padding: 0 }.settle()
             }
+            SETTINGS if length > 0 => Self::Settings { left: length, entry: [0; 6], filled: 0 },
             CONTINUATION => Self::Block { left: length, padding: 0 }.settle(),
             _ => Self::Skip { left: length, then: 0, padding: 0 }.settle(),
         }

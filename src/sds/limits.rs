@@ -2,10 +2,12 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Connections at a time, if the arena bears them. A sidecar has one Envoy with one or a few of them.
-pub(super) const MAX_CONNECTIONS: usize = 16;
-/// Streams at a time, over all connections, if the arena bears them. Envoy opens one for each secret.
-pub(super) const MAX_STREAMS: usize = 256;
+/// Connections at a time, if the arena of the usual size bears them. A sidecar has one Envoy with one or a few.
+const MAX_CONNECTIONS: usize = 16;
+/// Streams at a time, over all connections, likewise. Envoy opens one for each secret.
+const MAX_STREAMS: usize = 256;
+/// Bytes of the usual arena's heap, nearly: a larger one has proportionally more places.
+const USUAL_ARENA: usize = 2400 * 1024;
 /// Bytes of one request. Node metadata of real sidecars stays well below.
 pub(super) const MAX_REQUEST: usize = 64 * 1024;
 /// Bytes of the headers of one request; they may carry a token.
@@ -19,6 +21,12 @@ pub(super) const STREAM_WINDOW: u32 = 16 * 1024;
 pub(super) const CONNECTION_WINDOW: u32 = 65_535;
 /// Bytes of responses that wait on one stream for a client that does not read.
 pub(super) const SEND_BUFFER: usize = 16 * 1024;
+
+/// How long a client may leave what it was sent unread: a retired key lives on in it.
+pub(super) const READ_WITHIN: Duration = Duration::from_secs(10);
+/// The least window for a stream that a client may ask for. In smaller portions HTTP/2 would copy what it sends into a
+/// buffer of its own, where a key would outlive its retirement. Envoy's least is 65,535.
+pub(super) const MIN_WINDOW: u32 = 16 * 1024;
 
 /// How long a connection for whose bytes there is no room waits before it looks again.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
@@ -60,8 +68,19 @@ pub(super) struct Place(#[expect(dead_code, reason = "held for its drop")] Owned
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)), streams: Arc::new(Semaphore::new(MAX_STREAMS)) }
+        let places = |most: usize| Arc::new(Semaphore::new(most * share()));
+        Self { connections: places(MAX_CONNECTIONS), streams: places(MAX_STREAMS) }
     }
+}
+
+/// Streams at a time on one connection.
+pub(super) fn streams_of_one() -> u32 {
+    (MAX_STREAMS * share()) as u32
+}
+
+/// How many times the usual arena we have, in whole numbers.
+fn share() -> usize {
+    (locked::usage().capacity / USUAL_ARENA).max(1)
 }
 
 impl Limits {

@@ -6,6 +6,7 @@ mod body;
 #[path = "../../tests/fuzz/inside/mod.rs"]
 pub mod fuzz;
 mod health;
+mod lease;
 mod limits;
 mod message;
 mod payload;

@@ -7,6 +7,7 @@ use tracing::{debug, warn};
 
 use super::{
     authority::ForgivingStream,
+    lease::Leases,
     limits::{self, Limits, Place},
     service::{SdsService, Served, Shared},
     socket::{Listener, SdsSocket},
@@ -34,8 +35,9 @@ pub async fn serve(socket: &SdsSocket, config: &SdsConfig, served: Served) -> io
         match limits.connection() {
             Some(place) => {
                 full = false;
-                let service = SdsService::new(Arc::clone(&shared), peers.connected(peer));
-                tokio::spawn(connection(stream, service, place));
+                let leases = Leases::default();
+                let service = SdsService::new(Arc::clone(&shared), peers.connected(peer), leases.clone());
+                tokio::spawn(connection(stream, service, leases, place));
             }
             None if !full => {
                 full = true;
@@ -74,18 +76,22 @@ async fn accept(
     None
 }
 
-async fn connection(stream: UnixStream, service: SdsService, _place: Place) {
+async fn connection(stream: UnixStream, service: SdsService, leases: Leases, _place: Place) {
     let served = http2::Builder::new(TokioExecutor::new())
-        .max_concurrent_streams(limits::MAX_STREAMS as u32)
+        .max_concurrent_streams(limits::streams_of_one())
         .max_header_list_size(limits::MAX_HEADERS)
         .initial_stream_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::CONNECTION_WINDOW)
         .max_send_buf_size(limits::SEND_BUFFER)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(ForgivingStream::new(stream)), service)
-        .await;
-    if let Err(error) = served {
-        debug!("a connection on the SDS socket ended: {error}");
+        .serve_connection(TokioIo::new(ForgivingStream::new(stream)), service);
+    tokio::select! {
+        ended = served => if let Err(error) = ended {
+            debug!("a connection on the SDS socket ended: {error}");
+        },
+        () = leases.overdue(limits::READ_WITHIN) => {
+            warn!("a connection on the SDS socket was closed: its client does not read what it has asked for");
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use tonic::{Status, Streaming, codec::Codec, metadata::MetadataMap};
 use super::{
     body::{Once, RequestBody, ResponseBody, Responses},
     health::{self, Health},
+    lease::Leases,
     limits::{Limits, MAX_REQUEST, Place},
     message::Pieces,
     report::{Report, Told, is_expected},
@@ -45,7 +46,13 @@ const SERVICE: &str = "/envoy.service.secret.v3.SecretDiscoveryService/";
 #[derive(Clone)]
 pub(super) struct SdsService {
     shared: Arc<Shared>,
-    client: Arc<Client>,
+    client: Arc<Caller>,
+}
+
+/// Who is at the other end of a connection, and what it was given.
+struct Caller {
+    shown: Client,
+    leases: Leases,
 }
 
 /// What all connections have in common.
@@ -85,8 +92,8 @@ impl Shared {
 }
 
 impl SdsService {
-    pub(super) fn new(shared: Arc<Shared>, client: Client) -> Self {
-        Self { shared, client: Arc::new(client) }
+    pub(super) fn new(shared: Arc<Shared>, client: Client, leases: Leases) -> Self {
+        Self { shared, client: Arc::new(Caller { shown: client, leases }) }
     }
 }
 
@@ -102,7 +109,7 @@ impl hyper::service::Service<http::Request<Incoming>> for SdsService {
 }
 
 impl Shared {
-    async fn answer(&self, client: &Client, request: http::Request<Incoming>) -> Answer {
+    async fn answer(&self, client: &Caller, request: http::Request<Incoming>) -> Answer {
         let responses: Box<dyn Responses> = match request.uri().path().trim_start_matches(SERVICE) {
             "StreamSecrets" => Box::new(self.stream::<StateOfTheWorld>(client, request)?),
             "DeltaSecrets" => Box::new(self.stream::<Delta>(client, request)?),
@@ -140,22 +147,22 @@ impl Shared {
         })
     }
 
-    fn attach(&self, client: &Client, call: &'static str, metadata: &MetadataMap) -> Result<Attached, Status> {
+    fn attach(&self, client: &Caller, call: &'static str, metadata: &MetadataMap) -> Result<Attached, Status> {
         let place = self.place()?;
         let consumer = self.workloads.attach(token(metadata).map_err(AttachError::from)?)?;
         let subscription = Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed));
-        let report = Report::new(client.stream(call, clock::now()), Arc::clone(&self.told));
+        let report = Report::new(client.shown.stream(call, clock::now()), Arc::clone(&self.told));
         Ok(Attached { consumer, subscription, report, place })
     }
 
-    fn stream<V: Variant>(&self, client: &Client, request: http::Request<Incoming>) -> Result<SecretStream<V>, Status> {
+    fn stream<V: Variant>(&self, client: &Caller, request: http::Request<Incoming>) -> Result<SecretStream<V>, Status> {
         let (metadata, requests) = messages(request)?;
         let Attached { consumer, subscription, report, place } = self.attach(client, V::CALL, &metadata)?;
-        Ok(SecretStream::new(requests, consumer, subscription, report, place))
+        Ok(SecretStream::new(requests, consumer, subscription, report, (place, client.leases.clone())))
     }
 
     /// Answers with what is held of the named secrets, at once if there is any, else as soon as there is.
-    async fn fetch(&self, client: &Client, request: http::Request<Incoming>) -> Result<Pieces, Status> {
+    async fn fetch(&self, client: &Caller, request: http::Request<Incoming>) -> Result<Pieces, Status> {
         let (metadata, mut requests) = messages::<DiscoveryRequest>(request)?;
         let Attached { mut consumer, mut subscription, report, place: _place } =
             self.attach(client, "FetchSecrets", &metadata)?;
@@ -172,7 +179,7 @@ impl Shared {
             report.request(&outcome, &subscription, &snapshot);
             if let Some(response) = StateOfTheWorld::response(&outcome, subscription.nonce()) {
                 report.response(&outcome);
-                return Ok(response);
+                return Ok(client.leases.lease(response));
             }
             consumer.wants(subscription.names());
             if !request.resource_names.iter().any(|name| is_expected(name)) {

@@ -10,6 +10,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     body::Responses,
+    lease::Leases,
     limits::Place,
     message::{self, Pieces},
     report::Report,
@@ -92,6 +93,7 @@ pub(super) struct SecretStream<V: Variant> {
     consumer: Consumer,
     subscription: Subscription,
     report: Report,
+    leases: Leases,
     _place: Place,
 }
 
@@ -101,7 +103,7 @@ impl<V: Variant> SecretStream<V> {
         mut consumer: Consumer,
         subscription: Subscription,
         report: Report,
-        place: Place,
+        (place, leases): (Place, Leases),
     ) -> Self {
         consumer.views.mark_unchanged();
         Self {
@@ -110,6 +112,7 @@ impl<V: Variant> SecretStream<V> {
             consumer,
             subscription,
             report,
+            leases,
             _place: place,
         }
     }
@@ -150,7 +153,7 @@ impl<V: Variant> Responses for SecretStream<V> {
                 && let Some(response) = V::response(&outcome, self.subscription.nonce())
             {
                 self.report.response(&outcome);
-                return Poll::Ready(Some(Ok(response)));
+                return Poll::Ready(Some(Ok(self.leases.lease(response))));
             }
         }
     }

@@ -53,17 +53,21 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes the signals, those for a child among them when there will be one. Call it inside a runtime, before any
-    /// other thread exists: what starts later inherits that they are blocked.
+    /// Blocks the signals, those for a child among them when there will be one, so that none is lost and none ends the
+    /// process before [`Signals::take`]. Call it before any other thread exists.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn block(with_child: bool) -> io::Result<()> {
+        Ok(mask(with_child).thread_block()?)
+    }
+
+    /// Takes the signals that were blocked. Call it inside a runtime.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn take(with_child: bool) -> io::Result<Self> {
-        let mut mask: SigSet = OURS.iter().copied().collect();
-        if with_child {
-            mask.extend(FOR_A_CHILD.iter().copied());
-        }
-        mask.thread_block()?;
+        let mask = mask(with_child);
         let descriptor = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let readable = Readable::new(descriptor.as_fd().try_clone_to_owned()?)?;
         Ok(Self { descriptor, readable })
@@ -81,4 +85,9 @@ impl Signals {
             })
             .await
     }
+}
+
+fn mask(with_child: bool) -> SigSet {
+    let for_a_child = if with_child { FOR_A_CHILD } else { &[] };
+    OURS.iter().chain(for_a_child).copied().collect()
 }

@@ -8,8 +8,8 @@ use std::{
 
 use nix::errno::Errno;
 
-/// Guard pages and regions are multiples of this. 64 KiB pages (some aarch64 kernels) would need larger ones:
-/// there `mprotect` refuses the unaligned guard, and the arena has none.
+/// Guard pages and regions are multiples of this. With larger pages (some aarch64 kernels) a guard would cover what
+/// is beside it: there the arena has none.
 pub(crate) const PAGE: usize = 4096;
 
 /// What kind of memory the arena is.
@@ -64,6 +64,10 @@ impl Mapping {
 
     /// Makes the page at `offset` fault on every access.
     pub(crate) fn guard(&self, offset: usize) {
+        // SAFETY: the call takes a number and returns one.
+        if unsafe { libc::sysconf(libc::_SC_PAGESIZE) } != PAGE as libc::c_long {
+            return;
+        }
         let page = self.part(offset, PAGE).cast::<c_void>().as_ptr();
         // A guard that the kernel refuses only takes away a second line of defence.
         // SAFETY: the page is inside of the mapping and nobody uses it: guards are set before any part is given out.

@@ -67,7 +67,7 @@ impl Report {
     #[must_use]
     pub fn level(&self) -> Level {
         match (self.kind, self.arena_locked, self.process) {
-            (Kind::Secret, true, ProcessLock::Whole | ProcessLock::Present) => Level::Secret,
+            (Kind::Secret, true, ProcessLock::Whole) => Level::Secret,
             (_, true, _) => Level::Locked,
             _ => Level::None,
         }

@@ -31,6 +31,8 @@ pub struct Confinement {
     pub dumpable: bool,
     /// Whether nothing is left out of core files, although it asks for that.
     pub nothing_left_out_of_cores: bool,
+    /// Whether its user has no inotify instance left.
+    pub without_inotify: bool,
     /// The `cgroup.procs` file of a control group in which it starts.
     pub cgroup: Option<PathBuf>,
 }
@@ -44,6 +46,7 @@ impl Default for Confinement {
             cores: false,
             dumpable: false,
             nothing_left_out_of_cores: false,
+            without_inotify: false,
             cgroup: None,
         }
     }
@@ -87,6 +90,7 @@ impl Confinement {
             (self.without_secret_memory, "without-secret-memory"),
             (self.dumpable, "dumpable"),
             (self.nothing_left_out_of_cores, "nothing-left-out-of-cores"),
+            (self.without_inotify, "without-inotify"),
         ];
         filters.into_iter().filter_map(|(wanted, filter)| wanted.then_some(filter)).collect()
     }
@@ -112,7 +116,8 @@ pub fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
     Err(Failure::new(format!("cannot copy {}", from.display())))
 }
 
-fn own(path: &Path) -> std::io::Result<()> {
+/// Gives a file, or a directory and all in it, to the confined user.
+pub fn own(path: &Path) -> std::io::Result<()> {
     lchown(path, Some(UID), Some(UID))?;
     if fs::symlink_metadata(path)?.is_dir() {
         for entry in fs::read_dir(path)? {

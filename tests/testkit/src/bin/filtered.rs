@@ -11,6 +11,7 @@ use seccompiler::{
 const MADVISE: i64 = 28;
 const PRCTL: i64 = 157;
 const SETRLIMIT: i64 = 160;
+const INOTIFY_INIT1: i64 = 294;
 const PRLIMIT64: i64 = 302;
 const MEMFD_SECRET: i64 = 447;
 const PR_SET_DUMPABLE: u64 = 4;
@@ -18,6 +19,7 @@ const RLIMIT_CORE: u64 = 4;
 const MADV_DONTDUMP: u64 = 16;
 
 const EPERM: u32 = 1;
+const EMFILE: u32 = 24;
 /// The call does nothing, and its caller is told that it did.
 const PRETEND: u32 = 0;
 
@@ -28,6 +30,8 @@ fn main() {
             "--" => break,
             // As the seccomp profile of a container runtime may.
             "without-secret-memory" => refuse(EPERM, vec![(MEMFD_SECRET, Vec::new())]),
+            // As when all instances of the user are taken.
+            "without-inotify" => refuse(EMFILE, vec![(INOTIFY_INIT1, Vec::new())]),
             "dumpable" => refuse(
                 PRETEND,
                 vec![
