@@ -170,12 +170,13 @@ impl Citadel {
         }
     }
 
-    /// Leaf, intermediate, and last the bundle of roots.
+    /// Leaf, intermediates, each an element, and last the bundle of roots.
     fn chain(&self, certificate: &X509) -> Result<Vec<String>, Status> {
         let leaf = certificate.to_pem().map_err(|error| Status::internal(error.to_string()))?;
         let pki = &self.shared.pki;
         let roots = pki.root_pem() + &self.shared.extra_roots().concat();
-        Ok(vec![String::from_utf8_lossy(&leaf).into_owned(), pki.intermediate_pem(), roots])
+        let leaf = String::from_utf8_lossy(&leaf).into_owned();
+        Ok(std::iter::once(leaf).chain(pki.intermediates()).chain([roots]).collect())
     }
 
     fn call(&self, headers: &MetadataMap, request: &IstioCertificateRequest) -> Call {

@@ -1,18 +1,20 @@
 //! The test kit of `sds-shim`: it starts the shipped binary, never links it, and surrounds it with real parts.
 //!
 //! `workload` lays out a pod's directory, `shim` and `envoy` run the two processes of a sidecar in it, `sds` speaks
-//! to the shim as Envoy does, `httpbin` is the application, `door` stands on the way to the
-//! CA, and `scene` puts all of them and the development CA
-//! together into the mesh that `make demo` shows.
+//! to the shim as Envoy does, `httpbin` is the application, `door` stands on the way to the CA, `istio_ca` is Istio's own
+//! CA, and `scene` puts the rest of them and the development CA together into the mesh that `make demo` shows.
 #![forbid(unsafe_code)]
 
 pub mod confined;
+pub mod discovery;
 pub mod door;
 pub mod envoy;
 pub mod failure;
 pub mod hostile;
 pub mod http;
+pub mod http_server;
 pub mod httpbin;
+pub mod istio_ca;
 pub mod port;
 pub mod process;
 pub mod residency;
