@@ -15,7 +15,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build openssl envoy gdb prometheus demo test soak check fuzz fuzz-short asan distribution clean
+.PHONY: help build openssl envoy gdb prometheus istio-ca demo test soak check fuzz fuzz-short asan distribution clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -28,7 +28,7 @@ demo: build envoy ## the acceptance scene: four workloads, real Envoys; KEEP=1 l
 	@$(CARGO) build --quiet --package testkit --bin demo
 	@target/debug/demo
 
-test: check build envoy gdb prometheus distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
+test: check build envoy gdb prometheus istio-ca distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --workspace --all-targets
@@ -69,6 +69,9 @@ gdb:
 
 prometheus:
 	@tests/testkit/install-prometheus.sh
+
+istio-ca: ## Istio's own CA for the tests, at target/istio-ca/istio-ca
+	@tests/testkit/install-istio-ca.sh
 
 clean: ## remove everything that was built
 	@rm -rf target

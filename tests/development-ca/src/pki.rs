@@ -43,7 +43,12 @@ impl PkiOptions {
     /// A root for ten years, an intermediate for one, both valid since yesterday (so that backdated leaves fit in).
     pub fn new(common_name: &str) -> PkiOptions {
         let lifetime = |days: i64| Lifetime { not_before: -86_400, not_after: days * 86_400 };
-        PkiOptions { common_name: common_name.to_owned(), root: lifetime(3650), intermediate: lifetime(365), upper: false }
+        PkiOptions {
+            common_name: common_name.to_owned(),
+            root: lifetime(3650),
+            intermediate: lifetime(365),
+            upper: false,
+        }
     }
 }
 
@@ -98,14 +103,6 @@ impl Pki {
 
     pub(crate) fn certify_key(&self, leaf: &Leaf, key: &PKeyRef<Public>) -> Result<X509, ErrorStack> {
         self.intermediate.certify(leaf, key)
-    }
-
-    pub(crate) fn root_certificate(&self) -> &X509 {
-        &self.root.certificate
-    }
-
-    pub(crate) fn intermediate_certificate(&self) -> &X509 {
-        &self.intermediate.certificate
     }
 
     fn generate(options: &PkiOptions) -> Result<Pki, ErrorStack> {

@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status};
 use crate::csr::Csr;
 use crate::fault::{Fault, PlainAnswer, SignOverrides};
 use crate::identity::Identity;
+use crate::options::CaOptions;
 use crate::pki::Leaf;
 use crate::record::{Authorization, Call, Outcome, Peer, Settle};
 use crate::server::Shared;
@@ -117,6 +118,7 @@ impl Citadel {
         let caller = self.authenticate(headers)?;
         let csr = Csr::parse(&request.csr)?;
         csr.check_identity(&caller)?;
+        self.check_lifetime(request.validity_duration)?;
         let leaf = self.leaf(&caller, request.validity_duration);
         let certificate = self.sign(&csr, leaf, fault).map_err(|error| Status::internal(error.to_string()))?;
         let spiffe_id = caller.to_string();
@@ -143,6 +145,19 @@ impl Citadel {
                     _ => Ok(by_token),
                 }
             }
+        }
+    }
+
+    /// istiod's words.
+    fn check_lifetime(&self, asked: i64) -> Result<(), Status> {
+        let CaOptions { refuse_longer, max_ttl, .. } = &self.shared.options;
+        match u64::try_from(asked) {
+            Ok(asked) if *refuse_longer && asked > max_ttl.as_secs() => Err(Status::invalid_argument(format!(
+                "CSR signing error (requested TTL {} is greater than the max allowed TTL {})",
+                in_hours(asked),
+                in_hours(max_ttl.as_secs()),
+            ))),
+            _ => Ok(()),
         }
     }
 
@@ -197,6 +212,11 @@ impl From<Status> for Refusal {
     fn from(status: Status) -> Self {
         Refusal { reason: status.message().to_owned(), status }
     }
+}
+
+/// A duration of an hour or more as Go writes it.
+fn in_hours(seconds: u64) -> String {
+    format!("{}h{}m{}s", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
 /// Serial number in upper-case hexadecimal.

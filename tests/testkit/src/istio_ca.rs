@@ -6,8 +6,7 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::{
-    Failure,
-    OrFail,
+    Failure, OrFail,
     development_ca::{Pki, TokenIssuer},
     discovery::Discovery,
     process::{Process, binary},

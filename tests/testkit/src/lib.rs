@@ -2,9 +2,10 @@
 //!
 //! `workload` lays out a pod's directory, `shim` and `envoy` run the two processes of a sidecar in it, `sds` speaks
 //! to the shim as Envoy does, `httpbin` is the application, `door` stands on the way to the CA, `istio_ca` is Istio's own
-//! CA, and `scene` puts the rest of them and the development CA together into the mesh that `make demo` shows.
+//! CA, `citadel` a bare client for either, and `scene` puts the rest of them and the development CA together into the mesh that `make demo` shows.
 #![forbid(unsafe_code)]
 
+pub mod citadel;
 pub mod confined;
 pub mod discovery;
 pub mod door;
