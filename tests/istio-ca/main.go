@@ -60,6 +60,12 @@ func main() {
 }
 
 func serve(o options) error {
+	over, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer cancel()
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
 	authority, err := newCA(o)
 	if err != nil {
 		return err
@@ -90,12 +96,6 @@ func serve(o options) error {
 	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(config)), grpc.UnaryInterceptor(calls.record))
 	service.Register(server)
 	fmt.Println(listener.Addr())
-
-	over, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	go func() {
-		io.Copy(io.Discard, os.Stdin)
-		cancel()
-	}()
 	context.AfterFunc(over, server.Stop)
 	return server.Serve(listener)
 }
