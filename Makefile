@@ -15,7 +15,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build openssl envoy gdb prometheus pilot-agent demo test conformance-istio soak check fuzz fuzz-short asan \
+.PHONY: help build openssl envoy gdb prometheus pilot-agent istio-ca demo test conformance-istio soak check fuzz fuzz-short asan \
   distribution clean
 
 help: ## list the targets
@@ -29,7 +29,7 @@ demo: build envoy ## the acceptance scene: four workloads, real Envoys; KEEP=1 l
 	@$(CARGO) build --quiet --package testkit --bin demo
 	@target/debug/demo
 
-test: check build envoy gdb prometheus pilot-agent distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
+test: check build envoy gdb prometheus pilot-agent istio-ca distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --workspace --all-targets
@@ -76,6 +76,9 @@ pilot-agent:
 
 prometheus:
 	@tests/testkit/install-prometheus.sh
+
+istio-ca: ## Istio's own CA for the tests, at target/istio-ca/istio-ca
+	@tests/testkit/install-istio-ca.sh
 
 clean: ## remove everything that was built
 	@rm -rf target

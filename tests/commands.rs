@@ -231,7 +231,8 @@ async fn check_tells_all_mistakes_and_shows_no_secret() -> Tested {
         "ECC_CURVE = P256  (default)",
         "CA_HEADER_X-KEY is set and not shown",
         "identity spiffe://cluster.local/ns/foo/sa/sleep",
-        "the token is for the audience [\"istio-ca\"], of system:serviceaccount:foo:sleep, and ends at 2",
+        "the token is for the audience [\"istio-ca\"], of system:serviceaccount:foo:sleep, from \
+         https://kubernetes.default.svc.cluster.local, and ends at 2",
         "root-cert.pem: 1 trust anchors",
         "no mistakes",
     ] {

@@ -60,7 +60,8 @@ async fn a_token_that_the_ca_does_not_accept_is_explained() -> Tested {
     let line = shim.wait_for_log("no certificate yet").await?;
     for expected in [
         "the CA answered UNAUTHENTICATED: request authenticate failure",
-        "the token is for the audience [\"istio-ca\"], of system:serviceaccount:foo:sleep, and ends at 20",
+        "the token is for the audience [\"istio-ca\"], of system:serviceaccount:foo:sleep, from \
+         https://kubernetes.default.svc.cluster.local, and ends at 20",
         "check that the CA knows its issuer",
         "Envoy waits; tried again in ",
     ] {

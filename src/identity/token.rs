@@ -74,6 +74,7 @@ pub struct ServiceAccount {
 struct Claims {
     expires: Option<i64>,
     audiences: Vec<String>,
+    issuer: Option<String>,
     subject: Option<String>,
 }
 
@@ -139,9 +140,10 @@ impl BearerToken {
             Some(end) => format!("ended at {}", clock::rfc3339(end)),
             None => "has no end".to_owned(),
         };
-        let subject = foreign_text(self.claims.subject.as_deref().unwrap_or("nobody"), CLAIM);
+        let named = |claim: &Option<String>| foreign_text(claim.as_deref().unwrap_or("nobody"), CLAIM);
+        let (issuer, subject) = (named(&self.claims.issuer), named(&self.claims.subject));
         let audiences: Vec<_> = self.claims.audiences.iter().take(4).map(|one| foreign_text(one, CLAIM)).collect();
-        format!("the token is for the audience {audiences:?}, of {subject}, and {end}")
+        format!("the token is for the audience {audiences:?}, of {subject}, from {issuer}, and {end}")
     }
 
     /// The service account that the `sub` claim names.
@@ -187,6 +189,7 @@ impl Claims {
                 Some(one) => text(one).into_iter().collect(),
                 None => Vec::new(),
             },
+            issuer: claims.get("iss").and_then(text),
             subject: claims.get("sub").and_then(text),
         })
     }

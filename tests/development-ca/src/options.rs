@@ -11,8 +11,10 @@ use crate::pki::{Leaf, Pki};
 pub struct CaOptions {
     /// Trust domain of every identity signed here.
     pub trust_domain: String,
-    /// Longest lifetime given out, counted from now; what asks for more, or for nothing, gets this.
+    /// Longest lifetime given out, counted from now; who asks for nothing gets this (istiod: 24 h).
     pub max_ttl: Duration,
+    /// Whether to refuse who asks for more, as istiod does; else the longest lifetime is given, as by istio-csr.
+    pub refuse_longer: bool,
     /// How long before the present a certificate's NotBefore lies.
     pub backdate: Duration,
     /// What happens with client certificates.
@@ -42,6 +44,7 @@ impl Default for CaOptions {
         CaOptions {
             trust_domain: "cluster.local".to_owned(),
             max_ttl: Duration::from_secs(24 * 3600),
+            refuse_longer: false,
             backdate: Duration::from_secs(120),
             client_certificates: ClientCertificates::Accept,
             server_names: vec!["istiod.istio-system.svc".to_owned(), "localhost".to_owned()],

@@ -10,9 +10,10 @@ use openssl::x509::X509;
 use build::Authority;
 pub use leaf::{Issued, Leaf};
 
-/// A root and an intermediate, both ECDSA P-256.
+/// A root and an intermediate, and another one between them on demand, all ECDSA P-256.
 pub struct Pki {
     root: Authority,
+    upper: Option<X509>,
     intermediate: Authority,
 }
 
@@ -25,6 +26,8 @@ pub struct PkiOptions {
     pub root: Lifetime,
     /// Validity of the intermediate.
     pub intermediate: Lifetime,
+    /// Whether another intermediate, with the validity of the first, lies between it and the root.
+    pub upper: bool,
 }
 
 /// A validity window, in seconds from now.
@@ -40,7 +43,12 @@ impl PkiOptions {
     /// A root for ten years, an intermediate for one, both valid since yesterday (so that backdated leaves fit in).
     pub fn new(common_name: &str) -> PkiOptions {
         let lifetime = |days: i64| Lifetime { not_before: -86_400, not_after: days * 86_400 };
-        PkiOptions { common_name: common_name.to_owned(), root: lifetime(3650), intermediate: lifetime(365) }
+        PkiOptions {
+            common_name: common_name.to_owned(),
+            root: lifetime(3650),
+            intermediate: lifetime(365),
+            upper: false,
+        }
     }
 }
 
@@ -60,9 +68,25 @@ impl Pki {
         self.root.pem()
     }
 
-    /// The intermediate, PEM.
+    /// The intermediate that signs leaves, PEM.
     pub fn intermediate_pem(&self) -> String {
         self.intermediate.pem()
+    }
+
+    /// All intermediates from the one that signs leaves upwards, one PEM each.
+    pub fn intermediates(&self) -> Vec<String> {
+        let upper = self.upper.iter().map(|upper| build::pem(upper));
+        std::iter::once(self.intermediate_pem()).chain(upper).collect()
+    }
+
+    /// What istiod finds in its secret `cacerts`, as (file name, PEM): the intermediate is the CA that is plugged in.
+    pub fn plugged_in(&self) -> Result<[(&'static str, String); 4], ErrorStack> {
+        Ok([
+            ("ca-cert.pem", self.intermediate_pem()),
+            ("ca-key.pem", build::key_pem(&self.intermediate.key)?),
+            ("cert-chain.pem", self.intermediates().concat()),
+            ("root-cert.pem", self.root_pem()),
+        ])
     }
 
     /// Issues a certificate for a fresh P-256 key.
@@ -81,25 +105,21 @@ impl Pki {
         self.intermediate.certify(leaf, key)
     }
 
-    pub(crate) fn root_certificate(&self) -> &X509 {
-        &self.root.certificate
-    }
-
-    pub(crate) fn intermediate_certificate(&self) -> &X509 {
-        &self.intermediate.certificate
-    }
-
     fn generate(options: &PkiOptions) -> Result<Pki, ErrorStack> {
         let root = Authority::root(&options.common_name, options.root)?;
         let name = format!("{} intermediate", options.common_name);
-        let intermediate = root.subordinate(&name, options.intermediate)?;
-        Ok(Pki { root, intermediate })
+        let upper = match options.upper {
+            true => Some(root.subordinate(&format!("{} upper", options.common_name), options.intermediate, 1)?),
+            false => None,
+        };
+        let intermediate = upper.as_ref().unwrap_or(&root).subordinate(&name, options.intermediate, 0)?;
+        Ok(Pki { root, upper: upper.map(|upper| upper.certificate), intermediate })
     }
 
     fn try_issue(&self, leaf: &Leaf) -> Result<Issued, ErrorStack> {
         let key = build::p256()?;
         let certificate = self.certify_key(leaf, &*build::public(&key)?)?;
-        let chain_pem = build::pem(&certificate) + &self.intermediate_pem();
+        let chain_pem = build::pem(&certificate) + &self.intermediates().concat();
         Ok(Issued { chain_pem, key_pem: build::key_pem(&key)? })
     }
 
@@ -119,7 +139,8 @@ impl Pki {
             let key: PKey<Private> = PKey::private_key_from_pem(read(key)?.as_bytes())?;
             Ok(Authority { certificate: X509::from_pem(read(certificate)?.as_bytes())?, key })
         };
-        Ok(Pki { root: authority(ROOT, ROOT_KEY)?, intermediate: authority(INTERMEDIATE, INTERMEDIATE_KEY)? })
+        let (root, intermediate) = (authority(ROOT, ROOT_KEY)?, authority(INTERMEDIATE, INTERMEDIATE_KEY)?);
+        Ok(Pki { root, upper: None, intermediate })
     }
 }
 

@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status};
 use crate::csr::Csr;
 use crate::fault::{Fault, PlainAnswer, SignOverrides};
 use crate::identity::Identity;
+use crate::options::CaOptions;
 use crate::pki::Leaf;
 use crate::record::{Authorization, Call, Outcome, Peer, Settle};
 use crate::server::Shared;
@@ -117,6 +118,7 @@ impl Citadel {
         let caller = self.authenticate(headers)?;
         let csr = Csr::parse(&request.csr)?;
         csr.check_identity(&caller)?;
+        self.check_lifetime(request.validity_duration)?;
         let leaf = self.leaf(&caller, request.validity_duration);
         let certificate = self.sign(&csr, leaf, fault).map_err(|error| Status::internal(error.to_string()))?;
         let spiffe_id = caller.to_string();
@@ -146,6 +148,19 @@ impl Citadel {
         }
     }
 
+    /// istiod's words.
+    fn check_lifetime(&self, asked: i64) -> Result<(), Status> {
+        let CaOptions { refuse_longer, max_ttl, .. } = &self.shared.options;
+        match u64::try_from(asked) {
+            Ok(asked) if *refuse_longer && asked > max_ttl.as_secs() => Err(Status::invalid_argument(format!(
+                "CSR signing error (requested TTL {} is greater than the max allowed TTL {})",
+                in_hours(asked),
+                in_hours(max_ttl.as_secs()),
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     fn leaf(&self, caller: &Identity, validity_duration: i64) -> Leaf {
         let options = &self.shared.options;
         let asked = u64::try_from(validity_duration).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
@@ -170,12 +185,13 @@ impl Citadel {
         }
     }
 
-    /// Leaf, intermediate, and last the bundle of roots.
+    /// Leaf, intermediates, each an element, and last the bundle of roots.
     fn chain(&self, certificate: &X509) -> Result<Vec<String>, Status> {
         let leaf = certificate.to_pem().map_err(|error| Status::internal(error.to_string()))?;
         let pki = &self.shared.pki;
         let roots = pki.root_pem() + &self.shared.extra_roots().concat();
-        Ok(vec![String::from_utf8_lossy(&leaf).into_owned(), pki.intermediate_pem(), roots])
+        let leaf = String::from_utf8_lossy(&leaf).into_owned();
+        Ok(std::iter::once(leaf).chain(pki.intermediates()).chain([roots]).collect())
     }
 
     fn call(&self, headers: &MetadataMap, request: &IstioCertificateRequest) -> Call {
@@ -196,6 +212,11 @@ impl From<Status> for Refusal {
     fn from(status: Status) -> Self {
         Refusal { reason: status.message().to_owned(), status }
     }
+}
+
+/// A duration of an hour or more as Go writes it.
+fn in_hours(seconds: u64) -> String {
+    format!("{}h{}m{}s", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
 /// Serial number in upper-case hexadecimal.

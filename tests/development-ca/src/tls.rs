@@ -16,7 +16,7 @@ use crate::pki::{Issued, Leaf, Pki};
 pub(crate) struct TlsServer {
     chain: Vec<X509>,
     key: PKey<Private>,
-    client_ca: [X509; 2],
+    client_ca: Vec<X509>,
     versions: TlsVersions,
 }
 
@@ -28,7 +28,7 @@ impl TlsServer {
         Ok(TlsServer {
             chain: X509::stack_from_pem(chain_pem.as_bytes())?,
             key: PKey::private_key_from_pem(key_pem.as_bytes())?,
-            client_ca: [pki.root_certificate().to_owned(), pki.intermediate_certificate().to_owned()],
+            client_ca: X509::stack_from_pem((pki.root_pem() + &pki.intermediates().concat()).as_bytes())?,
             versions: options.tls,
         })
     }
@@ -76,12 +76,10 @@ impl TlsServer {
             ClientCertificates::Require => SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT,
         };
         let mut store = X509StoreBuilder::new()?;
-        let [root, intermediate] = &self.client_ca;
-        store.add_cert(root.clone())?;
-        // Lets a client that sends its leaf alone through, as Go's servers do with an intermediate in the pool.
-        store.add_cert(intermediate.clone())?;
+        // Intermediates let a client that sends its leaf alone through, as Go's servers do with them in the pool.
+        self.client_ca.iter().try_for_each(|certificate| store.add_cert(certificate.clone()))?;
         context.set_verify_cert_store(store.build())?;
-        context.add_client_ca(root)?;
+        self.client_ca.first().map_or(Ok(()), |root| context.add_client_ca(root))?;
         // Without one, OpenSSL fails every attempt to resume a session that had a client certificate.
         context.set_session_id_context(b"development-ca")?;
         context.set_verify_callback(mode, move |verified, chain| verified && !(chain.error_depth() == 0 && refuse()));

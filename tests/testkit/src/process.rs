@@ -40,9 +40,19 @@ impl Process {
         directory: &Path,
     ) -> Result<Self, Failure> {
         let mut command = Command::new(program);
-        command.args(arguments).env_clear().envs(env.iter().cloned()).current_dir(directory);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.process_group(0).kill_on_drop(true);
+        command.args(arguments).env_clear().envs(env.iter().cloned()).current_dir(directory).stdin(Stdio::null());
+        Self::spawn(name, program, command)
+    }
+
+    /// Starts a `program` that ends when its standard input is closed: so it does even when we are killed.
+    pub fn start_tethered(name: &str, program: &Path, arguments: &[String]) -> Result<Self, Failure> {
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().stdin(Stdio::piped());
+        Self::spawn(name, program, command)
+    }
+
+    fn spawn(name: &str, program: &Path, mut command: Command) -> Result<Self, Failure> {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
         let mut child = command.spawn().or_fail(format!("start {name} ({})", program.display()))?;
         let pid = child.id().ok_or_else(|| Failure::new(format!("{name} ended before it had a pid")))?;
         let log = Log::default();
@@ -77,10 +87,16 @@ impl Process {
 
     /// Like [`Process::wait_for_log`], looking only at lines after the first `mark` ones (see [`Log::mark`]).
     pub async fn wait_for_log_after(&self, mark: usize, text: &str) -> Result<String, Failure> {
-        match timeout(PATIENCE, self.log.find_after(mark, text)).await {
-            Ok(Some(line)) => Ok(line),
-            Ok(None) => Err(self.failure(format!("{} ended without the log line {text:?}", self.name))),
-            Err(_) => Err(self.failure(format!("no log line {text:?} from {} within {PATIENCE:?}", self.name))),
+        let line = |lines: &[String]| lines.iter().skip(mark).find(|line| line.contains(text)).cloned();
+        self.wait_until(&format!("the log line {text:?}"), line).await
+    }
+
+    /// Waits until `look` finds something in all lines so far; `what` names it.
+    pub async fn wait_until<T>(&self, what: &str, look: impl Fn(&[String]) -> Option<T>) -> Result<T, Failure> {
+        match timeout(PATIENCE, self.log.find(look)).await {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => Err(self.failure(format!("{} ended without {what}", self.name))),
+            Err(_) => Err(self.failure(format!("not {what} from {} within {PATIENCE:?}", self.name))),
         }
     }
 
@@ -185,13 +201,13 @@ impl Log {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    async fn find_after(&self, mark: usize, text: &str) -> Option<String> {
+    async fn find<T>(&self, look: impl Fn(&[String]) -> Option<T>) -> Option<T> {
         let mut progress = self.progress.subscribe();
         loop {
             // Marked as seen before the look at the lines: a line that comes in between wakes the wait below.
             let ended = progress.borrow_and_update().open_pipes == 0;
-            if let Some(line) = self.lines().into_iter().skip(mark).find(|line| line.contains(text)) {
-                return Some(line);
+            if let Some(found) = look(&self.lines()) {
+                return Some(found);
             }
             if ended || progress.changed().await.is_err() {
                 return None;

@@ -20,14 +20,28 @@ pub async fn connect(
     root_pem: &str,
     certificate: Option<&Issued>,
 ) -> Result<SslStream<TcpStream>, Failure> {
-    let context = context(root_pem, certificate).or_fail("prepare TLS")?;
+    connect_for(b"", stream, root_pem, certificate).await
+}
+
+/// The same, offering an application protocol (ALPN; its name behind its length).
+pub async fn connect_for(
+    protocol: &[u8],
+    stream: TcpStream,
+    root_pem: &str,
+    certificate: Option<&Issued>,
+) -> Result<SslStream<TcpStream>, Failure> {
+    let context = context(protocol, root_pem, certificate).or_fail("prepare TLS")?;
     let ssl = Ssl::new(&context).or_fail("prepare TLS")?;
     let mut stream = SslStream::new(ssl, stream).or_fail("prepare TLS")?;
     Pin::new(&mut stream).connect().await.or_fail("open TLS")?;
     Ok(stream)
 }
 
-fn context(root_pem: &str, certificate: Option<&Issued>) -> Result<SslContext, openssl::error::ErrorStack> {
+fn context(
+    protocol: &[u8],
+    root_pem: &str,
+    certificate: Option<&Issued>,
+) -> Result<SslContext, openssl::error::ErrorStack> {
     let mut store = X509StoreBuilder::new()?;
     for root in X509::stack_from_pem(root_pem.as_bytes())? {
         store.add_cert(root)?;
@@ -35,6 +49,9 @@ fn context(root_pem: &str, certificate: Option<&Issued>) -> Result<SslContext, o
     let mut context = SslContext::builder(SslMethod::tls_client())?;
     context.set_cert_store(store.build());
     context.set_verify(SslVerifyMode::PEER);
+    if !protocol.is_empty() {
+        context.set_alpn_protos(protocol)?;
+    }
     if let Some(issued) = certificate {
         let mut chain = X509::stack_from_pem(issued.chain_pem.as_bytes())?.into_iter();
         if let Some(leaf) = chain.next() {

@@ -32,11 +32,12 @@ impl Authority {
         Ok(Authority { certificate: builder.build(), key })
     }
 
-    pub(super) fn subordinate(&self, common_name: &str, lifetime: Lifetime) -> Result<Authority, ErrorStack> {
+    /// A CA below this one, with at most `below` further ones under it.
+    pub(super) fn subordinate(&self, name: &str, lifetime: Lifetime, below: u32) -> Result<Authority, ErrorStack> {
         let key = p256()?;
-        let mut builder = builder(&*subject(Some(common_name))?, lifetime, &*public(&key)?)?;
+        let mut builder = builder(&*subject(Some(name))?, lifetime, &*public(&key)?)?;
         builder.set_issuer_name(self.certificate.subject_name())?;
-        append_ca(&mut builder, Some(0), Some(&self.certificate))?;
+        append_ca(&mut builder, Some(below), Some(&self.certificate))?;
         builder.sign(&self.key, MessageDigest::sha256())?;
         Ok(Authority { certificate: builder.build(), key })
     }

@@ -78,11 +78,7 @@ impl SdsClient {
 
     /// Speaks over a connection that is there already.
     pub async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> io::Result<Self> {
-        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
-        let (sender, connection) = handshake.map_err(io::Error::other)?;
-        // Ends with the connection: when the server closes it or the last clone of the sender is gone.
-        tokio::spawn(connection);
-        let sender = Http2(sender);
+        let sender = Http2::over(stream).await?;
         let service = SecretDiscoveryServiceClient::with_origin(sender.clone(), http::Uri::from_static(ORIGIN));
         Ok(Self { sender, service, metadata: MetadataMap::new() })
     }
@@ -133,7 +129,17 @@ pub async fn raw(socket: &Path) -> Result<UnixStream, Failure> {
 
 /// hyper's connection as the service that generated clients call.
 #[derive(Clone)]
-struct Http2(http2::SendRequest<tonic::body::Body>);
+pub(crate) struct Http2(http2::SendRequest<tonic::body::Body>);
+
+impl Http2 {
+    pub(crate) async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> io::Result<Self> {
+        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+        let (sender, connection) = handshake.map_err(io::Error::other)?;
+        // Ends with the connection: when the server closes it or the last clone of the sender is gone.
+        tokio::spawn(connection);
+        Ok(Self(sender))
+    }
+}
 
 impl Service<http::Request<tonic::body::Body>> for Http2 {
     type Response = http::Response<hyper::body::Incoming>;
