@@ -10,25 +10,32 @@ export DISTRIBUTION_BINARY := $(CURDIR)/target/distribution/debug/sds-shim
 export ENVOY_BINARY := $(CURDIR)/target/envoy/envoy
 DIST_FLAGS := -C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,-z,pack-relative-relocs \
   -C link-arg=-Wl,-T,packaging/link/no-unwind-tables.ld
+# Panics name source files: without where they lie here, so that the same source gives the same bytes everywhere.
+REMAP = $$(for d in "$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/*; do echo "--remap-path-prefix=$$d=crates"; done) \
+  --remap-path-prefix=$(CURDIR)=sds-shim
 CARGO := cargo --locked
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build openssl envoy gdb prometheus demo test soak check fuzz fuzz-short asan distribution clean
+.PHONY: help build image openssl envoy gdb podman prometheus demo test soak check fuzz fuzz-short asan distribution clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 build: openssl ## the shipped binary, at target/dist/sds-shim
-	@RUSTFLAGS="$(DIST_FLAGS)" $(CARGO) build --profile dist --target $(TARGET) --bin sds-shim
+	@$(CARGO) fetch --quiet --target $(TARGET)
+	@RUSTFLAGS="$(DIST_FLAGS) $(REMAP)" $(CARGO) build --profile dist --target $(TARGET) --bin sds-shim
 	@install -D target/$(TARGET)/dist/sds-shim $(SHIM_BINARY)
+
+image: build podman ## container images with podman: the binary alone, and with BASE=image a sidecar's; how in packaging/image/build.sh
+	@packaging/image/build.sh $(BASE)
 
 demo: build envoy ## the acceptance scene: four workloads, real Envoys; KEEP=1 leaves it up
 	@$(CARGO) build --quiet --package testkit --bin demo
 	@target/debug/demo
 
-test: check build envoy gdb prometheus distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
+test: check build envoy gdb podman prometheus distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --workspace --all-targets
@@ -66,6 +73,9 @@ envoy:
 
 gdb:
 	@tests/testkit/install-gdb.sh
+
+podman:
+	@tests/testkit/install-podman.sh
 
 prometheus:
 	@tests/testkit/install-prometheus.sh

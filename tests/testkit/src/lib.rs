@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod confined;
+pub mod container;
 pub mod door;
 pub mod envoy;
 pub mod failure;
