@@ -18,7 +18,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build image openssl envoy gdb podman prometheus demo test soak check fuzz fuzz-short asan distribution clean
+.PHONY: help build image openssl envoy gdb podman prometheus systemd demo test soak check fuzz fuzz-short asan distribution clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -35,7 +35,7 @@ demo: build envoy ## the acceptance scene: four workloads, real Envoys; KEEP=1 l
 	@$(CARGO) build --quiet --package testkit --bin demo
 	@target/debug/demo
 
-test: check build envoy gdb podman prometheus distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
+test: check build envoy gdb podman prometheus systemd distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --workspace --all-targets
@@ -79,6 +79,9 @@ podman:
 
 prometheus:
 	@tests/testkit/install-prometheus.sh
+
+systemd:
+	@tests/testkit/install-systemd.sh
 
 clean: ## remove everything that was built
 	@rm -rf target
