@@ -18,7 +18,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build image openssl envoy gdb podman prometheus systemd demo test soak check fuzz fuzz-short asan distribution clean
+.PHONY: help build image openssl envoy gdb podman prometheus systemd demo test soak seccomp check fuzz fuzz-short asan distribution clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -44,6 +44,10 @@ test: check build envoy gdb podman prometheus systemd distribution asan fuzz-sho
 soak: build envoy ## ten minutes of hostile clients and a CA that floods, and of faults under load; SOAK_SECONDS=n for another time
 	@$(CARGO) build --quiet --package testkit --bins
 	@SOAK_SECONDS=$(or $(SOAK_SECONDS),600) $(CARGO) test --test soak --test soak_rotation -- --nocapture
+
+seccomp: build envoy gdb podman distribution ## the whole suite with SDS_SHIM_SECCOMP=strict
+	@$(CARGO) build --quiet --package testkit --bins
+	@SHIM_SECCOMP=strict $(CARGO) test
 
 check: openssl ## format and lints, warnings as errors
 	@$(CARGO) fmt --all --check

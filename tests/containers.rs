@@ -18,6 +18,7 @@ use testkit::{
     envoy::{Bootstrap, SdsTransport},
     sds,
     workload::SOCKET,
+    workspace,
 };
 
 type Outcome = Result<(), Failure>;
@@ -39,11 +40,19 @@ fn images() -> Result<Option<Arc<Images>>, Failure> {
 }
 
 /// Starts the shim in a container; its directory of the socket is one that anybody may write to, as kubelet's are.
-fn start(site: &Site, containment: Containment, required: Option<&str>) -> Result<Logged, Failure> {
+fn start(
+    site: &Site,
+    containment: Containment,
+    required: Option<&str>,
+    env: &[(&str, &str)],
+) -> Result<Logged, Failure> {
     let sockets = site.workload.socket();
     let sockets = sockets.parent().expect("it is in a directory");
     fs::set_permissions(sockets, fs::Permissions::from_mode(0o777)).or_fail("open the socket's directory")?;
     let mut builder = site.shim().contained(containment);
+    for (name, value) in env {
+        builder = builder.env(*name, *value);
+    }
     if let Some(required) = required {
         builder = builder.env("SDS_SHIM_REQUIRE_LOCKED", required);
     }
@@ -72,7 +81,7 @@ async fn stop(shim: &mut Logged) -> Result<Option<i32>, Failure> {
 async fn the_shipped_image_holds_all_its_promises_in_a_restricted_container() -> Outcome {
     let Some(images) = images()? else { return Ok(()) };
     let site = Site::new().await?;
-    let mut shim = start(&site, Containment::new(&images.binary()), Some("secret"))?;
+    let mut shim = start(&site, Containment::new(&images.binary()), Some("secret"), &[])?;
     let told = "memory: keys are in secret memory (2816 KiB), the whole process is locked";
     let line = shim.wait_for_log("keys are in").await?;
     assert!(line.contains(told), "{line}");
@@ -122,16 +131,30 @@ async fn where_secret_memory_is_forbidden_and_the_user_is_any_it_steps_down_and_
     // As OpenShift chooses it: any user, of the group 0.
     let containment =
         Containment { user: (1_000_680_000, 0), seccomp: Some(profile), ..Containment::new(&images.binary()) };
-    let mut shim = start(&site, containment.clone(), None)?;
+    let mut shim = start(&site, containment.clone(), None, &[])?;
     shim.wait_for_log("keys are in locked memory (2816 KiB), the whole process is locked").await?;
     shim.wait_for_log("there is no memfd_secret here").await?;
     serves(&mut shim).await?;
     assert_eq!(shim.container().status("Uid").await?.split('\t').next(), Some("1000680000"));
     assert_eq!(stop(&mut shim).await?, Some(0));
 
-    let mut shim = start(&site, containment, Some("secret"))?;
+    let mut shim = start(&site, containment, Some("secret"), &[])?;
     assert_eq!(shim.wait_exit().await?.code(), Some(71));
     assert!(shim.log().contains("SDS_SHIM_REQUIRE_LOCKED=secret"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_profile_of_our_own_is_enough_and_the_filter_goes_with_it() -> Outcome {
+    let Some(images) = images()? else { return Ok(()) };
+    let site = Site::new().await?;
+    let profile = workspace().join("packaging/seccomp/sds-shim.json");
+    let containment = Containment { seccomp: Some(profile), ..Containment::new(&images.binary()) };
+    let mut shim = start(&site, containment, Some("secret"), &[("SDS_SHIM_SECCOMP", "strict")])?;
+    shim.wait_for_log("keys are in secret memory (2816 KiB), the whole process is locked").await?;
+    shim.wait_for_log("system calls that serving does not take are refused from now on").await?;
+    serves(&mut shim).await?;
+    assert_eq!(stop(&mut shim).await?, Some(0));
     Ok(())
 }
 
@@ -141,11 +164,11 @@ async fn with_the_limit_of_old_kernels_it_refuses_unless_told_otherwise() -> Out
     let Some(images) = images()? else { return Ok(()) };
     let site = Site::new().await?;
     let containment = Containment { memlock: 64 << 10, ..Containment::new(&images.binary()) };
-    let mut shim = start(&site, containment.clone(), None)?;
+    let mut shim = start(&site, containment.clone(), None, &[])?;
     assert_eq!(shim.wait_exit().await?.code(), Some(71));
     assert!(shim.log().contains("is 64 KiB: raise it to at least 2816 KiB, or give the capability IPC_LOCK"));
 
-    let mut shim = start(&site, containment, Some("none"))?;
+    let mut shim = start(&site, containment, Some("none"), &[])?;
     shim.wait_for_log("keys are in memory that is NOT locked").await?;
     serves(&mut shim).await
 }

@@ -234,8 +234,12 @@ impl ShimBuilder {
         self
     }
 
-    /// Starts the binary that `SHIM_BINARY` names, else `target/dist/sds-shim`.
-    pub fn start(self) -> Result<Shim, Failure> {
+    /// Starts the binary that `SHIM_BINARY` names, else `target/dist/sds-shim`. With `SHIM_SECCOMP` set, every shim
+    /// has it as its `SDS_SHIM_SECCOMP`.
+    pub fn start(mut self) -> Result<Shim, Failure> {
+        if let Ok(filter) = std::env::var("SHIM_SECCOMP") {
+            self.env.entry("SDS_SHIM_SECCOMP".to_owned()).or_insert(filter);
+        }
         if let Some(containment) = self.containment {
             let container = Container::named();
             let (program, mut arguments) = containment.command(container.name(), &self.directory, &self.env)?;
