@@ -10,26 +10,33 @@ export DISTRIBUTION_BINARY := $(CURDIR)/target/distribution/debug/sds-shim
 export ENVOY_BINARY := $(CURDIR)/target/envoy/envoy
 DIST_FLAGS := -C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,-z,pack-relative-relocs \
   -C link-arg=-Wl,-T,packaging/link/no-unwind-tables.ld
+# Panics name source files: without where they lie here, so that the same source gives the same bytes everywhere.
+REMAP = $$(for d in "$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/*; do echo "--remap-path-prefix=$$d=crates"; done) \
+  --remap-path-prefix=$(CURDIR)=sds-shim
 CARGO := cargo --locked
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build openssl envoy gdb prometheus pilot-agent istio-ca demo test conformance-istio soak check fuzz fuzz-short asan \
-  distribution clean
+.PHONY: help build image openssl envoy gdb podman prometheus systemd pilot-agent istio-ca demo test conformance-istio soak \
+  seccomp check fuzz fuzz-short asan distribution clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 build: openssl ## the shipped binary, at target/dist/sds-shim
-	@RUSTFLAGS="$(DIST_FLAGS)" $(CARGO) build --profile dist --target $(TARGET) --bin sds-shim
+	@$(CARGO) fetch --quiet --target $(TARGET)
+	@RUSTFLAGS="$(DIST_FLAGS) $(REMAP)" $(CARGO) build --profile dist --target $(TARGET) --bin sds-shim
 	@install -D target/$(TARGET)/dist/sds-shim $(SHIM_BINARY)
+
+image: build podman ## container images with podman: the binary alone, and with BASE=image a sidecar's; how in packaging/image/build.sh
+	@packaging/image/build.sh $(BASE)
 
 demo: build envoy ## the acceptance scene: four workloads, real Envoys; KEEP=1 leaves it up
 	@$(CARGO) build --quiet --package testkit --bin demo
 	@target/debug/demo
 
-test: check build envoy gdb prometheus pilot-agent istio-ca distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
+test: check build envoy gdb podman prometheus systemd pilot-agent istio-ca distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --workspace --all-targets
@@ -41,6 +48,10 @@ conformance-istio: build pilot-agent ## the rules of SDS held against Istio's ag
 soak: build envoy ## ten minutes of hostile clients and a CA that floods, and of faults under load; SOAK_SECONDS=n for another time
 	@$(CARGO) build --quiet --package testkit --bins
 	@SOAK_SECONDS=$(or $(SOAK_SECONDS),600) $(CARGO) test --test soak --test soak_rotation -- --nocapture
+
+seccomp: build envoy gdb podman distribution ## the whole suite with SDS_SHIM_SECCOMP=strict
+	@$(CARGO) build --quiet --package testkit --bins
+	@SHIM_SECCOMP=strict $(CARGO) test
 
 check: openssl ## format and lints, warnings as errors
 	@$(CARGO) fmt --all --check
@@ -74,11 +85,17 @@ gdb:
 pilot-agent:
 	@tests/testkit/install-pilot-agent.sh
 
+podman:
+	@tests/testkit/install-podman.sh
+
 prometheus:
 	@tests/testkit/install-prometheus.sh
 
 istio-ca: ## Istio's own CA for the tests, at target/istio-ca/istio-ca
 	@tests/testkit/install-istio-ca.sh
+
+systemd:
+	@tests/testkit/install-systemd.sh
 
 clean: ## remove everything that was built
 	@rm -rf target

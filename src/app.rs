@@ -162,7 +162,10 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
         );
     }
     info!(socket = %socket.path().display(), "serving SDS");
-    let (sds, wait) = (config.sds.clone(), config.wait);
+    let (sds, wait, protection) = (config.sds.clone(), config.wait, config.memory);
+    if launch.is_none() {
+        memory::restrict_system_calls(&protection, false)?;
+    }
     let addresses = config.ca.addresses.iter().map(ToString::to_string);
     let status = Arc::new(Status::new(clock::now(), config.admin.min_life.as_secs() as i64, addresses));
     let pages = Arc::new(AdminPages::new(Arc::clone(&status), source(&config)));
@@ -184,7 +187,10 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
             },
             served = &mut serving => { served?; return Ok(None) }
             never = &mut keeping => match never {},
-            () = supervisor.due() => supervisor.start()?,
+            () = supervisor.due() => {
+                supervisor.start()?;
+                memory::restrict_system_calls(&protection, true)?;
+            }
         }
     }
 }

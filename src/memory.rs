@@ -1,5 +1,7 @@
 //! What must hold of the memory that keys live in, before anything is served.
 
+use std::io;
+
 use locked::{Kind, Level, ProcessLock, Report};
 use tracing::{info, warn};
 
@@ -34,6 +36,20 @@ pub fn protect(config: &MemoryConfig) -> Result<(), TooLittleProtection> {
     info!("{}", describe(&report));
     for missing in &report.missing {
         warn!("{missing}");
+    }
+    Ok(())
+}
+
+/// Leaves only the system calls that serving takes, if the configuration wants that. `following` is whether a command
+/// was started, which is not bound; nothing can be started after this.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn restrict_system_calls(config: &MemoryConfig, following: bool) -> io::Result<()> {
+    if config.strict_calls {
+        locked::restrict_system_calls(following)
+            .map_err(|error| io::Error::new(error.kind(), format!("SDS_SHIM_SECCOMP=strict cannot be had: {error}")))?;
+        info!("system calls that serving does not take are refused from now on");
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use common::{Logged, Pod, Site, serial};
 use nix::sys::{signal::Signal, stat::Mode};
 use testkit::{
     Failure, OrFail, PATIENCE,
-    confined::{Confinement, own},
+    confined::{Confinement, UID, own},
     development_ca::Pki,
     sds::{self, SdsClient},
 };
@@ -192,7 +192,7 @@ async fn without_inotify_changes_are_still_seen_and_told_once() -> Tested {
     stream.send(sds::request(&["default"]));
     shim.wait_for_log("changes cannot be watched").await?;
     site.write_token()?;
-    own(site.workload.path()).or_fail("give the token to the shim's user")?;
+    own(site.workload.path(), UID, UID).or_fail("give the token to the shim's user")?;
     stream.recv().await?;
     assert_eq!(shim.log().count("changes cannot be watched"), 1);
     Ok(())

@@ -9,7 +9,7 @@ use common::{Logged, Site};
 use nix::sys::signal::Signal;
 use testkit::{
     Failure, OrFail, POLL,
-    confined::Confinement,
+    confined::{self, Confinement},
     residency::{self, Needles},
     scratch::Scratch,
     sds::{self, SdsStream},
@@ -71,14 +71,10 @@ impl Subject {
 /// What the machine must have for this; without it nothing can be tested, which is said past the test harness.
 fn pressure(scratch: &Scratch) -> Result<Option<(SwapFile, Cgroup)>, Failure> {
     let tried = Cgroup::new("sds-shim-test").and_then(|cgroup| Ok((SwapFile::on(scratch.path(), SWAP)?, cgroup)));
-    let status = fs::read_to_string("/proc/self/status").or_fail("read our own status")?;
-    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let capabilities = u64::from_str_radix(capabilities.expect("the kernel tells it").trim(), 16).expect("a number");
-    const SYS_ADMIN: u32 = 21;
     match tried {
         Ok(pressure) => Ok(Some(pressure)),
         // A container that may not do it cannot be helped; everything else is a failure.
-        Err(failure) if capabilities >> SYS_ADMIN & 1 == 0 => {
+        Err(failure) if !confined::holds_sys_admin() => {
             let _ = writeln!(std::io::stderr(), "NOT TESTED: this machine lets us make no swap: {failure}");
             Ok(None)
         }

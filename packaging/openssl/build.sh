@@ -35,18 +35,24 @@ rm -rf "$root" && mkdir -p "$build"
 cd "$build"
 # OpenSSL asks the assembler what it knows. Told that it knows AVX2 and no AVX-512, it leaves out 750 KiB of code that
 # would only speed up bulk encryption, of which there are a few KiB in hours.
-cat >cc <<'END'
+# The library remembers how it was compiled, and messages name source files. Both without where things lie here, so that
+# the same source gives the same bytes everywhere.
+compiler=$(command -v cc)
+mkdir bin
+cat >bin/cc <<END
 #!/bin/sh
-case " $* " in *" -Wa,-v "*) echo "GNU assembler version 2.24" && exit ;; esac
-exec cc "$@"
+case " \$* " in *" -Wa,-v "*) echo "GNU assembler version 2.24" && exit ;; esac
+exec "$compiler" "\$@" "-ffile-prefix-map=$(realpath --relative-to="$PWD" "$source")=openssl" \\
+  "-ffile-prefix-map=$source=openssl"
 END
-chmod +x cc
+chmod +x bin/cc
+export PATH=$build/bin:$PATH SOURCE_DATE_EPOCH=0
 # shellcheck disable=SC2086
-CC=$build/cc "$source/Configure" $chosen --prefix="$root/install" --libdir=lib --openssldir=/etc/ssl linux-x86_64 \
+CC=cc "$source/Configure" $chosen --prefix=/usr --libdir=lib --openssldir=/etc/ssl linux-x86_64 \
   -Os -fPIC -ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables -fno-unwind-tables >configure.log 2>&1 ||
   { tail -n 20 configure.log >&2; exit 1; }
 make -s -j"$(nproc)" build_libs >make.log 2>&1 || { tail -n 30 make.log >&2; exit 1; }
-make -s install_dev >>make.log 2>&1 || { tail -n 30 make.log >&2; exit 1; }
-cd "$root" && rm -rf "$build"
+make -s install_dev DESTDIR="$root/stage" >>make.log 2>&1 || { tail -n 30 make.log >&2; exit 1; }
+cd "$root" && mv stage/usr install && rm -rf stage "$build"
 echo "$recipe" >"$root/recipe"
 echo "openssl: ready"

@@ -157,12 +157,14 @@ pub enum WaitFor {
 }
 
 /// How keys are protected in memory.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct MemoryConfig {
     /// Least protection with which to start.
     pub require: Level,
     /// Size of the arena in bytes, guard pages included.
     pub arena_bytes: usize,
+    /// Whether only the system calls that serving takes are left.
+    pub strict_calls: bool,
 }
 
 impl SdsConfig {
@@ -361,5 +363,8 @@ fn memory(reader: &mut Reader<'_>) -> MemoryConfig {
     MemoryConfig {
         require: reader.choice(&variables::SDS_SHIM_REQUIRE_LOCKED, &levels).unwrap_or(Level::Locked),
         arena_bytes: kib.unwrap_or(ARENA_KIB) * 1024,
+        strict_calls: reader
+            .choice(&variables::SDS_SHIM_SECCOMP, &[("strict", true), ("off", false)])
+            .unwrap_or_default(),
     }
 }

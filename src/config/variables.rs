@@ -111,6 +111,8 @@ variables! {
         "Least protection of keys with which to start: secret memory and the whole process locked; locked memory; any.";
     SDS_SHIM_ARENA_KIB: "number of KiB", "2816",
         "Size of the memory that holds keys and everything that is allocated; more serves more streams.";
+    SDS_SHIM_SECCOMP: "strict or off", "off",
+        "With strict, the kernel refuses every system call that serving does not take; with `sds-shim exec` from the start of its command on, which is not bound.";
     SDS_SHIM_LOG: "levels", "info",
         "Least severe level that is logged: error, warn, info or debug; others for single scopes, as in info,sds=debug.";
     SDS_SHIM_LOG_FORMAT: "text or json", "text",

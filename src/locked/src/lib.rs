@@ -14,6 +14,7 @@ mod process;
 mod readable;
 mod registers;
 mod report;
+mod seccomp;
 mod stack;
 
 #[cfg(feature = "dump")]
@@ -28,4 +29,7 @@ pub use process::{ProcessLock, harden_process, lock_process};
 pub use readable::Readable;
 pub use registers::clear_vector_registers;
 pub use report::{Level, Report, report};
+pub use seccomp::restrict_system_calls;
+#[cfg(target_arch = "x86_64")]
+pub use seccomp::{FOLLOWING_CALLS, SERVING_CALLS};
 pub use stack::{clear_idle_stack, on_arena_stack};

@@ -109,8 +109,10 @@ pub fn report() -> Report {
 
 fn no_secret_memory(refusal: Refusal, arena_kib: usize, status: &Status) -> String {
     match refusal {
-        Refusal::Create(Errno::ENOSYS) => "keys are not in secret memory: the kernel has no memfd_secret; it needs \
-             Linux 5.14 or later with CONFIG_SECRETMEM, before 6.5 also the boot parameter secretmem.enable=1"
+        // What a kernel says that does not know the call, and some container runtimes where their profile does not.
+        Refusal::Create(Errno::ENOSYS) => "keys are not in secret memory: there is no memfd_secret here; it needs \
+             Linux 5.14 or later with CONFIG_SECRETMEM, before 6.5 also the boot parameter secretmem.enable=1, and a \
+             seccomp profile that allows this system call"
             .to_owned(),
         Refusal::Create(Errno::EPERM | Errno::EACCES) => "keys are not in secret memory: memfd_secret is forbidden; \
              allow this system call in the seccomp profile"

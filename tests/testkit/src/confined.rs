@@ -81,7 +81,7 @@ impl Confinement {
             arguments.extend(filters.into_iter().chain(["--"]).map(str::to_owned));
         }
         arguments.push("./sds-shim".to_owned());
-        own(directory).or_fail(format!("give {} to uid {UID}", directory.display()))?;
+        own(directory, UID, UID).or_fail(format!("give {} to uid {UID}", directory.display()))?;
         Ok((PathBuf::from(arguments.remove(0)), arguments))
     }
 
@@ -116,12 +116,20 @@ pub fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
     Err(Failure::new(format!("cannot copy {}", from.display())))
 }
 
-/// Gives a file, or a directory and all in it, to the confined user.
-pub fn own(path: &Path) -> std::io::Result<()> {
-    lchown(path, Some(UID), Some(UID))?;
+/// Whether this process may do what root may do to the system, such as mounting.
+pub fn holds_sys_admin() -> bool {
+    const SYS_ADMIN: u32 = 21;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap_or_default();
+    u64::from_str_radix(capabilities.trim(), 16).is_ok_and(|capabilities| capabilities >> SYS_ADMIN & 1 == 1)
+}
+
+/// Gives a directory and all in it to a user.
+pub fn own(path: &Path, uid: u32, gid: u32) -> std::io::Result<()> {
+    lchown(path, Some(uid), Some(gid))?;
     if fs::symlink_metadata(path)?.is_dir() {
         for entry in fs::read_dir(path)? {
-            own(&entry?.path())?;
+            own(&entry?.path(), uid, gid)?;
         }
     }
     Ok(())

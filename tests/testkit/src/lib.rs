@@ -8,6 +8,7 @@
 
 pub mod citadel;
 pub mod confined;
+pub mod container;
 pub mod discovery;
 pub mod door;
 pub mod envoy;

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     Failure, PATIENCE, POLL, Workload,
     confined::Confinement,
+    container::{Container, Containment, inherited},
     http,
     process::{Process, binary},
     sds::SdsClient,
@@ -31,6 +32,7 @@ const ADMIN_SOCKET: &str = "./shim-admin.sock";
 /// A running shim; killed when it is dropped. Everything of [`Process`] can be asked of it.
 pub struct Shim {
     process: Process,
+    container: Option<Container>,
     directory: PathBuf,
     socket: PathBuf,
 }
@@ -59,6 +61,7 @@ impl Shim {
             env: BTreeMap::new(),
             socket: directory.join(SOCKET),
             confinement: None,
+            containment: None,
             build: SHIPPED,
         }
     }
@@ -98,6 +101,11 @@ impl Shim {
         &self.directory
     }
 
+    /// The container that it was started in with [`ShimBuilder::contained`]; the process is podman's then.
+    pub fn container(&self) -> &Container {
+        self.container.as_ref().expect("it runs in a container")
+    }
+
     /// The socket that it serves.
     pub fn socket(&self) -> &Path {
         &self.socket
@@ -133,6 +141,7 @@ pub struct ShimBuilder {
     env: BTreeMap<String, String>,
     socket: PathBuf,
     confinement: Option<Confinement>,
+    containment: Option<Containment>,
     build: Build,
 }
 
@@ -192,6 +201,15 @@ impl ShimBuilder {
         self.env("SDS_SHIM_ALLOW_UIDS", nix::unistd::geteuid().to_string())
     }
 
+    /// Starts the image in a container instead of the binary; our own user may still connect.
+    #[must_use]
+    pub fn contained(mut self, containment: Containment) -> Self {
+        self.containment = Some(containment);
+        // The root is read-only.
+        self.env("SDS_SHIM_ALLOW_UIDS", nix::unistd::geteuid().to_string())
+            .env("SDS_SHIM_ADMIN", format!("unix:{SOCKET}-admin"))
+    }
+
     /// Takes the plain build with the distribution's libssl, which `DISTRIBUTION_BINARY` names, instead of the shipped
     /// binary.
     #[must_use]
@@ -200,8 +218,19 @@ impl ShimBuilder {
         self
     }
 
-    /// Starts the binary that `SHIM_BINARY` names, else `target/dist/sds-shim`.
-    pub fn start(self) -> Result<Shim, Failure> {
+    /// Starts the binary that `SHIM_BINARY` names, else `target/dist/sds-shim`. With `SHIM_SECCOMP` set, every shim
+    /// has it as its `SDS_SHIM_SECCOMP`.
+    pub fn start(mut self) -> Result<Shim, Failure> {
+        if let Ok(filter) = std::env::var("SHIM_SECCOMP") {
+            self.env.entry("SDS_SHIM_SECCOMP".to_owned()).or_insert(filter);
+        }
+        if let Some(containment) = self.containment {
+            let container = Container::named();
+            let (program, mut arguments) = containment.command(container.name(), &self.directory, &self.env)?;
+            arguments.extend(self.arguments);
+            let process = Process::start(&self.name, &program, &arguments, &inherited(), &self.directory)?;
+            return Ok(Shim { process, container: Some(container), directory: self.directory, socket: self.socket });
+        }
         let (variable, place, remedy) = self.build;
         let program = binary(variable, place, remedy)?;
         let env: Vec<_> = self.env.into_iter().collect();
@@ -215,6 +244,6 @@ impl ShimBuilder {
             arguments.splice(..0, more.iter().cloned().chain([started.display().to_string()]));
         }
         let process = Process::start(&self.name, &program, &arguments, &env, &self.directory)?;
-        Ok(Shim { process, directory: self.directory, socket: self.socket })
+        Ok(Shim { process, container: None, directory: self.directory, socket: self.socket })
     }
 }

@@ -1,0 +1,187 @@
+//! A filter through which the kernel refuses every system call that a serving process has no use for.
+
+use std::io;
+
+use libc::{
+    AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, BPF_ABS, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W,
+    CLONE_THREAD, EPERM, PROT_EXEC, SECCOMP_FILTER_FLAG_TSYNC, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO,
+    SECCOMP_SET_MODE_FILTER, sock_filter, sock_fprog,
+};
+use nix::errno::Errno;
+
+/// The names of system calls beside their numbers, so that a profile can be held to be the same.
+macro_rules! calls {
+    ($(#[$meta:meta])* $numbers:ident, $names:ident: $($call:ident)*) => {
+        $(#[$meta])*
+        const $numbers: &[libc::c_long] = &[$(libc::$call),*];
+        $(#[$meta])*
+        /// Names as in libc, with `SYS_` before them.
+        pub const $names: &[&str] = &[$(stringify!($call)),*];
+    };
+}
+
+calls! {
+    /// What a serving process uses, its resolver's thread and its end included.
+    #[cfg(target_arch = "x86_64")]
+    SERVING, SERVING_CALLS:
+    // Descriptors.
+    SYS_read SYS_write SYS_readv SYS_writev SYS_close SYS_fcntl SYS_ioctl SYS_lseek SYS_dup
+    // Files.
+    SYS_openat SYS_open SYS_newfstatat SYS_fstat SYS_stat SYS_lstat SYS_statx SYS_statfs SYS_fstatfs SYS_access
+    SYS_readlink SYS_readlinkat SYS_getdents64 SYS_mkdir SYS_unlink SYS_unlinkat SYS_rmdir SYS_rename SYS_symlink
+    SYS_chmod SYS_fchmod SYS_chown SYS_fchown SYS_lchown SYS_fsync SYS_umask SYS_getcwd
+    SYS_inotify_init1 SYS_inotify_add_watch SYS_inotify_rm_watch
+    // Sockets; those of which family is below.
+    SYS_accept4 SYS_bind SYS_listen SYS_connect SYS_shutdown SYS_recvfrom SYS_sendto SYS_recvmsg SYS_sendmsg
+    SYS_sendmmsg SYS_getsockopt SYS_setsockopt SYS_getsockname SYS_getpeername
+    // Waiting.
+    SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_wait SYS_epoll_pwait SYS_eventfd2 SYS_signalfd4 SYS_timerfd_create
+    SYS_timerfd_settime SYS_poll SYS_ppoll SYS_futex SYS_nanosleep SYS_clock_nanosleep SYS_restart_syscall
+    // Memory; what may not be executed, below.
+    SYS_brk SYS_munmap SYS_mremap SYS_madvise
+    // Time, where it is no plain read of memory, and randomness.
+    SYS_clock_gettime SYS_gettimeofday SYS_time SYS_getrandom
+    // Ourselves.
+    SYS_getpid SYS_gettid SYS_getuid SYS_geteuid SYS_getgid SYS_getegid SYS_uname SYS_sysinfo SYS_prlimit64 SYS_prctl
+    SYS_sched_getaffinity SYS_sched_yield SYS_set_robust_list SYS_rseq SYS_rt_sigaction SYS_rt_sigprocmask
+    SYS_rt_sigreturn SYS_sigaltstack SYS_tgkill SYS_exit SYS_exit_group
+}
+
+calls! {
+    /// What following a command takes.
+    #[cfg(target_arch = "x86_64")]
+    FOLLOWING, FOLLOWING_CALLS: SYS_kill SYS_wait4
+}
+
+const DENY: u32 = SECCOMP_RET_ERRNO | EPERM as u32;
+/// What makes libc fall back to `clone`, whose flags can be looked at.
+const UNKNOWN: u32 = SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+
+/// From now on, all threads can only make the system calls that serving takes; others fail with `EPERM`. There is no
+/// way back, and what is started later is bound as well: `following` is whether a command was started before.
+///
+/// # Errors
+/// When the kernel has no such filters, or not for this architecture.
+pub fn restrict_system_calls(following: bool) -> io::Result<()> {
+    #[cfg(target_arch = "x86_64")]
+    return apply(&program(following), SECCOMP_FILTER_FLAG_TSYNC);
+    #[cfg(not(target_arch = "x86_64"))]
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn program(following: bool) -> Vec<sock_filter> {
+    /// Offsets in `struct seccomp_data`.
+    const NUMBER: u32 = 0;
+    const ARCHITECTURE: u32 = 4;
+    const ARGUMENTS: u32 = 16;
+    /// `AUDIT_ARCH_X86_64`.
+    const X86_64: u32 = 0xC000_003E;
+    let load = |offset| instruction(BPF_LD | BPF_W | BPF_ABS, offset, 0, 0);
+    let answer = |action| instruction(BPF_RET | BPF_K, action, 0, 0);
+    let skip_unless = |value: u32, count| instruction(BPF_JMP | BPF_JEQ | BPF_K, value, 0, count);
+    let skip_unless_set = |mask: u32, count| instruction(BPF_JMP | BPF_JSET | BPF_K, mask, 0, count);
+
+    // Numbers of the x32 form have a bit that none of ours has.
+    let mut program = vec![load(ARCHITECTURE), instruction(BPF_JMP | BPF_JEQ | BPF_K, X86_64, 1, 0), answer(DENY)];
+    program.push(load(NUMBER));
+    let following = if following { FOLLOWING } else { &[] };
+    for call in SERVING.iter().chain(following) {
+        program.extend([skip_unless(*call as u32, 1), answer(SECCOMP_RET_ALLOW)]);
+    }
+    program.extend([skip_unless(libc::SYS_clone3 as u32, 1), answer(UNKNOWN)]);
+    // Threads, no processes.
+    program.extend([skip_unless(libc::SYS_clone as u32, 4), load(ARGUMENTS)]);
+    program.extend([skip_unless_set(CLONE_THREAD as u32, 1), answer(SECCOMP_RET_ALLOW), answer(DENY)]);
+    // Nothing new that can be executed.
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        program.extend([skip_unless(call as u32, 4), load(ARGUMENTS + 2 * 8)]);
+        program.extend([skip_unless_set(PROT_EXEC as u32, 1), answer(DENY), answer(SECCOMP_RET_ALLOW)]);
+    }
+    program.extend([skip_unless(libc::SYS_socket as u32, 9), load(ARGUMENTS)]);
+    // Netlink tells libc's resolver which addresses this machine has.
+    for family in [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK] {
+        program.extend([skip_unless(family as u32, 1), answer(SECCOMP_RET_ALLOW)]);
+    }
+    program.push(answer(DENY));
+    program
+}
+
+const fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter { code: code as u16, jt, jf, k }
+}
+
+fn apply(program: &[sock_filter], flags: libc::c_ulong) -> io::Result<()> {
+    let len = program.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
+    let filter = sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the kernel reads `len` instructions, which outlive the call, and writes nothing.
+    let answer = unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const filter) };
+    match Errno::result(answer)? {
+        0 => Ok(()),
+        // The number of a thread that has another filter.
+        _ => Err(io::ErrorKind::ResourceBusy.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, net::TcpListener, os::unix::net::UnixDatagram, process::Command, thread};
+
+    use nix::sys::prctl;
+
+    use super::*;
+
+    /// In a thread of its own, which alone is bound.
+    fn bound<T: Send + 'static>(test: fn() -> T) -> T {
+        let filtered = move || {
+            prctl::set_no_new_privs().expect("no new privileges");
+            apply(&program(false), 0).expect("the kernel takes the filter");
+            test()
+        };
+        thread::spawn(filtered).join().expect("the thread ends")
+    }
+
+    fn executable() -> io::Result<()> {
+        // SAFETY: a new mapping somewhere, which nobody uses.
+        let mapped = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                4096,
+                libc::PROT_READ | libc::PROT_EXEC,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    fn denied<T>(outcome: io::Result<T>) -> bool {
+        outcome.is_err_and(|error| error.raw_os_error() == Some(EPERM))
+    }
+
+    #[test]
+    fn what_serving_takes_is_allowed() {
+        bound(|| {
+            File::open("/proc/self/status").expect("files");
+            TcpListener::bind("127.0.0.1:0").expect("network");
+            UnixDatagram::unbound().expect("sockets");
+            thread::spawn(|| ()).join().expect("threads");
+        });
+    }
+
+    #[test]
+    fn what_serving_does_not_take_is_denied() {
+        bound(|| {
+            assert!(denied(Command::new("/bin/true").spawn()), "programs");
+            assert!(denied(executable()), "memory with code");
+            // SAFETY: the call takes no pointers.
+            let vsock = unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0) };
+            assert!(denied(Errno::result(vsock).map_err(Into::into)), "sockets of other families");
+            let ourselves = std::process::id().cast_signed();
+            // SAFETY: as above; the signal 0 does nothing.
+            let kill = unsafe { libc::kill(ourselves, 0) };
+            assert!(denied(Errno::result(kill).map_err(Into::into)), "signals");
+        });
+    }
+}

@@ -1,0 +1,215 @@
+//! The image as it is shipped, in containers of podman as Kubernetes would start them. Where the machine does not let
+//! us start containers nothing can be tested, which is said past the test harness.
+
+mod common;
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use common::{Logged, Site};
+use nix::sys::signal::Signal;
+use testkit::{
+    Failure, OrFail, confined,
+    container::{Containment, Images, ProxyImage, podman},
+    envoy::{Bootstrap, SdsTransport},
+    sds,
+    workload::SOCKET,
+    workspace,
+};
+
+type Outcome = Result<(), Failure>;
+
+/// The images, built by the first test that needs them and removed by the last. `None` where there can be none.
+fn images() -> Result<Option<Arc<Images>>, Failure> {
+    static IMAGES: Mutex<Weak<Images>> = Mutex::new(Weak::new());
+    if !confined::holds_sys_admin() {
+        let _ = writeln!(std::io::stderr(), "NOT TESTED: this machine lets us start no containers (no CAP_SYS_ADMIN)");
+        return Ok(None);
+    }
+    let mut shared = IMAGES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(images) = shared.upgrade() {
+        return Ok(Some(images));
+    }
+    let images = Arc::new(Images::build(None, std::process::id())?);
+    *shared = Arc::downgrade(&images);
+    Ok(Some(images))
+}
+
+/// Starts the shim in a container; its directory of the socket is one that anybody may write to, as kubelet's are.
+fn start(
+    site: &Site,
+    containment: Containment,
+    required: Option<&str>,
+    env: &[(&str, &str)],
+) -> Result<Logged, Failure> {
+    let sockets = site.workload.socket();
+    let sockets = sockets.parent().expect("it is in a directory");
+    fs::set_permissions(sockets, fs::Permissions::from_mode(0o777)).or_fail("open the socket's directory")?;
+    let mut builder = site.shim().contained(containment);
+    for (name, value) in env {
+        builder = builder.env(*name, *value);
+    }
+    if let Some(required) = required {
+        builder = builder.env("SDS_SHIM_REQUIRE_LOCKED", required);
+    }
+    Ok(Logged(builder.start()?))
+}
+
+/// Waits for the first certificate and has it renewed once.
+async fn serves(shim: &mut Logged) -> Outcome {
+    let mut stream = shim.connect().await?.stream();
+    stream.send(sds::request(&["default"]));
+    let first = stream.recv().await?;
+    stream.send(sds::ack(&first, &["default"]));
+    shim.container().exec(&["/usr/local/bin/sds-shim", "renew"]).await?;
+    let second = stream.recv().await?;
+    assert_ne!(common::serial(&first)?, common::serial(&second)?);
+    Ok(())
+}
+
+/// Stops it as kubelet does, and returns the exit code.
+async fn stop(shim: &mut Logged) -> Result<Option<i32>, Failure> {
+    shim.signal(Signal::SIGTERM)?;
+    Ok(shim.wait_exit().await?.code())
+}
+
+#[tokio::test]
+async fn the_shipped_image_holds_all_its_promises_in_a_restricted_container() -> Outcome {
+    let Some(images) = images()? else { return Ok(()) };
+    let site = Site::new().await?;
+    let mut shim = start(&site, Containment::new(&images.binary()), Some("secret"), &[])?;
+    let told = "memory: keys are in secret memory (2816 KiB), the whole process is locked";
+    let line = shim.wait_for_log("keys are in").await?;
+    assert!(line.contains(told), "{line}");
+    assert_eq!(shim.log().lines().first(), Some(&line), "it is the first thing that is said");
+    serves(&mut shim).await?;
+
+    let container = shim.container();
+    let number = |text: String| text.parse::<u64>().expect("a number");
+    let (peak, mapped, locked) = (
+        number(container.status("VmPeak").await?),
+        number(container.status("VmSize").await?),
+        number(container.status("VmLck").await?),
+    );
+    println!("VmPeak {peak} KiB, VmSize {mapped} KiB, VmLck {locked} KiB");
+    assert!(peak <= confined::MEMLOCK >> 10, "{peak} KiB were mapped");
+    // The kernel's own pages and the guard pages cannot be locked.
+    assert!(locked + 64 >= mapped, "{locked} of {mapped} KiB are locked");
+    for (name, value) in [
+        ("VmSwap", "0"),
+        ("Uid", "1337\t1337\t1337\t1337"),
+        ("Gid", "1337\t1337\t1337\t1337"),
+        ("CapEff", "0000000000000000"),
+        ("CapBnd", "0000000000000000"),
+        ("NoNewPrivs", "1"),
+        // A filter: the default profile.
+        ("Seccomp", "2"),
+    ] {
+        assert_eq!(container.status(name).await?, value, "{name}");
+    }
+    container.exec(&["/usr/local/bin/sds-shim", "health"]).await?;
+    let killed = podman(&["container", "inspect", "--format", "{{.State.OOMKilled}}", container.name()])?;
+    assert_eq!(killed, "false");
+    assert_eq!(stop(&mut shim).await?, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn where_secret_memory_is_forbidden_and_the_user_is_any_it_steps_down_and_serves() -> Outcome {
+    let Some(images) = images()? else { return Ok(()) };
+    let site = Site::new().await?;
+    let path = podman(&["info", "--format", "{{.Host.Security.SECCOMPProfilePath}}"])?;
+    let usual = fs::read_to_string(&path).or_fail(format!("read podman's profile {path}"))?;
+    let profile = site.workload.path().join("seccomp.json");
+    let without = usual.replace("\"memfd_secret\",", "");
+    assert_ne!(usual, without, "podman's profile allows it");
+    fs::write(&profile, without).or_fail("write the profile")?;
+    // As OpenShift chooses it: any user, of the group 0.
+    let containment =
+        Containment { user: (1_000_680_000, 0), seccomp: Some(profile), ..Containment::new(&images.binary()) };
+    let mut shim = start(&site, containment.clone(), None, &[])?;
+    shim.wait_for_log("keys are in locked memory (2816 KiB), the whole process is locked").await?;
+    shim.wait_for_log("there is no memfd_secret here").await?;
+    serves(&mut shim).await?;
+    assert_eq!(shim.container().status("Uid").await?.split('\t').next(), Some("1000680000"));
+    assert_eq!(stop(&mut shim).await?, Some(0));
+
+    let mut shim = start(&site, containment, Some("secret"), &[])?;
+    assert_eq!(shim.wait_exit().await?.code(), Some(71));
+    assert!(shim.log().contains("SDS_SHIM_REQUIRE_LOCKED=secret"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_profile_of_our_own_is_enough_and_the_filter_goes_with_it() -> Outcome {
+    let Some(images) = images()? else { return Ok(()) };
+    let site = Site::new().await?;
+    let profile = workspace().join("packaging/seccomp/sds-shim.json");
+    let containment = Containment { seccomp: Some(profile), ..Containment::new(&images.binary()) };
+    let mut shim = start(&site, containment, Some("secret"), &[("SDS_SHIM_SECCOMP", "strict")])?;
+    shim.wait_for_log("keys are in secret memory (2816 KiB), the whole process is locked").await?;
+    shim.wait_for_log("system calls that serving does not take are refused from now on").await?;
+    serves(&mut shim).await?;
+    assert_eq!(stop(&mut shim).await?, Some(0));
+    Ok(())
+}
+
+/// What container runtimes give on kernels before 5.16.
+#[tokio::test]
+async fn with_the_limit_of_old_kernels_it_refuses_unless_told_otherwise() -> Outcome {
+    let Some(images) = images()? else { return Ok(()) };
+    let site = Site::new().await?;
+    let containment = Containment { memlock: 64 << 10, ..Containment::new(&images.binary()) };
+    let mut shim = start(&site, containment.clone(), None, &[])?;
+    assert_eq!(shim.wait_exit().await?.code(), Some(71));
+    assert!(shim.log().contains("is 64 KiB: raise it to at least 2816 KiB, or give the capability IPC_LOCK"));
+
+    let mut shim = start(&site, containment, Some("none"), &[])?;
+    shim.wait_for_log("keys are in memory that is NOT locked").await?;
+    serves(&mut shim).await
+}
+
+/// The sidecar's image: the shim starts what stands in the place of Istio's agent, with the arguments of the
+/// container, and ends with it.
+#[tokio::test]
+async fn the_sidecar_image_starts_its_agent_beside_the_shim() -> Outcome {
+    if images()?.is_none() {
+        return Ok(());
+    }
+    let site = Site::new().await?;
+    let base = ProxyImage::build(site.workload.path())?;
+    let images = Images::build(Some(base.name()), std::process::id() + 1_000_000_000)?;
+    let admin = format!("{SOCKET}-envoy");
+    let mut bootstrap = Bootstrap::new("sleep.foo", SdsTransport::EnvoyGrpc)
+        .inbound(([127, 0, 0, 1], 9).into(), &[site.workload.spiffe_id()])
+        .build();
+    bootstrap["admin"]["address"]["pipe"]["path"] = admin.as_str().into();
+    let configuration = site.workload.path().join("envoy");
+    fs::create_dir(&configuration)
+        .and_then(|()| fs::write(configuration.join("envoy.json"), bootstrap.to_string()))
+        .or_fail("write Envoy's configuration")?;
+
+    let mut containment = Containment::new(&images.sidecar());
+    containment.memory = "256m".to_owned();
+    containment.shown.push((configuration, "/etc/envoy".to_owned()));
+    let sockets = site.workload.socket();
+    let sockets = sockets.parent().expect("it is in a directory");
+    fs::set_permissions(sockets, fs::Permissions::from_mode(0o777)).or_fail("open the socket's directory")?;
+    let mut builder = site.shim().contained(containment).env("SDS_SHIM_REQUIRE_LOCKED", "secret");
+    builder = builder.env("SDS_SHIM_LOG", "debug");
+    for argument in ["-c", "/etc/envoy/envoy.json", "--concurrency", "1", "--disable-hot-restart"] {
+        builder = builder.arg(argument);
+    }
+    let mut shim = Logged(builder.start()?);
+    shim.wait_for_log("the command is started").await?;
+    for name in ["default", "ROOTCA"] {
+        shim.wait_for_log(&format!("Envoy accepted resources=\"{name}\"")).await?;
+    }
+    assert_eq!(stop(&mut shim).await?, Some(0));
+    shim.wait_for_log("the command ended: exit status: 0").await?;
+    Ok(())
+}

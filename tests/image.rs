@@ -1,0 +1,127 @@
+//! The image: the same bytes each time, and nothing in it but the binary and the list of its parts.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use openssl::sha::sha256;
+use serde_json::Value;
+use testkit::{
+    Failure, OrFail, confined,
+    container::{Images, podman},
+    workspace,
+};
+
+type Outcome = Result<(), Failure>;
+
+/// Another one for each run: tests that run at the same time do not get in each other's way.
+fn time() -> u32 {
+    1_700_000_000 + std::process::id()
+}
+
+fn shipped() -> Vec<u8> {
+    let path = std::env::var("SHIM_BINARY").map_or_else(|_| workspace().join("target/dist/sds-shim"), Into::into);
+    fs::read(path).expect("run `make build`")
+}
+
+fn inspect(image: &str) -> Result<Value, Failure> {
+    let told: Value = serde_json::from_str(&podman(&["image", "inspect", image])?).or_fail("read what podman says")?;
+    Ok(told[0].clone())
+}
+
+/// Files and links below a directory, relative to it.
+fn files(root: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(directory).expect("a directory") {
+            let entry = entry.expect("an entry");
+            match entry.file_type().expect("a type").is_dir() {
+                true => pending.push(entry.path()),
+                false => {
+                    found.insert(entry.path().strip_prefix(root).expect("below").display().to_string());
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_image_is_the_same_each_time_and_holds_the_binary_alone() -> Outcome {
+    let (first, second) = (Images::build(None, time())?, Images::build(None, time())?);
+    println!("{}", first.told());
+    let (told, again) = (inspect(&first.binary())?, inspect(&second.binary())?);
+    assert_eq!(told["RootFS"]["Layers"], again["RootFS"]["Layers"], "the layers differ");
+    assert_eq!(told["Id"], again["Id"], "the images differ");
+    let created = humantime::parse_rfc3339(told["Created"].as_str().unwrap_or_default()).expect("a time");
+    assert_eq!(created, UNIX_EPOCH + Duration::from_secs(time().into()));
+
+    let config = &told["Config"];
+    assert_eq!(config["User"], "1337:1337");
+    assert_eq!(config["Entrypoint"], serde_json::json!(["/usr/local/bin/sds-shim"]));
+    assert_eq!(config["Cmd"], serde_json::json!(["serve"]));
+    assert_eq!(config["Labels"]["org.opencontainers.image.version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(config["Labels"]["org.opencontainers.image.licenses"], "Apache-2.0");
+
+    // Where images are kept only root of this user namespace may look.
+    if !confined::holds_sys_admin() {
+        eprintln!("NOT TESTED: without CAP_SYS_ADMIN the image cannot be mounted, so its files were not listed");
+        return Ok(());
+    }
+    let root = podman(&["image", "mount", &first.binary()])?;
+    let found = files(Path::new(&root));
+    let binary = fs::read(Path::new(&root).join("usr/local/bin/sds-shim"));
+    podman(&["image", "unmount", &first.binary()])?;
+    let expected = ["usr/local/bin/sds-shim", "usr/share/sbom/sds-shim.cdx.json"];
+    assert_eq!(found, expected.map(str::to_owned).into());
+    assert!(binary.or_fail("read the binary")? == shipped(), "it is not the binary that is shipped");
+    Ok(())
+}
+
+#[test]
+fn the_list_of_parts_is_that_of_the_binary() -> Outcome {
+    let _images = Images::build(None, time() / 2)?;
+    let text = fs::read_to_string(workspace().join("target/image/sds-shim.cdx.json")).or_fail("read it")?;
+    let list: Value = serde_json::from_str(&text).or_fail("read it as JSON")?;
+    assert_eq!((&list["bomFormat"], &list["specVersion"]), (&"CycloneDX".into(), &"1.5".into()));
+    let binary = shipped();
+    let digest: String = sha256(&binary).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(list["metadata"]["component"]["hashes"][0]["content"], digest.as_str());
+
+    let parts = list["components"].as_array().expect("it has parts");
+    let version = |kind: &str| {
+        let mut names = parts.iter().filter_map(|part| part["purl"].as_str());
+        names.find_map(|name| name.strip_prefix(kind)).unwrap_or_else(|| panic!("{kind} is not listed"))
+    };
+    // What the binary says of itself.
+    let openssl = format!("OpenSSL {} ", version("pkg:generic/openssl@"));
+    assert!(binary.windows(openssl.len()).any(|bytes| bytes == openssl.as_bytes()), "{openssl}is not in the binary");
+    for name in ["generic/rust@", "cargo/tokio@", "cargo/openssl-sys@", "cargo/locked@"] {
+        version(&format!("pkg:{name}"));
+    }
+    assert!(parts.iter().any(|part| part["name"] == "glibc"));
+    for foreign in parts.iter().filter(|part| part["purl"].as_str().is_some_and(|purl| purl.starts_with("pkg:cargo/")))
+    {
+        let ours = ["locked", "sds-shim-proto"].map(Value::from).contains(&foreign["name"]);
+        assert!(ours || foreign["hashes"][0]["content"].is_string(), "{foreign}");
+        assert!(foreign["licenses"][0]["expression"].is_string(), "{foreign}");
+    }
+    println!("{} parts", parts.len());
+    Ok(())
+}
+
+/// Where it was built is nobody's business, and would make other bytes of the same source.
+#[test]
+fn the_binary_does_not_know_where_it_was_built() {
+    let binary = shipped();
+    let home = std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned());
+    for place in [workspace().display().to_string(), format!("{home}/"), "registry/src".to_owned()] {
+        let found = binary.windows(place.len()).position(|bytes| bytes == place.as_bytes());
+        let around = found.map(|at| String::from_utf8_lossy(&binary[at..(at + 100).min(binary.len())]).into_owned());
+        assert_eq!(around, None);
+    }
+}

@@ -1,0 +1,261 @@
+//! The shim in a container as Kubernetes would start it, by podman.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    Failure, OrFail, PATIENCE, POLL,
+    confined::{MEMLOCK, UID, own},
+    process::{Process, binary},
+    workspace,
+};
+
+/// What kubelet mounts into the pod, relative to its root, and whether the pod may write there.
+const VOLUMES: [(&str, &str); 3] =
+    [("var/run/secrets/tokens", "ro"), ("var/run/secrets/istio", "ro"), ("var/run/secrets/workload-spiffe-uds", "rw")];
+/// Not podman's own default, which the machine may not allow.
+const LIMITS: [&str; 4] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=512:512"];
+
+/// What is asked of the container. The root is read-only, there are no capabilities and no new privileges.
+#[derive(Clone, Debug)]
+pub struct Containment {
+    /// The image.
+    pub image: String,
+    /// User and group.
+    pub user: (u32, u32),
+    /// Limit of locked memory in bytes.
+    pub memlock: u64,
+    /// Limit of all memory, in podman's words.
+    pub memory: String,
+    /// A seccomp profile in place of the default one.
+    pub seccomp: Option<PathBuf>,
+    /// Further directories that are shown to it read-only: where, and where they are in the container.
+    pub shown: Vec<(PathBuf, String)>,
+}
+
+impl Containment {
+    /// An istio-proxy container with this image, and as little memory as the shim alone needs.
+    pub fn new(image: &str) -> Self {
+        Self {
+            image: image.to_owned(),
+            user: (UID, UID),
+            memlock: MEMLOCK,
+            memory: "16m".to_owned(),
+            seccomp: None,
+            shown: Vec::new(),
+        }
+    }
+
+    /// podman and its arguments; what follows them is for the image's entrypoint.
+    pub(crate) fn command(
+        &self,
+        name: &str,
+        directory: &Path,
+        env: &BTreeMap<String, String>,
+    ) -> Result<(PathBuf, Vec<String>), Failure> {
+        let program = program()?;
+        let (uid, gid) = self.user;
+        let mut arguments: Vec<String> = runtime().map(str::to_owned).to_vec();
+        // Without a log of podman's own: ours reads what comes.
+        arguments.extend(["run", "--name", name, "--log-driver", "none", "--network", "host"].map(str::to_owned));
+        arguments.extend(["--read-only", "--read-only-tmpfs=false", "--cap-drop", "all"].map(str::to_owned));
+        arguments.extend(["--security-opt", "no-new-privileges"].map(str::to_owned));
+        arguments.extend(LIMITS.map(str::to_owned));
+        arguments.extend(["--ulimit".to_owned(), format!("memlock={0}:{0}", self.memlock)]);
+        arguments.extend(["--memory", &self.memory, "--memory-swap", &self.memory].map(str::to_owned));
+        arguments.extend(["--user".to_owned(), format!("{uid}:{gid}")]);
+        if let Some(profile) = &self.seccomp {
+            arguments.extend(["--security-opt".to_owned(), format!("seccomp={}", profile.display())]);
+        }
+        for (volume, access) in VOLUMES {
+            let path = directory.join(volume);
+            own(&path, uid, gid).or_fail(format!("give {} to uid {uid}", path.display()))?;
+            arguments.extend(["--volume".to_owned(), format!("{}:/{volume}:{access}", path.display())]);
+        }
+        for (path, inside) in &self.shown {
+            arguments.extend(["--volume".to_owned(), format!("{}:{inside}:ro", path.display())]);
+        }
+        arguments.extend(env.iter().flat_map(|(name, value)| ["--env".to_owned(), format!("{name}={value}")]));
+        arguments.push(self.image.clone());
+        Ok((program, arguments))
+    }
+}
+
+/// A container by its name; removed when this is dropped.
+pub struct Container(String);
+
+impl Container {
+    pub(crate) fn named() -> Self {
+        Self(unique("container"))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// The number of its first process outside of it, once that runs.
+    pub async fn pid(&self) -> Result<u32, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let told = podman(&["container", "inspect", "--format", "{{.State.Pid}}", &self.0]);
+            match told.as_deref().map(|pid| pid.parse()) {
+                Ok(Ok(pid)) if pid > 0 => return Ok(pid),
+                _ if Instant::now() > deadline => {
+                    return Err(Failure::new(format!("{} does not run: {told:?}", self.0)));
+                }
+                _ => sleep(POLL).await,
+            }
+        }
+    }
+
+    /// A line of the status of its first process, in KiB or as it is.
+    pub async fn status(&self, name: &str) -> Result<String, Failure> {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.pid().await?)).or_fail("read the status")?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let value = value.ok_or_else(|| Failure::new(format!("the status has no {name}")))?;
+        Ok(value.trim().trim_end_matches(" kB").to_owned())
+    }
+
+    /// Runs a command in it, as a probe of kubelet does; fails unless its code is 0.
+    pub async fn exec(&self, command: &[&str]) -> Result<(), Failure> {
+        let words = [&runtime()[..], &["exec", &self.0], command].concat().into_iter().map(str::to_owned);
+        let arguments: Vec<_> = words.collect();
+        let mut process = Process::start("podman exec", &program()?, &arguments, &inherited(), &workspace())?;
+        match process.wait_exit().await? {
+            status if status.success() => Ok(()),
+            status => Err(process.failure(format!("{command:?} ended with {status}"))),
+        }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // One that never came to be is no news.
+        let _ = podman(&["rm", "--force", "--time", "0", "--ignore", &self.0]);
+    }
+}
+
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The images of `make image` under a name of their own; removed when this is dropped.
+pub struct Images {
+    repository: String,
+    told: String,
+}
+
+impl Images {
+    /// Builds them, all their times being `time`; the sidecar's as well if there is a base for it.
+    ///
+    /// The same source and time are the same image under several names, which podman does not let us make and remove
+    /// at once: one test after the other, and tests of different processes with different times.
+    pub fn build(base: Option<&str>, time: u32) -> Result<Self, Failure> {
+        let _turn = TURN.lock();
+        let repository = format!("localhost/{}", unique("image"));
+        let mut script = Command::new(workspace().join("packaging/image/build.sh"));
+        script.args(base).env("IMAGE", &repository).env("SOURCE_DATE_EPOCH", time.to_string());
+        let mut images = Self { repository, told: String::new() };
+        images.told = output(&mut script)?;
+        Ok(images)
+    }
+
+    /// The name of the image with nothing but the shim.
+    pub fn binary(&self) -> String {
+        format!("{}:{}", self.repository, env!("CARGO_PKG_VERSION"))
+    }
+
+    /// The name of the sidecar's image.
+    pub fn sidecar(&self) -> String {
+        format!("{}-sidecar", self.binary())
+    }
+
+    /// What the build said.
+    pub fn told(&self) -> &str {
+        &self.told
+    }
+}
+
+impl Drop for Images {
+    fn drop(&mut self) {
+        let _turn = TURN.lock();
+        for image in [self.sidecar(), self.binary()] {
+            let _ = podman(&["rmi", "--ignore", &image]);
+        }
+    }
+}
+
+/// An image that stands for Istio's proxy, with Envoy in the place of its agent; removed when this is dropped.
+pub struct ProxyImage(String);
+
+impl ProxyImage {
+    /// Makes it from the Envoy that tests use and the libraries that this one loads; no registry is asked.
+    pub fn build(scratch: &Path) -> Result<Self, Failure> {
+        let envoy = binary("ENVOY_BINARY", "target/envoy/envoy", "run tests/testkit/install-envoy.sh")?;
+        let root = scratch.join("proxy-image");
+        let listed = output(Command::new("ldd").arg(&envoy))?;
+        let libraries: Vec<_> = listed.split_whitespace().filter(|word| word.starts_with('/')).collect();
+        fs::create_dir_all(root.join("usr/local/bin")).or_fail("lay out the proxy's image")?;
+        output(Command::new("cp").args(["--parents", "--dereference"]).args(libraries).arg(&root))?;
+        output(Command::new("cp").arg(&envoy).arg(root.join("usr/local/bin/pilot-agent")))?;
+        fs::write(root.join("Containerfile"), "FROM scratch\nCOPY . /\n").or_fail("write its recipe")?;
+        let image = Self(format!("localhost/{}", unique("proxy")));
+        podman(&["build", "--quiet", "--network", "none", "--tag", &image.0, &root.display().to_string()])?;
+        Ok(image)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for ProxyImage {
+    fn drop(&mut self) {
+        let _ = podman(&["rmi", "--ignore", &self.0]);
+    }
+}
+
+/// Runs podman and returns what it writes, without the end of the last line.
+pub fn podman(arguments: &[&str]) -> Result<String, Failure> {
+    output(Command::new(program()?).args(runtime()).args(arguments))
+}
+
+fn output(command: &mut Command) -> Result<String, Failure> {
+    let output = command.output().or_fail(format!("run {command:?}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+    if output.status.success() {
+        return Ok(text(&output.stdout));
+    }
+    Err(Failure::new(format!("{command:?} failed: {}{}", text(&output.stdout), text(&output.stderr))))
+}
+
+fn program() -> Result<PathBuf, Failure> {
+    let places = ["/usr/bin/podman", "/usr/local/bin/podman"].map(PathBuf::from);
+    let found = places.into_iter().find(|path| path.is_file());
+    found.ok_or_else(|| Failure::new("podman is missing: run tests/testkit/install-podman.sh"))
+}
+
+/// Debian's crun does not start containers everywhere where runc does.
+fn runtime() -> [&'static str; 2] {
+    ["--runtime", "runc"]
+}
+
+fn unique(what: &str) -> String {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    format!("sds-shim-test-{what}-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// What podman needs of our environment: where its helpers and its files are.
+pub(crate) fn inherited() -> Vec<(String, String)> {
+    ["PATH", "HOME"].into_iter().filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?))).collect()
+}
