@@ -31,6 +31,8 @@ pub struct Confinement {
     pub dumpable: bool,
     /// Whether nothing is left out of core files, although it asks for that.
     pub nothing_left_out_of_cores: bool,
+    /// Whether it may make no thread and no process; its user is then one that nobody else is.
+    pub alone: bool,
     /// The `cgroup.procs` file of a control group in which it starts.
     pub cgroup: Option<PathBuf>,
 }
@@ -44,6 +46,7 @@ impl Default for Confinement {
             cores: false,
             dumpable: false,
             nothing_left_out_of_cores: false,
+            alone: false,
             cgroup: None,
         }
     }
@@ -65,8 +68,13 @@ impl Confinement {
             let hard = if hard == RLIM_INFINITY { "unlimited".to_owned() } else { hard.to_string() };
             arguments.push(format!("--core={hard}"));
         }
-        let user = ["--", "setpriv", "--reuid", "1337", "--regid", "1337", "--clear-groups", "--no-new-privs"];
-        arguments.extend(user.map(str::to_owned));
+        let user = if self.alone { 100_000 + std::process::id() } else { UID };
+        if self.alone {
+            arguments.push("--nproc=1".to_owned());
+        }
+        let id = user.to_string();
+        let user_and_group = ["--", "setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--no-new-privs"];
+        arguments.extend(user_and_group.map(str::to_owned));
         let capabilities = if self.ipc_lock { "-all,+ipc_lock" } else { "-all" };
         for set in ["--bounding-set", "--inh-caps", "--ambient-caps"] {
             arguments.push(format!("{set}={capabilities}"));
@@ -78,7 +86,7 @@ impl Confinement {
             arguments.extend(filters.into_iter().chain(["--"]).map(str::to_owned));
         }
         arguments.push("./sds-shim".to_owned());
-        own(directory).or_fail(format!("give {} to uid {UID}", directory.display()))?;
+        own(directory, user).or_fail(format!("give {} to uid {user}", directory.display()))?;
         Ok((PathBuf::from(arguments.remove(0)), arguments))
     }
 
@@ -112,11 +120,11 @@ pub fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
     Err(Failure::new(format!("cannot copy {}", from.display())))
 }
 
-fn own(path: &Path) -> std::io::Result<()> {
-    lchown(path, Some(UID), Some(UID))?;
+fn own(path: &Path, user: u32) -> std::io::Result<()> {
+    lchown(path, Some(user), Some(user))?;
     if fs::symlink_metadata(path)?.is_dir() {
         for entry in fs::read_dir(path)? {
-            own(&entry?.path())?;
+            own(&entry?.path(), user)?;
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! `workload` lays out a pod's directory, `shim` and `envoy` run the two processes of a sidecar in it, `sds` speaks
 //! to the shim as Envoy does, `pilot_agent` is Istio's own agent, `httpbin` is the application, `door` stands on the way
-//! to the CA, and `scene` puts all of them and the development CA together into the mesh that `make demo` shows.
+//! to the CA, `nameserver` knows its name, and `scene` puts all of them and the development CA together into the mesh that `make demo` shows.
 #![forbid(unsafe_code)]
 
 pub mod confined;
@@ -12,6 +12,7 @@ pub mod failure;
 pub mod hostile;
 pub mod http;
 pub mod httpbin;
+pub mod nameserver;
 pub mod pilot_agent;
 pub mod port;
 pub mod process;
