@@ -23,7 +23,8 @@ type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 /// # Errors
 /// When the name has no address, or none takes a connection. One that is silent is waited for.
 pub(super) async fn tcp(address: &CaAddress, limit: Duration) -> Result<TcpStream, CaError> {
-    let resolved = resolve::lookup(&address.host, limit / 2).await;
+    // Boxed: in the renewal loop, which lives for ever, its state would take room for ever.
+    let resolved = Box::pin(resolve::lookup(&address.host, limit / 2)).await;
     let resolved = resolved.map_err(|cause| CaError::Resolve { host: address.host.clone(), cause })?;
     let connected = first(resolved.into_iter().map(|ip| SocketAddr::new(ip, address.port))).await;
     let stream = connected.map_err(|cause| CaError::Connect { address: address.to_string(), cause })?;

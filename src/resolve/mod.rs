@@ -87,11 +87,11 @@ pub async fn lookup(host: &str, limit: Duration) -> Result<Vec<IpAddr>, ResolveE
 }
 
 fn read(file: &str) -> Result<String, ResolveError> {
-    if !locked::has_room(&[MOST_CONTENT, MOST_CONTENT]) {
-        return Err(ResolveError::File(format!("there is no memory to read {file}")));
-    }
     match bounded::read(Path::new(file), MOST_CONTENT) {
-        Ok(content) => Ok(String::from_utf8_lossy(&content).into_owned()),
+        Ok(content) => {
+            Ok(String::from_utf8(content)
+                .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(error) => Err(ResolveError::File(bounded::describe(Path::new(file), &error))),
     }
