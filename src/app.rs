@@ -36,9 +36,6 @@ use crate::{
     supervise::{Launch, LaunchError, Signals, Supervisor},
 };
 
-/// Stack of the thread that resolves the CA's name; glibc's resolver uses about half of it.
-const RESOLVER_STACK: usize = 128 * 1024;
-
 /// Pause between two looks at the socket's file when the kernel cannot tell us of changes.
 const WITHOUT_WATCHER: Duration = Duration::from_secs(30);
 /// How long the socket's file may be missing before it is made anew.
@@ -125,10 +122,6 @@ fn note_the_end(error: &AppError) {
 fn runtime() -> io::Result<Runtime> {
     runtime::Builder::new_current_thread()
         .enable_all()
-        // Only the look-up of the CA's name blocks: in a thread of its own, which ends with it.
-        .max_blocking_threads(1)
-        .thread_stack_size(RESOLVER_STACK)
-        .thread_keep_alive(Duration::from_millis(1))
         // A sleeping process must not hold a key where the kernel could write it into a core.
         .on_thread_park(|| {
             locked::clear_vector_registers();
@@ -146,11 +139,7 @@ fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
     memory::protect(&config.memory)?;
     // Before anything else: whoever starts after us looks for the socket.
     let socket = SdsSocket::bind(&config.sds.socket)?;
-    let runtime = runtime()?;
-    let served = runtime.block_on(serve_on(&socket, config, launch));
-    // A look-up that hangs must not keep the pod alive.
-    runtime.shutdown_background();
-    served
+    runtime()?.block_on(serve_on(&socket, config, launch))
 }
 
 async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {

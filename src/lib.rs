@@ -2,7 +2,8 @@
 //! upstream CA for a certificate, and serves both to Envoy with SDS.
 //!
 //! The modules in the order in which data flows: the environment becomes [`config`]; [`identity`] holds who we are
-//! and how we prove it; [`ca`] asks for certificates, which [`rotation`] decides when to do; [`store`] is where
+//! and how we prove it; [`ca`] asks for certificates (at hosts that
+//! [`resolve`] finds), which [`rotation`] decides when to do; [`store`] is where
 //! makers and servers of secrets meet; [`sds`] serves them; [`supervise`] starts and follows the command that needs
 //! them. What may be told in public is written into [`status`], and [`admin`] shows it. [`app`] puts all together.
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod identity;
 pub mod log;
 pub mod manual;
 pub mod memory;
+pub mod resolve;
 pub mod rotation;
 pub mod sds;
 pub mod status;

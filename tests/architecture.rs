@@ -22,7 +22,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("status", &["clock", "store"]),
     ("admin", &["clock", "config", "identity", "memory", "status", "store", "wire"]),
     ("files", &["bounded", "clock", "config", "identity", "store"]),
-    ("ca", &["bounded", "clock", "config", "identity", "wire"]),
+    ("resolve", &["bounded"]),
+    ("ca", &["bounded", "clock", "config", "identity", "resolve", "wire"]),
     ("rotation", &["ca", "clock", "config", "files", "identity", "status", "store"]),
     ("sds", &["bounded", "clock", "config", "identity", "status", "store"]),
     ("supervise", &["config", "store"]),
@@ -59,6 +60,16 @@ fn generated_types_stay_where_protocols_are_spoken() {
 fn the_environment_is_read_only_in_config() {
     only_in("std::env", &["config"]);
     only_in("env::var", &["config"]);
+}
+
+/// libc's look-up of names takes a thread, and a heap that grows with what comes.
+#[test]
+fn names_of_hosts_are_looked_up_by_our_own_resolver() {
+    only_in("lookup_host", &[]);
+    only_in("ToSocketAddrs", &[]);
+    only_in("to_socket_addrs", &[]);
+    only_in("spawn_blocking", &[]);
+    only_in("TcpStream::connect(", &["ca", "resolve"]);
 }
 
 #[test]

@@ -139,15 +139,18 @@ async fn a_ca_whose_answer_is_no_good_is_passed_over() -> Tested {
     Ok(())
 }
 
+/// A CA that wants to be left alone for so many seconds.
+fn busy(seconds: &str) -> Result<Fault, Failure> {
+    let header = ("retry-after".parse().or_fail("a name")?, seconds.parse().or_fail("a value")?);
+    let metadata = MetadataMap::from_headers([header].into_iter().collect());
+    Ok(Fault::Refuse(Box::new(Status::with_metadata(Code::ResourceExhausted, "busy", metadata))))
+}
+
 #[tokio::test]
 async fn an_address_that_asked_for_patience_is_left_alone_while_others_are_tried() -> Tested {
     let several = Several::alike(2).await?;
-    let metadata = MetadataMap::from_headers(
-        [("retry-after".parse().or_fail("a name")?, "600".parse().or_fail("a value")?)].into_iter().collect(),
-    );
-    let busy = Fault::Refuse(Box::new(Status::with_metadata(Code::ResourceExhausted, "busy", metadata)));
     several.scene.ca.set_fault(down("away"));
-    several.others[0].set_fault(Some(busy));
+    several.others[0].set_fault(Some(busy("600")?));
     let mut shim = several.start()?;
     let mut stream = Open::connect(&mut shim, "default").await?;
     within(&shim, "four calls", several.scene.ca.wait_for_outcomes(4)).await?;
@@ -157,6 +160,30 @@ async fn an_address_that_asked_for_patience_is_left_alone_while_others_are_tried
     renew(&shim)?;
     stream.next(&shim).await?;
     assert_eq!(several.asked()[1], 2);
+    Ok(())
+}
+
+/// Only half of the certificate's life that is left may be asked for, but 30 s, also where there is another address,
+/// which is dead.
+#[tokio::test]
+async fn an_hour_of_patience_does_not_outlast_the_certificate() -> Tested {
+    const LIFE: Duration = Duration::from_secs(55);
+    let scene = Scene::with(CaOptions { max_ttl: LIFE, ..CaOptions::default() }).await?;
+    let dead = vec![Arc::clone(&scene.pki)];
+    let several = Several::with(scene, dead).await?;
+    let first = &several.scene.ca;
+    several.others[0].set_fault(down("away"));
+    let mut shim = several.start()?;
+    let mut stream = Open::connect(&mut shim, "default").await?;
+    stream.next(&shim).await?;
+    let held = Instant::now();
+    first.push_fault(busy("3600")?);
+    renew(&shim)?;
+    let asked_again = tokio::time::timeout(LIFE, first.wait_for_outcomes(3)).await;
+    asked_again.map_err(|_| shim.failure("it is not asked again while the certificate lives"))?;
+    stream.next(&shim).await?;
+    assert!(held.elapsed() >= Duration::from_secs(29), "it is left alone as far as that can be borne");
+    assert!(held.elapsed() < LIFE);
     Ok(())
 }
 

@@ -140,7 +140,7 @@ async fn an_idle_shim_is_small_and_sleeps() -> Outcome {
     stream.send(sds::request(&["default", "ROOTCA"]));
     let answer = stream.recv().await?;
     stream.send(sds::ack(&answer, &["default", "ROOTCA"]));
-    // The acknowledgement has been taken, and the thread that resolved the name is gone.
+    // The acknowledgement has been taken.
     shim.wait_for_log("Envoy accepted").await?;
     stream.expect_silence(QUIET).await?;
     let before = wakeups(&shim);

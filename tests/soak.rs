@@ -102,7 +102,7 @@ impl Honest {
         assert!(mapped <= MEMLOCK >> 10, "{mapped} KiB are mapped");
         assert_eq!(swapped, 0, "KiB are in swap");
         // One more while the CA's name is resolved.
-        assert!(threads <= 2, "{threads} threads");
+        assert_eq!(threads, 1);
         self.peak = self.peak.max(mapped);
         self.descriptors = self.descriptors.max(self.open_descriptors()?);
         assert!(self.descriptors <= MOST_DESCRIPTORS, "{} descriptors", self.descriptors);

@@ -2,23 +2,19 @@
 
 mod ca_common;
 
-use std::{
-    error::Error,
-    io::ErrorKind,
-    net::{Ipv4Addr, SocketAddr},
-    time::Duration,
-};
+use std::{error::Error, io::ErrorKind, net::Ipv4Addr, time::Duration};
 
-use ca_common::{Open, Scene, Tested, renew, within, write};
+use ca_common::{Open, Scene, Tested, renew, within};
 use nix::sys::signal::Signal;
 use testkit::{
     Failure, OrFail, PATIENCE,
     development_ca::Fault,
+    nameserver::{Nameserver, Says, with_files},
     sds::{self, Closed},
     shim::{Shim, ShimBuilder},
 };
 use tokio::{
-    net::{TcpListener, UdpSocket, UnixStream},
+    net::{TcpListener, UnixStream},
     time::{Instant, timeout},
 };
 
@@ -126,8 +122,7 @@ async fn while_the_ca_accepts_and_says_nothing() -> Tested {
     Ok(())
 }
 
-/// The name look-up runs in a thread that cannot be interrupted. A mount namespace gives the shim a resolver of its
-/// own, which takes root.
+/// A mount namespace gives the shim a nameserver of its own, which takes root.
 #[tokio::test]
 async fn while_a_name_look_up_hangs() -> Tested {
     let root = nix::unistd::geteuid().is_root();
@@ -138,36 +133,21 @@ async fn while_a_name_look_up_hangs() -> Tested {
     }
     for signal in SIGNALS {
         let scene = Scene::new().await?;
-        let nameserver = mute_nameserver().await?;
-        let address = nameserver.local_addr().or_fail("bind a nameserver")?.ip();
+        let nameserver = Nameserver::start(|_| Says::Nothing).await?;
         // Far beyond every limit here, so that only an end that does not wait for the look-up is in time.
-        let configuration = format!("nameserver {address}\noptions timeout:30 attempts:5\n");
-        write(&scene.workload.path().join("resolv.conf"), &configuration)?;
-        let in_place = "mount --bind resolv.conf /etc/resolv.conf && exec \"$0\" \"$@\"";
-        let shim = scene.shim().through(&["unshare", "--mount", "sh", "-c", in_place]);
+        let configuration = format!("nameserver {}\noptions timeout:30 attempts:5\n", nameserver.address());
+        let launcher = with_files(scene.workload.path(), &[("resolv.conf", &configuration)])?;
+        let launcher: Vec<_> = launcher.iter().map(String::as_str).collect();
+        let shim = scene.shim().through(&launcher);
         let shim = shim.env("CA_ADDR", "ca.example.test:15012").env("SDS_SHIM_CA_TIMEOUT", CA_TIMEOUT);
         let mut shim = shim.start()?;
-        let mut query = [0; 512];
-        let asked = within(&shim, "a query to the nameserver", nameserver.recv_from(&mut query)).await?;
-        let (length, _) = asked.or_fail("receive a query")?;
-        assert!(query[..length].windows(7).any(|part| part == b"example"), "the query is not for the CA's name");
+        within(&shim, "a query to the nameserver", nameserver.wait_for(1)).await?;
+        assert!(nameserver.asked()[0].name.starts_with("ca.example.test"), "the query is not for the CA's name");
         let waiting = Open::connect(&mut shim, "default").await?;
         expect_end(&mut shim, signal, "while a name look-up hangs").await?;
         expect_cut(waiting, &shim).await?;
     }
     Ok(())
-}
-
-/// A nameserver of our own: port 53 on a loopback address that nobody else uses.
-async fn mute_nameserver() -> Result<UdpSocket, Failure> {
-    for host in 2..=254 {
-        let address = SocketAddr::from((Ipv4Addr::new(127, 53, 53, host), 53));
-        match UdpSocket::bind(address).await {
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
-            bound => return bound.or_fail(format!("bind {address}")),
-        }
-    }
-    Err(Failure::new("every loopback address for a nameserver is in use"))
 }
 
 #[tokio::test]

@@ -1,15 +1,13 @@
 use std::{
-    net::SocketAddr,
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::net::TcpStream;
-
 use super::{
     client_certificate::ClientCertificate,
+    dial::tcp,
     error::CaError,
     retry,
     tls::{self, Alert},
@@ -39,7 +37,7 @@ impl Channel {
         let alert = Alert::default();
         let certificate = certificate.filter(|_| !address.is_plaintext());
         let stream: Box<dyn Stream> = match address.is_plaintext() {
-            true => Box::new(tcp(address).await?),
+            true => Box::new(tcp(address, config.timeout).await?),
             false => Box::new(tls::connect(config, address, certificate, alert.clone()).await?),
         };
         let connection = Connection::new(stream).await;
@@ -94,15 +92,4 @@ impl tower_service::Service<http::Request<tonic::body::Body>> for Sender {
             Ok(answer)
         })
     }
-}
-
-pub(super) async fn tcp(address: &CaAddress) -> Result<TcpStream, CaError> {
-    let resolved = tokio::net::lookup_host((address.host.as_str(), address.port)).await;
-    let addresses: Vec<SocketAddr> =
-        resolved.map_err(|cause| CaError::Resolve { host: address.host.clone(), cause })?.collect();
-    let connected = TcpStream::connect(&*addresses).await;
-    let stream = connected.map_err(|cause| CaError::Connect { address: address.to_string(), cause })?;
-    // The last bytes of a request must not wait for an acknowledgement; without it the call is only slower.
-    let _ = stream.set_nodelay(true);
-    Ok(stream)
 }

@@ -4,7 +4,7 @@ use openssl::error::ErrorStack;
 use tonic::{Code, Status};
 
 use super::retry;
-use crate::bounded::foreign_text;
+use crate::{bounded::foreign_text, resolve::ResolveError};
 
 /// Why a call to the CA brought no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -14,8 +14,8 @@ pub enum CaError {
     Resolve {
         /// Host of CA_ADDR.
         host: String,
-        /// What the resolver said.
-        cause: std::io::Error,
+        /// What the nameservers said.
+        cause: ResolveError,
     },
     /// There is no TCP connection: check that the CA runs and that network policies let us through.
     #[error("no connection to {address}: {cause}")]

@@ -3,6 +3,7 @@
 mod channel;
 mod citadel;
 mod client_certificate;
+mod dial;
 mod error;
 mod retry;
 mod tls;

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_openssl::SslStream;
 
-use super::{channel::tcp, client_certificate::ClientCertificate, error::CaError};
+use super::{client_certificate::ClientCertificate, dial::tcp, error::CaError};
 use crate::{
     bounded, clock,
     config::{CaAddress, CaConfig, CaRoots, ServerName},
@@ -57,7 +57,7 @@ pub(super) async fn connect(
 ) -> Result<Watched, CaError> {
     // Before the network: what is wrong with our own files should be told whatever the network does.
     let ssl = ssl(config, &address.server_name, certificate)?;
-    let mut stream = SslStream::new(ssl, Tcp(tcp(address).await?))?;
+    let mut stream = SslStream::new(ssl, Tcp(tcp(address, config.timeout).await?))?;
     let Err(error) = Pin::new(&mut stream).connect().await else { return Ok(Watched { stream, alert }) };
     let verified = stream.ssl().verify_result();
     if certificate.is_some() && verified == X509VerifyResult::OK && is_alert(&error) {

@@ -25,8 +25,14 @@ pub(super) struct Failover {
 
 struct Upstream {
     caller: Caller,
+    health: Health,
+}
+
+/// What is remembered of an address.
+#[derive(Clone, Copy, Debug, Default)]
+struct Health {
     failed: Option<Instant>,
-    /// Until when it asked to be left alone.
+    /// Until when it asked to be left alone, as far as that can be borne.
     patience: Option<Instant>,
 }
 
@@ -43,26 +49,27 @@ impl Failover {
         let upstream = |address: &CaAddress| {
             let ca = CitadelClient::new(Arc::clone(config), address.clone())?;
             let endpoint = status.endpoint(&address.to_string());
-            Ok(Upstream { caller: Caller::new(ca, endpoint), failed: None, patience: None })
+            Ok(Upstream { caller: Caller::new(ca, endpoint), health: Health::default() })
         };
         let upstreams = config.addresses.iter().map(upstream).collect::<Result<_, http::Error>>()?;
         Ok(Self { upstreams, last: None })
     }
 
-    /// Asks one address after the other until one answers. Those that asked for patience are left out, unless all did:
-    /// then how long to wait was the caller's decision.
+    /// Asks one address after the other until one answers. Those that asked for patience are left out, but no longer
+    /// than `bearable`, and unless all did: then how long to wait was the caller's decision.
     pub(super) async fn attempt(
         &mut self,
         csr_pem: &str,
         token: Result<&BearerToken, TokenError>,
         own: Option<&X509Svid>,
+        bearable: Duration,
     ) -> Result<Answer, AttemptError> {
         let (mut errors, mut unasked) = (Vec::new(), None);
-        for index in self.order(Instant::now()) {
+        for index in order(self.upstreams.iter().map(|upstream| upstream.health).collect(), Instant::now()) {
             let upstream = &mut self.upstreams[index];
             match upstream.caller.attempt(csr_pem, token.clone(), own.map(ClientCertificate::own)).await {
                 Ok(chain) => {
-                    (upstream.failed, upstream.patience) = (None, None);
+                    upstream.health = Health::default();
                     self.tell_change(index);
                     return Ok(Answer { chain, from: index });
                 }
@@ -70,8 +77,8 @@ impl Failover {
                 Err(error @ AttemptError::Token(_)) => unasked = Some(error),
                 Err(error) => {
                     let now = Instant::now();
-                    upstream.failed = Some(now);
-                    upstream.patience = error.retry_after().and_then(|asked| now.checked_add(asked));
+                    let patience = error.retry_after().map(|asked| now + asked.min(bearable));
+                    upstream.health = Health { failed: Some(now), patience };
                     errors.push((upstream.caller.address().clone(), error));
                 }
             }
@@ -85,26 +92,12 @@ impl Failover {
 
     /// Asks all of them the next time, whatever they said.
     pub(super) fn forget_patience(&mut self) {
-        self.upstreams.iter_mut().for_each(|upstream| upstream.patience = None);
+        self.upstreams.iter_mut().for_each(|upstream| upstream.health.patience = None);
     }
 
     /// The answer that came from there was of no use: the others are asked first for a while.
     pub(super) fn distrust(&mut self, index: usize) {
-        self.upstreams[index].failed = Some(Instant::now());
-    }
-
-    /// Those that did not fail lately in the order of the configuration, then the others, the longest ago first.
-    fn order(&self, now: Instant) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.upstreams.len()).collect();
-        let failed = |index: &usize| {
-            self.upstreams[*index].failed.filter(|failed| now.saturating_duration_since(*failed) < AVOIDED_FOR)
-        };
-        order.sort_by_key(failed);
-        let ready = |index: &usize| self.upstreams[*index].patience.is_none_or(|until| until <= now);
-        match order.iter().any(ready) {
-            true => order.into_iter().filter(ready).collect(),
-            false => order,
-        }
+        self.upstreams[index].health.failed = Some(Instant::now());
     }
 
     fn tell_change(&mut self, index: usize) {
@@ -117,6 +110,50 @@ impl Failover {
             None if index == 0 => {}
             Some(before) if before == index => {}
             _ => warn!(%address, "the CA answers at another address than the first"),
+        }
+    }
+}
+
+/// Those that did not fail lately in the order of the configuration, then the others, the longest ago first.
+fn order(upstreams: Vec<Health>, now: Instant) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..upstreams.len()).collect();
+    let failed =
+        |index: &usize| upstreams[*index].failed.filter(|failed| now.saturating_duration_since(*failed) < AVOIDED_FOR);
+    order.sort_by_key(failed);
+    let ready = |index: &usize| upstreams[*index].patience.is_none_or(|until| until <= now);
+    match order.iter().any(ready) {
+        true => order.into_iter().filter(ready).collect(),
+        false => order,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_failed_comes_last_for_five_minutes_and_who_asked_for_it_is_left_out() {
+        /// The second at which an address failed, and the one until which it asked for patience.
+        type Told = (Option<u64>, Option<u64>);
+        const FINE: Told = (None, None);
+        let rows: [(&[Told], u64, &[usize]); 11] = [
+            (&[FINE, FINE, FINE], 1000, &[0, 1, 2]),
+            (&[(Some(900), None), FINE, FINE], 1000, &[1, 2, 0]),
+            (&[(Some(700), None), FINE, FINE], 999, &[1, 2, 0]),
+            (&[(Some(700), None), FINE, FINE], 1000, &[0, 1, 2]),
+            (&[(Some(950), None), (Some(900), None), FINE], 1000, &[2, 1, 0]),
+            (&[(Some(900), Some(1100)), FINE, FINE], 1000, &[1, 2]),
+            (&[(Some(900), Some(1100)), (Some(950), None)], 1000, &[1]),
+            (&[(Some(900), Some(1100)), (Some(950), None)], 1100, &[0, 1]),
+            (&[(Some(900), Some(1100)), (Some(950), None)], 1210, &[0, 1]),
+            (&[(Some(950), Some(1100)), (Some(900), Some(1200))], 1000, &[1, 0]),
+            (&[(Some(900), Some(1100))], 1000, &[0]),
+        ];
+        let start = Instant::now();
+        let at = |second: u64| start + Duration::from_secs(second);
+        for (upstreams, now, expected) in rows {
+            let health = |(failed, patience): &Told| Health { failed: failed.map(at), patience: patience.map(at) };
+            assert_eq!(order(upstreams.iter().map(health).collect(), at(now)), expected, "{upstreams:?} at {now}");
         }
     }
 }

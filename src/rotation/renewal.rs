@@ -235,8 +235,7 @@ impl<T: TokenSource> Renewal<T> {
 
     /// How long to leave the CA alone after a failure.
     fn wait_after(&self, failure: &Failure, backoff: &mut Backoff) -> Duration {
-        let left = self.held.as_ref().map_or(0, |held| held.validity().1.saturating_sub(clock::now()).max(0));
-        let left = Duration::from_secs(left as u64);
+        let left = self.left();
         // A short certificate must not lapse in a wait between two attempts.
         let most = if left.is_zero() { Duration::MAX } else { (left / 4).max(SHORT_WAIT) };
         let Failure::Attempt(error) = failure else { return backoff.next_within(most, random()) };
@@ -250,11 +249,21 @@ impl<T: TokenSource> Renewal<T> {
         let wait = backoff.next_within(most, random());
         let Some(asked) = error.retry_after() else { return wait };
         // Nor may a CA that asks for patience make the certificate lapse.
-        let bearable = match self.held {
-            Some(_) => (left / 2).max(REQUESTED_WAIT),
+        asked.min(self.bearable()) + wait
+    }
+
+    /// The longest wait that a CA may ask for now.
+    fn bearable(&self) -> Duration {
+        match self.held {
+            Some(_) => (self.left() / 2).max(REQUESTED_WAIT).min(LONGEST_REQUESTED_WAIT),
             None => LONGEST_REQUESTED_WAIT,
-        };
-        asked.min(bearable).min(LONGEST_REQUESTED_WAIT) + wait
+        }
+    }
+
+    /// The life that is left of what is held.
+    fn left(&self) -> Duration {
+        let left = self.held.as_ref().map_or(0, |held| held.validity().1.saturating_sub(clock::now()).max(0));
+        Duration::from_secs(left as u64)
     }
 
     /// Makes the key and the CSR, however long memory or randomness are missing.
@@ -283,7 +292,8 @@ impl<T: TokenSource> Renewal<T> {
         // An expired certificate would only be refused.
         let own = self.held.as_ref().filter(|held| held.validity().1 > now);
         let token = token.as_deref().map_err(Clone::clone);
-        let answer = self.failover.attempt(request.csr_pem(), token, own).await?;
+        let bearable = self.bearable();
+        let answer = self.failover.attempt(request.csr_pem(), token, own, bearable).await?;
         let verified = X509Svid::verify(&answer.chain, request.key(), &self.identity, clock::now());
         let issued = verified.and_then(|issued| self.check_start(&issued.svid).map(|()| issued));
         let issued = issued.inspect_err(|_| self.failover.distrust(answer.from))?;

@@ -1,4 +1,4 @@
-//! What is told of failures: each change of cause once, and from then on the rarer the more life is left. Pure: time is
+//! What is told of failures: each cause once, and from then on the rarer the more life is left. Pure: time is
 //! an argument.
 
 use tracing::Level;
@@ -7,6 +7,8 @@ use crate::clock::rfc3339;
 
 /// Pause between two summaries of the same trouble, in seconds.
 const SUMMARY: i64 = 3600;
+/// Causes that are remembered.
+const MOST_CAUSES: usize = 8;
 
 /// What is served while there is trouble.
 #[derive(Clone, Debug)]
@@ -29,9 +31,10 @@ enum Left {
     Nothing,
 }
 
-/// The trouble that was told last.
+/// A cause that was told.
 #[derive(Debug)]
 struct Told {
+    /// As [`essence`] has it.
     cause: String,
     at: i64,
     left: Left,
@@ -42,7 +45,8 @@ struct Told {
 pub(super) struct Trouble {
     since: Option<i64>,
     failures: u64,
-    told: Option<Told>,
+    /// The causes that were told, the one that was told last at the end.
+    told: Vec<Told>,
 }
 
 impl Trouble {
@@ -57,17 +61,23 @@ impl Trouble {
             Some(_) => format!("no new certificate: {cause}"),
             None => format!("no certificate yet: {cause}"),
         };
-        let again = match &self.told {
-            Some(told) if same_cause(&told.cause, cause) => {
+        let essence = essence(cause);
+        let again = match self.told.iter().position(|told| told.cause == essence) {
+            Some(known) => {
+                let told = &self.told[known];
                 let summary = left >= Left::Half && now.saturating_sub(told.at) >= SUMMARY;
                 if left <= told.left && !summary {
                     return None;
                 }
+                self.told.remove(known);
                 format!(" ({} attempts have failed since {})", self.failures, rfc3339(since))
             }
-            _ => String::new(),
+            None => String::new(),
         };
-        self.told = Some(Told { cause: cause.to_owned(), at: now, left });
+        if self.told.len() == MOST_CAUSES {
+            self.told.remove(0);
+        }
+        self.told.push(Told { cause: essence, at: now, left });
         let served = match held {
             None => "Envoy waits".to_owned(),
             Some(Held { life: (_, end), .. }) if *end <= now => {
@@ -83,7 +93,7 @@ impl Trouble {
     /// An attempt succeeded. Answers what to tell, if there was trouble.
     pub(super) fn over(&mut self) -> Option<String> {
         let Self { since, failures, told } = std::mem::take(self);
-        told?;
+        told.first()?;
         Some(format!("the CA issues again, after {failures} failed attempts since {}", rfc3339(since.unwrap_or(0))))
     }
 }
@@ -100,10 +110,29 @@ impl Left {
     }
 }
 
-/// Whether two failures tell the same, but for the times and counts in them, which differ at each attempt.
-fn same_cause(told: &str, cause: &str) -> bool {
-    let words = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
-    words(told) == words(cause)
+/// What two failures that tell the same have in common: without times, counts and ids, which differ at each attempt.
+fn essence(cause: &str) -> String {
+    /// Hexadecimal words without a digit are ids from this length on; shorter ones are more often English.
+    const SHORTEST_ID: usize = 4;
+    let mut essence = String::new();
+    let mut rest = cause;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(rest.len());
+        let (word, tail) = rest.split_at(end);
+        let hexadecimal = word.len() >= SHORTEST_ID && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+        match hexadecimal || word.bytes().any(|byte| byte.is_ascii_digit()) {
+            // Of several in a row, as in a UUID or a fraction, one counts.
+            true => match essence.trim_end_matches(['.', '-']) {
+                before if before.ends_with('#') => essence.truncate(before.len()),
+                _ => essence.push('#'),
+            },
+            false => essence.push_str(word),
+        }
+        let separator = tail.chars().next().map_or(0, char::len_utf8);
+        essence.push_str(&tail[..separator]);
+        rest = &tail[separator..];
+    }
+    essence
 }
 
 #[cfg(test)]
@@ -146,9 +175,46 @@ mod tests {
     }
 
     #[test]
-    fn each_change_of_cause_is_told_at_once() {
-        let lines = outage(|now| if now % 60 == 0 { "one".to_owned() } else { "two".to_owned() });
-        assert!(lines.len() > 1000);
+    fn each_new_cause_is_told_at_once() {
+        let mut trouble = Trouble::default();
+        let mut told = |cause: &str, now| trouble.failed(cause, None, now, "again").is_some();
+        assert!(told("one", 0) && told("two", 30) && told("three", 60));
+        assert!(!told("one", 90) && !told("two", 3629) && told("one", 3630) && told("two", 3660));
+    }
+
+    #[test]
+    fn causes_that_take_turns_are_told_no_more_often_than_each_alone() {
+        let alone = outage(|_| "one".to_owned()).len();
+        let turns = outage(|now| if now % 60 == 0 { "one".to_owned() } else { "two".to_owned() }).len();
+        assert!(turns <= 2 * alone, "{turns} lines, {alone} of one cause");
+    }
+
+    #[test]
+    fn many_causes_do_not_fill_the_memory() {
+        let mut trouble = Trouble::default();
+        let words = ["k", "l", "m", "n", "o", "p", "q", "r", "s", "t"];
+        for (now, word) in (0..).zip(words) {
+            assert!(trouble.failed(word, None, now, "again").is_some());
+        }
+        assert_eq!(trouble.told.len(), MOST_CAUSES);
+    }
+
+    #[test]
+    fn ids_times_and_counts_make_no_new_cause() {
+        let same = [
+            ("after 3 s", "after 12 s"),
+            ("request 7f3a9c01 failed", "request deadbeef failed"),
+            ("trace=550e8400-e29b-41d4-a716-446655440000, busy", "trace=6ba7b810-9dad-11d1-80b4-00c04fd430c8, busy"),
+            ("within 1.5 s", "within 2 s"),
+            ("10.0.0.1:15012: down", "10.0.0.2:15012: down"),
+        ];
+        for (one, two) in same {
+            assert_eq!(essence(one), essence(two));
+        }
+        let different = [("ca-a:15012: down", "ca-b:15012: down"), ("busy", "down"), ("UNAVAILABLE: x", "INTERNAL: x")];
+        for (one, two) in different {
+            assert_ne!(essence(one), essence(two));
+        }
     }
 
     #[test]

@@ -44,6 +44,7 @@ BLOCK = b"\x83\x41\x12var%2Frun%2Fsocket\x40\x03a%b\x03c%d\x0f\x0d\x02%%\x1f\x80
 SPELT = b"\x40\x0a:authority\x06%2Fvar\x00\x0b:authority2\x01%"
 SAN = b"\x30\x28\x86\x26spiffe://cluster.local/ns/foo/sa/sleep"
 USAGE = bytes.fromhex("301406082b0601050507030106082b06010505070302")
+QUESTION = b"\x02ca\x04test\0\0\x01\0\x01"
 CLAIMS = '{"aud":["istio-ca"],"exp":1900000000,"sub":"system:serviceaccount:foo:sleep"}'
 
 SEEDS = {
@@ -77,6 +78,13 @@ SEEDS = {
         b"\x40-----BEGIN EC PRIVATE KEY----- abc",
         b"\x03" + b"\xc3\xa4 " * 20,
         b"\xff" + b"A1b/" * 30 + b" a\nb\x1b[31mc -----END x|-----BEGIN y",
+    ],
+    "names": [
+        b"\x00\0\x07\x81\x80\0\x01\0\x01\0\0\0\0" + QUESTION + b"\xc0\x0c\0\x01\0\x01\0\0\0\x09\0\x04\x0a\0\0\x01",
+        b"\x02\x03\xc0\x0c\0\x05\0\x01\0\0\0\x09\0\x04\x01x\xc0\x0c\x01x\xc0\x0c\0\x01\0\x01\0\0\0\x09\0\x04\x0a\0\0\x01",
+        b"\x03\xff" + b"\xc0\x0c\0\x1c\0\x01\0\0\0\x09\0\x10" + b"\xfd" * 16,
+        b"\x04127.0.0.1 localhost\n10.0.0.1 ca.test ca # x\nfe80::1%eth0 ca.test.\n",
+        b"\x06search a.svc.cluster.local svc.cluster.local .\nnameserver 10.96.0.10\nnameserver fe80::1%2\noptions ndots:5 timeout:1 attempts:3 rotate use-vc\n",
     ],
     "requests": [
         b"\x00" + step(sotw("default", "ROOTCA", nonce="")) + PUBLISH + ROOTS + step(sotw("default", "ROOTCA")) + PUBLISH,

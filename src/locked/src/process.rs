@@ -15,8 +15,8 @@ use nix::{
 
 use crate::child::Inherited;
 
-/// Under a lock of future mappings, each of them fails once the limit is reached. A thread that resolves a name, or
-/// a child that is started, must still fit.
+/// Under a lock of future mappings, each of them fails once the limit is reached. A child that is
+/// started must still fit.
 pub(crate) const HEADROOM: u64 = 256 << 10;
 
 /// How much of the process is locked in memory.
@@ -93,8 +93,8 @@ fn close_inherited_on_exec() {
     let _ = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, flags) };
 }
 
-/// glibc's own heap serves only glibc: name resolution and the like. Without this, a second thread would reserve
-/// 64 MiB, and a large block would be a mapping, which fails when the limit is near.
+/// glibc's own heap serves only glibc, which needs little. Without this, a second thread would reserve 64 MiB, and a
+/// large block would be a mapping, which fails when the limit is near.
 fn keep_libc_small() {
     #[cfg(target_env = "gnu")]
     for (option, value) in [

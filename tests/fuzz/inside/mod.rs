@@ -1,4 +1,4 @@
-//! What the fuzz targets do with private parts of `sds`. It stands here and is compiled there, in builds for fuzzing
+//! What the fuzz targets do with private parts of `sds`. It stands here and is compiled there (`names.rs` in `resolve`), in builds for fuzzing
 //! alone, so that nothing of `sds` need be public.
 
 mod authority;

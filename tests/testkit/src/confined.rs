@@ -33,6 +33,8 @@ pub struct Confinement {
     pub nothing_left_out_of_cores: bool,
     /// Whether its user has no inotify instance left.
     pub without_inotify: bool,
+    /// Whether it may make no thread and no process; its user is then one that nobody else is.
+    pub alone: bool,
     /// The `cgroup.procs` file of a control group in which it starts.
     pub cgroup: Option<PathBuf>,
 }
@@ -47,6 +49,7 @@ impl Default for Confinement {
             dumpable: false,
             nothing_left_out_of_cores: false,
             without_inotify: false,
+            alone: false,
             cgroup: None,
         }
     }
@@ -68,8 +71,13 @@ impl Confinement {
             let hard = if hard == RLIM_INFINITY { "unlimited".to_owned() } else { hard.to_string() };
             arguments.push(format!("--core={hard}"));
         }
-        let user = ["--", "setpriv", "--reuid", "1337", "--regid", "1337", "--clear-groups", "--no-new-privs"];
-        arguments.extend(user.map(str::to_owned));
+        let user = if self.alone { 100_000 + std::process::id() } else { UID };
+        if self.alone {
+            arguments.push("--nproc=1".to_owned());
+        }
+        let id = user.to_string();
+        let user_and_group = ["--", "setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--no-new-privs"];
+        arguments.extend(user_and_group.map(str::to_owned));
         let capabilities = if self.ipc_lock { "-all,+ipc_lock" } else { "-all" };
         for set in ["--bounding-set", "--inh-caps", "--ambient-caps"] {
             arguments.push(format!("{set}={capabilities}"));
@@ -81,7 +89,7 @@ impl Confinement {
             arguments.extend(filters.into_iter().chain(["--"]).map(str::to_owned));
         }
         arguments.push("./sds-shim".to_owned());
-        own(directory, UID, UID).or_fail(format!("give {} to uid {UID}", directory.display()))?;
+        own(directory, user, user).or_fail(format!("give {} to uid {user}", directory.display()))?;
         Ok((PathBuf::from(arguments.remove(0)), arguments))
     }
 
