@@ -161,7 +161,9 @@ fn each_mistake_names_its_variable_and_never_its_value() {
         ("ECC_SIGNATURE_ALGORITHM", "ED25519"),
         ("PROXY_CONFIG", "[no mapping]"),
         ("PROXY_CONFIG", "{discoveryAddress: no-port}"),
-        ("CA_PROVIDER", "GkeWorkloadCertificate"),
+        ("CA_PROVIDER", "GoogleCAS"),
+        ("SDS_SHIM_SOURCE", "both"),
+        ("FILE_MOUNTED_CERTS", "maybe"),
         ("PILOT_CERT_PROVIDER", "none"),
         ("JWT_POLICY", "no"),
         ("CREDENTIAL_FETCHER_TYPE", "Mock"),
@@ -200,4 +202,34 @@ fn a_host_name_that_openssl_would_not_take_is_refused() {
 fn all_mistakes_are_told_at_once() {
     let mistakes = config(&[("CA_ADDR", "x"), ("SECRET_TTL", "x"), ("SDS_SHIM_X", "x")]).unwrap_err();
     assert_eq!(mistakes.len(), 3, "{mistakes:?}");
+}
+
+#[test]
+fn what_is_mounted_is_served() {
+    let source = |variables: &[(&str, &str)]| {
+        let config = config(variables).unwrap();
+        let files = config.source.files.map(|files| [files.chain, files.key, files.roots]);
+        (files, config.source.ca, config.rotation.roots.files)
+    };
+    let within = |directory: &str, names: [&str; 3]| names.map(|name| PathBuf::from(directory).join(name));
+    let well_known = "./var/run/secrets/workload-spiffe-credentials";
+    let names = ["cert-chain.pem", "key.pem", "root-cert.pem"];
+    let ca_root = PathBuf::from(ROOT_FILE);
+    assert_eq!(source(&[]), (None, true, vec![ca_root.clone()]));
+    let mounted = within("./etc/certs", names);
+    let only = |files: &[PathBuf; 3]| (Some(files.clone()), false, vec![files[2].clone()]);
+    assert_eq!(source(&[("FILE_MOUNTED_CERTS", "true")]), only(&mounted));
+    let gke = within(well_known, ["certificates.pem", "private_key.pem", "ca_certificates.pem"]);
+    assert_eq!(source(&[("CA_PROVIDER", "GkeWorkloadCertificate")]), only(&gke));
+    assert_eq!(source(&[("SDS_SHIM_SOURCE", "files")]), only(&within(well_known, names)));
+    let both = (Some(mounted.clone()), true, vec![mounted[2].clone(), ca_root.clone()]);
+    assert_eq!(source(&[("FILE_MOUNTED_CERTS", "true"), ("SDS_SHIM_SOURCE", "auto")]), both);
+    assert_eq!(source(&[("FILE_MOUNTED_CERTS", "true"), ("SDS_SHIM_SOURCE", "ca")]), (None, true, vec![ca_root]));
+    let bundle = [("SDS_SHIM_CREDENTIAL_BUNDLE", "/b.pem"), ("SDS_SHIM_TRUST_ANCHORS", "/ctb.pem")];
+    assert_eq!(source(&bundle), only(&["/b.pem", "/b.pem", "/ctb.pem"].map(PathBuf::from)));
+    assert!(config(&bundle[..1]).unwrap_err()[0].starts_with("SDS_SHIM_TRUST_ANCHORS: "));
+    let unnamed = config(&[("SDS_SHIM_SOURCE", "files"), ("POD_NAMESPACE", ""), ("SERVICE_ACCOUNT", "")]);
+    assert!(unnamed.unwrap().identity.spiffe_id.is_none());
+    let request = config(&[("SDS_SHIM_TOKEN_SOURCE", "request"), ("SDS_SHIM_SOURCE", "auto")]);
+    assert!(request.unwrap_err()[0].starts_with("SDS_SHIM_SOURCE: "));
 }

@@ -27,8 +27,16 @@ macro_rules! variables {
 variables! {
     PROXY_CONFIG: "JSON or YAML", "unset",
         "Istio's ProxyConfig: discoveryAddress is the default of CA_ADDR, caCertificatesPem are further roots for ROOTCA.";
-    CA_PROVIDER: "Citadel", "Citadel",
-        "Kind of the upstream CA.";
+    SDS_SHIM_SOURCE: "ca, files or auto", "files where some are mounted, else ca",
+        "Where default and ROOTCA come from: the CA; mounted files; or these at once, and in the background the CA, whose certificate takes their place for good.";
+    FILE_MOUNTED_CERTS: "true or false", "false",
+        "The mounted files are cert-chain.pem, key.pem and root-cert.pem in ./etc/certs, not those in ./var/run/secrets/workload-spiffe-credentials.";
+    SDS_SHIM_CREDENTIAL_BUNDLE: "file", "unset",
+        "The mounted key and certificate chain are in this one file, as Kubernetes writes a PodCertificate.";
+    SDS_SHIM_TRUST_ANCHORS: "file", "the one beside the mounted certificate; required with SDS_SHIM_CREDENTIAL_BUNDLE",
+        "Trust anchors that go with the mounted certificate, such as a projected ClusterTrustBundle, in whatever order.";
+    CA_PROVIDER: "Citadel or GkeWorkloadCertificate", "Citadel",
+        "Kind of the upstream CA; the second one means the files that GKE mounts.";
     CA_ADDR: "host:port, comma separated", "discoveryAddress of PROXY_CONFIG, else istiod.istio-system.svc:15012",
         "Addresses of the upstream CA in the order of preference; those that failed lately are asked last; port 15010 means plaintext, which shows the token to the network.";
     CA_ROOT_CA: "file or SYSTEM", "./var/run/secrets/istio/root-cert.pem",
@@ -41,9 +49,9 @@ variables! {
         "Holds key.pem and cert-chain.pem, the client certificate for the CA, and root-cert.pem; read anew for each call.";
     TRUST_DOMAIN: "trust domain", "cluster.local",
         "Trust domain of the workload's SPIFFE ID.";
-    POD_NAMESPACE: "namespace", "required, unless each request brings its own token",
+    POD_NAMESPACE: "namespace", "required, unless each request brings its own token or only files are served",
         "Namespace in the workload's SPIFFE ID.";
-    SERVICE_ACCOUNT: "name", "required, unless each request brings its own token",
+    SERVICE_ACCOUNT: "name", "required, unless each request brings its own token or only files are served",
         "Service account in the workload's SPIFFE ID.";
     ISTIO_META_CLUSTER_ID: "text", "Kubernetes",
         "Sent to the CA as the metadata ClusterID.";

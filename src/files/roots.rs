@@ -1,15 +1,13 @@
-use std::{convert::Infallible, future, io, path::PathBuf, time::Duration};
+use std::{convert::Infallible, future, path::PathBuf, time::Duration};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::FileWatcher;
+use super::Changes;
 use crate::{bounded, clock, identity::TrustBundle};
 
 /// Bytes of one file: some ninety anchors.
 const MAX_FILE: usize = 128 * 1024;
-/// Pause between two looks at the files when the kernel cannot tell us of changes.
-const WITHOUT_WATCHER: Duration = Duration::from_secs(1);
 
 /// The trust anchors in files, kept up to date: watched, and read anew when one of them changes. A file that goes
 /// away or cannot be used any more keeps its last good content.
@@ -35,29 +33,18 @@ impl RootFiles {
         (all, receiver)
     }
 
-    /// Watches them for as long as it is polled.
-    pub async fn watch(mut self) -> Infallible {
+    /// Watches them for as long as it is polled, and looks at them without being told after each `check`.
+    pub async fn watch(mut self, check: Option<Duration>) -> Infallible {
         if self.files.is_empty() {
             return future::pending().await;
         }
-        let mut watcher = self.watcher();
+        let paths = self.files.iter().map(|file| file.path.clone()).collect();
+        let mut changes = Changes::new(paths, Duration::ZERO, check);
         loop {
             // Watched before they are read, so that no change falls in between.
             self.read();
-            let watched = match &mut watcher {
-                Ok(watcher) => watcher.changed().await,
-                Err(error) => Err(io::Error::from(error.kind())),
-            };
-            if let Err(error) = watched {
-                warn!("the files with trust anchors cannot be watched, they are looked at in a second: {error}");
-                tokio::time::sleep(WITHOUT_WATCHER).await;
-                watcher = self.watcher();
-            }
+            changes.next().await;
         }
-    }
-
-    fn watcher(&self) -> io::Result<FileWatcher> {
-        FileWatcher::new(&self.files.iter().map(|file| file.path.as_path()).collect::<Vec<_>>())
     }
 
     fn read(&mut self) {
@@ -88,10 +75,12 @@ fn read_inline(texts: &[String]) -> TrustBundle {
 
 impl File {
     fn read(&mut self) {
-        let read = bounded::read(&self.path, MAX_FILE).map_err(|error| error.to_string()).and_then(|content| {
-            let text = String::from_utf8_lossy(&content).into_owned();
-            TrustBundle::from_pem(&text, clock::now()).map_err(|error| error.to_string())
-        });
+        let read = bounded::read(&self.path, MAX_FILE).map_err(|error| bounded::describe(&self.path, &error)).and_then(
+            |content| {
+                let text = String::from_utf8_lossy(&content).into_owned();
+                TrustBundle::from_pem(&text, clock::now()).map_err(|error| error.to_string())
+            },
+        );
         let trouble = match read {
             Ok((bundle, bad)) => {
                 self.held = bundle;

@@ -20,7 +20,8 @@ use crate::{
 /// How long a certificate waits for the roots that it needs to be acknowledged.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Serves the union of all trust anchors: it is pushed when a source changes, without a call to the CA.
+/// Serves the union of all trust anchors: it is pushed when a source changes, without a call to the CA. And the
+/// certificate, each after the anchors that it needs.
 pub(super) struct RootPublisher {
     store: Arc<SecretStore>,
     state: Mutex<State>,
@@ -29,14 +30,19 @@ pub(super) struct RootPublisher {
 
 struct State {
     roots: Roots,
-    /// What is published; nothing before the first answer of the CA.
+    /// What is published; without mounted files nothing before the first answer of the CA.
     published: Option<TrustBundle>,
+    /// Whether a certificate is mounted, so that anchors are published before the CA answers.
+    mounted: bool,
+    /// Whether the CA has issued a certificate.
+    by_ca: bool,
     told: BTreeSet<String>,
 }
 
 impl RootPublisher {
-    pub(super) fn new(store: Arc<SecretStore>, grace: Option<Duration>) -> Self {
-        let state = State { roots: Roots::new(grace), published: None, told: BTreeSet::new() };
+    pub(super) fn new(store: Arc<SecretStore>, grace: Option<Duration>, mounted: bool) -> Self {
+        let roots = Roots::new(grace);
+        let state = State { roots, published: None, mounted, by_ca: false, told: BTreeSet::new() };
         Self { store, state: Mutex::new(state), deadlines: Notify::new() }
     }
 
@@ -48,28 +54,45 @@ impl RootPublisher {
     /// What OpenSSL says; it fails only for want of memory.
     pub(super) async fn publish(&self, issued: &Issued, certificate: Content) -> Result<(), ErrorStack> {
         let (_, not_after) = issued.svid.validity();
-        let changed = {
+        let (changed, switches) = {
             let mut state = self.lock();
             issued.bad_anchors.iter().for_each(|bad| state.tell(format!("of the roots that the CA answers, {bad}")));
             state.roots.answered(issued.roots.clone(), issued.anchor, not_after, clock::now());
-            state.change()?
+            let first = !std::mem::replace(&mut state.by_ca, true);
+            (state.change()?, first)
         };
         self.deadlines.notify_one();
         let certificate = (CERTIFICATE, certificate, not_after);
-        match changed {
-            Some(roots) if self.store.holds(CERTIFICATE) => {
-                self.store.publish([(ROOTS, roots, i64::MAX)]);
-                if tokio::time::timeout(ACKNOWLEDGED_WITHIN, self.store.roots_taken()).await.is_err() {
-                    warn!(
-                        "new trust anchors were not acknowledged within 5 s; the certificate that may need them follows"
-                    );
-                }
-                self.store.publish([certificate]);
-            }
-            Some(roots) => self.store.publish([(ROOTS, roots, i64::MAX), certificate]),
-            None => self.store.publish([certificate]),
+        let wait = self.store.holds(CERTIFICATE) && (changed.is_some() || switches);
+        let mut contents: Vec<_> = changed.map(|roots| (ROOTS, roots, i64::MAX)).into_iter().collect();
+        if wait {
+            self.store.publish(contents.drain(..));
+            self.acknowledged().await;
         }
+        contents.push(certificate);
+        self.store.publish(contents);
         Ok(())
+    }
+
+    /// Publishes a mounted certificate, likewise after the trust anchors. Answers `false`, and publishes nothing, once
+    /// the CA has issued one.
+    pub(super) async fn publish_mounted(&self, certificate: Content, not_after: i64) -> bool {
+        if !self.lock().by_ca && self.store.holds(CERTIFICATE) {
+            self.acknowledged().await;
+        }
+        let mut state = self.lock();
+        if !state.by_ca {
+            state.roots.mounted(not_after);
+            self.store.publish([(CERTIFICATE, certificate, not_after)]);
+        }
+        !state.by_ca
+    }
+
+    /// Waits until every Envoy has answered to the anchors that are held.
+    async fn acknowledged(&self) {
+        if tokio::time::timeout(ACKNOWLEDGED_WITHIN, self.store.roots_taken()).await.is_err() {
+            warn!("new trust anchors were not acknowledged within 5 s; the certificate that may need them follows");
+        }
     }
 
     /// Follows the files, and drops anchors whose grace is over, for as long as it is polled.
@@ -81,7 +104,7 @@ impl RootPublisher {
                 let mut state = self.lock();
                 state.roots.in_files(in_files, now);
                 let next = state.roots.expire(now);
-                if state.published.is_some() {
+                if state.published.is_some() || state.mounted {
                     match state.change() {
                         Ok(Some(roots)) => self.store.publish([(ROOTS, roots, i64::MAX)]),
                         Ok(None) => {}
@@ -117,7 +140,11 @@ impl State {
     /// What is to be published, if it differs from what is.
     fn change(&mut self) -> Result<Option<Content>, ErrorStack> {
         let bundle = self.roots.bundle();
-        if self.published.as_ref().is_some_and(|held| held.is_same_set(&bundle)) {
+        let unchanged = match &self.published {
+            Some(held) => held.is_same_set(&bundle),
+            None => bundle.anchors().is_empty(),
+        };
+        if unchanged {
             return Ok(None);
         }
         match self.roots.left_out() {

@@ -140,6 +140,10 @@ impl SecretStore {
     /// Adds or replaces secrets, each with the moment (Unix seconds) from which on it is of no more use. Contents that
     /// are unchanged wake nobody.
     pub fn publish<'a>(&self, contents: impl IntoIterator<Item = (&'a str, Content, i64)>) {
+        self.replace(contents.into_iter().collect());
+    }
+
+    fn replace(&self, contents: Vec<(&str, Content, i64)>) {
         self.view.send_if_modified(|view| {
             let View::Open(snapshot) = view else { return false };
             let mut next = (**snapshot).clone();
