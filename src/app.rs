@@ -208,7 +208,7 @@ type Secrets = (Arc<dyn Workloads>, Option<watch::Receiver<View>>);
 /// Starts to get secrets; with the view of the workload where there is only one.
 fn workloads(config: Config, force: Arc<Notify>, status: Arc<Status>) -> io::Result<Secrets> {
     let Config { source, identity, key, token, ca, rotation, files, output, .. } = config;
-    let (root_files, file_roots) = RootFiles::new(rotation.roots.files.clone(), &rotation.roots.inline);
+    let (root_files, file_roots) = RootFiles::new(&rotation.roots);
     // The CA's own files tell of their changes, and nothing else is there to wake an idle process for.
     tokio::spawn(root_files.watch(files.check.filter(|_| source.files.is_some())));
     let (ca, asks) = (Arc::new(ca), source.ca);

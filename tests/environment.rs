@@ -37,6 +37,8 @@ const VARIABLES: &[&str] = &[
     "FILE_MOUNTED_CERTS",
     "SDS_SHIM_CREDENTIAL_BUNDLE",
     "SDS_SHIM_TRUST_ANCHORS",
+    "SDS_SHIM_CRL",
+    "SDS_SHIM_CRL_FAIL_OPEN",
     "SDS_SHIM_TOKEN_SOURCE",
     "SDS_SHIM_TOKEN_AUDIENCE",
     "SDS_SHIM_CA_MTLS",
@@ -60,6 +62,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("CA_ADDR", "[private-value]:15012"),
     ("SDS_SHIM_SOURCE", "private-value"),
     ("FILE_MOUNTED_CERTS", "private-value"),
+    ("SDS_SHIM_CRL_FAIL_OPEN", "private-value"),
     ("TRUST_DOMAIN", "Private-Value"),
     ("TRUST_DOMAIN", "private/value"),
     ("POD_NAMESPACE", "private/value"),
@@ -189,6 +192,7 @@ async fn every_variable_with_a_syntax_is_among_the_mistakes() {
         "SDS_SHIM_TERMINATION_LOG",
         "SDS_SHIM_CREDENTIAL_BUNDLE",
         "SDS_SHIM_TRUST_ANCHORS",
+        "SDS_SHIM_CRL",
     ];
     for name in VARIABLES.iter().filter(|name| !free.contains(name)) {
         assert!(MISTAKES.iter().any(|(other, _)| other == name), "{name}");

@@ -79,6 +79,7 @@ fn secret(name: &str, secret: &Secret, shown: usize) -> Value {
 /// What a certificate is for in a secret, by its place.
 pub(super) fn kind(secret: &Secret, at: usize) -> &'static str {
     match (secret.is_anchors(), at) {
+        _ if secret.facts().get(at).is_some_and(|facts| facts.is_crl) => "crl",
         (true, _) => "root",
         (false, 0) => "leaf",
         (false, _) => "intermediate",

@@ -32,6 +32,7 @@ pub use variables::{VARIABLES, Variable};
 /// Directory of the workload SDS socket, relative to the working directory (contract with Istio's agent).
 pub const SOCKET_DIRECTORY: &str = "./var/run/secrets/workload-spiffe-uds";
 const TOKEN_FILE: &str = "./var/run/secrets/tokens/istio-token";
+const CRL_FILE: &str = "./var/run/secrets/istio/crl/ca-crl.pem";
 const OWN_TOKEN_FILE: &str = "./var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// Everything that the environment says, in the parts that the modules take.
@@ -107,6 +108,14 @@ pub struct Schedule {
 pub struct RootsConfig {
     /// PEM files. They are watched.
     pub files: Vec<PathBuf>,
+    /// The file with revocation lists, which may be missing.
+    pub crl: Option<PathBuf>,
+    /// Whether no list is served once one of them is too old.
+    pub crl_fail_open: bool,
+    /// Our own trust domain.
+    pub trust_domain: TrustDomain,
+    /// Other trust domains, each with the PEM file of its anchors.
+    pub domains: Vec<(TrustDomain, PathBuf)>,
     /// PEM texts.
     pub inline: Vec<String>,
     /// How long an anchor that all its sources have dropped is still served; `None` until the last leaf seen under
@@ -307,6 +316,10 @@ fn rotation(
         schedule: Schedule { grace_period, availability_target },
         roots: RootsConfig {
             files: mounted.into_iter().chain(own).chain(extra).collect(),
+            crl: Some(reader.text(&variables::SDS_SHIM_CRL).unwrap_or_else(|| CRL_FILE.to_owned()).into()),
+            crl_fail_open: reader.boolean(&variables::SDS_SHIM_CRL_FAIL_OPEN).unwrap_or_default(),
+            trust_domain: TrustDomain::default(),
+            domains: Vec::new(),
             inline,
             grace: reader.duration(&variables::SDS_SHIM_ROOT_GRACE),
         },

@@ -23,7 +23,8 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.sds.socket, PathBuf::from("./var/run/secrets/workload-spiffe-uds/socket"));
     assert_eq!(config.token.file, Some(TOKEN_FILE.into()));
     assert_eq!(config.rotation.schedule, Schedule::default());
-    assert_eq!(config.rotation.roots, RootsConfig { files: vec![ROOT_FILE.into()], ..RootsConfig::default() });
+    let roots = RootsConfig { files: vec![ROOT_FILE.into()], crl: Some(CRL_FILE.into()), ..RootsConfig::default() };
+    assert_eq!(config.rotation.roots, roots);
     assert_eq!((config.memory.require, config.memory.arena_bytes), (Level::Locked, 2816 << 10));
     assert_eq!(config.wait, WaitFor::Socket);
     assert_eq!(config.key, KeySpec { algorithm: KeyAlgorithm::P256, encoding: KeyEncoding::Pkcs8 });
@@ -34,6 +35,8 @@ fn every_variable_has_an_effect() {
     let config = config(&[
         ("CA_ADDR", "[::1]:15012, b:443"),
         ("SDS_SHIM_EXTRA_ROOTS", "/a.pem, /b.pem,"),
+        ("SDS_SHIM_CRL", "/crl.pem"),
+        ("SDS_SHIM_CRL_FAIL_OPEN", "true"),
         ("SDS_SHIM_ROOT_GRACE", "0s"),
         ("FILE_DEBOUNCE_DURATION", "1s"),
         ("OUTPUT_CERTS", "/out"),
@@ -85,7 +88,14 @@ fn every_variable_has_an_effect() {
     assert_eq!(schedule.grace_period, Some(GracePeriod { ratio: 0.25, jitter: 0.1 }));
     assert_eq!(schedule.availability_target, Some(Duration::from_secs(86_400)));
     let files = vec!["/a.pem".into(), "/b.pem".into()];
-    let roots = RootsConfig { files, inline: vec!["pem".to_owned()], grace: Some(Duration::ZERO) };
+    let roots = RootsConfig {
+        files,
+        crl: Some("/crl.pem".into()),
+        crl_fail_open: true,
+        inline: vec!["pem".to_owned()],
+        grace: Some(Duration::ZERO),
+        ..RootsConfig::default()
+    };
     assert_eq!(config.rotation.roots, roots);
     assert_eq!(config.output, Some(OutputConfig { directory: "/out".into(), mode: 0o600, gid: Some(7) }));
     assert_eq!(config.files, FilesConfig { debounce: Duration::from_secs(1), check: None });

@@ -69,6 +69,10 @@ variables! {
         "Renew early enough that at least this much of the certificate's life is always left.";
     SDS_SHIM_EXTRA_ROOTS: "files, comma separated", "none",
         "Further trust anchors for ROOTCA, PEM, beside those that the CA answers and those of CA_ROOT_CA; a change is pushed at once.";
+    SDS_SHIM_CRL: "file", "./var/run/secrets/istio/crl/ca-crl.pem",
+        "Certificate revocation lists, PEM, served in ROOTCA when the file is there; it must hold one of each CA that issues certificates of workloads.";
+    SDS_SHIM_CRL_FAIL_OPEN: "true or false", "false",
+        "Serve no CRL when one has expired; otherwise Envoy refuses the certificates of its issuer then.";
     SDS_SHIM_ROOT_GRACE: "Go duration", "until the last certificate seen under it would have expired",
         "How long an anchor that all its sources have dropped is still served; 0s drops it at once.";
     ECC_SIGNATURE_ALGORITHM: "ECDSA", "ECDSA, or RSA when only WORKLOAD_RSA_KEY_SIZE is set",

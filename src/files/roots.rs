@@ -1,44 +1,63 @@
-use std::{convert::Infallible, future, path::PathBuf, time::Duration};
+use std::{
+    convert::Infallible,
+    future,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::Changes;
-use crate::{bounded, clock, identity::TrustBundle};
+use crate::{
+    bounded, clock,
+    config::RootsConfig,
+    identity::{PeerTrust, RevocationList, TrustBundle, TrustDomain},
+};
 
 /// Bytes of one file: some ninety anchors.
 const MAX_FILE: usize = 128 * 1024;
 
-/// The trust anchors in files, kept up to date: watched, and read anew when one of them changes. A file that goes
-/// away or cannot be used any more keeps its last good content.
+/// What peers are verified with, kept up to date from files: watched, and read anew when one of them changes. A file
+/// that goes away or cannot be used any more keeps its last good content.
 pub struct RootFiles {
-    files: Vec<File>,
+    files: Vec<File<TrustBundle>>,
     inline: TrustBundle,
-    changes: watch::Sender<TrustBundle>,
+    crl: Option<File<Vec<Arc<RevocationList>>>>,
+    domains: Vec<(TrustDomain, File<TrustBundle>)>,
+    changes: watch::Sender<PeerTrust>,
 }
 
-struct File {
+struct File<T> {
     path: PathBuf,
-    held: TrustBundle,
+    held: T,
     told: Option<String>,
 }
 
 impl RootFiles {
-    /// Reads the files for the first time. What is `inline` (PEM texts) belongs to them and never changes.
-    pub fn new(paths: Vec<PathBuf>, inline: &[String]) -> (Self, watch::Receiver<TrustBundle>) {
-        let files = paths.into_iter().map(|path| File { path, held: TrustBundle::default(), told: None });
-        let (changes, receiver) = watch::channel(TrustBundle::default());
-        let mut all = Self { files: files.collect(), inline: read_inline(inline), changes };
+    /// Reads the files for the first time.
+    pub fn new(config: &RootsConfig) -> (Self, watch::Receiver<PeerTrust>) {
+        let (changes, receiver) = watch::channel(PeerTrust::default());
+        let domain = |(domain, path): &(TrustDomain, PathBuf)| (domain.clone(), File::new(path));
+        let mut all = Self {
+            files: config.files.iter().map(|path| File::new(path)).collect(),
+            inline: read_inline(&config.inline),
+            crl: config.crl.as_deref().map(File::new),
+            domains: config.domains.iter().map(domain).collect(),
+            changes,
+        };
         all.read();
         (all, receiver)
     }
 
     /// Watches them for as long as it is polled, and looks at them without being told after each `check`.
     pub async fn watch(mut self, check: Option<Duration>) -> Infallible {
-        if self.files.is_empty() {
+        let paths: Vec<_> =
+            self.anchors().map(|file| &file.path).chain(self.crl.iter().map(|file| &file.path)).cloned().collect();
+        if paths.is_empty() {
             return future::pending().await;
         }
-        let paths = self.files.iter().map(|file| file.path.clone()).collect();
         let mut changes = Changes::new(paths, Duration::ZERO, check);
         loop {
             // Watched before they are read, so that no change falls in between.
@@ -47,15 +66,25 @@ impl RootFiles {
         }
     }
 
+    fn anchors(&self) -> impl Iterator<Item = &File<TrustBundle>> {
+        self.files.iter().chain(self.domains.iter().map(|(_, file)| file))
+    }
+
     fn read(&mut self) {
-        self.files.iter_mut().for_each(File::read);
+        self.files.iter_mut().for_each(File::read_anchors);
+        self.domains.iter_mut().for_each(|(_, file)| file.read_anchors());
+        self.crl.iter_mut().for_each(File::read_crl);
         let in_files = self.files.iter().flat_map(|file| file.held.anchors());
         let anchors = in_files.chain(self.inline.anchors()).cloned().collect();
-        let bundle = TrustBundle::new(anchors);
+        let trust = PeerTrust {
+            roots: TrustBundle::new(anchors),
+            crls: self.crl.as_ref().map(|file| file.held.clone()).unwrap_or_default(),
+            domains: self.domains.iter().map(|(domain, file)| (domain.clone(), file.held.clone())).collect(),
+        };
         self.changes.send_if_modified(|held| {
-            let changed = !held.is_same_set(&bundle);
+            let changed = !held.is_same(&trust);
             if changed {
-                *held = bundle;
+                *held = trust;
             }
             changed
         });
@@ -73,14 +102,34 @@ fn read_inline(texts: &[String]) -> TrustBundle {
     TrustBundle::new(anchors)
 }
 
-impl File {
-    fn read(&mut self) {
-        let read = bounded::read(&self.path, MAX_FILE).map_err(|error| bounded::describe(&self.path, &error)).and_then(
-            |content| {
-                let text = String::from_utf8_lossy(&content).into_owned();
-                TrustBundle::from_pem(&text, clock::now()).map_err(|error| error.to_string())
-            },
-        );
+impl<T: Default> File<T> {
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), held: T::default(), told: None }
+    }
+
+    /// The text, or what is wrong with the file.
+    fn text(&self) -> Result<String, String> {
+        let content = bounded::read(&self.path, MAX_FILE).map_err(|error| bounded::describe(&self.path, &error))?;
+        Ok(String::from_utf8_lossy(&content).into_owned())
+    }
+}
+
+impl<T> File<T> {
+    fn tell(&mut self, what: &str, trouble: Option<String>, held: usize) {
+        if trouble != self.told {
+            match &trouble {
+                Some(trouble) => warn!("{what} in {}: {trouble}; {held} of it are served", self.path.display()),
+                None => info!("{what} in {}: all can be used again", self.path.display()),
+            }
+            self.told = trouble;
+        }
+    }
+}
+
+impl File<TrustBundle> {
+    fn read_anchors(&mut self) {
+        let read =
+            self.text().and_then(|text| TrustBundle::from_pem(&text, clock::now()).map_err(|error| error.to_string()));
         let trouble = match read {
             Ok((bundle, bad)) => {
                 self.held = bundle;
@@ -89,16 +138,23 @@ impl File {
             }
             Err(error) => Some(error),
         };
-        if trouble != self.told {
-            match &trouble {
-                Some(trouble) => warn!(
-                    "trust anchors in {}: {trouble}; {} of it are served",
-                    self.path.display(),
-                    self.held.anchors().len()
-                ),
-                None => info!("trust anchors in {}: all can be used again", self.path.display()),
-            }
-            self.told = trouble;
+        self.tell("trust anchors", trouble, self.held.anchors().len());
+    }
+}
+
+impl File<Vec<Arc<RevocationList>>> {
+    fn read_crl(&mut self) {
+        // Few have one: that it is missing is told only of one that was there.
+        if self.held.is_empty() && !self.path.exists() {
+            return;
         }
+        let trouble = match self.text().and_then(|text| RevocationList::from_pem(&text)) {
+            Ok(lists) => {
+                self.held = lists.into_iter().map(Arc::new).collect();
+                None
+            }
+            Err(error) => Some(error),
+        };
+        self.tell("revocation lists", trouble, self.held.len());
     }
 }

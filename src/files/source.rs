@@ -119,7 +119,7 @@ fn read(files: &FileResource) -> Result<(Content, i64, Option<String>), String> 
             let anchors = bundle.to_pem().map_err(|error| error.to_string())?;
             let bad: Vec<_> = bad.iter().map(|bad| format!("{}: {bad}", path.display())).collect();
             let trouble = (!bad.is_empty()).then(|| bad.join("; "));
-            Ok((Content::ValidationContext { anchors }, i64::MAX, trouble))
+            Ok((Content::anchors(anchors), i64::MAX, trouble))
         }
     }
 }

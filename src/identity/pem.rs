@@ -35,19 +35,27 @@ pub fn certificates(text: &str) -> Result<Vec<X509>, PemError> {
 }
 
 /// Every certificate of a PEM text, and in its place what is none.
+pub(super) fn blocks(text: &str) -> Vec<Result<X509, PemError>> {
+    let blocks = cut(text, BEGIN, END).into_iter().enumerate();
+    let parsed = |(at, block): (usize, Option<&str>)| {
+        block.and_then(|block| X509::from_pem(block.as_bytes()).ok()).ok_or(PemError::Malformed { position: at + 1 })
+    };
+    blocks.map(parsed).collect()
+}
+
+/// Every block of a PEM text between these markers, and `None` for one at the end that is cut off.
 ///
 /// Blocks are cut out by their markers first, because files in the field lack the newline between two of them.
-pub(super) fn blocks(text: &str) -> Vec<Result<X509, PemError>> {
+pub(super) fn cut<'a>(text: &'a str, begin: &str, end: &str) -> Vec<Option<&'a str>> {
     let mut found = Vec::new();
     let mut rest = text;
-    while let Some(start) = rest.find(BEGIN) {
-        let malformed = PemError::Malformed { position: found.len() + 1 };
+    while let Some(start) = rest.find(begin) {
         let block = &rest[start..];
-        let Some(end) = block.find(END).map(|at| at + END.len()) else {
-            found.push(Err(malformed));
+        let Some(end) = block.find(end).map(|at| at + end.len()) else {
+            found.push(None);
             break;
         };
-        found.push(X509::from_pem(&block.as_bytes()[..end]).map_err(|_| malformed));
+        found.push(Some(&block[..end]));
         rest = &block[end..];
     }
     found

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     clock::{self, WallTimer},
     config::{CaConfig, FilesConfig, MountedFiles, RotationConfig},
-    identity::{BearerToken, CertificateRequest, KeySpec, SpiffeId, SvidError, TokenError, TrustBundle, X509Svid},
+    identity::{BearerToken, CertificateRequest, KeySpec, PeerTrust, SpiffeId, SvidError, TokenError, X509Svid},
     status::{Status, Workload},
     store::{CERTIFICATE, Content, SecretStore},
 };
@@ -71,8 +71,8 @@ pub struct RenewalSettings {
     pub rotation: RotationConfig,
     /// How the CA is reached.
     pub ca: Arc<CaConfig>,
-    /// The trust anchors in files, as they are now.
-    pub file_roots: watch::Receiver<TrustBundle>,
+    /// What peers are verified with, as the files have it now.
+    pub file_roots: watch::Receiver<PeerTrust>,
     /// What is mounted, to be served until the CA has issued.
     pub mounted: Option<MountedFiles>,
     /// How files are followed.
@@ -92,7 +92,7 @@ pub struct Renewal<T> {
     tokens: T,
     store: Arc<SecretStore>,
     roots: Arc<RootPublisher>,
-    file_roots: watch::Receiver<TrustBundle>,
+    file_roots: watch::Receiver<PeerTrust>,
     mounted: Option<Mounted>,
     force: Arc<Notify>,
     timer: WallTimer,
@@ -113,8 +113,8 @@ impl<T: TokenSource> Renewal<T> {
     pub fn new(settings: &RenewalSettings, identity: SpiffeId, tokens: T, store: Arc<SecretStore>) -> io::Result<Self> {
         let shown = settings.status.workload(identity.to_string(), &store);
         let mounted = settings.mounted.clone();
-        let grace = settings.rotation.roots.grace;
-        let roots = Arc::new(RootPublisher::new(Arc::clone(&store), grace, mounted.is_some()));
+        let roots = RootPublisher::new(Arc::clone(&store), &settings.rotation.roots, mounted.is_some());
+        let roots = Arc::new(roots);
         let beside =
             |files| Mounted::beside(settings, files, Arc::clone(&roots), Arc::clone(&store), Arc::clone(&shown));
         Ok(Self {

@@ -13,8 +13,9 @@ use tracing::warn;
 use super::roots::Roots;
 use crate::{
     clock,
-    identity::{Issued, TrustBundle},
-    store::{CERTIFICATE, Content, ROOTS, SecretStore},
+    config::RootsConfig,
+    identity::{Issued, PeerTrust, RevocationList, TrustBundle, TrustDomain, same_domains},
+    store::{CERTIFICATE, Content, ROOTS, SecretStore, Validation, View},
 };
 
 /// How long a certificate waits for the roots that it needs to be acknowledged.
@@ -30,8 +31,14 @@ pub(super) struct RootPublisher {
 
 struct State {
     roots: Roots,
+    /// Whose certificates the anchors vouch for where trust domains are told apart.
+    trust_domain: TrustDomain,
+    domains: Vec<(TrustDomain, TrustBundle)>,
+    crls: Vec<Arc<RevocationList>>,
+    /// Whether no CRL is served once one of them is too old.
+    crl_fail_open: bool,
     /// What is published; without mounted files nothing before the first answer of the CA.
-    published: Option<TrustBundle>,
+    published: Option<Published>,
     /// Whether a certificate is mounted, so that anchors are published before the CA answers.
     mounted: bool,
     /// Whether the CA has issued a certificate.
@@ -39,10 +46,26 @@ struct State {
     told: BTreeSet<String>,
 }
 
+/// What is compared to tell whether something has changed.
+struct Published {
+    roots: TrustBundle,
+    domains: Vec<(TrustDomain, TrustBundle)>,
+    crl: Vec<u8>,
+}
+
 impl RootPublisher {
-    pub(super) fn new(store: Arc<SecretStore>, grace: Option<Duration>, mounted: bool) -> Self {
-        let roots = Roots::new(grace);
-        let state = State { roots, published: None, mounted, by_ca: false, told: BTreeSet::new() };
+    pub(super) fn new(store: Arc<SecretStore>, config: &RootsConfig, mounted: bool) -> Self {
+        let state = State {
+            roots: Roots::new(config.grace),
+            trust_domain: config.trust_domain.clone(),
+            domains: Vec::new(),
+            crls: Vec::new(),
+            crl_fail_open: config.crl_fail_open,
+            published: None,
+            mounted,
+            by_ca: false,
+            told: BTreeSet::new(),
+        };
         Self { store, state: Mutex::new(state), deadlines: Notify::new() }
     }
 
@@ -59,7 +82,7 @@ impl RootPublisher {
             issued.bad_anchors.iter().for_each(|bad| state.tell(format!("of the roots that the CA answers, {bad}")));
             state.roots.answered(issued.roots.clone(), issued.anchor, not_after, clock::now());
             let first = !std::mem::replace(&mut state.by_ca, true);
-            (state.change()?, first)
+            (state.change(clock::now())?, first)
         };
         self.deadlines.notify_one();
         let certificate = (CERTIFICATE, certificate, not_after);
@@ -96,16 +119,18 @@ impl RootPublisher {
     }
 
     /// Follows the files, and drops anchors whose grace is over, for as long as it is polled.
-    pub(super) async fn follow(&self, mut files: watch::Receiver<TrustBundle>) -> Infallible {
+    pub(super) async fn follow(&self, mut files: watch::Receiver<PeerTrust>) -> Infallible {
         loop {
             let now = clock::now();
             let in_files = files.borrow_and_update().clone();
             let next = {
                 let mut state = self.lock();
-                state.roots.in_files(in_files, now);
-                let next = state.roots.expire(now);
+                state.roots.in_files(in_files.roots, now);
+                (state.crls, state.domains) = (in_files.crls, in_files.domains);
+                state.look_for_gaps(self.own_issuer());
+                let next = state.roots.expire(now).into_iter().chain(state.next_crl_end(now)).min();
                 if state.published.is_some() || state.mounted {
-                    match state.change() {
+                    match state.change(now) {
                         Ok(Some(roots)) => self.store.publish([(ROOTS, roots, i64::MAX)]),
                         Ok(None) => {}
                         Err(error) => warn!("the trust anchors cannot be published: {error}"),
@@ -124,6 +149,14 @@ impl RootPublisher {
         }
     }
 
+    /// Who issued the certificate that is served.
+    fn own_issuer(&self) -> Option<String> {
+        match self.store.look() {
+            View::Open(secrets) => Some(secrets.get(CERTIFICATE)?.facts().first()?.issuer.clone()),
+            View::Ended(_) => None,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -138,10 +171,12 @@ async fn until(moment: Option<i64>, now: i64) {
 
 impl State {
     /// What is to be published, if it differs from what is.
-    fn change(&mut self) -> Result<Option<Content>, ErrorStack> {
-        let bundle = self.roots.bundle();
+    fn change(&mut self, now: i64) -> Result<Option<Content>, ErrorStack> {
+        let (bundle, crl) = (self.roots.bundle(), self.crl(now));
         let unchanged = match &self.published {
-            Some(held) => held.is_same_set(&bundle),
+            Some(held) => {
+                held.roots.is_same_set(&bundle) && same_domains(&held.domains, &self.domains) && held.crl == crl
+            }
             None => bundle.anchors().is_empty(),
         };
         if unchanged {
@@ -152,8 +187,49 @@ impl State {
             count => self.tell(format!("{count} trust anchors find no room and are left out")),
         }
         let anchors = bundle.to_pem()?;
-        self.published = Some(bundle);
-        Ok(Some(Content::ValidationContext { anchors }))
+        let mut domains = Vec::new();
+        if !self.domains.is_empty() {
+            domains.push((self.trust_domain.to_string(), anchors.clone()));
+        }
+        // A domain without anchors would make Envoy refuse all of it.
+        for (domain, bundle) in self.domains.iter().filter(|(_, bundle)| !bundle.anchors().is_empty()) {
+            domains.push((domain.to_string(), bundle.to_pem()?));
+        }
+        self.published = Some(Published { roots: bundle, domains: self.domains.clone(), crl: crl.clone() });
+        Ok(Some(Content::ValidationContext(Validation { anchors, crl, domains })))
+    }
+
+    /// The lists of revoked certificates as they are served.
+    fn crl(&mut self, now: i64) -> Vec<u8> {
+        let old: Vec<_> = self.crls.iter().filter(|list| list.next_update() <= now).cloned().collect();
+        for list in &old {
+            let then = match self.crl_fail_open {
+                true => "no CRL is served until it is renewed (SDS_SHIM_CRL_FAIL_OPEN)",
+                false => "Envoy refuses certificates of this issuer until it is renewed",
+            };
+            self.tell(format!(
+                "the CRL of {} has expired at {}: {then}",
+                list.issuer(),
+                clock::rfc3339(list.next_update())
+            ));
+        }
+        let served = self.crls.iter().filter(|_| old.is_empty() || !self.crl_fail_open);
+        served.flat_map(|list| list.pem()).copied().collect()
+    }
+
+    /// Where there are lists, Envoy refuses certificates of an issuer without one: our peers may have the same as we.
+    fn look_for_gaps(&mut self, own_issuer: Option<String>) {
+        let covered = |issuer: &String| self.crls.iter().any(|list| list.issuer() == issuer);
+        if let Some(issuer) = own_issuer.filter(|issuer| !self.crls.is_empty() && !covered(issuer)) {
+            self.tell(format!(
+                "no CRL is one of {issuer}, which issued our own certificate: Envoy refuses peers with certificates of it"
+            ));
+        }
+    }
+
+    /// When the next of the lists gets too old.
+    fn next_crl_end(&self, now: i64) -> Option<i64> {
+        self.crls.iter().map(|list| list.next_update()).filter(|end| *end > now).min()
     }
 
     /// Warns of the same thing once.

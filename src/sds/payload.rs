@@ -5,7 +5,7 @@ use sds_shim_proto::envoy::{
     extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret, TlsCertificate, secret::Type},
 };
 
-use crate::store::Content;
+use crate::store::{Content, Validation};
 
 /// Writes a content as an SDS resource. The one place where a key is put into Envoy's form.
 pub fn encode(name: &str, content: Content) -> Bytes {
@@ -13,14 +13,21 @@ pub fn encode(name: &str, content: Content) -> Bytes {
         Content::TlsCertificate { chain, key } => {
             Type::TlsCertificate(TlsCertificate { certificate_chain: inline(chain), private_key: inline(key) })
         }
-        Content::ValidationContext { anchors } => {
-            Type::ValidationContext(CertificateValidationContext { trusted_ca: inline(anchors), crl: None })
+        Content::ValidationContext(Validation { anchors, crl, .. }) => {
+            let has_crl = !crl.is_empty();
+            Type::ValidationContext(CertificateValidationContext {
+                trusted_ca: inline(anchors),
+                crl: has_crl.then(|| inline(crl)).flatten(),
+                // Else a CRL of every CA up to the root would be needed, and a missing one would refuse every peer.
+                only_verify_leaf_cert_crl: has_crl,
+            })
         }
     };
     Secret { name: name.to_owned(), r#type: Some(r#type) }.encode_to_vec().into()
 }
 
-/// The content of a resource that [`encode`] has written; `None` if it is another one.
+/// The content of a resource that [`encode`] has written, as far as it is a key, a chain or trust anchors; `None` if it
+/// is another one.
 pub fn decode(resource: &Bytes) -> Option<Content> {
     let bytes = |source: Option<DataSource>| match source?.specifier? {
         Specifier::InlineBytes(bytes) => Some(bytes.to_vec()),
@@ -30,7 +37,7 @@ pub fn decode(resource: &Bytes) -> Option<Content> {
         Type::TlsCertificate(TlsCertificate { certificate_chain, private_key }) => {
             Some(Content::TlsCertificate { chain: bytes(certificate_chain)?, key: bytes(private_key)? })
         }
-        Type::ValidationContext(context) => Some(Content::ValidationContext { anchors: bytes(context.trusted_ca)? }),
+        Type::ValidationContext(context) => Some(Content::anchors(bytes(context.trusted_ca)?)),
     }
 }
 

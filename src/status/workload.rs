@@ -164,7 +164,7 @@ impl Workload {
 fn not_after(secrets: &Snapshot, name: &str) -> Option<i64> {
     let secret = secrets.get(name)?;
     match secret.is_anchors() {
-        true => secret.facts().iter().map(|anchor| anchor.not_after).max(),
+        true => secret.facts().iter().filter(|fact| !fact.is_crl).map(|anchor| anchor.not_after).max(),
         false => Some(secret.not_after()),
     }
 }

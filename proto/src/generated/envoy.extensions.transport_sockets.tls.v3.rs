@@ -22,6 +22,8 @@ pub struct CertificateValidationContext {
     pub crl: ::core::option::Option<
         super::super::super::super::config::core::v3::DataSource,
     >,
+    #[prost(bool, tag = "14")]
+    pub only_verify_leaf_cert_crl: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
