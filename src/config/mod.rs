@@ -7,6 +7,7 @@ mod env;
 mod log;
 mod proxy_config;
 mod reader;
+mod roots;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use locked::Level;
 use crate::identity::{KeyAlgorithm, KeyEncoding, KeySpec, SpiffeId, TrustDomain};
 use proxy_config::ProxyConfig;
 use reader::Reader;
+use roots::roots;
 
 pub use admin::{AdminAddress, AdminConfig};
 pub use ca::{CaAddress, CaConfig, CaHeader, CaRoots, MutualTls, ServerName};
@@ -32,7 +34,6 @@ pub use variables::{VARIABLES, Variable};
 /// Directory of the workload SDS socket, relative to the working directory (contract with Istio's agent).
 pub const SOCKET_DIRECTORY: &str = "./var/run/secrets/workload-spiffe-uds";
 const TOKEN_FILE: &str = "./var/run/secrets/tokens/istio-token";
-const CRL_FILE: &str = "./var/run/secrets/istio/crl/ca-crl.pem";
 const OWN_TOKEN_FILE: &str = "./var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// Everything that the environment says, in the parts that the modules take.
@@ -212,10 +213,12 @@ impl Config {
         let ca = ca::read(&mut reader, proxy.discovery_address.as_deref());
         let compat = reader.choice(&variables::SDS_SHIM_COMPAT, &[("istio", ())]).is_some();
         let source = source::read(&mut reader, token.file.is_none());
+        let identity = identity(&mut reader, token.file.is_none(), source.ca);
+        let roots = roots(&mut reader, &identity.trust_domain, &source, &ca.roots, proxy.ca_certificates);
         let config = Self {
-            identity: identity(&mut reader, token.file.is_none(), source.ca),
+            identity,
             key: key(&mut reader, compat),
-            rotation: rotation(&mut reader, &source, &ca.roots, proxy.ca_certificates, compat),
+            rotation: RotationConfig { schedule: schedule(&mut reader, compat), roots },
             ca,
             files: files(&mut reader),
             output: output(&mut reader, token.file.is_none()),
@@ -291,39 +294,13 @@ const ARENA_KIB: usize = 2816;
 /// As much as the allocator can manage in one block.
 const MAX_ARENA_KIB: usize = 64 * 1024;
 
-fn rotation(
-    reader: &mut Reader<'_>,
-    source: &SourceConfig,
-    ca_roots: &CaRoots,
-    inline: Vec<String>,
-    compat: bool,
-) -> RotationConfig {
+fn schedule(reader: &mut Reader<'_>, compat: bool) -> Schedule {
     let ratio = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO);
     let jitter = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO_JITTER);
     let usual_jitter = if compat { 0.01 } else { 0.1 };
     let grace_period = (ratio.is_some() || jitter.is_some() || compat)
         .then(|| GracePeriod { ratio: ratio.unwrap_or(0.5), jitter: jitter.unwrap_or(usual_jitter) });
-    let availability_target = reader.duration(&variables::SDS_SHIM_AVAILABILITY_TARGET);
-    let extra = reader.text(&variables::SDS_SHIM_EXTRA_ROOTS).unwrap_or_default();
-    let extra = extra.split(',').map(str::trim).filter(|file| !file.is_empty()).map(PathBuf::from);
-    let mounted = source.files.as_ref().map(|files| files.roots.clone());
-    let own = match ca_roots {
-        CaRoots::File(file) if source.ca => Some(file.clone()),
-        // Who may vouch for the CA's server may not all vouch for workloads.
-        _ => None,
-    };
-    RotationConfig {
-        schedule: Schedule { grace_period, availability_target },
-        roots: RootsConfig {
-            files: mounted.into_iter().chain(own).chain(extra).collect(),
-            crl: Some(reader.text(&variables::SDS_SHIM_CRL).unwrap_or_else(|| CRL_FILE.to_owned()).into()),
-            crl_fail_open: reader.boolean(&variables::SDS_SHIM_CRL_FAIL_OPEN).unwrap_or_default(),
-            trust_domain: TrustDomain::default(),
-            domains: Vec::new(),
-            inline,
-            grace: reader.duration(&variables::SDS_SHIM_ROOT_GRACE),
-        },
-    }
+    Schedule { grace_period, availability_target: reader.duration(&variables::SDS_SHIM_AVAILABILITY_TARGET) }
 }
 
 fn files(reader: &mut Reader<'_>) -> FilesConfig {

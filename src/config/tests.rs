@@ -1,4 +1,4 @@
-use super::{ca::ROOT_FILE, *};
+use super::{ca::ROOT_FILE, roots::CRL_FILE, *};
 use std::collections::BTreeMap;
 
 fn address(host: &str, port: u16) -> CaAddress {
@@ -35,6 +35,7 @@ fn every_variable_has_an_effect() {
     let config = config(&[
         ("CA_ADDR", "[::1]:15012, b:443"),
         ("SDS_SHIM_EXTRA_ROOTS", "/a.pem, /b.pem,"),
+        ("SDS_SHIM_BUNDLES", "one=/one.pem, two.example=/two.pem"),
         ("SDS_SHIM_CRL", "/crl.pem"),
         ("SDS_SHIM_CRL_FAIL_OPEN", "true"),
         ("SDS_SHIM_ROOT_GRACE", "0s"),
@@ -92,9 +93,10 @@ fn every_variable_has_an_effect() {
         files,
         crl: Some("/crl.pem".into()),
         crl_fail_open: true,
+        trust_domain: "td".parse().unwrap(),
+        domains: vec![("one".parse().unwrap(), "/one.pem".into()), ("two.example".parse().unwrap(), "/two.pem".into())],
         inline: vec!["pem".to_owned()],
         grace: Some(Duration::ZERO),
-        ..RootsConfig::default()
     };
     assert_eq!(config.rotation.roots, roots);
     assert_eq!(config.output, Some(OutputConfig { directory: "/out".into(), mode: 0o600, gid: Some(7) }));
@@ -173,6 +175,9 @@ fn each_mistake_names_its_variable_and_never_its_value() {
         ("PROXY_CONFIG", "{discoveryAddress: no-port}"),
         ("CA_PROVIDER", "GoogleCAS"),
         ("SDS_SHIM_SOURCE", "both"),
+        ("SDS_SHIM_BUNDLES", "/no-domain.pem"),
+        ("SDS_SHIM_BUNDLES", "cluster.local=/own.pem"),
+        ("SDS_SHIM_BUNDLES", "twice=/a.pem,twice=/b.pem"),
         ("FILE_MOUNTED_CERTS", "maybe"),
         ("PILOT_CERT_PROVIDER", "none"),
         ("JWT_POLICY", "no"),

@@ -69,6 +69,8 @@ variables! {
         "Renew early enough that at least this much of the certificate's life is always left.";
     SDS_SHIM_EXTRA_ROOTS: "files, comma separated", "none",
         "Further trust anchors for ROOTCA, PEM, beside those that the CA answers and those of CA_ROOT_CA; a change is pushed at once.";
+    SDS_SHIM_BUNDLES: "trust-domain=file, comma separated", "none",
+        "Trust anchors of other trust domains, PEM, which vouch for these alone: ROOTCA becomes Envoy's SPIFFE validator, with all other anchors for our own trust domain.";
     SDS_SHIM_CRL: "file", "./var/run/secrets/istio/crl/ca-crl.pem",
         "Certificate revocation lists, PEM, served in ROOTCA when the file is there; it must hold one of each CA that issues certificates of workloads.";
     SDS_SHIM_CRL_FAIL_OPEN: "true or false", "false",

@@ -57,10 +57,9 @@ impl FileWatcher {
             }
             // In the order of their names, so that a directory is watched before what is in it.
             for (place, flags) in way.iter().filter(|(place, flags)| watched.get(*place) != Some(flags)) {
-                match inotify.add_watch(place, *flags | MASK_ADD) {
-                    Err(error @ (Errno::ENOSPC | Errno::ENOMEM)) => return Err(error.into()),
-                    // What disappears in between is seen through its parent, which is watched as well.
-                    _ => {}
+                // What disappears in between is seen through its parent, which is watched as well.
+                if let Err(error @ (Errno::ENOSPC | Errno::ENOMEM)) = inotify.add_watch(place, *flags | MASK_ADD) {
+                    return Err(error.into());
                 }
             }
             watched = way;
