@@ -24,14 +24,14 @@ use crate::{
     cli::Command,
     client::{self, ClientError},
     clock,
-    config::{self, Config, IdentityConfig, Mistake, ProcessEnv, SdsConfig, TokenConfig},
+    config::{self, Config, Mistake, ProcessEnv, SdsConfig, TokenConfig},
     files::{FileSource, FileWatcher, OutputWriter, RootFiles},
     identity::BearerToken,
     log,
     memory::{self, TooLittleProtection},
-    rotation::{ProjectedToken, Renewal, RenewalSettings, RequestBorne},
+    rotation::{Mounted, ProjectedToken, Renewal, RenewalSettings, RequestBorne},
     sds::{self, BindError, SdsSocket, Served},
-    status::{Pages, Status},
+    status::{Pages, Sources, Status},
     store::{AttachError, Consumer, SecretStore, View, Workloads},
     supervise::{Launch, LaunchError, Signals, Supervisor},
 };
@@ -145,7 +145,7 @@ fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
 async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
     let signals = Signals::take(launch.is_some())?;
     let force = Arc::new(Notify::new());
-    if let Some(address) = config.ca.addresses.iter().find(|address| address.is_plaintext()) {
+    if let Some(address) = config.ca.addresses.iter().find(|address| config.source.ca && address.is_plaintext()) {
         warn!(
             "CA_ADDR has port 15010: {address} is reached WITHOUT TLS, everybody on the way can read and use the token"
         );
@@ -156,8 +156,9 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
         memory::restrict_system_calls(&protection, false)?;
     }
     let addresses = config.ca.addresses.iter().map(ToString::to_string);
-    let status = Arc::new(Status::new(clock::now(), config.admin.min_life.as_secs() as i64, addresses));
-    let pages = Arc::new(AdminPages::new(Arc::clone(&status), source(&config)));
+    let min_life = config.admin.min_life.as_secs() as i64;
+    let status = Arc::new(Status::new(clock::now(), min_life, sources(&config), addresses));
+    let pages = Arc::new(AdminPages::new(Arc::clone(&status)));
     if let Some(address) = config.admin.listen.clone() {
         tokio::spawn(admin::serve(address, Arc::clone(&pages) as Arc<dyn Pages>));
     }
@@ -185,11 +186,16 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
 }
 
 /// Where certificates come from, in words.
-fn source(config: &Config) -> String {
-    match &config.token.file {
+fn sources(config: &Config) -> Sources {
+    let ca = match &config.token.file {
         Some(file) => format!("the CA, with the token in {}", file.display()),
         None => "the CA, with the token of each SDS request".to_owned(),
-    }
+    };
+    let files = config.source.files.as_ref().map(|files| {
+        let then = if config.source.ca { ", until the CA has issued a certificate" } else { "" };
+        format!("the mounted files {} and {}{then}", files.chain.display(), files.key.display())
+    });
+    Sources { files, ca }
 }
 
 /// The secrets of whoever asks.
@@ -197,30 +203,38 @@ type Secrets = (Arc<dyn Workloads>, Option<watch::Receiver<View>>);
 
 /// Starts to get secrets; with the view of the workload where there is only one.
 fn workloads(config: Config, force: Arc<Notify>, status: Arc<Status>) -> io::Result<Secrets> {
-    let Config { identity, key, token, ca, rotation, files, output, .. } = config;
-    let (root_files, file_roots) = RootFiles::new(rotation.roots.files.clone(), &rotation.roots.inline);
-    tokio::spawn(root_files.watch());
-    let settings = RenewalSettings { key, rotation, ca: Arc::new(ca), file_roots, force, status };
-    Ok(match (identity, token) {
-        (IdentityConfig { spiffe_id: Some(id), .. }, TokenConfig { file: Some(file), audience }) => {
-            let store = Arc::new(SecretStore::new(sds::encode));
-            let tokens = ProjectedToken::new(&file, audience);
-            let renewal = Renewal::new(&settings, id, tokens, Arc::clone(&store))?;
+    let Config { source, identity, key, token, ca, rotation, files, output, .. } = config;
+    let (root_files, file_roots) = RootFiles::new(&rotation.roots);
+    // The CA's own files tell of their changes, and nothing else is there to wake an idle process for.
+    tokio::spawn(root_files.watch(files.check.filter(|_| source.files.is_some())));
+    let (ca, asks) = (Arc::new(ca), source.ca);
+    let settings = RenewalSettings { key, rotation, ca, file_roots, mounted: source.files, files, force, status };
+    let TokenConfig { file, audience } = token;
+    let Some(file) = file else {
+        return Ok((Arc::new(RequestBorne::new(identity.trust_domain, audience, settings, sds::encode)), None));
+    };
+    let store = Arc::new(SecretStore::new(sds::encode));
+    match (identity.spiffe_id, &settings.mounted) {
+        (Some(id), _) if asks => {
+            let renewal = Renewal::new(&settings, id, ProjectedToken::new(&file, audience), Arc::clone(&store))?;
             tokio::spawn(async move {
                 let ended = renewal.run().await;
                 error!("no certificate will be renewed any more: {ended}");
             });
-            let view = store.view();
-            if let Some(output) = output {
-                tokio::spawn(OutputWriter::new(output, sds::decode).run(store.view()));
-            }
-            tokio::spawn(FileSource::new(Arc::clone(&store), store.demand(), files).run());
-            (Arc::new(OneWorkload(store)), Some(view))
         }
-        (IdentityConfig { trust_domain, .. }, TokenConfig { audience, .. }) => {
-            (Arc::new(RequestBorne::new(trust_domain, audience, settings, sds::encode)), None)
+        (id, Some(mounted)) => {
+            let identity = id.map_or_else(|| "mounted files".to_owned(), |id| id.to_string());
+            tokio::spawn(Mounted::new(&settings, mounted.clone(), identity, Arc::clone(&store)).run(settings));
         }
-    })
+        // The configuration has an identity where the CA is asked, and files where it is not.
+        (None, None) | (Some(_), None) => {}
+    }
+    if let Some(output) = output {
+        tokio::spawn(OutputWriter::new(output, sds::decode).run(store.view()));
+    }
+    tokio::spawn(FileSource::new(Arc::clone(&store), store.demand(), files).run());
+    let view = store.view();
+    Ok((Arc::new(OneWorkload(store)), Some(view)))
 }
 
 /// Makes the socket's file anew when somebody deletes it: without it, an Envoy that reconnects finds nothing.

@@ -91,7 +91,11 @@ impl Findings {
             Some(id) => self.line(&format!("  identity {id}")),
             None => self.line("  identity that of the token of each SDS request"),
         }
-        for address in &config.ca.addresses {
+        if let Some(files) = &config.source.files {
+            let (chain, key, roots) = (files.chain.display(), files.key.display(), files.roots.display());
+            self.line(&format!("  mounted  {chain}, {key}, {roots}"));
+        }
+        for address in config.ca.addresses.iter().filter(|_| config.source.ca) {
             let how = if address.is_plaintext() { "WITHOUT TLS" } else { "with TLS" };
             self.line(&format!("  CA       {address} {how}, as {:?}", address.server_name));
         }
@@ -106,7 +110,10 @@ impl Findings {
 
     fn files(&mut self, config: &Config) {
         let now = clock::now();
-        if let Some(file) = &config.token.file {
+        if let Some(files) = &config.source.files {
+            self.verdict(certificate(&files.chain, &files.key, now));
+        }
+        if let Some(file) = config.token.file.as_ref().filter(|_| config.source.ca) {
             let token = BearerToken::read(file).and_then(|token| {
                 token.check(config.token.audience.as_deref(), now)?;
                 Ok(format!("{}: {}", file.display(), token.describe(now)))
@@ -114,8 +121,8 @@ impl Findings {
             self.verdict(token.map_err(|error| format!("{}: {error}", file.display())));
         }
         let own = match &config.ca.roots {
-            CaRoots::File(file) => vec![file],
-            CaRoots::System => Vec::new(),
+            CaRoots::File(file) if config.source.ca => vec![file],
+            _ => Vec::new(),
         };
         let mut seen = Vec::new();
         for file in own.into_iter().chain(&config.rotation.roots.files) {
@@ -125,7 +132,7 @@ impl Findings {
             }
         }
         if let Some(directory) = &config.ca.provisioned {
-            self.verdict(provisioned(directory, now));
+            self.verdict(certificate(&directory.join("cert-chain.pem"), &directory.join("key.pem"), now));
         }
         if let Some(directory) = config.sds.socket.parent() {
             self.verdict(writable(directory));
@@ -165,15 +172,12 @@ fn anchors(file: &Path, now: i64) -> Result<String, String> {
     ))
 }
 
-fn provisioned(directory: &Path, now: i64) -> Result<String, String> {
-    let (chain, key) = (read(&directory.join("cert-chain.pem"))?, read(&directory.join("key.pem"))?);
-    let credential = Credential::from_pem(&chain, key.as_bytes());
-    let end = credential.map_err(|error| format!("{}: {error}", directory.display()))?.not_after();
+fn certificate(chain: &Path, key: &Path, now: i64) -> Result<String, String> {
+    let credential = Credential::from_pem(&read(chain)?, read(key)?.as_bytes());
+    let end = credential.map_err(|error| format!("{}: {error}", chain.display()))?.not_after();
     match end > now {
-        true => {
-            Ok(format!("{}: a key and its certificate, which ends at {}", directory.display(), clock::rfc3339(end)))
-        }
-        false => Err(format!("{}: the certificate expired at {}", directory.display(), clock::rfc3339(end))),
+        true => Ok(format!("{}: a certificate and its key, which ends at {}", chain.display(), clock::rfc3339(end))),
+        false => Err(format!("{}: the certificate expired at {}", chain.display(), clock::rfc3339(end))),
     }
 }
 

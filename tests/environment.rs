@@ -33,6 +33,13 @@ const VARIABLES: &[&str] = &[
     "WORKLOAD_RSA_KEY_SIZE",
     "PKCS8_KEY",
     "WORKLOAD_IDENTITY_SOCKET_FILE",
+    "SDS_SHIM_SOURCE",
+    "FILE_MOUNTED_CERTS",
+    "SDS_SHIM_CREDENTIAL_BUNDLE",
+    "SDS_SHIM_TRUST_ANCHORS",
+    "SDS_SHIM_BUNDLES",
+    "SDS_SHIM_CRL",
+    "SDS_SHIM_CRL_FAIL_OPEN",
     "SDS_SHIM_TOKEN_SOURCE",
     "SDS_SHIM_TOKEN_AUDIENCE",
     "SDS_SHIM_CA_MTLS",
@@ -54,6 +61,10 @@ const MISTAKES: &[(&str, &str)] = &[
     ("CA_ADDR", ":15012"),
     ("CA_ADDR", "::1:15012"),
     ("CA_ADDR", "[private-value]:15012"),
+    ("SDS_SHIM_SOURCE", "private-value"),
+    ("FILE_MOUNTED_CERTS", "private-value"),
+    ("SDS_SHIM_CRL_FAIL_OPEN", "private-value"),
+    ("SDS_SHIM_BUNDLES", "private-value"),
     ("TRUST_DOMAIN", "Private-Value"),
     ("TRUST_DOMAIN", "private/value"),
     ("POD_NAMESPACE", "private/value"),
@@ -175,7 +186,16 @@ async fn a_value_that_is_not_text_is_a_mistake() -> Outcome {
 #[tokio::test]
 async fn every_variable_with_a_syntax_is_among_the_mistakes() {
     // What is not checked here can be any text.
-    let free = ["CA_ROOT_CA", "ISTIOD_SAN", "PROV_CERT", "SDS_SHIM_TOKEN_AUDIENCE", "SDS_SHIM_TERMINATION_LOG"];
+    let free = [
+        "CA_ROOT_CA",
+        "ISTIOD_SAN",
+        "PROV_CERT",
+        "SDS_SHIM_TOKEN_AUDIENCE",
+        "SDS_SHIM_TERMINATION_LOG",
+        "SDS_SHIM_CREDENTIAL_BUNDLE",
+        "SDS_SHIM_TRUST_ANCHORS",
+        "SDS_SHIM_CRL",
+    ];
     for name in VARIABLES.iter().filter(|name| !free.contains(name)) {
         assert!(MISTAKES.iter().any(|(other, _)| other == name), "{name}");
     }

@@ -4,9 +4,10 @@
 
 use std::{fs, path::Path};
 
-const ENTRY_POINTS: [&str; 4] = [
+const ENTRY_POINTS: [&str; 5] = [
     "envoy/service/secret/v3/sds.proto",
     "envoy/extensions/transport_sockets/tls/v3/secret.proto",
+    "envoy/extensions/transport_sockets/tls/v3/tls_spiffe_validator_config.proto",
     "grpc/health/v1/health.proto",
     "istio/v1/auth/ca.proto",
 ];
@@ -26,6 +27,7 @@ fn generated_code_matches_the_definitions() {
         // A request may name the bearer of a key: nothing that holds key bytes can be printed.
         .skip_debug([
             ".google.protobuf.Any",
+            ".envoy.config.core.v3.TypedExtensionConfig",
             ".envoy.config.core.v3.DataSource",
             ".envoy.extensions.transport_sockets.tls.v3",
             ".envoy.service.discovery.v3.DiscoveryResponse",

@@ -73,7 +73,7 @@ impl Writer<'_> {
     fn certificates(&mut self, workloads: &[Arc<Workload>], now: i64) -> fmt::Result {
         let mut metric = self.describe(
             "sds_shim_not_after_timestamp_seconds",
-            "NotAfter of each certificate that is served, and of the service-account token",
+            "NotAfter of each certificate that is served and of the service-account token, and NextUpdate of each CRL",
             MetricType::Gauge,
         )?;
         let shown = certificates_shown(workloads);
@@ -86,7 +86,7 @@ impl Writer<'_> {
                         ("identity", workload.identity.as_str()),
                         ("resource", name),
                         ("kind", kind(secret, at)),
-                        ("serial", &facts.serial),
+                        ("serial", if facts.is_crl { &facts.issuer } else { &facts.serial }),
                     ];
                     sample(&mut metric, labels, facts.not_after)?;
                 }

@@ -16,15 +16,12 @@ const ROOM: [usize; 7] = [160 * 1024, PIECE, PIECE, PIECE, PIECE, PIECE, PIECE];
 const PIECE: usize = 32 * 1024;
 
 /// The documents of the admin endpoints.
-pub struct AdminPages {
-    status: Arc<Status>,
-    source: String,
-}
+pub struct AdminPages(Arc<Status>);
 
 impl AdminPages {
-    /// Shows this state; `source` says where certificates come from.
-    pub fn new(status: Arc<Status>, source: String) -> Self {
-        Self { status, source }
+    /// Shows this state.
+    pub fn new(status: Arc<Status>) -> Self {
+        Self(status)
     }
 }
 
@@ -34,7 +31,7 @@ impl Pages for AdminPages {
         match path {
             // Whoever answers this is alive: there is one thread.
             "/livez" => text(200, &"ok"),
-            "/readyz" => match self.status.readiness(now) {
+            "/readyz" => match self.0.readiness(now) {
                 Ok(()) => text(200, &"ok"),
                 Err(reason) => text(503, &reason),
             },
@@ -42,10 +39,10 @@ impl Pages for AdminPages {
                 text(503, &"there is no room for the document now; SDS_SHIM_ARENA_KIB makes more")
             }
             "/metrics" => {
-                Page { status: 200, content_type: metrics::CONTENT_TYPE, body: metrics::scrape(&self.status).into() }
+                Page { status: 200, content_type: metrics::CONTENT_TYPE, body: metrics::scrape(&self.0).into() }
             }
             "/status" => {
-                let body = status::document(&self.status, &self.source, now).to_string() + "\n";
+                let body = status::document(&self.0, now).to_string() + "\n";
                 Page { status: 200, content_type: JSON, body: body.into() }
             }
             "/" => text(200, &"/livez\n/readyz\n/metrics\n/status"),

@@ -17,7 +17,7 @@ const WORKLOADS: usize = 16;
 const CERTIFICATES: usize = 64;
 
 /// All that may be told, as one document. Times are RFC 3339.
-pub(super) fn document(status: &Status, source: &str, now: i64) -> Value {
+pub(super) fn document(status: &Status, now: i64) -> Value {
     let (readiness, renewals, workloads) = (status.readiness(now), status.renewals(), status.workloads());
     let shown = certificates_shown(&workloads);
     let failed: Value = crate::status::Reason::ALL
@@ -33,7 +33,7 @@ pub(super) fn document(status: &Status, source: &str, now: i64) -> Value {
         "started": rfc3339(status.started),
         "ready": readiness.is_ok(),
         "reason": readiness.err().map(|reason| reason.to_string()),
-        "source": source,
+        "source": status.source(),
         "workloads": workloads.iter().take(WORKLOADS).map(|one| workload(one, shown)).collect::<Vec<_>>(),
         "workload_count": workloads.len(),
         "renewals": { "issued": renewals.issued, "failed": failed },
@@ -79,6 +79,7 @@ fn secret(name: &str, secret: &Secret, shown: usize) -> Value {
 /// What a certificate is for in a secret, by its place.
 pub(super) fn kind(secret: &Secret, at: usize) -> &'static str {
     match (secret.is_anchors(), at) {
+        _ if secret.facts().get(at).is_some_and(|facts| facts.is_crl) => "crl",
         (true, _) => "root",
         (false, 0) => "leaf",
         (false, _) => "intermediate",

@@ -107,7 +107,6 @@ pub enum MutualTls {
 
 /// Reads everything that concerns the CA.
 pub(super) fn read(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> CaConfig {
-    reader.choice(&variables::CA_PROVIDER, &[("Citadel", ())]);
     let several = |text: &str| text.split(',').map(|one| host_and_port(one.trim())).collect();
     let discovered = discovery_address.and_then(|address| {
         let parsed: Result<Vec<_>, _> = several(address);

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, ffi::OsString};
+use std::{collections::BTreeMap, ffi::OsString, path::Path};
 
 /// Where variables come from: the process in production, a map in tests.
 pub trait Env {
@@ -8,6 +8,11 @@ pub trait Env {
 
     /// All names, for the search for misspelt ones.
     fn names(&self) -> Vec<String>;
+
+    /// Whether a file is there: what is mounted for us says what is wanted as well.
+    fn is_there(&self, file: &Path) -> bool {
+        file.exists()
+    }
 }
 
 /// The environment of this process, read once.

@@ -7,6 +7,8 @@ mod env;
 mod log;
 mod proxy_config;
 mod reader;
+mod roots;
+mod source;
 #[cfg(test)]
 mod tests;
 mod variables;
@@ -18,6 +20,7 @@ use locked::Level;
 use crate::identity::{KeyAlgorithm, KeyEncoding, KeySpec, SpiffeId, TrustDomain};
 use proxy_config::ProxyConfig;
 use reader::Reader;
+use roots::roots;
 
 pub use admin::{AdminAddress, AdminConfig};
 pub use ca::{CaAddress, CaConfig, CaHeader, CaRoots, MutualTls, ServerName};
@@ -25,6 +28,7 @@ pub use duration::parse_go_duration;
 pub use env::{Env, ProcessEnv, arguments};
 pub use log::{LogConfig, LogFormat, LogLevel, SCOPES};
 pub use reader::Mistake;
+pub use source::{MountedFiles, SourceConfig};
 pub use variables::{VARIABLES, Variable};
 
 /// Directory of the workload SDS socket, relative to the working directory (contract with Istio's agent).
@@ -35,6 +39,8 @@ const OWN_TOKEN_FILE: &str = "./var/run/secrets/kubernetes.io/serviceaccount/tok
 /// Everything that the environment says, in the parts that the modules take.
 #[derive(Debug)]
 pub struct Config {
+    /// Where the certificate comes from.
+    pub source: SourceConfig,
     /// Who the workload is.
     pub identity: IdentityConfig,
     /// What keys are made.
@@ -66,7 +72,8 @@ pub struct Config {
 pub struct IdentityConfig {
     /// The trust domain of every identity that is asked for.
     pub trust_domain: TrustDomain,
-    /// The workload's own SPIFFE ID; `None` when each request brings the token that tells it.
+    /// The workload's own SPIFFE ID; `None` when each request brings the token that tells it, or nobody asks for a
+    /// certificate and it is not told.
     pub spiffe_id: Option<SpiffeId>,
 }
 
@@ -102,6 +109,14 @@ pub struct Schedule {
 pub struct RootsConfig {
     /// PEM files. They are watched.
     pub files: Vec<PathBuf>,
+    /// The file with revocation lists, which may be missing.
+    pub crl: Option<PathBuf>,
+    /// Whether no list is served once one of them is too old.
+    pub crl_fail_open: bool,
+    /// Our own trust domain.
+    pub trust_domain: TrustDomain,
+    /// Other trust domains, each with the PEM file of its anchors.
+    pub domains: Vec<(TrustDomain, PathBuf)>,
     /// PEM texts.
     pub inline: Vec<String>,
     /// How long an anchor that all its sources have dropped is still served; `None` until the last leaf seen under
@@ -199,10 +214,13 @@ impl Config {
         let proxy = reader.parse_with(&variables::PROXY_CONFIG, ProxyConfig::parse).unwrap_or_default();
         let ca = ca::read(&mut reader, proxy.discovery_address.as_deref());
         let compat = reader.choice(&variables::SDS_SHIM_COMPAT, &[("istio", ())]).is_some();
+        let source = source::read(&mut reader, token.file.is_none());
+        let identity = identity(&mut reader, token.file.is_none(), source.ca);
+        let roots = roots(&mut reader, &identity.trust_domain, &source, &ca.roots, proxy.ca_certificates);
         let config = Self {
-            identity: identity(&mut reader, token.file.is_none()),
+            identity,
             key: key(&mut reader, compat),
-            rotation: rotation(&mut reader, &ca.roots, proxy.ca_certificates, compat),
+            rotation: RotationConfig { schedule: schedule(&mut reader, compat), roots },
             ca,
             files: files(&mut reader),
             output: output(&mut reader, token.file.is_none()),
@@ -211,6 +229,7 @@ impl Config {
             admin: admin::read(&mut reader),
             memory: memory(&mut reader),
             log: log::read(&mut reader),
+            source,
             token,
         };
         for name in env.names().into_iter().filter(|name| name.starts_with("SDS_SHIM_")) {
@@ -223,11 +242,11 @@ impl Config {
     }
 }
 
-fn identity(reader: &mut Reader<'_>, from_request: bool) -> IdentityConfig {
+fn identity(reader: &mut Reader<'_>, from_request: bool, ca: bool) -> IdentityConfig {
     let trust_domain = reader.parsed(&variables::TRUST_DOMAIN).unwrap_or_default();
     let mut part = |variable| {
         let value = reader.parse_with(variable, |text| SpiffeId::check_segment(text).map(|()| text.to_owned()));
-        if value.is_none() && !from_request && reader.env().value(variable.name).is_none_or(|v| v.is_empty()) {
+        if value.is_none() && !from_request && ca && reader.env().value(variable.name).is_none_or(|v| v.is_empty()) {
             reader.mistake(variable, "it is required: set it from the pod's own fields (downward API)");
         }
         value
@@ -277,28 +296,13 @@ const ARENA_KIB: usize = 2816;
 /// As much as the allocator can manage in one block.
 const MAX_ARENA_KIB: usize = 64 * 1024;
 
-fn rotation(reader: &mut Reader<'_>, ca_roots: &CaRoots, inline: Vec<String>, compat: bool) -> RotationConfig {
+fn schedule(reader: &mut Reader<'_>, compat: bool) -> Schedule {
     let ratio = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO);
     let jitter = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO_JITTER);
     let usual_jitter = if compat { 0.01 } else { 0.1 };
     let grace_period = (ratio.is_some() || jitter.is_some() || compat)
         .then(|| GracePeriod { ratio: ratio.unwrap_or(0.5), jitter: jitter.unwrap_or(usual_jitter) });
-    let availability_target = reader.duration(&variables::SDS_SHIM_AVAILABILITY_TARGET);
-    let extra = reader.text(&variables::SDS_SHIM_EXTRA_ROOTS).unwrap_or_default();
-    let extra = extra.split(',').map(str::trim).filter(|file| !file.is_empty()).map(PathBuf::from);
-    let own = match ca_roots {
-        CaRoots::File(file) => Some(file.clone()),
-        // Who may vouch for the CA's server may not all vouch for workloads.
-        CaRoots::System => None,
-    };
-    RotationConfig {
-        schedule: Schedule { grace_period, availability_target },
-        roots: RootsConfig {
-            files: own.into_iter().chain(extra).collect(),
-            inline,
-            grace: reader.duration(&variables::SDS_SHIM_ROOT_GRACE),
-        },
-    }
+    Schedule { grace_period, availability_target: reader.duration(&variables::SDS_SHIM_AVAILABILITY_TARGET) }
 }
 
 fn files(reader: &mut Reader<'_>) -> FilesConfig {

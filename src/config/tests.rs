@@ -1,4 +1,4 @@
-use super::{ca::ROOT_FILE, *};
+use super::{ca::ROOT_FILE, roots::CRL_FILE, *};
 use std::collections::BTreeMap;
 
 fn address(host: &str, port: u16) -> CaAddress {
@@ -23,7 +23,8 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.sds.socket, PathBuf::from("./var/run/secrets/workload-spiffe-uds/socket"));
     assert_eq!(config.token.file, Some(TOKEN_FILE.into()));
     assert_eq!(config.rotation.schedule, Schedule::default());
-    assert_eq!(config.rotation.roots, RootsConfig { files: vec![ROOT_FILE.into()], ..RootsConfig::default() });
+    let roots = RootsConfig { files: vec![ROOT_FILE.into()], crl: Some(CRL_FILE.into()), ..RootsConfig::default() };
+    assert_eq!(config.rotation.roots, roots);
     assert_eq!((config.memory.require, config.memory.arena_bytes), (Level::Locked, 2816 << 10));
     assert_eq!(config.wait, WaitFor::Socket);
     assert_eq!(config.key, KeySpec { algorithm: KeyAlgorithm::P256, encoding: KeyEncoding::Pkcs8 });
@@ -34,6 +35,9 @@ fn every_variable_has_an_effect() {
     let config = config(&[
         ("CA_ADDR", "[::1]:15012, b:443"),
         ("SDS_SHIM_EXTRA_ROOTS", "/a.pem, /b.pem,"),
+        ("SDS_SHIM_BUNDLES", "one=/one.pem, two.example=/two.pem"),
+        ("SDS_SHIM_CRL", "/crl.pem"),
+        ("SDS_SHIM_CRL_FAIL_OPEN", "true"),
         ("SDS_SHIM_ROOT_GRACE", "0s"),
         ("FILE_DEBOUNCE_DURATION", "1s"),
         ("OUTPUT_CERTS", "/out"),
@@ -85,7 +89,15 @@ fn every_variable_has_an_effect() {
     assert_eq!(schedule.grace_period, Some(GracePeriod { ratio: 0.25, jitter: 0.1 }));
     assert_eq!(schedule.availability_target, Some(Duration::from_secs(86_400)));
     let files = vec!["/a.pem".into(), "/b.pem".into()];
-    let roots = RootsConfig { files, inline: vec!["pem".to_owned()], grace: Some(Duration::ZERO) };
+    let roots = RootsConfig {
+        files,
+        crl: Some("/crl.pem".into()),
+        crl_fail_open: true,
+        trust_domain: "td".parse().unwrap(),
+        domains: vec![("one".parse().unwrap(), "/one.pem".into()), ("two.example".parse().unwrap(), "/two.pem".into())],
+        inline: vec!["pem".to_owned()],
+        grace: Some(Duration::ZERO),
+    };
     assert_eq!(config.rotation.roots, roots);
     assert_eq!(config.output, Some(OutputConfig { directory: "/out".into(), mode: 0o600, gid: Some(7) }));
     assert_eq!(config.files, FilesConfig { debounce: Duration::from_secs(1), check: None });
@@ -161,7 +173,12 @@ fn each_mistake_names_its_variable_and_never_its_value() {
         ("ECC_SIGNATURE_ALGORITHM", "ED25519"),
         ("PROXY_CONFIG", "[no mapping]"),
         ("PROXY_CONFIG", "{discoveryAddress: no-port}"),
-        ("CA_PROVIDER", "GkeWorkloadCertificate"),
+        ("CA_PROVIDER", "GoogleCAS"),
+        ("SDS_SHIM_SOURCE", "both"),
+        ("SDS_SHIM_BUNDLES", "/no-domain.pem"),
+        ("SDS_SHIM_BUNDLES", "cluster.local=/own.pem"),
+        ("SDS_SHIM_BUNDLES", "twice=/a.pem,twice=/b.pem"),
+        ("FILE_MOUNTED_CERTS", "maybe"),
         ("PILOT_CERT_PROVIDER", "none"),
         ("JWT_POLICY", "no"),
         ("CREDENTIAL_FETCHER_TYPE", "Mock"),
@@ -200,4 +217,34 @@ fn a_host_name_that_openssl_would_not_take_is_refused() {
 fn all_mistakes_are_told_at_once() {
     let mistakes = config(&[("CA_ADDR", "x"), ("SECRET_TTL", "x"), ("SDS_SHIM_X", "x")]).unwrap_err();
     assert_eq!(mistakes.len(), 3, "{mistakes:?}");
+}
+
+#[test]
+fn what_is_mounted_is_served() {
+    let source = |variables: &[(&str, &str)]| {
+        let config = config(variables).unwrap();
+        let files = config.source.files.map(|files| [files.chain, files.key, files.roots]);
+        (files, config.source.ca, config.rotation.roots.files)
+    };
+    let within = |directory: &str, names: [&str; 3]| names.map(|name| PathBuf::from(directory).join(name));
+    let well_known = "./var/run/secrets/workload-spiffe-credentials";
+    let names = ["cert-chain.pem", "key.pem", "root-cert.pem"];
+    let ca_root = PathBuf::from(ROOT_FILE);
+    assert_eq!(source(&[]), (None, true, vec![ca_root.clone()]));
+    let mounted = within("./etc/certs", names);
+    let only = |files: &[PathBuf; 3]| (Some(files.clone()), false, vec![files[2].clone()]);
+    assert_eq!(source(&[("FILE_MOUNTED_CERTS", "true")]), only(&mounted));
+    let gke = within(well_known, ["certificates.pem", "private_key.pem", "ca_certificates.pem"]);
+    assert_eq!(source(&[("CA_PROVIDER", "GkeWorkloadCertificate")]), only(&gke));
+    assert_eq!(source(&[("SDS_SHIM_SOURCE", "files")]), only(&within(well_known, names)));
+    let both = (Some(mounted.clone()), true, vec![mounted[2].clone(), ca_root.clone()]);
+    assert_eq!(source(&[("FILE_MOUNTED_CERTS", "true"), ("SDS_SHIM_SOURCE", "auto")]), both);
+    assert_eq!(source(&[("FILE_MOUNTED_CERTS", "true"), ("SDS_SHIM_SOURCE", "ca")]), (None, true, vec![ca_root]));
+    let bundle = [("SDS_SHIM_CREDENTIAL_BUNDLE", "/b.pem"), ("SDS_SHIM_TRUST_ANCHORS", "/ctb.pem")];
+    assert_eq!(source(&bundle), only(&["/b.pem", "/b.pem", "/ctb.pem"].map(PathBuf::from)));
+    assert!(config(&bundle[..1]).unwrap_err()[0].starts_with("SDS_SHIM_TRUST_ANCHORS: "));
+    let unnamed = config(&[("SDS_SHIM_SOURCE", "files"), ("POD_NAMESPACE", ""), ("SERVICE_ACCOUNT", "")]);
+    assert!(unnamed.unwrap().identity.spiffe_id.is_none());
+    let request = config(&[("SDS_SHIM_TOKEN_SOURCE", "request"), ("SDS_SHIM_SOURCE", "auto")]);
+    assert!(request.unwrap_err()[0].starts_with("SDS_SHIM_SOURCE: "));
 }

@@ -27,8 +27,16 @@ macro_rules! variables {
 variables! {
     PROXY_CONFIG: "JSON or YAML", "unset",
         "Istio's ProxyConfig: discoveryAddress is the default of CA_ADDR, caCertificatesPem are further roots for ROOTCA.";
-    CA_PROVIDER: "Citadel", "Citadel",
-        "Kind of the upstream CA.";
+    SDS_SHIM_SOURCE: "ca, files or auto", "files where some are mounted, else ca",
+        "Where default and ROOTCA come from: the CA; mounted files; or these at once, and in the background the CA, whose certificate takes their place for good.";
+    FILE_MOUNTED_CERTS: "true or false", "false",
+        "The mounted files are cert-chain.pem, key.pem and root-cert.pem in ./etc/certs, not those in ./var/run/secrets/workload-spiffe-credentials.";
+    SDS_SHIM_CREDENTIAL_BUNDLE: "file", "unset",
+        "The mounted key and certificate chain are in this one file, as Kubernetes writes a PodCertificate.";
+    SDS_SHIM_TRUST_ANCHORS: "file", "the one beside the mounted certificate; required with SDS_SHIM_CREDENTIAL_BUNDLE",
+        "Trust anchors that go with the mounted certificate, such as a projected ClusterTrustBundle, in whatever order.";
+    CA_PROVIDER: "Citadel or GkeWorkloadCertificate", "Citadel",
+        "Kind of the upstream CA; the second one means the files that GKE mounts.";
     CA_ADDR: "host:port, comma separated", "discoveryAddress of PROXY_CONFIG, else istiod.istio-system.svc:15012",
         "Addresses of the upstream CA in the order of preference; those that failed lately are asked last; port 15010 means plaintext, which shows the token to the network.";
     CA_ROOT_CA: "file or SYSTEM", "./var/run/secrets/istio/root-cert.pem",
@@ -41,9 +49,9 @@ variables! {
         "Holds key.pem and cert-chain.pem, the client certificate for the CA, and root-cert.pem; read anew for each call.";
     TRUST_DOMAIN: "trust domain", "cluster.local",
         "Trust domain of the workload's SPIFFE ID.";
-    POD_NAMESPACE: "namespace", "required, unless each request brings its own token",
+    POD_NAMESPACE: "namespace", "required, unless each request brings its own token or only files are served",
         "Namespace in the workload's SPIFFE ID.";
-    SERVICE_ACCOUNT: "name", "required, unless each request brings its own token",
+    SERVICE_ACCOUNT: "name", "required, unless each request brings its own token or only files are served",
         "Service account in the workload's SPIFFE ID.";
     ISTIO_META_CLUSTER_ID: "text", "Kubernetes",
         "Sent to the CA as the metadata ClusterID.";
@@ -61,6 +69,12 @@ variables! {
         "Renew early enough that at least this much of the certificate's life is always left.";
     SDS_SHIM_EXTRA_ROOTS: "files, comma separated", "none",
         "Further trust anchors for ROOTCA, PEM, beside those that the CA answers and those of CA_ROOT_CA; a change is pushed at once.";
+    SDS_SHIM_BUNDLES: "trust-domain=file, comma separated", "none",
+        "Trust anchors of other trust domains, PEM, which vouch for these alone: ROOTCA becomes Envoy's SPIFFE validator, with all other anchors for our own trust domain.";
+    SDS_SHIM_CRL: "file", "./var/run/secrets/istio/crl/ca-crl.pem",
+        "Certificate revocation lists, PEM, served in ROOTCA when the file is there; it must hold one of each CA that issues certificates of workloads.";
+    SDS_SHIM_CRL_FAIL_OPEN: "true or false", "false",
+        "Serve no CRL when one has expired; otherwise Envoy refuses the certificates of its issuer then.";
     SDS_SHIM_ROOT_GRACE: "Go duration", "until the last certificate seen under it would have expired",
         "How long an anchor that all its sources have dropped is still served; 0s drops it at once.";
     ECC_SIGNATURE_ALGORITHM: "ECDSA", "ECDSA, or RSA when only WORKLOAD_RSA_KEY_SIZE is set",

@@ -1,13 +1,15 @@
 //! Files that others write, and how we learn that they changed.
 
+mod changes;
 mod output;
 mod resource;
 mod roots;
 mod source;
 mod watcher;
 
+pub use changes::Changes;
 pub use output::{Decoder, OutputWriter};
 pub use resource::FileResource;
 pub use roots::RootFiles;
-pub use source::FileSource;
+pub use source::{FileSource, read_certificate};
 pub use watcher::FileWatcher;

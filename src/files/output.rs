@@ -140,8 +140,8 @@ impl OutputWriter {
     fn decoded(&self, snapshot: &Snapshot) -> Option<Generation> {
         let part = |name| (self.decode)(snapshot.get(name)?.resource());
         match (part(CERTIFICATE)?, part(ROOTS)?) {
-            (Content::TlsCertificate { chain, key }, Content::ValidationContext { anchors }) => {
-                Some(Generation { chain, key, anchors })
+            (Content::TlsCertificate { chain, key }, Content::ValidationContext(roots)) => {
+                Some(Generation { chain, key, anchors: roots.anchors })
             }
             _ => None,
         }

@@ -1,84 +1,92 @@
-use std::{convert::Infallible, fs, future, io, path::PathBuf, time::Duration};
+use std::{
+    convert::Infallible,
+    fs, future,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::FileWatcher;
-use crate::{bounded, clock, identity::TrustBundle};
+use super::Changes;
+use crate::{
+    bounded, clock,
+    config::RootsConfig,
+    identity::{PeerTrust, RevocationList, TrustBundle, TrustDomain},
+};
 
 /// Bytes of one file: some ninety anchors.
 const MAX_FILE: usize = 128 * 1024;
 /// What must be free besides, for everybody else.
 const RESERVE: usize = 448 * 1024;
-/// Pause between two looks at the files when the kernel cannot tell us of changes.
-const WITHOUT_WATCHER: Duration = Duration::from_secs(30);
 
-/// The trust anchors in files, kept up to date: watched, and read anew when one of them changes. A file that goes
-/// away or cannot be used any more keeps its last good content.
+/// What peers are verified with, kept up to date from files: watched, and read anew when one of them changes. A file
+/// that goes away or cannot be used any more keeps its last good content.
 pub struct RootFiles {
-    files: Vec<File>,
+    files: Vec<File<TrustBundle>>,
     inline: TrustBundle,
-    changes: watch::Sender<TrustBundle>,
+    crl: Option<File<Vec<Arc<RevocationList>>>>,
+    domains: Vec<(TrustDomain, File<TrustBundle>)>,
+    changes: watch::Sender<PeerTrust>,
 }
 
-struct File {
+struct File<T> {
     path: PathBuf,
-    held: TrustBundle,
+    held: T,
     told: Option<String>,
 }
 
 impl RootFiles {
-    /// Reads the files for the first time. What is `inline` (PEM texts) belongs to them and never changes.
-    pub fn new(paths: Vec<PathBuf>, inline: &[String]) -> (Self, watch::Receiver<TrustBundle>) {
-        let files = paths.into_iter().map(|path| File { path, held: TrustBundle::default(), told: None });
-        let (changes, receiver) = watch::channel(TrustBundle::default());
-        let mut all = Self { files: files.collect(), inline: read_inline(inline), changes };
+    /// Reads the files for the first time.
+    pub fn new(config: &RootsConfig) -> (Self, watch::Receiver<PeerTrust>) {
+        let (changes, receiver) = watch::channel(PeerTrust::default());
+        let domain = |(domain, path): &(TrustDomain, PathBuf)| (domain.clone(), File::new(path));
+        let mut all = Self {
+            files: config.files.iter().map(|path| File::new(path)).collect(),
+            inline: read_inline(&config.inline),
+            crl: config.crl.as_deref().map(File::new),
+            domains: config.domains.iter().map(domain).collect(),
+            changes,
+        };
         all.read();
         (all, receiver)
     }
 
-    /// Watches them for as long as it is polled.
-    pub async fn watch(mut self) -> Infallible {
-        if self.files.is_empty() {
+    /// Watches them for as long as it is polled, and looks at them without being told after each `check`.
+    pub async fn watch(mut self, check: Option<Duration>) -> Infallible {
+        let paths: Vec<_> =
+            self.anchors().map(|file| &file.path).chain(self.crl.iter().map(|file| &file.path)).cloned().collect();
+        if paths.is_empty() {
             return future::pending().await;
         }
-        let (mut watcher, mut told) = (self.watcher(), false);
+        let mut changes = Changes::new(paths, Duration::ZERO, check);
         loop {
             // Watched before they are read, so that no change falls in between.
             self.read();
-            let watched = match watcher {
-                Ok(ref mut watcher) => watcher.changed().await,
-                Err(ref error) => Err(error.raw_os_error().map_or(error.kind().into(), io::Error::from_raw_os_error)),
-            };
-            match watched {
-                Ok(()) => told = false,
-                Err(error) => {
-                    if !std::mem::replace(&mut told, true) {
-                        warn!(
-                            "the files with trust anchors cannot be watched, they are looked at every 30 s: {error} \
-                             (fs.inotify.max_user_instances may be too low for the pods of this node)"
-                        );
-                    }
-                    tokio::time::sleep(WITHOUT_WATCHER).await;
-                    watcher = self.watcher();
-                }
-            }
+            changes.next().await;
         }
     }
 
-    fn watcher(&self) -> io::Result<FileWatcher> {
-        FileWatcher::new(&self.files.iter().map(|file| file.path.as_path()).collect::<Vec<_>>())
+    fn anchors(&self) -> impl Iterator<Item = &File<TrustBundle>> {
+        self.files.iter().chain(self.domains.iter().map(|(_, file)| file))
     }
 
     fn read(&mut self) {
-        self.files.iter_mut().for_each(File::read);
+        self.files.iter_mut().for_each(File::read_anchors);
+        self.domains.iter_mut().for_each(|(_, file)| file.read_anchors());
+        self.crl.iter_mut().for_each(File::read_crl);
         let in_files = self.files.iter().flat_map(|file| file.held.anchors());
         let anchors = in_files.chain(self.inline.anchors()).cloned().collect();
-        let bundle = TrustBundle::new(anchors);
+        let trust = PeerTrust {
+            roots: TrustBundle::new(anchors),
+            crls: self.crl.as_ref().map(|file| file.held.clone()).unwrap_or_default(),
+            domains: self.domains.iter().map(|(domain, file)| (domain.clone(), file.held.clone())).collect(),
+        };
         self.changes.send_if_modified(|held| {
-            let changed = !held.is_same_set(&bundle);
+            let changed = !held.is_same(&trust);
             if changed {
-                *held = bundle;
+                *held = trust;
             }
             changed
         });
@@ -96,18 +104,39 @@ fn read_inline(texts: &[String]) -> TrustBundle {
     TrustBundle::new(anchors)
 }
 
-impl File {
-    fn read(&mut self) {
+impl<T: Default> File<T> {
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), held: T::default(), told: None }
+    }
+
+    /// The text, or what is wrong with the file.
+    fn text(&self) -> Result<String, String> {
         // It is in memory twice while it is read, and again as what is made from it.
         let size = fs::metadata(&self.path).map_or(0, |metadata| metadata.len() as usize).min(MAX_FILE);
-        let content = match locked::has_room(&[size, size, size, RESERVE]) {
-            true => bounded::read(&self.path, MAX_FILE).map_err(|error| error.to_string()),
-            false => Err("there is no room for it now; SDS_SHIM_ARENA_KIB makes more".to_owned()),
-        };
-        let read = content.and_then(|content| {
-            let text = String::from_utf8_lossy(&content).into_owned();
-            TrustBundle::from_pem(&text, clock::now()).map_err(|error| error.to_string())
-        });
+        if !locked::has_room(&[size, size, size, RESERVE]) {
+            return Err("there is no room for it now; SDS_SHIM_ARENA_KIB makes more".to_owned());
+        }
+        let content = bounded::read(&self.path, MAX_FILE).map_err(|error| bounded::describe(&self.path, &error))?;
+        Ok(String::from_utf8_lossy(&content).into_owned())
+    }
+}
+
+impl<T> File<T> {
+    fn tell(&mut self, what: &str, trouble: Option<String>, held: usize) {
+        if trouble != self.told {
+            match &trouble {
+                Some(trouble) => warn!("{what} in {}: {trouble}; {held} of it are served", self.path.display()),
+                None => info!("{what} in {}: all can be used again", self.path.display()),
+            }
+            self.told = trouble;
+        }
+    }
+}
+
+impl File<TrustBundle> {
+    fn read_anchors(&mut self) {
+        let read =
+            self.text().and_then(|text| TrustBundle::from_pem(&text, clock::now()).map_err(|error| error.to_string()));
         let trouble = match read {
             Ok((bundle, bad)) => {
                 self.held = bundle;
@@ -116,16 +145,23 @@ impl File {
             }
             Err(error) => Some(error),
         };
-        if trouble != self.told {
-            match &trouble {
-                Some(trouble) => warn!(
-                    "trust anchors in {}: {trouble}; {} of it are served",
-                    self.path.display(),
-                    self.held.anchors().len()
-                ),
-                None => info!("trust anchors in {}: all can be used again", self.path.display()),
-            }
-            self.told = trouble;
+        self.tell("trust anchors", trouble, self.held.anchors().len());
+    }
+}
+
+impl File<Vec<Arc<RevocationList>>> {
+    fn read_crl(&mut self) {
+        // Few have one: that it is missing is told only of one that was there.
+        if self.held.is_empty() && !self.path.exists() {
+            return;
         }
+        let trouble = match self.text().and_then(|text| RevocationList::from_pem(&text)) {
+            Ok(lists) => {
+                self.held = lists.into_iter().map(Arc::new).collect();
+                None
+            }
+            Err(error) => Some(error),
+        };
+        self.tell("revocation lists", trouble, self.held.len());
     }
 }

@@ -1,14 +1,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
-    fs, future, io,
+    fs,
     path::Path,
     sync::Arc,
 };
 
 use tracing::{info, warn};
 
-use super::{FileWatcher, resource::FileResource};
+use super::{Changes, resource::FileResource};
 use crate::{
     bounded, clock,
     config::FilesConfig,
@@ -59,34 +59,16 @@ impl FileSource {
                 None => self.tell(name, Some("file-cert:CHAIN~KEY or file-root:FILE is expected".to_owned())),
             }
         }
-        let watcher = || FileWatcher::new(&resources.iter().flat_map(|(_, files)| files.paths()).collect::<Vec<_>>());
-        let mut watching = watcher();
+        let paths = resources.iter().flat_map(|(_, files)| files.paths()).map(Path::to_owned).collect();
+        let mut changes = Changes::new(paths, self.config.debounce, self.config.check);
         let demand = self.demand.clone();
         loop {
             // Watched before they are read, so that no change falls in between.
             resources.iter().for_each(|(name, files)| self.publish(name, files));
             tokio::select! {
                 () = demand.changed(names) => return,
-                result = changed(&mut watching) => {
-                    if let Err(error) = result {
-                        warn!("files cannot be watched, they are only looked at from time to time: {error}");
-                        self.pause(&resources).await;
-                        watching = watcher();
-                    }
-                    // Who writes a chain and a key writes one after the other.
-                    tokio::time::sleep(self.config.debounce).await;
-                }
-                () = self.pause(&resources) => {}
+                () = changes.next() => {}
             }
-        }
-    }
-
-    /// The time between two looks at files that are not known to have changed: file systems are used, such as network
-    /// mounts, that tell of no changes.
-    async fn pause(&self, resources: &[(&str, FileResource)]) {
-        match self.config.check {
-            Some(pause) if !resources.is_empty() => tokio::time::sleep(pause).await,
-            _ => future::pending().await,
         }
     }
 
@@ -123,24 +105,12 @@ impl FileSource {
     }
 }
 
-async fn changed(watcher: &mut io::Result<FileWatcher>) -> io::Result<()> {
-    match watcher {
-        Ok(watcher) => watcher.changed().await,
-        Err(error) => Err(io::Error::from(error.kind())),
-    }
-}
-
 /// The content of the files, until when it can be used, and what of it is left out.
 fn read(files: &FileResource) -> Result<(Content, i64, Option<String>), String> {
     match files {
         FileResource::Certificate { chain, key } => {
-            let text = file(chain)?;
-            let key_text = if key == chain { text.clone() } else { file(key)? };
-            let credential = Credential::from_pem(&String::from_utf8_lossy(&text), &key_text)
-                .map_err(|error| format!("{} and {}: {error}", chain.display(), key.display()))?;
-            let chain = credential.chain_pem().map_err(|error| error.to_string())?;
-            let key = credential.key_pem().map_err(|error| error.to_string())?;
-            Ok((Content::TlsCertificate { chain, key }, credential.not_after(), None))
+            let (content, not_after) = read_certificate(chain, key)?;
+            Ok((content, not_after, None))
         }
         FileResource::Roots(path) => {
             let text = file(path)?;
@@ -149,9 +119,27 @@ fn read(files: &FileResource) -> Result<(Content, i64, Option<String>), String> 
             let anchors = bundle.to_pem().map_err(|error| error.to_string())?;
             let bad: Vec<_> = bad.iter().map(|bad| format!("{}: {bad}", path.display())).collect();
             let trouble = (!bad.is_empty()).then(|| bad.join("; "));
-            Ok((Content::ValidationContext { anchors }, i64::MAX, trouble))
+            Ok((Content::anchors(anchors), i64::MAX, trouble))
         }
     }
+}
+
+/// A key and its certificate chain, both of one generation, and when (Unix seconds) the certificate ends.
+///
+/// # Errors
+/// What is wrong with which of the files.
+pub fn read_certificate(chain: &Path, key: &Path) -> Result<(Content, i64), String> {
+    let text = file(chain)?;
+    let key_text = if key == chain { None } else { Some(file(key)?) };
+    let both = || match &key_text {
+        Some(_) => format!("{} and {}", chain.display(), key.display()),
+        None => chain.display().to_string(),
+    };
+    let credential = Credential::from_pem(&String::from_utf8_lossy(&text), key_text.as_ref().unwrap_or(&text))
+        .map_err(|error| format!("{}: {error}", both()))?;
+    let chain = credential.chain_pem().map_err(|error| error.to_string())?;
+    let key = credential.key_pem().map_err(|error| error.to_string())?;
+    Ok((Content::TlsCertificate { chain, key }, credential.not_after()))
 }
 
 fn file(path: &Path) -> Result<Vec<u8>, String> {

@@ -26,6 +26,8 @@ pub struct CertificateFacts {
     pub not_after: i64,
     /// SHA-256 of its DER.
     pub fingerprint: [u8; 32],
+    /// Whether it is no certificate but a CRL, with ThisUpdate and NextUpdate as its life, and the SHA-256 of its PEM.
+    pub is_crl: bool,
 }
 
 impl CertificateFacts {
@@ -43,6 +45,7 @@ impl CertificateFacts {
             not_before,
             not_after,
             fingerprint: sha256(&certificate.to_der().ok()?),
+            is_crl: false,
         })
     }
 
@@ -65,7 +68,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
 }
 
 /// `O=Istio, CN=root`.
-fn name(name: &X509NameRef) -> String {
+pub(super) fn name(name: &X509NameRef) -> String {
     let parts: Vec<_> = name
         .entries()
         .map(|entry| {

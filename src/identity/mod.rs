@@ -2,8 +2,10 @@
 
 mod bundle;
 mod credential;
+mod crl;
 mod facts;
 mod key;
+mod peers;
 mod pem;
 mod spiffe;
 mod svid;
@@ -12,8 +14,10 @@ mod validity;
 
 pub use bundle::{BadAnchor, TrustAnchor, TrustBundle};
 pub use credential::{Credential, CredentialError};
+pub use crl::RevocationList;
 pub use facts::CertificateFacts;
 pub use key::{CertificateRequest, KeyAlgorithm, KeyEncoding, KeySpec};
+pub use peers::{PeerTrust, same_domains};
 pub use pem::{PemError, certificates};
 pub use spiffe::{NameError, SpiffeId, TrustDomain};
 pub use svid::{Issued, SvidError, X509Svid};

@@ -49,15 +49,29 @@ pub fn certificates(text: &str) -> Result<Vec<X509>, PemError> {
     if found.is_empty() { Err(PemError::Empty) } else { Ok(found) }
 }
 
-/// The certificates in a text, one after the other, so that only one of them need be in memory in its parsed form.
+/// The certificates in a text, one after the other, so that only one of them need be in memory in its parsed form; in
+/// the place of one that is none, that.
 pub(super) fn blocks(text: &str) -> impl Iterator<Item = Result<X509, PemError>> {
-    let mut rest = Some(text);
-    (1..).map_while(move |position| {
-        let text = rest.take()?;
-        let block = &text[text.find(BEGIN)?..];
-        let malformed = PemError::Malformed { position };
-        let Some(end) = block.find(END).map(|at| at + END.len()) else { return Some(Err(malformed)) };
-        rest = Some(&block[end..]);
-        Some(X509::from_pem(&block.as_bytes()[..end]).map_err(|_| malformed))
-    })
+    let parsed = |(at, block): (usize, Option<&str>)| {
+        block.and_then(|block| X509::from_pem(block.as_bytes()).ok()).ok_or(PemError::Malformed { position: at + 1 })
+    };
+    cut(text, BEGIN, END).into_iter().enumerate().map(parsed)
+}
+
+/// Every block of a PEM text between these markers, and `None` for one at the end that is cut off.
+///
+/// Blocks are cut out by their markers first, because files in the field lack the newline between two of them.
+pub(super) fn cut<'a>(text: &'a str, begin: &str, end: &str) -> Vec<Option<&'a str>> {
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some(start) = rest.find(begin) {
+        let block = &rest[start..];
+        let Some(end) = block.find(end).map(|at| at + end.len()) else {
+            found.push(None);
+            break;
+        };
+        found.push(Some(&block[..end]));
+        rest = &block[end..];
+    }
+    found
 }

@@ -3,6 +3,8 @@
 mod backoff;
 mod caller;
 mod failover;
+mod failure;
+mod mounted;
 mod projected;
 mod reason;
 mod renewal;
@@ -13,6 +15,7 @@ mod schedule;
 mod trouble;
 
 pub use backoff::Backoff;
+pub use mounted::Mounted;
 pub use projected::ProjectedToken;
 pub use renewal::{Renewal, RenewalEnded, RenewalSettings, TokenSource};
 pub use request_borne::{RequestBorne, RequestToken};

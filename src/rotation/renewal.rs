@@ -1,27 +1,27 @@
 use std::{
-    io,
+    future, io,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use openssl::error::ErrorStack;
 use tokio::sync::{Notify, watch};
 use tracing::{Level, debug, error, info, warn};
 
 use super::{
     backoff::Backoff,
-    caller::AttemptError,
     failover::Failover,
+    failure::Failure,
+    mounted::Mounted,
     root_publisher::RootPublisher,
     schedule::renewal_after,
     trouble::{Held, Trouble},
 };
 use crate::{
     clock::{self, WallTimer},
-    config::{CaConfig, RotationConfig},
-    identity::{BearerToken, CertificateRequest, KeySpec, SpiffeId, SvidError, TokenError, TrustBundle, X509Svid},
-    status::{Reason, Status, Workload},
-    store::{Content, SecretStore},
+    config::{CaConfig, FilesConfig, MountedFiles, RotationConfig},
+    identity::{BearerToken, CertificateRequest, KeySpec, PeerTrust, SpiffeId, SvidError, TokenError, X509Svid},
+    status::{Status, Workload},
+    store::{CERTIFICATE, Content, SecretStore},
 };
 
 /// How long a token that cannot be used is left alone when its file does not change: the clock may have been wrong.
@@ -71,8 +71,12 @@ pub struct RenewalSettings {
     pub rotation: RotationConfig,
     /// How the CA is reached.
     pub ca: Arc<CaConfig>,
-    /// The trust anchors in files, as they are now.
-    pub file_roots: watch::Receiver<TrustBundle>,
+    /// What peers are verified with, as the files have it now.
+    pub file_roots: watch::Receiver<PeerTrust>,
+    /// What is mounted, to be served until the CA has issued.
+    pub mounted: Option<MountedFiles>,
+    /// How files are followed.
+    pub files: FilesConfig,
     /// A notification renews at once.
     pub force: Arc<Notify>,
     /// Where everybody may see how it goes.
@@ -88,7 +92,8 @@ pub struct Renewal<T> {
     tokens: T,
     store: Arc<SecretStore>,
     roots: Arc<RootPublisher>,
-    file_roots: watch::Receiver<TrustBundle>,
+    file_roots: watch::Receiver<PeerTrust>,
+    mounted: Option<Mounted>,
     force: Arc<Notify>,
     timer: WallTimer,
     held: Option<X509Svid>,
@@ -106,14 +111,21 @@ impl<T: TokenSource> Renewal<T> {
     /// # Errors
     /// When the kernel has no timer for us, or the CA's name cannot stand in a request.
     pub fn new(settings: &RenewalSettings, identity: SpiffeId, tokens: T, store: Arc<SecretStore>) -> io::Result<Self> {
+        let shown = settings.status.workload(identity.to_string(), &store);
+        let mounted = settings.mounted.clone();
+        let roots = RootPublisher::new(Arc::clone(&store), &settings.rotation.roots, mounted.is_some());
+        let roots = Arc::new(roots);
+        let beside =
+            |files| Mounted::beside(settings, files, Arc::clone(&roots), Arc::clone(&store), Arc::clone(&shown));
         Ok(Self {
-            shown: settings.status.workload(identity.to_string(), &store),
+            mounted: mounted.map(beside),
+            shown,
             identity,
             key: settings.key,
             rotation: settings.rotation.clone(),
             failover: Failover::new(&settings.ca, &settings.status).map_err(io::Error::other)?,
             tokens,
-            roots: Arc::new(RootPublisher::new(Arc::clone(&store), settings.rotation.roots.grace)),
+            roots,
             store,
             file_roots: settings.file_roots.clone(),
             force: Arc::clone(&settings.force),
@@ -127,11 +139,18 @@ impl<T: TokenSource> Renewal<T> {
 
     /// Runs for as long as the credentials can be renewed; with a projected token that is for ever.
     pub async fn run(mut self) -> RenewalEnded {
-        let (roots, file_roots) = (Arc::clone(&self.roots), self.file_roots.clone());
+        let (roots, file_roots, mounted) = (Arc::clone(&self.roots), self.file_roots.clone(), self.mounted.take());
+        let mounted = async {
+            match mounted {
+                Some(mounted) => mounted.follow().await,
+                None => future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             // First, so that what the files hold is known when the CA answers.
             never = roots.follow(file_roots) => match never {},
+            never = mounted => match never {},
             ended = self.renew_for_ever() => ended,
         }
     }
@@ -209,8 +228,10 @@ impl<T: TokenSource> Renewal<T> {
     /// Tells a failure, with what is served meanwhile and what is done next.
     fn tell(&mut self, failure: &Failure, next: &str) {
         // CAs backdate NotBefore: what counts is the life that it had here.
-        let held =
-            self.held.as_ref().map(|held| Held { serial: held.serial(), life: (self.received, held.validity().1) });
+        let held = match &self.held {
+            Some(held) => Some(Held { serial: held.serial(), life: (self.received, held.validity().1) }),
+            None => self.mounted_certificate(),
+        };
         let Some((level, text)) = self.trouble.failed(&self.explain(failure), held.as_ref(), clock::now(), next) else {
             return;
         };
@@ -219,6 +240,13 @@ impl<T: TokenSource> Renewal<T> {
             Some((serial, not_after)) => warn!(serial, not_after, "{text}"),
             None => error!("{text}"),
         }
+    }
+
+    /// The mounted certificate that is served while the CA has not issued any.
+    fn mounted_certificate(&self) -> Option<Held> {
+        let secrets = self.shown.secrets();
+        let leaf = secrets.get(CERTIFICATE)?.facts().first()?;
+        Some(Held { serial: leaf.serial.clone(), life: (leaf.not_before, leaf.not_after) })
     }
 
     /// A failure in words. A CA says of a token that it does not accept nothing but that, so we say what we know.
@@ -362,45 +390,6 @@ impl<T: TokenSource> Renewal<T> {
     async fn until(&self, deadline: SystemTime) {
         // What the clock said of our certificate may no longer be so once it was set.
         self.timer.until(deadline, || self.store.look_again()).await;
-    }
-}
-
-/// Why an attempt brought nothing that can be published.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error("a key cannot be made: {0}")]
-    Key(ErrorStack),
-    #[error("{0}")]
-    Attempt(#[from] AttemptError),
-    #[error("the CA's answer is not used: {0}")]
-    Answer(#[from] SvidError),
-}
-
-impl Failure {
-    /// Its class.
-    fn reason(&self) -> Reason {
-        match self {
-            Self::Key(_) => Reason::Internal,
-            Self::Attempt(error) => error.reason(),
-            Self::Answer(_) => Reason::Answer,
-        }
-    }
-
-    /// Whether it is pointless to ask again before there is another token.
-    fn needs_token(&self) -> bool {
-        matches!(self, Self::Attempt(error) if error.needs_token())
-    }
-
-    /// Whether another token may be just what is missing. Nothing else makes a change of the token a reason to ask:
-    /// in an outage the number of calls depends on time alone.
-    fn concerns_token(&self) -> bool {
-        self.needs_token() || matches!(self, Self::Attempt(error) if error.is_authentication())
-    }
-
-    /// Whether a token that never changes is of no more use. Once a certificate is held, a refusal of the token
-    /// alone may pass; before, whoever brought the token should learn of it.
-    fn token_is_final(&self, holding: bool) -> bool {
-        self.needs_token() || (!holding && self.concerns_token())
     }
 }
 

@@ -13,14 +13,16 @@ use tracing::warn;
 use super::roots::Roots;
 use crate::{
     clock,
-    identity::{Issued, TrustBundle},
-    store::{CERTIFICATE, Content, ROOTS, SecretStore},
+    config::RootsConfig,
+    identity::{Issued, PeerTrust, RevocationList, TrustBundle, TrustDomain, same_domains},
+    store::{CERTIFICATE, Content, ROOTS, SecretStore, Validation, View},
 };
 
 /// How long a certificate waits for the roots that it needs to be acknowledged.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Serves the union of all trust anchors: it is pushed when a source changes, without a call to the CA.
+/// Serves the union of all trust anchors: it is pushed when a source changes, without a call to the CA. And the
+/// certificate, each after the anchors that it needs.
 pub(super) struct RootPublisher {
     store: Arc<SecretStore>,
     state: Mutex<State>,
@@ -29,16 +31,44 @@ pub(super) struct RootPublisher {
 
 struct State {
     roots: Roots,
-    /// What is published; nothing before the first answer of the CA.
-    published: Option<TrustBundle>,
+    /// Whose certificates the anchors vouch for where trust domains are told apart.
+    trust_domain: TrustDomain,
+    domains: Vec<(TrustDomain, TrustBundle)>,
+    crls: Vec<Arc<RevocationList>>,
+    /// Whether no CRL is served once one of them is too old.
+    crl_fail_open: bool,
+    /// What is published; without mounted files nothing before the first answer of the CA.
+    published: Option<Published>,
     /// Whether a certificate has waited for it: whoever never answers delays one certificate and no more.
     waited_for: bool,
+    /// Whether a certificate is mounted, so that anchors are published before the CA answers.
+    mounted: bool,
+    /// Whether the CA has issued a certificate.
+    by_ca: bool,
     told: BTreeSet<String>,
 }
 
+/// What is compared to tell whether something has changed.
+struct Published {
+    roots: TrustBundle,
+    domains: Vec<(TrustDomain, TrustBundle)>,
+    crl: Vec<u8>,
+}
+
 impl RootPublisher {
-    pub(super) fn new(store: Arc<SecretStore>, grace: Option<Duration>) -> Self {
-        let state = State { roots: Roots::new(grace), published: None, waited_for: true, told: BTreeSet::new() };
+    pub(super) fn new(store: Arc<SecretStore>, config: &RootsConfig, mounted: bool) -> Self {
+        let state = State {
+            roots: Roots::new(config.grace),
+            trust_domain: config.trust_domain.clone(),
+            domains: Vec::new(),
+            crls: Vec::new(),
+            crl_fail_open: config.crl_fail_open,
+            published: None,
+            waited_for: true,
+            mounted,
+            by_ca: false,
+            told: BTreeSet::new(),
+        };
         Self { store, state: Mutex::new(state), deadlines: Notify::new() }
     }
 
@@ -50,40 +80,62 @@ impl RootPublisher {
     /// What OpenSSL says; it fails only for want of memory.
     pub(super) async fn publish(&self, issued: &Issued, certificate: Content) -> Result<(), ErrorStack> {
         let (_, not_after) = issued.svid.validity();
-        let (changed, waited_for) = {
+        let (changed, wait) = {
             let mut state = self.lock();
             issued.bad_anchors.iter().for_each(|bad| state.tell(format!("of the roots that the CA answers, {bad}")));
             state.roots.answered(issued.roots.clone(), issued.anchor, not_after, clock::now());
-            let changed = state.change()?;
+            let switches = !std::mem::replace(&mut state.by_ca, true);
+            let changed = state.change(clock::now())?;
             // Also when nothing is new in this answer: a file may have brought the root a moment ago.
-            (changed, std::mem::replace(&mut state.waited_for, true))
+            let waited_for = std::mem::replace(&mut state.waited_for, true);
+            (changed, self.store.holds(CERTIFICATE) && (switches || !waited_for))
         };
         self.deadlines.notify_one();
         let certificate = (CERTIFICATE, certificate, not_after);
-        let roots = changed.map(|roots| (ROOTS, roots, i64::MAX));
-        if waited_for || !self.store.holds(CERTIFICATE) {
-            self.store.publish(roots.into_iter().chain([certificate]));
-            return Ok(());
+        let mut contents: Vec<_> = changed.map(|roots| (ROOTS, roots, i64::MAX)).into_iter().collect();
+        if wait {
+            self.store.publish(contents.drain(..));
+            self.acknowledged().await;
         }
-        self.store.publish(roots);
-        if tokio::time::timeout(ACKNOWLEDGED_WITHIN, self.store.roots_taken()).await.is_err() {
-            warn!("new trust anchors were not acknowledged within 5 s; the certificate that may need them follows");
-        }
-        self.store.publish([certificate]);
+        contents.push(certificate);
+        self.store.publish(contents);
         Ok(())
     }
 
+    /// Publishes a mounted certificate, likewise after the trust anchors. Answers `false`, and publishes nothing, once
+    /// the CA has issued one.
+    pub(super) async fn publish_mounted(&self, certificate: Content, not_after: i64) -> bool {
+        if !self.lock().by_ca && self.store.holds(CERTIFICATE) {
+            self.acknowledged().await;
+        }
+        let mut state = self.lock();
+        if !state.by_ca {
+            state.roots.mounted(not_after);
+            self.store.publish([(CERTIFICATE, certificate, not_after)]);
+        }
+        !state.by_ca
+    }
+
+    /// Waits until every Envoy has answered to the anchors that are held.
+    async fn acknowledged(&self) {
+        if tokio::time::timeout(ACKNOWLEDGED_WITHIN, self.store.roots_taken()).await.is_err() {
+            warn!("new trust anchors were not acknowledged within 5 s; the certificate that may need them follows");
+        }
+    }
+
     /// Follows the files, and drops anchors whose grace is over, for as long as it is polled.
-    pub(super) async fn follow(&self, mut files: watch::Receiver<TrustBundle>) -> Infallible {
+    pub(super) async fn follow(&self, mut files: watch::Receiver<PeerTrust>) -> Infallible {
         loop {
             let now = clock::now();
             let in_files = files.borrow_and_update().clone();
             let next = {
                 let mut state = self.lock();
-                state.roots.in_files(in_files, now);
-                let next = state.roots.expire(now);
-                if state.published.is_some() {
-                    match state.change() {
+                state.roots.in_files(in_files.roots, now);
+                (state.crls, state.domains) = (in_files.crls, in_files.domains);
+                state.look_for_gaps(self.own_issuer());
+                let next = state.roots.expire(now).into_iter().chain(state.next_crl_end(now)).min();
+                if state.published.is_some() || state.mounted {
+                    match state.change(now) {
                         Ok(Some(roots)) => self.store.publish([(ROOTS, roots, i64::MAX)]),
                         Ok(None) => {}
                         Err(error) => warn!("the trust anchors cannot be published: {error}"),
@@ -102,6 +154,14 @@ impl RootPublisher {
         }
     }
 
+    /// Who issued the certificate that is served.
+    fn own_issuer(&self) -> Option<String> {
+        match self.store.look() {
+            View::Open(secrets) => Some(secrets.get(CERTIFICATE)?.facts().first()?.issuer.clone()),
+            View::Ended(_) => None,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -116,9 +176,15 @@ async fn until(moment: Option<i64>, now: i64) {
 
 impl State {
     /// What is to be published, if it differs from what is.
-    fn change(&mut self) -> Result<Option<Content>, ErrorStack> {
-        let bundle = self.roots.bundle();
-        if self.published.as_ref().is_some_and(|held| held.is_same_set(&bundle)) {
+    fn change(&mut self, now: i64) -> Result<Option<Content>, ErrorStack> {
+        let (bundle, crl) = (self.roots.bundle(), self.crl(now));
+        let unchanged = match &self.published {
+            Some(held) => {
+                held.roots.is_same_set(&bundle) && same_domains(&held.domains, &self.domains) && held.crl == crl
+            }
+            None => bundle.anchors().is_empty(),
+        };
+        if unchanged {
             return Ok(None);
         }
         match self.roots.left_out() {
@@ -126,9 +192,50 @@ impl State {
             count => self.tell(format!("{count} trust anchors find no room and are left out")),
         }
         let anchors = bundle.to_pem()?;
-        self.published = Some(bundle);
+        let mut domains = Vec::new();
+        if !self.domains.is_empty() {
+            domains.push((self.trust_domain.to_string(), anchors.clone()));
+        }
+        // A domain without anchors would make Envoy refuse all of it.
+        for (domain, bundle) in self.domains.iter().filter(|(_, bundle)| !bundle.anchors().is_empty()) {
+            domains.push((domain.to_string(), bundle.to_pem()?));
+        }
         self.waited_for = false;
-        Ok(Some(Content::ValidationContext { anchors }))
+        self.published = Some(Published { roots: bundle, domains: self.domains.clone(), crl: crl.clone() });
+        Ok(Some(Content::ValidationContext(Validation { anchors, crl, domains })))
+    }
+
+    /// The lists of revoked certificates as they are served.
+    fn crl(&mut self, now: i64) -> Vec<u8> {
+        let old: Vec<_> = self.crls.iter().filter(|list| list.next_update() <= now).cloned().collect();
+        for list in &old {
+            let then = match self.crl_fail_open {
+                true => "no CRL is served until it is renewed (SDS_SHIM_CRL_FAIL_OPEN)",
+                false => "Envoy refuses certificates of this issuer until it is renewed",
+            };
+            self.tell(format!(
+                "the CRL of {} has expired at {}: {then}",
+                list.issuer(),
+                clock::rfc3339(list.next_update())
+            ));
+        }
+        let served = self.crls.iter().filter(|_| old.is_empty() || !self.crl_fail_open);
+        served.flat_map(|list| list.pem()).copied().collect()
+    }
+
+    /// Where there are lists, Envoy refuses certificates of an issuer without one: our peers may have the same as we.
+    fn look_for_gaps(&mut self, own_issuer: Option<String>) {
+        let covered = |issuer: &String| self.crls.iter().any(|list| list.issuer() == issuer);
+        if let Some(issuer) = own_issuer.filter(|issuer| !self.crls.is_empty() && !covered(issuer)) {
+            self.tell(format!(
+                "no CRL is one of {issuer}, which issued our own certificate: Envoy refuses peers with certificates of it"
+            ));
+        }
+    }
+
+    /// When the next of the lists gets too old.
+    fn next_crl_end(&self, now: i64) -> Option<i64> {
+        self.crls.iter().map(|list| list.next_update()).filter(|end| *end > now).min()
     }
 
     /// Warns of the same thing once.

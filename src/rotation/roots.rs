@@ -44,6 +44,11 @@ impl Roots {
         }
     }
 
+    /// A mounted leaf that ends at `leaf_end` (Unix seconds) is served.
+    pub(super) fn mounted(&mut self, leaf_end: i64) {
+        self.leaf_end = leaf_end;
+    }
+
     /// The files hold these now.
     pub(super) fn in_files(&mut self, roots: TrustBundle, now: i64) {
         self.files = roots;

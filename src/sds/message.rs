@@ -118,10 +118,10 @@ mod tests {
 
     fn outcome() -> Outcome {
         let store = SecretStore::new(|_, content| {
-            let Content::ValidationContext { anchors } = content else { unreachable!("only those are published") };
-            anchors.into()
+            let Content::ValidationContext(roots) = content else { unreachable!("only those are published") };
+            roots.anchors.into()
         });
-        let content = |anchors: &[u8]| Content::ValidationContext { anchors: anchors.to_vec() };
+        let content = |anchors: &[u8]| Content::anchors(anchors.to_vec());
         store.publish([("ROOTCA", content(&[7; 300]), 1), ("default", content(b"short"), 1)]);
         let View::Open(snapshot) = store.view().borrow().clone() else { unreachable!("nothing ended the store") };
         let send = snapshot.iter().map(|(name, secret)| (name.clone(), secret.clone())).collect();

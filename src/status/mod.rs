@@ -5,7 +5,10 @@ mod peers;
 mod upstream;
 mod workload;
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{
+    Arc, Mutex, PoisonError, Weak,
+    atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -23,10 +26,22 @@ pub struct Status {
     /// Whose socket is served to whom.
     pub peers: Peers,
     min_life: i64,
+    sources: Sources,
+    /// Whether the CA has issued a certificate.
+    by_ca: AtomicBool,
     endpoints: Vec<Arc<Endpoint>>,
     workloads: Mutex<Vec<Weak<Workload>>>,
     renewals: Mutex<Renewals>,
     changes: watch::Sender<()>,
+}
+
+/// Where certificates come from, in words.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The mounted files that are served until the CA issues, if any.
+    pub files: Option<String>,
+    /// The CA.
+    pub ca: String,
 }
 
 /// What came of the attempts to get certificates, over all workloads of the process.
@@ -41,8 +56,10 @@ pub struct Renewals {
 impl Status {
     /// Nothing is known yet. `min_life` is how much of a certificate's life (seconds) must be left to be ready, and
     /// `endpoints` is where the CA may be asked.
-    pub fn new(started: i64, min_life: i64, endpoints: impl IntoIterator<Item = String>) -> Self {
+    pub fn new(started: i64, min_life: i64, sources: Sources, endpoints: impl IntoIterator<Item = String>) -> Self {
         Self {
+            sources,
+            by_ca: AtomicBool::new(false),
             started,
             peers: Peers::default(),
             min_life,
@@ -50,6 +67,14 @@ impl Status {
             workloads: Mutex::default(),
             renewals: Mutex::default(),
             changes: watch::Sender::new(()),
+        }
+    }
+
+    /// Where what is served comes from now, in words.
+    pub fn source(&self) -> &str {
+        match &self.sources.files {
+            Some(files) if !self.by_ca.load(Ordering::Relaxed) => files,
+            _ => &self.sources.ca,
         }
     }
 

@@ -30,11 +30,13 @@ pub enum Reason {
     Answer,
     /// Something failed here.
     Internal,
+    /// The mounted files cannot be used.
+    Files,
 }
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Token,
         Self::Resolve,
         Self::Connect,
@@ -47,6 +49,7 @@ impl Reason {
         Self::Refused,
         Self::Answer,
         Self::Internal,
+        Self::Files,
     ];
 
     /// Its name in metrics and status.
@@ -64,6 +67,7 @@ impl Reason {
             Self::Refused => "refused",
             Self::Answer => "answer",
             Self::Internal => "internal",
+            Self::Files => "files",
         }
     }
 }

@@ -1,4 +1,4 @@
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering};
 
 use super::{Reason, Status};
 use crate::{
@@ -106,7 +106,17 @@ impl Workload {
         facts.last_success = Some(now);
         facts.next_attempt = Some(next);
         drop(facts);
+        self.status.by_ca.store(true, Ordering::Relaxed);
         self.status.changed(|renewals| renewals.issued += 1);
+    }
+
+    /// The mounted files can be used at `now`.
+    pub fn mounted(&self, now: i64) {
+        let mut facts = self.lock();
+        facts.trouble = facts.trouble.take().filter(|trouble| trouble.reason != Reason::Files);
+        facts.last_success = Some(now);
+        drop(facts);
+        self.status.changed(|_| {});
     }
 
     /// How its renewal goes.
@@ -154,7 +164,7 @@ impl Workload {
 fn not_after(secrets: &Snapshot, name: &str) -> Option<i64> {
     let secret = secrets.get(name)?;
     match secret.is_anchors() {
-        true => secret.facts().iter().map(|anchor| anchor.not_after).max(),
+        true => secret.facts().iter().filter(|fact| !fact.is_crl).map(|anchor| anchor.not_after).max(),
         false => Some(secret.not_after()),
     }
 }

@@ -10,10 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use openssl::sha::sha256;
+use openssl::sha::Sha256;
 use tokio::sync::watch;
 
-use crate::identity::{BearerToken, CertificateFacts, TokenError};
+use crate::identity::{BearerToken, CertificateFacts, RevocationList, TokenError};
 use consumer::Receipts;
 
 pub use consumer::Consumer;
@@ -34,26 +34,62 @@ pub enum Content {
         key: Vec<u8>,
     },
     /// What peers are verified against.
-    ValidationContext {
-        /// Trust anchors, PEM.
-        anchors: Vec<u8>,
-    },
+    ValidationContext(Validation),
+}
+
+/// What peers are verified against; all of it is public.
+#[derive(Debug, Default)]
+pub struct Validation {
+    /// Trust anchors, PEM.
+    pub anchors: Vec<u8>,
+    /// Certificate revocation lists, PEM; empty for none.
+    pub crl: Vec<u8>,
+    /// Trust domains, each with the anchors that vouch for it alone, PEM; empty where they are not told apart.
+    pub domains: Vec<(String, Vec<u8>)>,
 }
 
 impl Content {
-    /// What everybody may know of it.
-    fn facts(&self) -> Vec<CertificateFacts> {
-        CertificateFacts::from_pem(&String::from_utf8_lossy(self.public()))
+    /// Trust anchors and nothing else, PEM.
+    pub fn anchors(anchors: Vec<u8>) -> Self {
+        Self::ValidationContext(Validation { anchors, ..Validation::default() })
     }
 
-    fn public(&self) -> &[u8] {
-        let (Self::TlsCertificate { chain: public, .. } | Self::ValidationContext { anchors: public }) = self;
-        public
+    /// What everybody may know of it.
+    fn facts(&self) -> Vec<CertificateFacts> {
+        let facts = |pem: &[u8]| CertificateFacts::from_pem(&String::from_utf8_lossy(pem));
+        match self {
+            Self::TlsCertificate { chain, .. } => facts(chain),
+            Self::ValidationContext(validation) => {
+                let mut all = facts(&validation.anchors);
+                for (_, anchors) in &validation.domains {
+                    let more = facts(anchors);
+                    all.extend(
+                        more.into_iter()
+                            .filter(|one| all.iter().all(|known| known.fingerprint != one.fingerprint))
+                            .collect::<Vec<_>>(),
+                    );
+                }
+                all.extend(RevocationList::facts(&String::from_utf8_lossy(&validation.crl)));
+                all
+            }
+        }
     }
 
     /// A digest of the public part: it changes exactly when the content does, also over a restart.
     fn version(&self) -> String {
-        sha256(self.public()).iter().take(16).fold(String::new(), |mut text, byte| {
+        let mut digest = Sha256::new();
+        match self {
+            Self::TlsCertificate { chain, .. } => digest.update(chain),
+            Self::ValidationContext(Validation { anchors, crl, domains }) => {
+                digest.update(anchors);
+                digest.update(crl);
+                for (name, anchors) in domains {
+                    digest.update(name.as_bytes());
+                    digest.update(anchors);
+                }
+            }
+        }
+        digest.finish().iter().take(16).fold(String::new(), |mut text, byte| {
             let _ = write!(text, "{byte:02x}");
             text
         })
@@ -140,6 +176,10 @@ impl SecretStore {
     /// Adds or replaces secrets, each with the moment (Unix seconds) from which on it is of no more use. Contents that
     /// are unchanged wake nobody.
     pub fn publish<'a>(&self, contents: impl IntoIterator<Item = (&'a str, Content, i64)>) {
+        self.replace(contents.into_iter().collect());
+    }
+
+    fn replace(&self, contents: Vec<(&str, Content, i64)>) {
         self.view.send_if_modified(|view| {
             let View::Open(snapshot) = view else { return false };
             let mut next = (**snapshot).clone();
@@ -148,7 +188,7 @@ impl SecretStore {
                 let version = content.version();
                 if next.get(name).is_none_or(|held| held.version() != version) {
                     let facts = content.facts();
-                    let is_anchors = matches!(content, Content::ValidationContext { .. });
+                    let is_anchors = matches!(content, Content::ValidationContext(_));
                     let resource = (self.encode)(name, content);
                     let secret = Secret { version, resource, not_after, is_anchors, facts };
                     next.insert(name.to_owned(), Arc::new(secret));

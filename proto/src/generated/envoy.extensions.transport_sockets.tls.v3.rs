@@ -22,6 +22,12 @@ pub struct CertificateValidationContext {
     pub crl: ::core::option::Option<
         super::super::super::super::config::core::v3::DataSource,
     >,
+    #[prost(message, optional, tag = "12")]
+    pub custom_validator_config: ::core::option::Option<
+        super::super::super::super::config::core::v3::TypedExtensionConfig,
+    >,
+    #[prost(bool, tag = "14")]
+    pub only_verify_leaf_cert_crl: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
@@ -40,5 +46,26 @@ pub mod secret {
         TlsCertificate(super::TlsCertificate),
         #[prost(message, tag = "4")]
         ValidationContext(super::CertificateValidationContext),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct SpiffeCertValidatorConfig {
+    #[prost(message, repeated, tag = "1")]
+    pub trust_domains: ::prost::alloc::vec::Vec<
+        spiffe_cert_validator_config::TrustDomain,
+    >,
+}
+/// Nested message and enum types in `SPIFFECertValidatorConfig`.
+pub mod spiffe_cert_validator_config {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    #[prost(skip_debug)]
+    pub struct TrustDomain {
+        #[prost(string, tag = "1")]
+        pub name: ::prost::alloc::string::String,
+        #[prost(message, optional, tag = "2")]
+        pub trust_bundle: ::core::option::Option<
+            super::super::super::super::super::config::core::v3::DataSource,
+        >,
     }
 }

@@ -89,6 +89,16 @@ impl Pki {
         ])
     }
 
+    /// A CRL of the intermediate that names these leaves and is up to date for so many seconds, PEM.
+    pub fn crl(&self, revoked: &[&Issued], fresh_for: i64) -> String {
+        self.intermediate.crl(&leaves(revoked), fresh_for).expect("OpenSSL signs a CRL")
+    }
+
+    /// The same of the root, which issued the intermediate.
+    pub fn root_crl(&self, revoked: &[&Issued], fresh_for: i64) -> String {
+        self.root.crl(&leaves(revoked), fresh_for).expect("OpenSSL signs a CRL")
+    }
+
     /// Issues a certificate for a fresh P-256 key.
     pub fn issue(&self, leaf: &Leaf) -> Issued {
         self.try_issue(leaf).expect("OpenSSL issues a certificate")
@@ -148,3 +158,7 @@ const ROOT: &str = "root-cert.pem";
 const ROOT_KEY: &str = "root-key.pem";
 const INTERMEDIATE: &str = "intermediate-cert.pem";
 const INTERMEDIATE_KEY: &str = "intermediate-key.pem";
+
+fn leaves(issued: &[&Issued]) -> Vec<X509> {
+    issued.iter().map(|issued| X509::from_pem(issued.chain_pem.as_bytes()).expect("it was issued")).collect()
+}

@@ -116,7 +116,7 @@ impl<V: Wire> Client<V> {
                 1 => {
                     let anchors = vec![argument / 3; usize::from(*argument)];
                     let end = self.now + i64::from(argument >> 4);
-                    self.store.publish([(name, Content::ValidationContext { anchors }, end)]);
+                    self.store.publish([(name, Content::anchors(anchors), end)]);
                     let View::Open(snapshot) = self.store.view().borrow().clone() else { return };
                     self.snapshot = snapshot;
                 }

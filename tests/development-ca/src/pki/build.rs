@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use openssl::asn1::{Asn1Integer, Asn1Time};
+use openssl::asn1::{Asn1Integer, Asn1Object, Asn1OctetString, Asn1Time};
 use openssl::bn::{BigNum, MsbOption};
 use openssl::ec::{EcGroup, EcKey};
 use openssl::error::ErrorStack;
@@ -12,7 +12,9 @@ use openssl::pkey::{PKey, PKeyRef, Private, Public};
 use openssl::x509::extension::{
     AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName, SubjectKeyIdentifier,
 };
-use openssl::x509::{X509, X509Builder, X509Name, X509NameRef, X509Ref};
+use openssl::x509::{
+    X509, X509Builder, X509CrlBuilder, X509Extension, X509Name, X509NameRef, X509Ref, X509RevokedBuilder,
+};
 
 use super::{Leaf, Lifetime};
 
@@ -49,6 +51,30 @@ impl Authority {
         append_leaf(&mut builder, leaf, &self.certificate)?;
         builder.sign(&self.key, MessageDigest::sha256())?;
         Ok(builder.build())
+    }
+
+    /// A CRL, PEM; `fresh_for` is in seconds from now, and it began a day before that.
+    pub(super) fn crl(&self, revoked: &[X509], fresh_for: i64) -> Result<String, ErrorStack> {
+        let mut builder = X509CrlBuilder::new()?;
+        builder.set_issuer_name(self.certificate.subject_name())?;
+        builder.set_last_update(&*at(fresh_for.min(0) - 86_400)?)?;
+        builder.set_next_update(&*at(fresh_for)?)?;
+        let certificate = X509Builder::new()?;
+        let context = certificate.x509v3_context(Some(&self.certificate), None);
+        builder.append_extension(AuthorityKeyIdentifier::new().keyid(true).build(&context)?)?;
+        // RFC 5280, section 5.2.3: INTEGER 1.
+        let number = Asn1OctetString::new_from_bytes(&[2, 1, 1])?;
+        let name = Asn1Object::from_str("2.5.29.20")?;
+        builder.append_extension(X509Extension::new_from_der(&name, false, &number)?)?;
+        for certificate in revoked {
+            let mut entry = X509RevokedBuilder::new()?;
+            entry.set_serial_number(certificate.serial_number())?;
+            entry.set_revocation_date(&*at(-86_400)?)?;
+            builder.add_revoked(entry.build())?;
+        }
+        builder.sort()?;
+        builder.sign(&self.key, MessageDigest::sha256())?;
+        Ok(String::from_utf8(builder.build()?.to_pem()?).expect("PEM is ASCII"))
     }
 
     pub(super) fn pem(&self) -> String {

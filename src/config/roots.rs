@@ -1,0 +1,53 @@
+use std::path::PathBuf;
+
+use super::{CaRoots, RootsConfig, SourceConfig, reader::Reader, variables};
+use crate::identity::TrustDomain;
+
+/// Revocation lists, relative to the working directory (contract with Istio's agent).
+pub(super) const CRL_FILE: &str = "./var/run/secrets/istio/crl/ca-crl.pem";
+
+/// What peers are verified with beside what the CA answers.
+pub(super) fn roots(
+    reader: &mut Reader<'_>,
+    trust_domain: &TrustDomain,
+    source: &SourceConfig,
+    ca_roots: &CaRoots,
+    inline: Vec<String>,
+) -> RootsConfig {
+    let extra = reader.text(&variables::SDS_SHIM_EXTRA_ROOTS).unwrap_or_default();
+    let extra = extra.split(',').map(str::trim).filter(|file| !file.is_empty()).map(PathBuf::from);
+    let domains = reader.parse_with(&variables::SDS_SHIM_BUNDLES, |text| bundles(text, trust_domain));
+    let mounted = source.files.as_ref().map(|files| files.roots.clone());
+    let own = match ca_roots {
+        CaRoots::File(file) if source.ca => Some(file.clone()),
+        // Who may vouch for the CA's server may not all vouch for workloads.
+        _ => None,
+    };
+    RootsConfig {
+        files: mounted.into_iter().chain(own).chain(extra).collect(),
+        crl: Some(reader.text(&variables::SDS_SHIM_CRL).unwrap_or_else(|| CRL_FILE.to_owned()).into()),
+        crl_fail_open: reader.boolean(&variables::SDS_SHIM_CRL_FAIL_OPEN).unwrap_or_default(),
+        trust_domain: trust_domain.clone(),
+        domains: domains.unwrap_or_default(),
+        inline,
+        grace: reader.duration(&variables::SDS_SHIM_ROOT_GRACE),
+    }
+}
+
+/// Other trust domains and the files of their anchors.
+fn bundles(text: &str, own: &TrustDomain) -> Result<Vec<(TrustDomain, PathBuf)>, &'static str> {
+    const EXPECTED: &str = "trust-domain=file is expected, or several, comma separated, each with another trust domain";
+    let mut found: Vec<(TrustDomain, PathBuf)> = Vec::new();
+    for one in text.split(',').map(str::trim).filter(|one| !one.is_empty()) {
+        let (domain, file) = one.split_once('=').ok_or(EXPECTED)?;
+        let domain: TrustDomain = domain.trim().parse().map_err(|_| EXPECTED)?;
+        if domain == *own {
+            return Err("our own trust domain has its anchors from elsewhere: SDS_SHIM_EXTRA_ROOTS adds some");
+        }
+        if file.trim().is_empty() || found.iter().any(|(known, _)| *known == domain) {
+            return Err(EXPECTED);
+        }
+        found.push((domain, file.trim().into()));
+    }
+    Ok(found)
+}

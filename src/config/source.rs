@@ -1,0 +1,76 @@
+use std::path::{Path, PathBuf};
+
+use super::{reader::Reader, variables};
+
+/// Where a platform mounts credentials for the workload (contract with Istio's agent), relative to the working
+/// directory.
+const WELL_KNOWN: &str = "./var/run/secrets/workload-spiffe-credentials";
+/// Where they are with `FILE_MOUNTED_CERTS`.
+const MOUNTED: &str = "./etc/certs";
+/// Names of chain, key and trust anchors there.
+const ISTIO: [&str; 3] = ["cert-chain.pem", "key.pem", "root-cert.pem"];
+/// The names that GKE gives them.
+const GKE: [&str; 3] = ["certificates.pem", "private_key.pem", "ca_certificates.pem"];
+
+/// Where `default` and `ROOTCA` come from. At least one of both is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceConfig {
+    /// The files that are mounted for the workload, if they are served.
+    pub files: Option<MountedFiles>,
+    /// Whether the CA is asked; with files as well, its certificate takes their place once it is there.
+    pub ca: bool,
+}
+
+/// A key, its certificate chain and the trust anchors that go with them, as PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountedFiles {
+    /// The chain, leaf first.
+    pub chain: PathBuf,
+    /// The key; the same file as the chain where both are in one (a credential bundle).
+    pub key: PathBuf,
+    /// The trust anchors.
+    pub roots: PathBuf,
+}
+
+impl MountedFiles {
+    fn within(directory: &str, [chain, key, roots]: [&str; 3]) -> Self {
+        let file = |name| Path::new(directory).join(name);
+        Self { chain: file(chain), key: file(key), roots: file(roots) }
+    }
+}
+
+/// What is mounted, and whether that is served.
+pub(super) fn read(reader: &mut Reader<'_>, from_request: bool) -> SourceConfig {
+    let gke = reader.choice(&variables::CA_PROVIDER, &[("Citadel", false), ("GkeWorkloadCertificate", true)]);
+    let mounted = reader.boolean(&variables::FILE_MOUNTED_CERTS);
+    let bundle = reader.text(&variables::SDS_SHIM_CREDENTIAL_BUNDLE);
+    let anchors = reader.text(&variables::SDS_SHIM_TRUST_ANCHORS);
+    let sources = [("ca", (false, true)), ("files", (true, false)), ("auto", (true, true))];
+    let wanted = reader.choice(&variables::SDS_SHIM_SOURCE, &sources);
+    let (istio, google) = (MountedFiles::within(WELL_KNOWN, ISTIO), MountedFiles::within(WELL_KNOWN, GKE));
+    let present = |files: &MountedFiles| reader.env().is_there(&files.chain) && reader.env().is_there(&files.key);
+    let found = match &bundle {
+        Some(bundle) => Some(MountedFiles { chain: bundle.into(), key: bundle.into(), roots: PathBuf::new() }),
+        None if mounted == Some(true) => Some(MountedFiles::within(MOUNTED, ISTIO)),
+        None if gke == Some(true) => Some(google),
+        None => [istio.clone(), google].into_iter().find(present),
+    };
+    // Those who bring a token with each request have no certificate in common that could be mounted.
+    let by_default = (found.is_some() && !from_request, found.is_none() || from_request);
+    let (files, ca) = wanted.unwrap_or(by_default);
+    if files && from_request {
+        reader.mistake(&variables::SDS_SHIM_SOURCE, "with SDS_SHIM_TOKEN_SOURCE=request only ca is possible");
+    }
+    let mut files = files.then(|| found.unwrap_or(istio));
+    if let Some(files) = &mut files {
+        match anchors {
+            Some(anchors) => files.roots = anchors.into(),
+            None if bundle.is_some() => reader.mistake(
+                &variables::SDS_SHIM_TRUST_ANCHORS,
+                "SDS_SHIM_CREDENTIAL_BUNDLE needs it: the file with the trust anchors that go with the bundle",
+            ),
+            None => {}
+        }
+    }
+    SourceConfig { files, ca }
+}

@@ -1,0 +1,103 @@
+use std::{convert::Infallible, future, sync::Arc};
+
+use tracing::{info, warn};
+
+use super::{renewal::RenewalSettings, root_publisher::RootPublisher};
+use crate::{
+    clock,
+    config::{FilesConfig, MountedFiles},
+    files::{Changes, read_certificate},
+    status::{Reason, Workload},
+    store::{CERTIFICATE, SecretStore},
+};
+
+/// The key and certificate that are mounted as files: served until the CA has issued others, if it is asked. A pair
+/// that cannot be used leaves the last good one in place.
+pub struct Mounted {
+    files: MountedFiles,
+    config: FilesConfig,
+    roots: Arc<RootPublisher>,
+    store: Arc<SecretStore>,
+    shown: Arc<Workload>,
+    told: Option<String>,
+}
+
+impl Mounted {
+    /// What is mounted is all that is served to the workload, shown as `identity`.
+    pub fn new(settings: &RenewalSettings, files: MountedFiles, identity: String, store: Arc<SecretStore>) -> Self {
+        let shown = settings.status.workload(identity, &store);
+        let roots = Arc::new(RootPublisher::new(Arc::clone(&store), &settings.rotation.roots, true));
+        Self::beside(settings, files, roots, store, shown)
+    }
+
+    /// What is mounted is served until the CA issues.
+    pub(super) fn beside(
+        settings: &RenewalSettings,
+        files: MountedFiles,
+        roots: Arc<RootPublisher>,
+        store: Arc<SecretStore>,
+        shown: Arc<Workload>,
+    ) -> Self {
+        Self { files, config: settings.files, roots, store, shown, told: None }
+    }
+
+    /// Serves it, and the trust anchors, for as long as it is polled.
+    pub async fn run(self, settings: RenewalSettings) -> Infallible {
+        let roots = Arc::clone(&self.roots);
+        tokio::select! {
+            biased;
+            never = roots.follow(settings.file_roots) => never,
+            never = self.follow() => never,
+        }
+    }
+
+    /// Publishes each generation, until the CA has issued a certificate.
+    pub(super) async fn follow(mut self) -> Infallible {
+        let MountedFiles { chain, key, .. } = self.files.clone();
+        let mut changes = Changes::new(vec![chain, key], self.config.debounce, self.config.check);
+        // Watched before they are read, so that no change falls in between.
+        while self.publish().await {
+            changes.next().await;
+        }
+        future::pending().await
+    }
+
+    /// Reads and publishes; `false` when nothing more is to be read.
+    async fn publish(&mut self) -> bool {
+        let now = clock::now();
+        let read = read_certificate(&self.files.chain, &self.files.key).and_then(|(content, end)| match end > now {
+            true => Ok((content, end)),
+            false => Err(format!("{}: the certificate expired at {}", self.files.chain.display(), clock::rfc3339(end))),
+        });
+        match read {
+            Ok((content, end)) => {
+                let version = self.version();
+                if !self.roots.publish_mounted(content, end).await {
+                    return false;
+                }
+                if version != self.version() {
+                    info!(
+                        file = %self.files.chain.display(),
+                        not_after = clock::rfc3339(end),
+                        "the mounted certificate is served"
+                    );
+                }
+                self.shown.mounted(now);
+                self.told = None;
+            }
+            Err(trouble) if self.told.as_ref() == Some(&trouble) => {}
+            Err(trouble) => {
+                let held = if self.store.holds(CERTIFICATE) { "what was served stays" } else { "Envoy waits" };
+                warn!("the mounted certificate: {trouble}; {held}; the files are watched");
+                let next = now.saturating_add(self.config.check.map_or(0, |check| check.as_secs() as i64));
+                self.shown.failed(now, next, Reason::Files, trouble.clone());
+                self.told = Some(trouble);
+            }
+        }
+        true
+    }
+
+    fn version(&self) -> Option<String> {
+        self.shown.secrets().get(CERTIFICATE).map(|held| held.version().to_owned())
+    }
+}

@@ -1,0 +1,78 @@
+//! A server with its shim and its Envoy, at whose mutual-TLS port peers of all kinds knock.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::{future::Future, net::Ipv4Addr};
+
+use testkit::{
+    Failure, OrFail, PATIENCE, POLL,
+    development_ca::Issued,
+    envoy::{Bootstrap, Envoy, SdsTransport},
+    http,
+    httpbin::Httpbin,
+    port::Reservation,
+    shim::{Shim, ShimBuilder},
+    tls,
+};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep},
+};
+
+use crate::ca_common::Scene;
+
+pub(crate) struct Gate {
+    // Processes end before their directory goes.
+    pub(crate) envoy: Envoy,
+    pub(crate) shim: Shim,
+    pub(crate) scene: Scene,
+    reservation: Reservation,
+    _application: Httpbin,
+}
+
+impl Gate {
+    /// Waits until Envoy has its secrets; peers with these SPIFFE IDs may come in.
+    pub(crate) async fn start(
+        scene: Scene,
+        allowed: &[&str],
+        edit: impl FnOnce(ShimBuilder) -> ShimBuilder,
+    ) -> Result<Self, Failure> {
+        let application = Httpbin::start().await?;
+        let reservation = Reservation::new().or_fail("reserve a port")?;
+        let mut shim = edit(scene.shim()).start()?;
+        shim.connect().await?;
+        let allowed: Vec<_> = allowed.iter().map(ToString::to_string).collect();
+        let bootstrap = Bootstrap::new("gate", SdsTransport::EnvoyGrpc).port(reservation.port());
+        let bootstrap = bootstrap.inbound(application.address(), &allowed).build();
+        let mut envoy = Envoy::start("Envoy of the gate", scene.workload.path(), &bootstrap)?;
+        envoy.wait_ready().await.map_err(|failure| shim.explain(failure))?;
+        Ok(Self { envoy, shim, scene, reservation, _application: application })
+    }
+
+    /// Whether a peer with this certificate gets an answer. It does not look at the gate's own.
+    pub(crate) async fn lets_in(&self, peer: &Issued) -> Result<bool, Failure> {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.reservation.port())).await.or_fail("connect")?;
+        let roots = self.scene.pki.root_pem();
+        let answer = match tls::connect(stream, &roots, Some(peer)).await {
+            Ok(stream) => http::get(stream, "httpbin", "/ip").await,
+            Err(failure) => Err(failure),
+        };
+        // What a refusal looks like depends on who is faster.
+        Ok(answer.is_ok_and(|answer| answer.status == 200))
+    }
+
+    /// Waits until that is so.
+    pub(crate) async fn until<F: Future<Output = Result<bool, Failure>>>(
+        &self,
+        what: &str,
+        condition: impl Fn() -> F,
+    ) -> Result<(), Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition().await? {
+            if Instant::now() > deadline {
+                return Err(self.envoy.explain(self.shim.failure(format!("it never came true that {what}"))));
+            }
+            sleep(POLL).await;
+        }
+        Ok(())
+    }
+}
