@@ -31,7 +31,7 @@ pub struct CertificateFacts {
 impl CertificateFacts {
     /// Of each certificate in a PEM text, in its order; what cannot be read is left out.
     pub fn from_pem(text: &str) -> Vec<Self> {
-        blocks(text).into_iter().flatten().filter_map(|certificate| Self::new(&certificate)).collect()
+        blocks(text).flatten().filter_map(|certificate| Self::new(&certificate)).collect()
     }
 
     fn new(certificate: &X509Ref) -> Option<Self> {
@@ -54,7 +54,9 @@ impl CertificateFacts {
 
 /// A certificate's serial number in lower-case hexadecimal.
 pub(super) fn serial(certificate: &X509Ref) -> String {
-    hexadecimal(&certificate.serial_number().to_bn().map(|number| number.to_vec()).unwrap_or_default())
+    let bytes = certificate.serial_number().to_bn().map(|number| number.to_vec()).unwrap_or_default();
+    // Zero has no bytes.
+    if bytes.is_empty() { "00".to_owned() } else { hexadecimal(&bytes) }
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
