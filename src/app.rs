@@ -144,7 +144,7 @@ fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
     log::start(config.log.clone())?;
     memory::protect(&config.memory)?;
     // Before anything else: whoever starts after us looks for the socket.
-    let socket = SdsSocket::bind(&config.sds.socket)?;
+    let socket = SdsSocket::bind(&config.sds)?;
     let runtime = runtime()?;
     let served = runtime.block_on(serve_on(&socket, config, launch));
     // A look-up that hangs must not keep the pod alive.
@@ -160,6 +160,7 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
             "CA_ADDR has port 15010: {address} is reached WITHOUT TLS, everybody on the way can read and use the token"
         );
     }
+    config.notes.iter().for_each(|note| warn!("{note}"));
     info!(socket = %socket.path().display(), "serving SDS");
     let (sds, wait) = (config.sds.clone(), config.wait);
     let addresses = config.ca.addresses.iter().map(ToString::to_string);

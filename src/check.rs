@@ -115,7 +115,7 @@ impl Findings {
         }
         let own = match &config.ca.roots {
             CaRoots::File(file) => vec![file],
-            CaRoots::System => Vec::new(),
+            CaRoots::System(_) => Vec::new(),
         };
         let mut seen = Vec::new();
         for file in own.into_iter().chain(&config.rotation.roots.files) {

@@ -1,11 +1,12 @@
 use std::{
-    io,
+    io, iter,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
 use openssl::{
+    error::ErrorStack,
     ssl::{ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslVerifyMode, SslVersion},
     x509::{X509VerifyResult, store::X509StoreBuilder},
 };
@@ -18,12 +19,19 @@ use tokio_openssl::SslStream;
 use super::{channel::tcp, client_certificate::ClientCertificate, error::CaError};
 use crate::{
     bounded, clock,
-    config::{CaAddress, CaConfig, CaRoots, ServerName},
+    config::{CaAddress, CaConfig, CaRoots, ServerName, system_roots},
     identity::TrustBundle,
 };
 
 /// Bytes of the file with the CA's trust anchors: some ninety of them. In memory they take a multiple of it.
 const MAX_ROOTS: usize = 128 * 1024;
+/// The same of an operating system's.
+const MAX_SYSTEM_ROOTS: usize = 384 * 1024;
+/// Bytes that a parsed anchor takes for each of its file, in pieces of this size.
+const PARSED: usize = 5;
+const PIECE: usize = 16 * 1024;
+/// What fails when OpenSSL does, before anything is sent.
+const SET_UP: &str = "the TLS connection to the CA cannot be set up";
 
 /// The last TLS error that the connection met. With TLS 1.3 the refusal of a client certificate arrives only after
 /// the handshake, where the HTTP layers would hide it.
@@ -57,7 +65,7 @@ pub(super) async fn connect(
 ) -> Result<Watched, CaError> {
     // Before the network: what is wrong with our own files should be told whatever the network does.
     let ssl = ssl(config, &address.server_name, certificate)?;
-    let mut stream = SslStream::new(ssl, Tcp(tcp(address).await?))?;
+    let mut stream = SslStream::new(ssl, Tcp(tcp(address).await?)).map_err(CaError::openssl(SET_UP))?;
     let Err(error) = Pin::new(&mut stream).connect().await else { return Ok(Watched { stream, alert }) };
     let verified = stream.ssl().verify_result();
     if certificate.is_some() && verified == X509VerifyResult::OK && is_alert(&error) {
@@ -71,12 +79,31 @@ pub(super) async fn connect(
 }
 
 fn ssl(config: &CaConfig, server_name: &ServerName, certificate: Option<&ClientCertificate>) -> Result<Ssl, CaError> {
+    let anchors = anchors(&config.roots)?;
+    context(certificate)
+        .and_then(|mut context| {
+            let mut store = X509StoreBuilder::new()?;
+            anchors.add_to(&mut store)?;
+            context.set_cert_store(store.build());
+            let mut ssl = Ssl::new(&context.build())?;
+            match server_name {
+                ServerName::Dns(name) => {
+                    ssl.set_hostname(name)?;
+                    ssl.param_mut().set_host(name)?;
+                }
+                ServerName::Ip(address) => ssl.param_mut().set_ip(*address)?,
+            }
+            Ok(ssl)
+        })
+        .map_err(CaError::openssl(SET_UP))
+}
+
+fn context(certificate: Option<&ClientCertificate>) -> Result<SslContextBuilder, ErrorStack> {
     // Not SslConnector: its builder reads the system's whole trust store each time.
     let mut context = SslContext::builder(SslMethod::tls_client())?;
     context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
     context.set_verify(SslVerifyMode::PEER);
     context.set_alpn_protos(b"\x02h2")?;
-    trust(&mut context, &config.roots)?;
     if let Some(certificate) = certificate {
         context.set_certificate(&certificate.leaf)?;
         context.set_private_key(&certificate.key)?;
@@ -84,31 +111,25 @@ fn ssl(config: &CaConfig, server_name: &ServerName, certificate: Option<&ClientC
             context.add_extra_chain_cert(intermediate.clone())?;
         }
     }
-    let mut ssl = Ssl::new(&context.build())?;
-    match server_name {
-        ServerName::Dns(name) => {
-            ssl.set_hostname(name)?;
-            ssl.param_mut().set_host(name)?;
-        }
-        ServerName::Ip(address) => ssl.param_mut().set_ip(*address)?,
-    }
-    Ok(ssl)
+    Ok(context)
 }
 
-fn trust(context: &mut SslContextBuilder, roots: &CaRoots) -> Result<(), CaError> {
-    let file = match roots {
-        CaRoots::System => return Ok(context.set_default_verify_paths()?),
-        CaRoots::File(file) => file,
+fn anchors(roots: &CaRoots) -> Result<TrustBundle, CaError> {
+    let (file, limit) = match roots {
+        CaRoots::System(file) => (&file.clone().unwrap_or_else(system_roots), MAX_SYSTEM_ROOTS),
+        CaRoots::File(file) => (file, MAX_ROOTS),
     };
     let problem = |cause: String| CaError::Roots { path: file.display().to_string(), cause };
-    let content = bounded::read(file, MAX_ROOTS).map_err(|error| problem(error.to_string()))?;
+    let size = file.metadata().map_or(0, |metadata| metadata.len() as usize).min(limit);
+    // Parsed, they are many small blocks.
+    let parsed = iter::repeat_n(PIECE, size * PARSED / PIECE);
+    if !locked::has_room(&iter::once(size).chain(parsed).collect::<Vec<_>>()) {
+        return Err(problem("there is no room for it; SDS_SHIM_ARENA_KIB makes more".to_owned()));
+    }
+    let content = bounded::read(file, limit).map_err(|error| problem(error.to_string()))?;
     // What is left out of it is told by whoever serves the file's anchors.
-    let (bundle, _) = TrustBundle::from_pem(&String::from_utf8_lossy(&content), clock::now())
-        .map_err(|error| problem(error.to_string()))?;
-    let mut store = X509StoreBuilder::new()?;
-    bundle.add_to(&mut store)?;
-    context.set_cert_store(store.build());
-    Ok(())
+    let bundle = TrustBundle::from_pem(&String::from_utf8_lossy(&content), clock::now());
+    Ok(bundle.map_err(|error| problem(error.to_string()))?.0)
 }
 
 fn is_alert(error: &openssl::ssl::Error) -> bool {

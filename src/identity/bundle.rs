@@ -76,7 +76,7 @@ impl TrustBundle {
     /// When it holds no certificate, or none that can be used.
     pub fn from_pem(text: &str, now: i64) -> Result<(Self, Vec<BadAnchor>), PemError> {
         let (mut anchors, mut bad) = (Vec::new(), Vec::new());
-        for (index, certificate) in pem::blocks(text).into_iter().enumerate() {
+        for (index, certificate) in pem::blocks(text).enumerate() {
             let anchor = certificate.map_err(|_| "cannot be parsed".to_owned());
             match anchor.and_then(|certificate| TrustAnchor::new(&certificate, now)) {
                 Ok(anchor) => anchors.push(Arc::new(anchor)),

@@ -30,25 +30,24 @@ pub enum PemError {
 /// # Errors
 /// When there is none, or one of them is malformed.
 pub fn certificates(text: &str) -> Result<Vec<X509>, PemError> {
-    let found: Vec<X509> = blocks(text).into_iter().collect::<Result<_, _>>()?;
+    let found: Vec<X509> = blocks(text).collect::<Result<_, _>>()?;
     if found.is_empty() { Err(PemError::Empty) } else { Ok(found) }
 }
 
-/// Every certificate of a PEM text, and in its place what is none.
+/// Every certificate of a PEM text, and in its place what is none; each is parsed when it is its turn.
 ///
 /// Blocks are cut out by their markers first, because files in the field lack the newline between two of them.
-pub(super) fn blocks(text: &str) -> Vec<Result<X509, PemError>> {
-    let mut found = Vec::new();
-    let mut rest = text;
-    while let Some(start) = rest.find(BEGIN) {
-        let malformed = PemError::Malformed { position: found.len() + 1 };
-        let block = &rest[start..];
+pub(super) fn blocks(text: &str) -> impl Iterator<Item = Result<X509, PemError>> {
+    let (mut rest, mut position) = (text, 0);
+    std::iter::from_fn(move || {
+        let block = &rest[rest.find(BEGIN)?..];
+        position += 1;
+        let malformed = PemError::Malformed { position };
         let Some(end) = block.find(END).map(|at| at + END.len()) else {
-            found.push(Err(malformed));
-            break;
+            rest = "";
+            return Some(Err(malformed));
         };
-        found.push(X509::from_pem(&block.as_bytes()[..end]).map_err(|_| malformed));
         rest = &block[end..];
-    }
-    found
+        Some(X509::from_pem(&block.as_bytes()[..end]).map_err(|_| malformed))
+    })
 }
