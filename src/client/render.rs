@@ -4,6 +4,8 @@ use serde_json::Value;
 
 /// Characters of a serial number that are shown.
 const SERIAL: usize = 16;
+/// Characters of an issuer that are shown.
+const ISSUER: usize = 40;
 
 /// The status as people read it, at `now` (Unix seconds).
 pub fn render(status: &Value, now: i64, colour: bool) -> String {
@@ -43,9 +45,10 @@ struct Page {
 impl Page {
     fn workload(&self, out: &mut String, workload: &Value) {
         let _ = writeln!(out, "{}", self.paint("1", text(&workload["identity"])));
-        let next = match workload["trouble"].is_null() {
-            true => format!("renews {}", self.when(&workload["next_attempt"])),
-            false => format!("tries again {}", self.when(&workload["next_attempt"])),
+        let next = match (workload["asking"] == true, workload["trouble"].is_null()) {
+            (true, _) => "asking now".to_owned(),
+            (false, true) => format!("renews {}", self.when(&workload["next_attempt"])),
+            (false, false) => format!("tries again {}", self.when(&workload["next_attempt"])),
         };
         let _ = writeln!(out, "renewal  {next}; last success {}", self.when(&workload["last_success"]));
         if !workload["token_not_after"].is_null() {
@@ -67,7 +70,7 @@ impl Page {
                     text(&secret["name"]).to_owned(),
                     text(&certificate["kind"]).to_owned(),
                     cut(text(&certificate["serial"]), SERIAL),
-                    cut(text(&certificate["issuer"]).rsplit(", ").next().unwrap_or_default(), 40),
+                    cut(issuer(text(&certificate["issuer"])), ISSUER),
                     self.when(&certificate["not_before"]),
                     self.when(&certificate["not_after"]),
                 ]);
@@ -127,7 +130,7 @@ impl Page {
             for resource in list(&stream["resources"]) {
                 rows.push([
                     text(&stream["call"]).to_owned(),
-                    stream["pid"].to_string(),
+                    stream["pid"].as_i64().map_or("?".to_owned(), |pid| pid.to_string()),
                     stream["uid"].to_string(),
                     self.age(&stream["since"]),
                     text(&resource["name"]).to_owned(),
@@ -203,6 +206,12 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("?")
 }
 
+/// What an issuer is known by: its common name, else its organisation, else all of it.
+fn issuer(name: &str) -> &str {
+    let part = |key| name.split(", ").find(|part| part.starts_with(key));
+    part("CN=").or_else(|| part("O=")).unwrap_or(name)
+}
+
 fn seconds(time: &Value) -> Option<i64> {
     let time = humantime::parse_rfc3339(time.as_str()?).ok()?;
     Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs() as i64)
@@ -230,6 +239,17 @@ mod tests {
             (3600 + 5, "1 h"),
         ] {
             assert_eq!(words(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn an_issuer_is_shown_by_what_it_is_known_by() {
+        for (name, expected) in [
+            ("O=Istio, CN=root, OU=x", "CN=root"),
+            ("C=DE, O=cluster.local, L=here", "O=cluster.local"),
+            ("C=DE, L=here", "C=DE, L=here"),
+        ] {
+            assert_eq!(issuer(name), expected);
         }
     }
 
