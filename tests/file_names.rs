@@ -160,6 +160,20 @@ async fn the_system_roots_are_served() -> Tested {
 }
 
 #[tokio::test]
+async fn of_a_file_with_bad_anchors_the_good_ones_are_served() -> Tested {
+    let (pod, files) = (Pod::new().await?, Credentials::new()?);
+    let file = files.scratch.path().join("mixed.pem");
+    fs::write(&file, files.pki.root_pem() + &files.issue().chain_pem).or_fail("write the anchors")?;
+    let name = format!("file-root:{}", file.display());
+    let (_, answer) = pod.ask(&[&name]).await?;
+    // The root and the intermediate, and not the leaf.
+    assert_eq!(secret(&answer, &name)?.trust_anchors()?.len(), 2);
+    let line = pod.shim.wait_for_log("it is not a CA certificate").await?;
+    assert!(line.contains("the others are served") && !line.contains("what it held last"), "{line}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_name_that_stands_for_no_files_is_named_and_gets_nothing() -> Tested {
     let pod = Pod::new().await?;
     let mut stream = pod.client.stream();
