@@ -178,6 +178,18 @@ async fn renew_tells_what_came_of_it() -> Tested {
     scene.ca.set_fault(Some(down()));
     let (code, text) = run(scene.shim(), &["renew"]).await?;
     assert_eq!((code, text.contains("the renewal failed: the CA answered UNAVAILABLE")), (1, true), "{text}");
+    assert!(text.ends_with("what was held is still served"), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn renew_does_not_promise_what_is_not_held() -> Tested {
+    let scene = Scene::new().await?;
+    scene.ca.set_fault(Some(down()));
+    let shim = scene.shim().start()?;
+    shim.wait_for_log("no certificate yet").await?;
+    let (code, text) = run(scene.shim(), &["renew"]).await?;
+    assert_eq!((code, text.ends_with("nothing is held yet")), (1, true), "{text}");
     Ok(())
 }
 

@@ -254,6 +254,48 @@ mod tests {
     }
 
     #[test]
+    fn troubles_are_shown() {
+        let status = serde_json::json!({
+            "version": "1", "pid": 7, "started": "1970-01-01T00:00:00Z", "ready": false, "reason": "why", "source": "s",
+            "workloads": [{"identity": "i", "asking": true, "resources": [], "trouble": {
+                "since": "1970-01-01T00:01:00Z", "reason": "token", "text": "no token",
+            }}],
+            "ca": [{"address": "a:1", "up": false, "calls": 2, "failed": 1, "mean_seconds": 0.01,
+                "last_failure": "1970-01-01T00:01:30Z", "last_error": "gone"}],
+            "sds": {
+                "resources": {"default": {"pushes": 2, "acks": 1, "nacks": 1,
+                    "last_nack": {"at": "1970-01-01T00:01:40Z", "text": "not to my taste"}}},
+                "refused_uids": {"2001": 1},
+                "streams": [{"call": "DeltaSecrets", "pid": null, "uid": 7, "since": "1970-01-01T00:00:30Z",
+                    "resources": [{"name": "default", "state": "refused", "at": "1970-01-01T00:01:40Z"}]}],
+            },
+            "memory": {"summary": "m", "missing": ["a larger limit"]},
+        });
+        let expected = "\
+sds-shim 1, process 7, up 1 min 40 s: NOT READY: why
+source   s
+
+i
+renewal  asking now; last success never
+trouble  no token (token, since 40 s)
+RESOURCE  KIND  SERIAL  ISSUER  BEGAN  ENDS
+
+CA       a:1 fails; 2 calls, 1 failed, 10.0 ms each
+         last failure 10 s ago: gone
+SDS      default: sent 2 times, 1 ACK, 1 NACK
+         last NACK 0 s ago: not to my taste
+SDS      refused 1 connection of uid 2001 (SDS_SHIM_ALLOW_UIDS)
+
+STREAM        PID  UID  OPEN        RESOURCE  STATE
+DeltaSecrets  ?    7    1 min 10 s  default   refused 0 s ago
+
+memory   m
+missing  a larger limit
+";
+        assert_eq!(render(&status, 100, false), expected);
+    }
+
+    #[test]
     fn what_is_not_shown_is_counted() {
         let status = serde_json::json!({"workload_count": 17, "workloads": [{
             "resources": [{"name": "ROOTCA", "certificates": [{}, {}], "certificate_count": 140}],
