@@ -19,7 +19,7 @@ use tokio_openssl::SslStream;
 use super::{channel::tcp, client_certificate::ClientCertificate, error::CaError};
 use crate::{
     bounded, clock,
-    config::{CaAddress, CaConfig, CaRoots, ServerName, system_roots},
+    config::{CaAddress, CaConfig, CaRoots, ServerName},
     identity::TrustBundle,
 };
 
@@ -79,7 +79,7 @@ pub(super) async fn connect(
 }
 
 fn ssl(config: &CaConfig, server_name: &ServerName, certificate: Option<&ClientCertificate>) -> Result<Ssl, CaError> {
-    let anchors = anchors(&config.roots)?;
+    let anchors = anchors(config)?;
     context(certificate)
         .and_then(|mut context| {
             let mut store = X509StoreBuilder::new()?;
@@ -114,11 +114,9 @@ fn context(certificate: Option<&ClientCertificate>) -> Result<SslContextBuilder,
     Ok(context)
 }
 
-fn anchors(roots: &CaRoots) -> Result<TrustBundle, CaError> {
-    let (file, limit) = match roots {
-        CaRoots::System(file) => (&file.clone().unwrap_or_else(system_roots), MAX_SYSTEM_ROOTS),
-        CaRoots::File(file) => (file, MAX_ROOTS),
-    };
+fn anchors(config: &CaConfig) -> Result<TrustBundle, CaError> {
+    let file = &config.roots_file();
+    let limit = if matches!(config.roots, CaRoots::System(_)) { MAX_SYSTEM_ROOTS } else { MAX_ROOTS };
     let problem = |cause: String| CaError::Roots { path: file.display().to_string(), cause };
     let size = file.metadata().map_or(0, |metadata| metadata.len() as usize).min(limit);
     // Parsed, they are many small blocks.

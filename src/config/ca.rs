@@ -2,6 +2,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use super::{
     reader::Reader,
+    system_roots::system_roots,
     variables::{self, Variable},
 };
 
@@ -49,6 +50,16 @@ impl CaAddress {
     /// Whether the CA is reached without TLS.
     pub fn is_plaintext(&self) -> bool {
         self.port == PLAINTEXT_PORT
+    }
+}
+
+impl CaConfig {
+    /// The file with the trust anchors for the server certificate.
+    pub fn roots_file(&self) -> PathBuf {
+        match &self.roots {
+            CaRoots::File(file) | CaRoots::System(Some(file)) => file.clone(),
+            CaRoots::System(None) => system_roots(),
+        }
     }
 }
 

@@ -88,18 +88,17 @@ fn each_response_in_flight_gets_its_verdict() {
     let names = vec!["default".to_owned()];
     for incremental in [false, true] {
         let mut stream = Subscription::new(1);
-        let say =
-            |stream: &mut Subscription, wanted: &[&str], nonce: &str, error: Option<&str>, held: &Snapshot| {
-                let error_detail = error.map(|message| Status { code: 3, message: message.to_owned() });
-                match incremental {
-                    true => stream
-                        .delta_request(&DeltaDiscoveryRequest { error_detail, ..delta(&[], &[], nonce) }, held, NOW)
-                        .unwrap(),
-                    false => {
-                        stream.request(&DiscoveryRequest { error_detail, ..request(wanted, nonce) }, held, NOW).unwrap()
-                    }
+        let say = |stream: &mut Subscription, wanted: &[&str], nonce: &str, error: Option<&str>, held: &Snapshot| {
+            let error_detail = error.map(|message| Status { code: 3, message: message.to_owned() });
+            match incremental {
+                true => stream
+                    .delta_request(&DeltaDiscoveryRequest { error_detail, ..delta(&[], &[], nonce) }, held, NOW)
+                    .unwrap(),
+                false => {
+                    stream.request(&DiscoveryRequest { error_detail, ..request(wanted, nonce) }, held, NOW).unwrap()
                 }
-            };
+            }
+        };
         let (a, b) = (snapshot(&[("default", "a")]), snapshot(&[("default", "b")]));
         if incremental {
             stream.delta_request(&delta(&["default"], &[], ""), &a, NOW).unwrap();
