@@ -138,7 +138,7 @@ fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
     log::start(config.log.clone())?;
     memory::protect(&config.memory)?;
     // Before anything else: whoever starts after us looks for the socket.
-    let socket = SdsSocket::bind(&config.sds.socket)?;
+    let socket = SdsSocket::bind(&config.sds)?;
     runtime()?.block_on(serve_on(&socket, config, launch))
 }
 
@@ -150,6 +150,7 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
             "CA_ADDR has port 15010: {address} is reached WITHOUT TLS, everybody on the way can read and use the token"
         );
     }
+    config.notes.iter().for_each(|note| warn!("{note}"));
     info!(socket = %socket.path().display(), "serving SDS");
     let (sds, wait, protection) = (config.sds.clone(), config.wait, config.memory);
     if launch.is_none() {

@@ -196,3 +196,24 @@ async fn a_root_file_that_is_far_too_large_is_named() -> Tested {
     let huge = "x".repeat(3 << 20);
     root_is_named_and_then_repaired(Some(&huge), "the file holds more than").await
 }
+
+#[tokio::test]
+async fn the_operating_systems_anchors_are_used() -> Tested {
+    let system = fs::read("/etc/ssl/certs/ca-certificates.crt").unwrap_or_default();
+    for before in [Vec::new(), system] {
+        let scene = Scene::new().await?;
+        // The workload's own file plays no part.
+        scene.write_root("")?;
+        let file = scene.workload.path().join("system.pem");
+        fs::write(&file, [before, scene.ca.root_pem().into_bytes()].concat()).or_fail("write the anchors")?;
+        let shim = scene.shim().env("CA_ROOT_CA", "SYSTEM").env("SSL_CERT_FILE", file.display().to_string());
+        works(&scene, shim).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dot_at_the_end_of_a_name_is_not_part_of_it() -> Tested {
+    let scene = Scene::with(server(Leaf::server(&["istiod.example"]))).await?;
+    works(&scene, scene.shim().env("ISTIOD_SAN", "istiod.example.")).await
+}

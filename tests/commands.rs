@@ -178,6 +178,18 @@ async fn renew_tells_what_came_of_it() -> Tested {
     scene.ca.set_fault(Some(down()));
     let (code, text) = run(scene.shim(), &["renew"]).await?;
     assert_eq!((code, text.contains("the renewal failed: the CA answered UNAVAILABLE")), (1, true), "{text}");
+    assert!(text.ends_with("what was held is still served"), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn renew_does_not_promise_what_is_not_held() -> Tested {
+    let scene = Scene::new().await?;
+    scene.ca.set_fault(Some(down()));
+    let shim = scene.shim().start()?;
+    shim.wait_for_log("no certificate yet").await?;
+    let (code, text) = run(scene.shim(), &["renew"]).await?;
+    assert_eq!((code, text.ends_with("nothing is held yet")), (1, true), "{text}");
     Ok(())
 }
 
@@ -239,6 +251,29 @@ async fn check_tells_all_mistakes_and_shows_no_secret() -> Tested {
         assert!(text.contains(expected), "{expected:?} is not in {text}");
     }
     assert!(!text.contains("private-value") && !text.contains(&token[..20]), "{text}");
+
+    let shim = scene.shim().env("SDS_SHIM_COMPAT", "istio").env("CA_ROOT_CA", "SYSTEM").without("CA_ADDR");
+    let shim =
+        shim.env("PROXY_CONFIG", r#"{"discoveryAddress":"istiod.example:15012"}"#).env("SDS_SHIM_ALLOW_UIDS", "7");
+    let (code, text) = run(shim.env("SSL_CERT_FILE", "./var/run/secrets/istio/root-cert.pem"), &["check"]).await?;
+    assert_eq!(code, 0, "{text}");
+    for expected in [
+        "CA_ADDR = istiod.example:15012  (PROXY_CONFIG, else default)",
+        "WORKLOAD_RSA_KEY_SIZE = 2048  (SDS_SHIM_COMPAT)",
+        "PKCS8_KEY = false  (SDS_SHIM_COMPAT)",
+        "SECRET_GRACE_PERIOD_RATIO_JITTER = 0.01  (SDS_SHIM_COMPAT)",
+        "CA       istiod.example:15012 with TLS, verified as istiod.example",
+        "verified with the anchors in ./var/run/secrets/istio/root-cert.pem",
+        "key      RSA with 2048 bits as PKCS#1",
+        "audience istio-ca",
+        "ROOTCA   the CA's answer\n",
+        "output   none",
+        "for our own user, 7\n",
+        "root-cert.pem: 1 trust anchors",
+    ] {
+        assert!(text.contains(expected), "{expected:?} is not in {text}");
+    }
+    assert!(!text.contains("Some(") && !text.contains("Dns("), "{text}");
 
     let (code, text) = run(scene.shim().env("SECRET_TTL", "x").env("SDS_SHIM_X", "y"), &["check"]).await?;
     assert_eq!((code, text.contains("2 mistakes")), (64, true), "{text}");

@@ -160,6 +160,20 @@ async fn the_system_roots_are_served() -> Tested {
 }
 
 #[tokio::test]
+async fn of_a_file_with_bad_anchors_the_good_ones_are_served() -> Tested {
+    let (pod, files) = (Pod::new().await?, Credentials::new()?);
+    let file = files.scratch.path().join("mixed.pem");
+    fs::write(&file, files.pki.root_pem() + &files.issue().chain_pem).or_fail("write the anchors")?;
+    let name = format!("file-root:{}", file.display());
+    let (_, answer) = pod.ask(&[&name]).await?;
+    // The root and the intermediate, and not the leaf.
+    assert_eq!(secret(&answer, &name)?.trust_anchors()?.len(), 2);
+    let line = pod.shim.wait_for_log("it is not a CA certificate").await?;
+    assert!(line.contains("the others are served") && !line.contains("what it held last"), "{line}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_name_that_stands_for_no_files_is_named_and_gets_nothing() -> Tested {
     let pod = Pod::new().await?;
     let mut stream = pod.client.stream();
@@ -181,5 +195,45 @@ async fn what_nobody_asks_for_any_more_is_forgotten() -> Tested {
     files.volume.replace(&[("ca.crt", &other)]).or_fail("write the volume")?;
     let (_, answer) = pod.ask(&[&name]).await?;
     assert_eq!(secret(&answer, &name)?.trusted_ca_pem, other);
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_comes_first_is_served_first() -> Tested {
+    const MOST: usize = 16;
+    let (mut pod, files) = (Pod::new().await?, Credentials::new()?);
+    let directory = files.scratch.path().to_owned();
+    let roots = |name: String| {
+        let file = directory.join(name);
+        fs::write(&file, files.pki.root_pem()).or_fail("write a file")?;
+        Ok::<_, Failure>(format!("file-root:{}", file.display()))
+    };
+    let held: Vec<_> = (0..MOST).map(|number| roots(format!("m{number:02}.pem"))).collect::<Result<_, _>>()?;
+    let wanted: Vec<_> = held.iter().map(String::as_str).collect();
+    let mut first = pod.client.stream();
+    first.send(sds::request(&wanted));
+    let mut got = 0;
+    while got < MOST {
+        let answer = first.recv().await?;
+        first.send(sds::ack(&answer, &wanted));
+        got += names(&answer)?.len();
+    }
+    // Another client, whose name sorts earlier.
+    let late = roots("a.pem".to_owned())?;
+    let mut second = pod.client.stream();
+    second.send(sds::request(&[&late]));
+    let line = pod.shim.wait_for_log("files of 16 names are held, which is the most").await?;
+    assert!(line.contains("a.pem"), "{line}");
+    second.expect_silence(QUIET).await?;
+    let metrics = pod.shim.admin("/metrics").await?.text();
+    assert!(metrics.contains(&format!("sds_shim_sds_pending{{resource=\"{late}\"}} 1")), "{metrics}");
+    // Nobody has lost anything: a change still arrives.
+    fs::write(directory.join("m15.pem"), Pki::new("another").root_pem()).or_fail("write a file")?;
+    let answer = first.recv().await?;
+    first.send(sds::ack(&answer, &wanted[1..]));
+    assert_eq!(names(&answer)?, [held[15].clone()]);
+    // With one place free it is the other's turn.
+    assert_eq!(names(&second.recv().await?)?, [late]);
+    assert_eq!(pod.shim.log().count("which is the most"), 1);
     Ok(())
 }

@@ -171,6 +171,60 @@ async fn a_scrape_tells_what_happened() -> Tested {
     documented(&scraped)
 }
 
+/// Certificates of different issuers may have the same number, as those of operating systems do.
+#[tokio::test]
+async fn certificates_with_the_same_number_are_told_apart() -> Tested {
+    let scene = Scene::new().await?;
+    let mut shim = scene.shim().start()?;
+    let numbered = |name: &str, number: u32| numbered(name, number).or_fail("make an anchor");
+    let file = scene.workload.path().join("anchors.pem");
+    let anchors = [numbered("one", 1)?, numbered("two", 1)?, numbered("three", 0)?];
+    fs::write(&file, anchors.concat()).or_fail("write the anchors")?;
+    // Open streams speak of their names for as long as the program runs.
+    let name: &'static str = format!("file-root:{}", file.display()).leak();
+    let mut streams = Vec::new();
+    for name in [name, "file-root:system"] {
+        let mut stream = Open::connect(&mut shim, name).await?;
+        stream.next(&shim).await?;
+        streams.push(stream);
+    }
+    let scraped = Scraped::new(&mut shim).await?;
+    let of = |resource: &str| {
+        let samples = scraped.0["sds_shim_not_after_timestamp_seconds"].samples.iter();
+        samples.filter(|(_, labels, _)| labels["resource"] == resource).map(|(_, labels, _)| labels.clone()).collect()
+    };
+    let told: Vec<BTreeMap<_, _>> = of(name);
+    let mut serials: Vec<_> = told.iter().map(|labels| labels["serial"].as_str()).collect();
+    serials.sort_unstable();
+    assert_eq!(serials, ["00", "01", "01"]);
+    for told in [told, of("file-root:system")] {
+        let prints: BTreeSet<_> = told.iter().map(|labels| &labels["sha256"]).collect();
+        assert!(prints.len() == told.len() && prints.iter().all(|print| print.len() == 16), "{told:?}");
+    }
+    Ok(())
+}
+
+/// A trust anchor with this serial number, PEM.
+fn numbered(name: &str, number: u32) -> Result<Vec<u8>, openssl::error::ErrorStack> {
+    use openssl::{asn1::Asn1Time, bn::BigNum, ec, hash::MessageDigest, nid::Nid, pkey::PKey, x509};
+    let group = ec::EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
+    let key = PKey::from_ec_key(ec::EcKey::generate(&group)?)?;
+    let mut subject = x509::X509Name::builder()?;
+    subject.append_entry_by_nid(Nid::COMMONNAME, name)?;
+    let subject = subject.build();
+    let mut builder = x509::X509::builder()?;
+    builder.set_version(2)?;
+    builder.set_serial_number(&*BigNum::from_u32(number)?.to_asn1_integer()?)?;
+    builder.set_subject_name(&subject)?;
+    builder.set_issuer_name(&subject)?;
+    builder.set_pubkey(&key)?;
+    builder.set_not_before(&*Asn1Time::days_from_now(0)?)?;
+    builder.set_not_after(&*Asn1Time::days_from_now(30)?)?;
+    builder.append_extension(x509::extension::BasicConstraints::new().critical().ca().build()?)?;
+    builder.sign(&key, MessageDigest::sha256())?;
+    builder.build().to_pem()
+}
+
 /// The table of the documentation is what the scrape says of itself.
 fn documented(scraped: &Scraped) -> Tested {
     let page = fs::read_to_string(workspace().join("packaging/metrics.md")).or_fail("read the documentation")?;

@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use common::{Logged, Site};
@@ -81,8 +81,12 @@ async fn files_follow_the_certificate_without_a_subscriber() -> Tested {
     assert!(read > 20 && mixed == 0, "{mixed} of {read} reads were of two generations");
     assert_eq!(fs::read_to_string(directory.join("root-cert.pem")).or_fail("the roots")?, site.pki.root_pem());
     // One generation, one link to it, three names.
-    let names = fs::read_dir(&directory).or_fail("list the files")?.count();
-    assert_eq!(names, 5, "earlier generations were left behind");
+    let swept = async {
+        while fs::read_dir(&directory).map_or(0, Iterator::count) != 5 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, swept).await.map_err(|_| shim.failure("earlier generations were left behind"))?;
     Ok(())
 }
 
@@ -143,5 +147,93 @@ async fn a_directory_that_cannot_be_written_is_named_and_tried_again() -> Tested
     fs::remove_file(&directory).or_fail("clear the way")?;
     next(&directory, None, &shim).await?;
     shim.wait_for_log("written again").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_directory_that_is_there_keeps_its_mode() -> Tested {
+    let site = Site::new().await?;
+    let directory = output(&site);
+    fs::create_dir(&directory).or_fail("make the directory")?;
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).or_fail("close the directory")?;
+    let nested = directory.join("made/by us");
+    for directory in [&directory, &nested] {
+        let shim = Logged(site.shim().env("OUTPUT_CERTS", directory.display().to_string()).start()?);
+        next(directory, None, &shim).await?;
+    }
+    let mode = |path: &Path| Ok::<_, Failure>(fs::metadata(path).or_fail("look at it")?.permissions().mode() & 0o777);
+    assert_eq!((mode(&directory)?, mode(&directory.join("made"))?, mode(&nested)?), (0o700, 0o755, 0o755));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_crash_left_behind_is_swept_and_nothing_else() -> Tested {
+    let site = Site::new().await?;
+    let directory = output(&site);
+    let place = |name: &str, age: u64| {
+        let path = directory.join(name);
+        fs::create_dir_all(&path)?;
+        fs::write(path.join("key.pem"), "left behind")?;
+        fs::File::open(&path)?.set_modified(SystemTime::now() - Duration::from_secs(age))
+    };
+    for (name, age) in [("..7_0", 3600), ("..8_1", 0), ("..2026_11_25_00_00_00.1", 3600), ("7_0", 3600)] {
+        place(name, age).or_fail("leave something behind")?;
+    }
+    let shim = Logged(site.shim().env("OUTPUT_CERTS", directory.display().to_string()).start()?);
+    let held = next(&directory, None, &shim).await?;
+    // The second time tells that the first is over.
+    shim.signal(Signal::SIGUSR1)?;
+    next(&directory, Some(&held), &shim).await?;
+    let there = |name: &str| directory.join(name).exists();
+    assert!(!there("..7_0"), "the generation that was left behind is still there");
+    assert!(there("..8_1"), "another process may be writing it");
+    assert!(there("..2026_11_25_00_00_00.1") && there("7_0"), "these are not ours");
+    Ok(())
+}
+
+/// A generation that is not on the disk before its name is would be lost with the power.
+#[tokio::test]
+async fn files_are_on_the_disk_before_they_are_current() -> Tested {
+    let strace = Path::new("/usr/bin/strace");
+    if !strace.exists() {
+        eprintln!("not checked: there is no strace");
+        return Ok(());
+    }
+    let site = Site::new().await?;
+    let (directory, trace) = (output(&site), site.workload.path().join("trace"));
+    let launcher = [
+        "strace",
+        "-y",
+        "-s",
+        "4096",
+        "-e",
+        "trace=fsync,rename,renameat,renameat2",
+        "-o",
+        &trace.display().to_string(),
+    ];
+    let shim = site.shim().env("OUTPUT_CERTS", directory.display().to_string()).through(&launcher);
+    // Whoever is traced may not be able to protect its memory as usual.
+    let shim = Logged(shim.env("SDS_SHIM_REQUIRE_LOCKED", "none").start()?);
+    next(&directory, None, &shim).await?;
+    let written = async {
+        loop {
+            let text = fs::read_to_string(&trace).unwrap_or_default();
+            // The directory comes last.
+            match text.contains("/output>) = 0\n") {
+                true => return text,
+                false => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    let text = tokio::time::timeout(PATIENCE, written).await.map_err(|_| shim.failure("no fsync of the directory"))?;
+    // Its names are in memory that a tracer cannot read: of a rename only that there was one is seen.
+    let calls: Vec<_> = text
+        .lines()
+        .skip_while(|line| !line.contains("key.pem>"))
+        .map(|line| if line.starts_with("rename") { "rename" } else { line.rsplit(['/', '>']).nth(1).unwrap_or(line) })
+        .map(|call| if call.starts_with("..") { "generation" } else { call })
+        .collect();
+    let files = ["key.pem", "cert-chain.pem", "root-cert.pem", "generation"];
+    assert_eq!(calls, [&files[..], &["rename"; 4], &["output"]].concat(), "{text}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The socket and other users. A shim under a user id of its own needs root to start it: without root these tests say
+//! The socket, the files that are written, and other users. A shim under a user id of its own needs root to start it: without root these tests say
 //! so and check nothing, unless `REQUIRE_ROOT` is set.
 
 mod common;
@@ -140,5 +140,87 @@ async fn a_directory_that_is_not_writable_is_an_error_that_says_who_and_where() 
     for part in ["Permission denied", "os error 13", "uid 1337", "0:7", "2755", "workload-spiffe-uds/socket"] {
         assert!(log.contains(part), "{part:?} is not in {log}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn certificates_are_written_into_a_directory_of_somebody_else() -> Outcome {
+    if !is_root() {
+        return Ok(());
+    }
+    let site = Site::new().await?;
+    owned(site.workload.path(), UID).or_fail("give the pod away")?;
+    // What an emptyDir is.
+    let directory = site.workload.path().join("output");
+    fs::create_dir(&directory).or_fail("make the directory")?;
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).or_fail("open the directory")?;
+    let shim = start(&site, &[("OUTPUT_CERTS", "./output"), ("SDS_SHIM_OUTPUT_GID", "1337")])?;
+    let deadline = Instant::now() + PATIENCE;
+    while !directory.join("root-cert.pem").exists() {
+        assert!(Instant::now() < deadline, "nothing is written: {}", shim.log().lines().join("\n"));
+        sleep(POLL).await;
+    }
+    assert_eq!(fs::metadata(directory.join("key.pem")).or_fail("look at the key")?.uid(), UID);
+    let there = fs::metadata(&directory).or_fail("look at the directory")?;
+    assert_eq!((there.uid(), there.permissions().mode() & 0o777), (0, 0o777));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_written_is_told_with_owner_and_mode() -> Outcome {
+    if !is_root() {
+        return Ok(());
+    }
+    let site = Site::new().await?;
+    owned(site.workload.path(), UID).or_fail("give the pod away")?;
+    let directory = site.workload.path().join("output");
+    fs::create_dir(&directory).or_fail("make the directory")?;
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).or_fail("set the mode")?;
+    let shim = start(&site, &[("OUTPUT_CERTS", "./output")])?;
+    let line = shim.wait_for_log("the files of before stay").await?;
+    for part in ["./output", "Permission denied", "owner 0:0", "mode 0755", "we are 1337:1337"] {
+        assert!(line.contains(part), "{part:?} is not in {line}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_allowed_user_who_is_neither_root_nor_ours_gets_through_the_mode() -> Outcome {
+    if !is_root() {
+        return Ok(());
+    }
+    let site = Site::new().await?;
+    owned(site.workload.path(), UID).or_fail("give the pod away")?;
+    let socket = site.workload.socket();
+    for directory in socket.ancestors().skip(1).take_while(|path| path.starts_with(site.workload.path())) {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).or_fail("open the pod")?;
+    }
+    let shim = start(&site, &[("SDS_SHIM_ALLOW_UIDS", "0,2000")])?;
+    assert!(is_served(&socket).await?.is_some());
+    assert_eq!(fs::metadata(&socket).or_fail("look at the socket")?.permissions().mode() & 0o777, 0o666);
+    for (uid, expected) in [("2000", true), ("2001", false)] {
+        let command = ["--reuid", uid, "--regid", uid, "--clear-groups", "./sds-shim", "wait", "--timeout", "5s"];
+        let asked = tokio::process::Command::new("setpriv").args(command).current_dir(site.workload.path()).output();
+        let asked = asked.await.or_fail("ask as another user")?;
+        let told = String::from_utf8_lossy(&asked.stderr).into_owned();
+        assert_eq!(asked.status.success(), expected, "uid {uid}: {told}");
+        // It is the look at the peer that refuses, not the mode.
+        assert!(!told.contains("Permission denied"), "uid {uid}: {told}");
+    }
+    assert!(shim.wait_for_log("was refused").await?.contains("uid=2001"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_such_a_user_the_socket_is_ours_alone() -> Outcome {
+    if !is_root() {
+        return Ok(());
+    }
+    let site = Site::new().await?;
+    owned(site.workload.path(), UID).or_fail("give the pod away")?;
+    let _shim = start(&site, &[("SDS_SHIM_ALLOW_UIDS", "0,1337")])?;
+    assert!(is_served(&site.workload.socket()).await?.is_some());
+    let mode = fs::metadata(site.workload.socket()).or_fail("look at the socket")?.permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
     Ok(())
 }

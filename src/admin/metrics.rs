@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeSet,
     fmt::{self, Debug},
     fs,
     sync::Arc,
@@ -20,6 +21,9 @@ use crate::{
 
 /// What OpenMetrics calls itself.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Characters of a certificate's fingerprint that tell it from others.
+const FINGERPRINT: usize = 16;
 
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 
@@ -81,12 +85,18 @@ impl Writer<'_> {
             for (name, secret) in &*workload.secrets() {
                 let mut facts: Vec<_> = secret.facts().iter().enumerate().collect();
                 facts.sort_by_key(|(at, facts)| (kind(secret, *at) == "root", facts.not_after));
+                // Certificates of different issuers may have the same number, and a chain may hold one twice: a page
+                // that tells a sample twice is refused as a whole.
+                let mut seen = BTreeSet::new();
+                facts.retain(|(_, facts)| seen.insert(facts.fingerprint));
                 for (at, facts) in facts.into_iter().take(shown) {
+                    let sha256 = facts.fingerprint();
                     let labels = vec![
                         ("identity", workload.identity.as_str()),
                         ("resource", name),
                         ("kind", kind(secret, at)),
                         ("serial", if facts.is_crl { &facts.issuer } else { &facts.serial }),
+                        ("sha256", sha256.get(..FINGERPRINT).unwrap_or_default()),
                     ];
                     sample(&mut metric, labels, facts.not_after)?;
                 }
@@ -97,6 +107,7 @@ impl Writer<'_> {
                     ("resource", "token"),
                     ("kind", "token"),
                     ("serial", ""),
+                    ("sha256", ""),
                 ];
                 sample(&mut metric, labels, end)?;
             }

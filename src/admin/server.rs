@@ -1,7 +1,7 @@
 use std::{
     convert::Infallible,
     fs, io,
-    os::unix::fs::FileTypeExt,
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
@@ -18,7 +18,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, UnixListener, UnixStream},
     sync::Semaphore,
 };
 use tracing::{debug, error, info, warn};
@@ -109,7 +109,8 @@ impl Body for Document {
 
 enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
+    /// With its path, and which file it is.
+    Unix(UnixListener, PathBuf, Option<(u64, u64)>),
 }
 
 impl Listener {
@@ -117,8 +118,8 @@ impl Listener {
         match address {
             AdminAddress::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),
             AdminAddress::Unix(path) => {
-                remove_stale(path)?;
-                UnixListener::bind(path).map(|listener| Self::Unix(listener, path.clone()))
+                remove_stale(path).await?;
+                UnixListener::bind(path).map(|listener| Self::Unix(listener, path.clone(), identity(path)))
             }
         }
     }
@@ -126,25 +127,32 @@ impl Listener {
     async fn accept(&self) -> io::Result<Box<dyn Stream>> {
         Ok(match self {
             Self::Tcp(listener) => Box::new(listener.accept().await?.0),
-            Self::Unix(listener, _) => Box::new(listener.accept().await?.0),
+            Self::Unix(listener, ..) => Box::new(listener.accept().await?.0),
         })
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
+        // A successor's socket must survive our end.
+        if let Self::Unix(_, path, own @ Some(_)) = self
+            && identity(path) == *own
+        {
             let _ = fs::remove_file(path);
         }
     }
 }
 
-/// A socket that nobody serves any more is in the way; anything else is left alone.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(there) if there.file_type().is_socket() && std::os::unix::net::UnixStream::connect(path).is_err() => {
-            fs::remove_file(path)
-        }
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|there| (there.dev(), there.ino()))
+}
+
+/// A socket that nobody serves any more is in the way; anything else is left alone, also one whose owner is too busy to
+/// let us in.
+async fn remove_stale(path: &Path) -> io::Result<()> {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket());
+    match UnixStream::connect(path).await {
+        Err(error) if is_socket && error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
         _ => Ok(()),
     }
 }

@@ -50,11 +50,13 @@ pub(super) fn certificates_shown(workloads: &[Arc<Workload>]) -> usize {
 }
 
 fn workload(workload: &Workload, shown: usize) -> Value {
-    let RenewalFacts { next_attempt, last_attempt, last_success, token_not_after, trouble } = workload.renewal();
+    let RenewalFacts { asking, next_attempt, last_attempt, last_success, token_not_after, trouble } =
+        workload.renewal();
     let secrets = workload.secrets();
     json!({
         "identity": workload.identity,
         "resources": secrets.iter().map(|(name, held)| secret(name, held, shown)).collect::<Vec<_>>(),
+        "asking": asking,
         "next_attempt": next_attempt.map(rfc3339),
         "last_attempt": last_attempt.map(rfc3339),
         "last_success": last_success.map(rfc3339),

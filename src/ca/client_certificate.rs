@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use openssl::{
+    error::ErrorStack,
     pkey::{PKey, Private},
     sha::sha256,
     x509::X509,
@@ -8,7 +9,7 @@ use openssl::{
 
 use super::error::CaError;
 use crate::{
-    bounded,
+    bounded, clock,
     identity::{X509Svid, certificates, unix_seconds},
 };
 
@@ -22,14 +23,6 @@ pub struct ClientCertificate {
     pub(super) key: PKey<Private>,
 }
 
-/// What PROV_CERT holds.
-pub enum ProvisionedCertificate {
-    /// One that can be presented.
-    Valid(ClientCertificate),
-    /// One whose time is over, at this moment in Unix seconds; presenting it would only fail.
-    Expired(i64),
-}
-
 impl ClientCertificate {
     /// Our own current certificate.
     pub fn own(svid: &X509Svid) -> Self {
@@ -40,27 +33,30 @@ impl ClientCertificate {
     /// Reads `key.pem` and `cert-chain.pem` of PROV_CERT.
     ///
     /// # Errors
-    /// When one of them cannot be read or parsed, or they do not belong together.
-    pub fn provisioned(directory: &Path, now: i64) -> Result<ProvisionedCertificate, CaError> {
+    /// When one of them cannot be read or parsed, they do not belong together, or the certificate has expired, so that
+    /// presenting it would only fail.
+    pub fn provisioned(directory: &Path, now: i64) -> Result<Self, CaError> {
         let problem = |file: &str, cause: &dyn std::fmt::Display| {
             CaError::Provisioned(format!("{}: {cause}", directory.join(file).display()))
         };
         let read = |file: &str| {
-            let content = bounded::read(&directory.join(file), MAX_FILE).map_err(|error| problem(file, &error))?;
+            let content = bounded::read(&directory.join(file), MAX_FILE)
+                .map_err(|error| CaError::Provisioned(bounded::describe(&directory.join(file), &error)))?;
             String::from_utf8(content).map_err(|_| problem(file, &"it is not PEM"))
         };
         let mut chain = certificates(&read("cert-chain.pem")?).map_err(|error| problem("cert-chain.pem", &error))?;
         let key = PKey::private_key_from_pem(read("key.pem")?.as_bytes())
             .map_err(|_| problem("key.pem", &"it holds no PEM private key"))?;
         let leaf = chain.remove(0);
-        if !leaf.public_key()?.public_eq(&key) {
+        let unreadable = |error: ErrorStack| problem("cert-chain.pem", &error);
+        if !leaf.public_key().map_err(&unreadable)?.public_eq(&key) {
             return Err(problem("key.pem", &"the key does not belong to cert-chain.pem"));
         }
-        let not_after = unix_seconds(leaf.not_after())?;
+        let not_after = unix_seconds(leaf.not_after()).map_err(unreadable)?;
         if not_after <= now {
-            return Ok(ProvisionedCertificate::Expired(not_after));
+            return Err(problem("cert-chain.pem", &format!("it expired at {}", clock::rfc3339(not_after))));
         }
-        Ok(ProvisionedCertificate::Valid(Self { leaf, intermediates: chain, key }))
+        Ok(Self { leaf, intermediates: chain, key })
     }
 
     /// SHA-256 of the leaf, to recognise a certificate that was refused.

@@ -63,15 +63,24 @@ pub enum CaError {
         /// How long it asks us to wait.
         retry_after: Option<Duration>,
     },
-    /// OpenSSL failed before anything was sent.
-    #[error("OpenSSL: {0}")]
-    OpenSsl(#[from] ErrorStack),
+    /// OpenSSL failed before anything was sent; most often for want of memory.
+    #[error("{what}: OpenSSL: {cause}")]
+    OpenSsl {
+        /// What could not be done.
+        what: &'static str,
+        /// What OpenSSL said.
+        cause: ErrorStack,
+    },
 }
 
 impl CaError {
     pub(super) fn from_status(status: &Status, header: Option<Duration>) -> Self {
         let retry_after = retry::from_status(status).or(header);
         Self::Status { code: status.code(), message: foreign_text(status.message(), 256), retry_after }
+    }
+
+    pub(super) fn openssl(what: &'static str) -> impl Fn(ErrorStack) -> Self {
+        move |cause| Self::OpenSsl { what, cause }
     }
 
     /// How long the CA asks us to wait before the next call.

@@ -9,5 +9,5 @@ mod retry;
 mod tls;
 
 pub use citadel::CitadelClient;
-pub use client_certificate::{ClientCertificate, ProvisionedCertificate};
+pub use client_certificate::ClientCertificate;
 pub use error::CaError;

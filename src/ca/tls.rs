@@ -1,11 +1,13 @@
 use std::{
-    io,
+    io, iter,
+    path::Path,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
 use openssl::{
+    error::ErrorStack,
     ssl::{ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslVerifyMode, SslVersion},
     x509::{X509VerifyResult, store::X509StoreBuilder},
 };
@@ -24,6 +26,13 @@ use crate::{
 
 /// Bytes of the file with the CA's trust anchors: some ninety of them. In memory they take a multiple of it.
 const MAX_ROOTS: usize = 128 * 1024;
+/// The same of an operating system's.
+const MAX_SYSTEM_ROOTS: usize = 384 * 1024;
+/// Bytes that a parsed anchor takes for each of its file, in pieces of this size.
+const PARSED: usize = 5;
+const PIECE: usize = 16 * 1024;
+/// What fails when OpenSSL does, before anything is sent.
+const SET_UP: &str = "the TLS connection to the CA cannot be set up";
 
 /// The last TLS error that the connection met. With TLS 1.3 the refusal of a client certificate arrives only after
 /// the handshake, where the HTTP layers would hide it.
@@ -57,7 +66,7 @@ pub(super) async fn connect(
 ) -> Result<Watched, CaError> {
     // Before the network: what is wrong with our own files should be told whatever the network does.
     let ssl = ssl(config, &address.server_name, certificate)?;
-    let mut stream = SslStream::new(ssl, Tcp(tcp(address, config.timeout).await?))?;
+    let mut stream = SslStream::new(ssl, Tcp(tcp(address, config.timeout).await?)).map_err(CaError::openssl(SET_UP))?;
     let Err(error) = Pin::new(&mut stream).connect().await else { return Ok(Watched { stream, alert }) };
     let verified = stream.ssl().verify_result();
     if certificate.is_some() && verified == X509VerifyResult::OK && is_alert(&error) {
@@ -71,12 +80,34 @@ pub(super) async fn connect(
 }
 
 fn ssl(config: &CaConfig, server_name: &ServerName, certificate: Option<&ClientCertificate>) -> Result<Ssl, CaError> {
+    let anchors = anchors(config)?;
+    context(certificate)
+        .and_then(|mut context| {
+            let mut store = X509StoreBuilder::new()?;
+            if !anchors.add_to(&mut store)? {
+                return Ok(None);
+            }
+            context.set_cert_store(store.build());
+            let mut ssl = Ssl::new(&context.build())?;
+            match server_name {
+                ServerName::Dns(name) => {
+                    ssl.set_hostname(name)?;
+                    ssl.param_mut().set_host(name)?;
+                }
+                ServerName::Ip(address) => ssl.param_mut().set_ip(*address)?,
+            }
+            Ok(Some(ssl))
+        })
+        .map_err(CaError::openssl(SET_UP))?
+        .ok_or_else(|| no_room(&config.roots_file()))
+}
+
+fn context(certificate: Option<&ClientCertificate>) -> Result<SslContextBuilder, ErrorStack> {
     // Not SslConnector: its builder reads the system's whole trust store each time.
     let mut context = SslContext::builder(SslMethod::tls_client())?;
     context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
     context.set_verify(SslVerifyMode::PEER);
     context.set_alpn_protos(b"\x02h2")?;
-    trust(&mut context, &config.roots)?;
     if let Some(certificate) = certificate {
         context.set_certificate(&certificate.leaf)?;
         context.set_private_key(&certificate.key)?;
@@ -84,34 +115,30 @@ fn ssl(config: &CaConfig, server_name: &ServerName, certificate: Option<&ClientC
             context.add_extra_chain_cert(intermediate.clone())?;
         }
     }
-    let mut ssl = Ssl::new(&context.build())?;
-    match server_name {
-        ServerName::Dns(name) => {
-            ssl.set_hostname(name)?;
-            ssl.param_mut().set_host(name)?;
-        }
-        ServerName::Ip(address) => ssl.param_mut().set_ip(*address)?,
-    }
-    Ok(ssl)
+    Ok(context)
 }
 
-fn trust(context: &mut SslContextBuilder, roots: &CaRoots) -> Result<(), CaError> {
-    let file = match roots {
-        CaRoots::System => return Ok(context.set_default_verify_paths()?),
-        CaRoots::File(file) => file,
-    };
+fn anchors(config: &CaConfig) -> Result<TrustBundle, CaError> {
+    let file = &config.roots_file();
+    let limit = if matches!(config.roots, CaRoots::System(_)) { MAX_SYSTEM_ROOTS } else { MAX_ROOTS };
     let problem = |cause: String| CaError::Roots { path: file.display().to_string(), cause };
-    let content = bounded::read(file, MAX_ROOTS).map_err(|error| problem(error.to_string()))?;
-    // What is left out of it is told by whoever serves the file's anchors.
-    let (bundle, _) = TrustBundle::from_pem(&String::from_utf8_lossy(&content), clock::now())
-        .map_err(|error| problem(error.to_string()))?;
-    let mut store = X509StoreBuilder::new()?;
-    if !bundle.add_to(&mut store)? {
-        let count = bundle.anchors().len();
-        return Err(problem(format!("there is no room for its {count} trust anchors; SDS_SHIM_ARENA_KIB makes more")));
+    let size = file.metadata().map_or(0, |metadata| metadata.len() as usize).min(limit);
+    // Parsed, they are many small blocks.
+    let parsed = iter::repeat_n(PIECE, size * PARSED / PIECE);
+    if !locked::has_room(&iter::once(size).chain(parsed).collect::<Vec<_>>()) {
+        return Err(no_room(file));
     }
-    context.set_cert_store(store.build());
-    Ok(())
+    let content = bounded::read(file, limit).map_err(|error| problem(error.to_string()))?;
+    // What is left out of it is told by whoever serves the file's anchors.
+    let bundle = TrustBundle::from_pem(&String::from_utf8_lossy(&content), clock::now());
+    Ok(bundle.map_err(|error| problem(error.to_string()))?.0)
+}
+
+fn no_room(file: &Path) -> CaError {
+    CaError::Roots {
+        path: file.display().to_string(),
+        cause: "there is no room for its trust anchors; SDS_SHIM_ARENA_KIB makes more".to_owned(),
+    }
 }
 
 fn is_alert(error: &openssl::ssl::Error) -> bool {

@@ -87,8 +87,8 @@ pub enum ClientError {
     #[error("{0}")]
     NoSecret(String),
     /// The renewal failed.
-    #[error("the renewal failed: {0}; what was held is still served")]
-    NotRenewed(String),
+    #[error("the renewal failed: {0}; {1}")]
+    NotRenewed(String, &'static str),
 }
 
 /// Asks the shim that serves this socket. Returns what to print.
@@ -196,23 +196,37 @@ impl Shim<'_> {
 
     async fn renew(&self) -> Result<String, ClientError> {
         let (connection, pid) = self.connect().await?;
-        // The signal would end a process that does not know it: only one that is surely ours gets it.
-        let before = self.status_on(&connection).await?;
+        let mut before = self.status_on(&connection).await?;
         let pid = pid.ok_or_else(|| self.unreachable(&"its process is not to be seen from here"))?;
+        // The signal would end a process that does not know it: only one that is surely ours gets it.
+        if before["pid"] != pid.as_raw() || !before["version"].is_string() {
+            return Err(ClientError::Stranger(self.0.display().to_string()));
+        }
+        // An attempt that is under way is not the one that is asked for: what comes of it says nothing of that one.
+        while is_asking(&before) {
+            sleep(PAUSE).await;
+            before = self.status_on(&connection).await?;
+        }
         kill(pid, Signal::SIGUSR1).map_err(|error| self.unreachable(&format!("process {pid}: {}", error.desc())))?;
-        let deadline = Instant::now() + 2 * PATIENCE;
+        let mut deadline = Instant::now() + PATIENCE;
         loop {
             let now = self.status_on(&connection).await?;
             if now["renewals"]["issued"] != before["renewals"]["issued"] {
                 return Ok(format!("renewed: process {pid} serves a new certificate\n"));
             }
+            let held = if has_certificate(&now) { "what was held is still served" } else { "nothing is held yet" };
             if now["renewals"]["failed"] != before["renewals"]["failed"] {
-                let text =
-                    now["workloads"].as_array().into_iter().flatten().find_map(|one| one["trouble"]["text"].as_str());
-                return Err(ClientError::NotRenewed(text.unwrap_or("see its log").to_owned()));
+                let text = list(&now["workloads"]).find_map(|one| one["trouble"]["text"].as_str());
+                return Err(ClientError::NotRenewed(text.unwrap_or("see its log").to_owned(), held));
+            }
+            if is_asking(&now) {
+                // It has limits of its own: a deadline for each address of the CA, and a wait for the begin of a
+                // certificate and for those who take the anchors first.
+                deadline = Instant::now() + PATIENCE;
             }
             if Instant::now() > deadline {
-                return Err(ClientError::NotRenewed(format!("nothing came of it within {} s", 2 * PATIENCE.as_secs())));
+                let text = format!("nothing came of it within {} s", PATIENCE.as_secs());
+                return Err(ClientError::NotRenewed(text, held));
             }
             sleep(PAUSE).await;
         }
@@ -244,4 +258,17 @@ impl Shim<'_> {
             _ => Err(none("it has no public part")),
         }
     }
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+/// Whether the CA is being asked for a certificate.
+fn is_asking(status: &Value) -> bool {
+    list(&status["workloads"]).any(|workload| workload["asking"] == true)
+}
+
+fn has_certificate(status: &Value) -> bool {
+    list(&status["workloads"]).flat_map(|workload| list(&workload["resources"])).any(|held| held["name"] == "default")
 }

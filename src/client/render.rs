@@ -4,6 +4,8 @@ use serde_json::Value;
 
 /// Characters of a serial number that are shown.
 const SERIAL: usize = 16;
+/// Characters of an issuer that are shown.
+const ISSUER: usize = 40;
 
 /// The status as people read it, at `now` (Unix seconds).
 pub fn render(status: &Value, now: i64, colour: bool) -> String {
@@ -43,9 +45,10 @@ struct Page {
 impl Page {
     fn workload(&self, out: &mut String, workload: &Value) {
         let _ = writeln!(out, "{}", self.paint("1", text(&workload["identity"])));
-        let next = match workload["trouble"].is_null() {
-            true => format!("renews {}", self.when(&workload["next_attempt"])),
-            false => format!("tries again {}", self.when(&workload["next_attempt"])),
+        let next = match (workload["asking"] == true, workload["trouble"].is_null()) {
+            (true, _) => "asking now".to_owned(),
+            (false, true) => format!("renews {}", self.when(&workload["next_attempt"])),
+            (false, false) => format!("tries again {}", self.when(&workload["next_attempt"])),
         };
         let _ = writeln!(out, "renewal  {next}; last success {}", self.when(&workload["last_success"]));
         if !workload["token_not_after"].is_null() {
@@ -67,7 +70,7 @@ impl Page {
                     text(&secret["name"]).to_owned(),
                     text(&certificate["kind"]).to_owned(),
                     cut(text(&certificate["serial"]), SERIAL),
-                    cut(text(&certificate["issuer"]).rsplit(", ").next().unwrap_or_default(), 40),
+                    cut(issuer(text(&certificate["issuer"])), ISSUER),
                     self.when(&certificate["not_before"]),
                     self.when(&certificate["not_after"]),
                 ]);
@@ -127,7 +130,7 @@ impl Page {
             for resource in list(&stream["resources"]) {
                 rows.push([
                     text(&stream["call"]).to_owned(),
-                    stream["pid"].to_string(),
+                    stream["pid"].as_i64().map_or("?".to_owned(), |pid| pid.to_string()),
                     stream["uid"].to_string(),
                     self.age(&stream["since"]),
                     text(&resource["name"]).to_owned(),
@@ -203,6 +206,12 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("?")
 }
 
+/// What an issuer is known by: its common name, else its organisation, else all of it.
+fn issuer(name: &str) -> &str {
+    let part = |key| name.split(", ").find(|part| part.starts_with(key));
+    part("CN=").or_else(|| part("O=")).unwrap_or(name)
+}
+
 fn seconds(time: &Value) -> Option<i64> {
     let time = humantime::parse_rfc3339(time.as_str()?).ok()?;
     Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs() as i64)
@@ -231,6 +240,59 @@ mod tests {
         ] {
             assert_eq!(words(seconds), expected);
         }
+    }
+
+    #[test]
+    fn an_issuer_is_shown_by_what_it_is_known_by() {
+        for (name, expected) in [
+            ("O=Istio, CN=root, OU=x", "CN=root"),
+            ("C=DE, O=cluster.local, L=here", "O=cluster.local"),
+            ("C=DE, L=here", "C=DE, L=here"),
+        ] {
+            assert_eq!(issuer(name), expected);
+        }
+    }
+
+    #[test]
+    fn troubles_are_shown() {
+        let status = serde_json::json!({
+            "version": "1", "pid": 7, "started": "1970-01-01T00:00:00Z", "ready": false, "reason": "why", "source": "s",
+            "workloads": [{"identity": "i", "asking": true, "resources": [], "trouble": {
+                "since": "1970-01-01T00:01:00Z", "reason": "token", "text": "no token",
+            }}],
+            "ca": [{"address": "a:1", "up": false, "calls": 2, "failed": 1, "mean_seconds": 0.01,
+                "last_failure": "1970-01-01T00:01:30Z", "last_error": "gone"}],
+            "sds": {
+                "resources": {"default": {"pushes": 2, "acks": 1, "nacks": 1,
+                    "last_nack": {"at": "1970-01-01T00:01:40Z", "text": "not to my taste"}}},
+                "refused_uids": {"2001": 1},
+                "streams": [{"call": "DeltaSecrets", "pid": null, "uid": 7, "since": "1970-01-01T00:00:30Z",
+                    "resources": [{"name": "default", "state": "refused", "at": "1970-01-01T00:01:40Z"}]}],
+            },
+            "memory": {"summary": "m", "missing": ["a larger limit"]},
+        });
+        let expected = "\
+sds-shim 1, process 7, up 1 min 40 s: NOT READY: why
+source   s
+
+i
+renewal  asking now; last success never
+trouble  no token (token, since 40 s)
+RESOURCE  KIND  SERIAL  ISSUER  BEGAN  ENDS
+
+CA       a:1 fails; 2 calls, 1 failed, 10.0 ms each
+         last failure 10 s ago: gone
+SDS      default: sent 2 times, 1 ACK, 1 NACK
+         last NACK 0 s ago: not to my taste
+SDS      refused 1 connection of uid 2001 (SDS_SHIM_ALLOW_UIDS)
+
+STREAM        PID  UID  OPEN        RESOURCE  STATE
+DeltaSecrets  ?    7    1 min 10 s  default   refused 0 s ago
+
+memory   m
+missing  a larger limit
+";
+        assert_eq!(render(&status, 100, false), expected);
     }
 
     #[test]

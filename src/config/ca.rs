@@ -2,12 +2,12 @@ use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use super::{
     reader::Reader,
+    system_roots::system_roots,
     variables::{self, Variable},
 };
 
 /// Trust anchors for the connection to the CA, relative to the working directory (contract with Istio's agent).
 pub(super) const ROOT_FILE: &str = "./var/run/secrets/istio/root-cert.pem";
-const KUBERNETES_ROOT_FILE: &str = "./var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 const CUSTOM_ROOT_FILE: &str = "./etc/certs/root-cert.pem";
 /// The port on which istiod serves without TLS.
 const PLAINTEXT_PORT: u16 = 15010;
@@ -53,6 +53,16 @@ impl CaAddress {
     }
 }
 
+impl CaConfig {
+    /// The file with the trust anchors for the server certificate.
+    pub fn roots_file(&self) -> PathBuf {
+        match &self.roots {
+            CaRoots::File(file) | CaRoots::System(Some(file)) => file.clone(),
+            CaRoots::System(None) => system_roots(),
+        }
+    }
+}
+
 impl fmt::Display for CaAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host.contains(':') {
@@ -90,8 +100,9 @@ pub enum ServerName {
 pub enum CaRoots {
     /// A PEM file, read anew for each connection.
     File(PathBuf),
-    /// The operating system's anchors.
-    System,
+    /// The operating system's anchors, in this file when one is named (`SSL_CERT_FILE`), else where such systems keep
+    /// them. Read anew for each connection.
+    System(Option<PathBuf>),
 }
 
 /// When a client certificate is presented to the CA (`SDS_SHIM_CA_MTLS`).
@@ -108,7 +119,9 @@ pub enum MutualTls {
 /// Reads everything that concerns the CA.
 pub(super) fn read(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> CaConfig {
     let several = |text: &str| text.split(',').map(|one| host_and_port(one.trim())).collect();
-    let discovered = discovery_address.and_then(|address| {
+    // Where CA_ADDR says it, nobody needs what PROXY_CONFIG says.
+    let is_named = reader.env().value(variables::CA_ADDR.name).is_some_and(|value| !value.is_empty());
+    let discovered = discovery_address.filter(|_| !is_named).and_then(|address| {
         let parsed: Result<Vec<_>, _> = several(address);
         parsed.map_err(|error| reader.mistake(&variables::PROXY_CONFIG, format!("discoveryAddress: {error}"))).ok()
     });
@@ -119,22 +132,22 @@ pub(super) fn read(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> 
     let name = reader.parse_with(&variables::ISTIOD_SAN, host_name);
     let addresses = addresses.into_iter().map(|(host, port)| {
         // Inside istiod's own pod and through port-forwards the address says nothing about the name.
-        let named_by_address = || if host == "localhost" { "istiod.istio-system.svc".to_owned() } else { host.clone() };
-        let name = name.clone().unwrap_or_else(named_by_address);
+        let named_by_address = || if bare(&host) == "localhost" { "istiod.istio-system.svc" } else { bare(&host) };
+        let name = name.as_deref().map_or_else(named_by_address, bare).to_owned();
         let server_name = name.parse().map(ServerName::Ip).unwrap_or(ServerName::Dns(name));
         CaAddress { host, port, server_name }
     });
     let provisioned = reader.text(&variables::PROV_CERT).map(PathBuf::from);
-    let by_provider = reader.choice(
-        &variables::PILOT_CERT_PROVIDER,
-        &[("istiod", ROOT_FILE), ("kubernetes", KUBERNETES_ROOT_FILE), ("custom", CUSTOM_ROOT_FILE)],
-    );
-    let roots = match (reader.text(&variables::CA_ROOT_CA), &provisioned, by_provider) {
-        (Some(system), ..) if system == "SYSTEM" => CaRoots::System,
+    // Whatever else it says, the anchors are those of istiod's configuration map (Istio, `FindRootCAForCA`).
+    let custom = reader.text(&variables::PILOT_CERT_PROVIDER).is_some_and(|provider| provider == "custom");
+    let roots = match (reader.text(&variables::CA_ROOT_CA), &provisioned, custom) {
+        (Some(system), ..) if system == "SYSTEM" => {
+            CaRoots::System(reader.text(&variables::SSL_CERT_FILE).map(PathBuf::from))
+        }
         (Some(file), ..) => CaRoots::File(file.into()),
-        (None, _, Some(CUSTOM_ROOT_FILE)) => CaRoots::File(CUSTOM_ROOT_FILE.into()),
+        (None, _, true) => CaRoots::File(CUSTOM_ROOT_FILE.into()),
         (None, Some(directory), _) => CaRoots::File(directory.join("root-cert.pem")),
-        (None, None, file) => CaRoots::File(file.unwrap_or(ROOT_FILE).into()),
+        (None, None, _) => CaRoots::File(ROOT_FILE.into()),
     };
     let modes = [("auto", MutualTls::Auto), ("always", MutualTls::Always), ("never", MutualTls::Never)];
     let mutual_tls = reader.choice(&variables::SDS_SHIM_CA_MTLS, &modes).unwrap_or(MutualTls::Auto);
@@ -183,13 +196,19 @@ fn visible_ascii(text: &str) -> bool {
     text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
 }
 
+/// A host name without the dot at its end. That tells the resolver that nothing is to be appended; certificates and
+/// SNI have names without it (RFC 6066, section 3).
+fn bare(host: &str) -> &str {
+    host.strip_suffix('.').unwrap_or(host)
+}
+
 /// A DNS name (RFC 1035, section 2.3.4) or an address.
 fn host_name(text: &str) -> Result<String, &'static str> {
     let label = |label: &str| {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
         (1..=63).contains(&label.len()) && label.bytes().all(allowed)
     };
-    let name = text.strip_suffix('.').unwrap_or(text);
+    let name = bare(text);
     if text.parse::<IpAddr>().is_ok() || (name.len() <= 253 && name.split('.').all(label)) {
         return Ok(text.to_owned());
     }

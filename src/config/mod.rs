@@ -9,6 +9,7 @@ mod proxy_config;
 mod reader;
 mod roots;
 mod source;
+mod system_roots;
 #[cfg(test)]
 mod tests;
 mod variables;
@@ -29,6 +30,7 @@ pub use env::{Env, ProcessEnv, arguments};
 pub use log::{LogConfig, LogFormat, LogLevel, SCOPES};
 pub use reader::Mistake;
 pub use source::{MountedFiles, SourceConfig};
+pub use system_roots::system_roots;
 pub use variables::{VARIABLES, Variable};
 
 /// Directory of the workload SDS socket, relative to the working directory (contract with Istio's agent).
@@ -65,6 +67,8 @@ pub struct Config {
     pub memory: MemoryConfig,
     /// What is logged.
     pub log: LogConfig,
+    /// What is no mistake, and should be told.
+    pub notes: Vec<&'static str>,
 }
 
 /// Who the workload is.
@@ -231,15 +235,27 @@ impl Config {
             log: log::read(&mut reader),
             source,
             token,
+            notes: std::mem::take(&mut reader.notes),
         };
         for name in env.names().into_iter().filter(|name| name.starts_with("SDS_SHIM_")) {
-            if !VARIABLES.iter().any(|variable| variable.name == name) {
+            if !VARIABLES.iter().any(|variable| variable.name == name) && !is_service_link(env, &name) {
                 reader.unknown_name(&name);
             }
         }
         let mistakes = reader.finish();
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
+}
+
+/// Whether Kubernetes has set a variable for a Service, such as one that is named sds-shim, and nobody means us.
+fn is_service_link(env: &dyn Env, name: &str) -> bool {
+    env.names().iter().filter_map(|other| other.strip_suffix("_SERVICE_HOST")).any(|service| {
+        name.strip_prefix(service).is_some_and(|rest| {
+            ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"].contains(&rest)
+                || rest.starts_with("_SERVICE_PORT_")
+                || rest.starts_with("_PORT_")
+        })
+    })
 }
 
 fn identity(reader: &mut Reader<'_>, from_request: bool, ca: bool) -> IdentityConfig {
@@ -280,9 +296,18 @@ fn key(reader: &mut Reader<'_>, compat: bool) -> KeySpec {
 }
 
 fn token(reader: &mut Reader<'_>) -> TokenConfig {
-    reader.choice(&variables::CREDENTIAL_FETCHER_TYPE, &[("JWT", ())]);
+    let fetchers = [("JWT", false), ("GoogleComputeEngine", true)];
+    if reader.choice(&variables::CREDENTIAL_FETCHER_TYPE, &fetchers) == Some(true) {
+        reader.notes.push(
+            "CREDENTIAL_FETCHER_TYPE=GoogleComputeEngine: no token is fetched from the metadata server; the token's file \
+             is used, which something else must write",
+        );
+    }
     let policies = [("third-party-jwt", (TOKEN_FILE, Some("istio-ca"))), ("first-party-jwt", (OWN_TOKEN_FILE, None))];
-    let (file, audience) = reader.choice(&variables::JWT_POLICY, &policies).unwrap_or(policies[0].1);
+    // Any other value means the projected token to Istio's agent as well.
+    let policy = reader.text(&variables::JWT_POLICY);
+    let policy = policies.iter().find(|(name, _)| policy.as_deref() == Some(name));
+    let (file, audience) = policy.unwrap_or(&policies[0]).1;
     let file = reader
         .choice(&variables::SDS_SHIM_TOKEN_SOURCE, &[("file", Some(file)), ("request", None)])
         .unwrap_or(Some(file))

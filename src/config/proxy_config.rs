@@ -1,4 +1,6 @@
-use saphyr_parser::{Event, Parser};
+use saphyr_parser::{Event, Parser, ScalarStyle};
+
+const NO_LIST: &str = "caCertificatesPem is no list of texts";
 
 /// What of Istio's `ProxyConfig` (istio/api, `mesh/v1alpha1/proxy.proto`) concerns us.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -16,20 +18,18 @@ impl ProxyConfig {
     /// Where the text is no YAML, or the fields are not of their type.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let mut config = Self::default();
-        // The way from the outermost mapping to where we are; the names of fields are those of protobuf's JSON.
-        let (mut depth, mut field) = (0_usize, None::<String>);
+        // The way from the outermost mapping to where we are.
+        let (mut depth, mut field) = (0_usize, None::<Field>);
         for event in Parser::new_from_str(text) {
             let (event, at) = event.map_err(|error| format!("JSON or YAML is expected: {error}"))?;
             let misplaced = |what: &str| format!("{what} in line {}", at.start.line());
             match event {
                 Event::MappingStart(..) | Event::SequenceStart(..) => {
-                    match (depth, field.as_deref(), &event) {
+                    match (depth, field, &event) {
                         (0, _, Event::SequenceStart(..)) => return Err(misplaced("a mapping is expected, not a list")),
-                        (1, Some("discoveryAddress"), _) => return Err(misplaced("discoveryAddress is no text")),
-                        (1, Some("caCertificatesPem"), Event::MappingStart(..))
-                        | (2.., Some("caCertificatesPem"), _) => {
-                            return Err(misplaced("caCertificatesPem is no list of texts"));
-                        }
+                        (1, Some(Field::DiscoveryAddress), _) => return Err(misplaced("discoveryAddress is no text")),
+                        (1, Some(Field::CaCertificates), Event::MappingStart(..))
+                        | (2.., Some(Field::CaCertificates), _) => return Err(misplaced(NO_LIST)),
                         _ => {}
                     }
                     depth += 1;
@@ -40,24 +40,51 @@ impl ProxyConfig {
                         field = None;
                     }
                 }
-                Event::Scalar(value, ..) => match (depth, field.as_deref()) {
-                    (0, _) if !value.is_empty() && value != "null" => return Err(misplaced("a mapping is expected")),
-                    (1, None) => field = Some(value.into_owned()),
-                    (1, Some(name)) => {
-                        if name == "discoveryAddress" {
-                            config.discovery_address = Some(value.into_owned()).filter(|value| !value.is_empty());
+                Event::Scalar(value, style, ..) => {
+                    // Unset, as protobuf's JSON has it; in quotes it would be a text.
+                    let is_null = style == ScalarStyle::Plain && ["", "~", "null"].contains(&&*value);
+                    match (depth, field) {
+                        (0, _) if !value.is_empty() && !is_null => return Err(misplaced("a mapping is expected")),
+                        (1, None) => field = Some(Field::named(&value)),
+                        (1, Some(known)) => {
+                            match known {
+                                Field::DiscoveryAddress if !is_null && !value.is_empty() => {
+                                    config.discovery_address = Some(value.into_owned());
+                                }
+                                Field::CaCertificates if !is_null => return Err(misplaced(NO_LIST)),
+                                _ => {}
+                            }
+                            field = None;
                         }
-                        field = None;
+                        (2, Some(Field::CaCertificates)) => config.ca_certificates.push(value.into_owned()),
+                        _ => {}
                     }
-                    (2, Some("caCertificatesPem")) => config.ca_certificates.push(value.into_owned()),
-                    _ => {}
-                },
+                }
                 // What stands for a value elsewhere is none of the two fields that we read.
                 Event::Alias(_) if depth == 1 => field = None,
                 _ => {}
             }
         }
         Ok(config)
+    }
+}
+
+/// A field of the outermost mapping.
+#[derive(Clone, Copy)]
+enum Field {
+    DiscoveryAddress,
+    CaCertificates,
+    Other,
+}
+
+impl Field {
+    /// By its name in protobuf's JSON, or by the one that the definition has: a reader must know both.
+    fn named(name: &str) -> Self {
+        match name {
+            "discoveryAddress" | "discovery_address" => Self::DiscoveryAddress,
+            "caCertificatesPem" | "ca_certificates_pem" => Self::CaCertificates,
+            _ => Self::Other,
+        }
     }
 }
 
@@ -79,7 +106,12 @@ mod tests {
         let expected = (Some("istiod.istio-system.svc:15012".to_owned()), vec!["one\ntwo\n".into(), "three".into()]);
         assert_eq!(parsed(text), expected);
         assert_eq!(parsed("{}"), (None, Vec::new()));
-        assert_eq!(parsed(r#"{"discoveryAddress":""}"#), (None, Vec::new()));
+        for unset in [r#"{"discoveryAddress":""}"#, r#"{"discoveryAddress":null,"caCertificatesPem":null}"#] {
+            assert_eq!(parsed(unset), (None, Vec::new()));
+        }
+        let snake = r#"{"discovery_address":"null:1","ca_certificates_pem":["one"]}"#;
+        assert_eq!(parsed(snake), (Some("null:1".to_owned()), vec!["one".into()]));
+        assert_eq!(parsed(r#"{"discoveryAddress":"null"}"#).0, Some("null".to_owned()));
     }
 
     #[test]
@@ -109,6 +141,8 @@ concurrency: 2
             ("just text", "a mapping is expected in line 1"),
             ("\ndiscoveryAddress: [a]", "discoveryAddress is no text in line 2"),
             ("caCertificatesPem: {a: b}", "caCertificatesPem is no list of texts in line 1"),
+            ("caCertificatesPem: one", "caCertificatesPem is no list of texts in line 1"),
+            ("ca_certificates_pem: [[a]]", "caCertificatesPem is no list of texts in line 1"),
             ("caCertificatesPem: [[a]]", "caCertificatesPem is no list of texts in line 1"),
         ] {
             let error = ProxyConfig::parse(text).unwrap_err();

@@ -18,11 +18,13 @@ impl fmt::Display for Mistake {
 pub(super) struct Reader<'a> {
     env: &'a dyn Env,
     mistakes: Vec<Mistake>,
+    /// What is no mistake, and yet should be known.
+    pub(super) notes: Vec<&'static str>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(env: &'a dyn Env) -> Self {
-        Self { env, mistakes: Vec::new() }
+        Self { env, mistakes: Vec::new(), notes: Vec::new() }
     }
 
     pub(super) fn finish(self) -> Vec<Mistake> {

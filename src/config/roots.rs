@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{self, Path, PathBuf};
 
 use super::{CaRoots, RootsConfig, SourceConfig, reader::Reader, variables};
 use crate::identity::TrustDomain;
@@ -18,8 +18,13 @@ pub(super) fn roots(
     let extra = extra.split(',').map(str::trim).filter(|file| !file.is_empty()).map(PathBuf::from);
     let domains = reader.parse_with(&variables::SDS_SHIM_BUNDLES, |text| bundles(text, trust_domain));
     let mounted = source.files.as_ref().map(|files| files.roots.clone());
+    let output = reader.text(&variables::OUTPUT_CERTS).and_then(|directory| path::absolute(directory).ok());
+    // What we have written there comes from the other sources: taken for one, it would keep alive what they drop.
+    let is_ours = |file: &PathBuf| {
+        output.is_some() && path::absolute(file).ok().as_deref().and_then(Path::parent) == output.as_deref()
+    };
     let own = match ca_roots {
-        CaRoots::File(file) if source.ca => Some(file.clone()),
+        CaRoots::File(file) if source.ca => Some(file.clone()).filter(|file| !is_ours(file)),
         // Who may vouch for the CA's server may not all vouch for workloads.
         _ => None,
     };

@@ -61,6 +61,7 @@ fn every_variable_has_an_effect() {
         ("PKCS8_KEY", "false"),
         ("WORKLOAD_IDENTITY_SOCKET_FILE", "s"),
         ("SDS_SHIM_TOKEN_AUDIENCE", "a"),
+        ("SSL_CERT_FILE", "/s.pem"),
         ("SDS_SHIM_CA_MTLS", "always"),
         ("SDS_SHIM_CA_TIMEOUT", "3s"),
         ("SDS_SHIM_ALLOW_UIDS", "1337, 2"),
@@ -76,7 +77,7 @@ fn every_variable_has_an_effect() {
     let named = ServerName::Ip("10.0.0.1".parse().unwrap());
     let first = CaAddress { host: "::1".to_owned(), port: 15012, server_name: named.clone() };
     let second = CaAddress { host: "b".to_owned(), port: 443, server_name: named };
-    assert_eq!((config.ca.addresses, config.ca.roots), (vec![first, second], CaRoots::System));
+    assert_eq!((config.ca.addresses, config.ca.roots), (vec![first, second], CaRoots::System(Some("/s.pem".into()))));
     assert_eq!(config.ca.provisioned, Some("/etc/prov".into()));
     assert_eq!((config.ca.cluster_id.as_str(), config.ca.ttl.as_secs()), ("west", 3600));
     assert_eq!((config.ca.mutual_tls, config.ca.timeout.as_secs()), (MutualTls::Always, 3));
@@ -125,7 +126,7 @@ fn values_depend_on_each_other_as_in_istio() {
     assert_eq!(custom.ca.roots, CaRoots::File("./etc/certs/root-cert.pem".into()));
     let kubernetes = config(&[("PILOT_CERT_PROVIDER", "kubernetes"), ("JWT_POLICY", "first-party-jwt")]).unwrap();
     let own = "./var/run/secrets/kubernetes.io/serviceaccount";
-    assert_eq!(kubernetes.ca.roots, CaRoots::File(format!("{own}/ca.crt").into()));
+    assert_eq!(kubernetes.ca.roots, CaRoots::File(ca::ROOT_FILE.into()));
     assert_eq!((kubernetes.token.file, kubernetes.token.audience), (Some(format!("{own}/token").into()), None));
     let discovered = config(&[("PROXY_CONFIG", r#"{"discoveryAddress": "istiod.example:15012"}"#)]).unwrap();
     assert_eq!(discovered.ca.addresses, [address("istiod.example", 15012)]);
@@ -134,6 +135,61 @@ fn values_depend_on_each_other_as_in_istio() {
     assert!(request.token.file.is_none() && request.identity.spiffe_id.is_none());
     let early = config(&[("SDS_SHIM_TOKEN_SOURCE", "request"), ("SDS_SHIM_WAIT", "certificate")]);
     assert!(early.unwrap_err()[0].starts_with("SDS_SHIM_WAIT: "));
+}
+
+#[test]
+fn what_istio_accepts_does_not_stop_the_start() {
+    for provider in ["k8s.io/clusterissuers.cert-manager.io/istio-ca", "none", "whatever"] {
+        let config = config(&[("PILOT_CERT_PROVIDER", provider), ("JWT_POLICY", "none")]).unwrap();
+        assert_eq!(config.ca.roots, CaRoots::File(ca::ROOT_FILE.into()));
+        assert_eq!(config.token.audience.as_deref(), Some("istio-ca"));
+        assert!(config.notes.is_empty());
+    }
+    let google = config(&[("CREDENTIAL_FETCHER_TYPE", "GoogleComputeEngine")]).unwrap();
+    assert_eq!(google.token.file, Some(TOKEN_FILE.into()));
+    assert!(google.notes[0].starts_with("CREDENTIAL_FETCHER_TYPE=GoogleComputeEngine: "));
+    // What is unusable and unused.
+    let both = [("PROXY_CONFIG", "{discoveryAddress: no-port}"), ("CA_ADDR", "a:1")];
+    assert_eq!(config(&both).unwrap().ca.addresses, [address("a", 1)]);
+}
+
+#[test]
+fn a_dot_at_the_end_of_a_host_is_for_the_resolver() {
+    let named = |value: &str, san: &str| {
+        let config = config(&[("CA_ADDR", value), ("ISTIOD_SAN", san)]).unwrap();
+        let address = config.ca.addresses.into_iter().next().unwrap();
+        (address.host, address.server_name)
+    };
+    let dns = |name: &str| ServerName::Dns(name.to_owned());
+    assert_eq!(named("ca.example.:1", ""), ("ca.example.".to_owned(), dns("ca.example")));
+    assert_eq!(named("localhost.:1", ""), ("localhost.".to_owned(), dns("istiod.istio-system.svc")));
+    assert_eq!(named("a:1", "b.example."), ("a".to_owned(), dns("b.example")));
+}
+
+#[test]
+fn variables_that_kubernetes_sets_for_a_service_are_not_ours() {
+    let link = [
+        ("SDS_SHIM_SERVICE_HOST", "10.0.0.1"),
+        ("SDS_SHIM_SERVICE_PORT", "80"),
+        ("SDS_SHIM_SERVICE_PORT_HTTP", "80"),
+        ("SDS_SHIM_PORT", "tcp://10.0.0.1:80"),
+        ("SDS_SHIM_PORT_80_TCP_PROTO", "tcp"),
+        ("SDS_SHIM_WEB_SERVICE_HOST", "10.0.0.2"),
+        ("SDS_SHIM_WEB_PORT", "tcp://10.0.0.2:80"),
+    ];
+    assert!(config(&link).is_ok());
+    // Without a Service nobody but a person has set it.
+    assert!(config(&[("SDS_SHIM_PORT", "80")]).unwrap_err()[0].starts_with("SDS_SHIM_PORT: there is no such variable"));
+}
+
+#[test]
+fn what_we_have_written_is_no_source_of_anchors() {
+    let written = [("PROV_CERT", "./certs"), ("OUTPUT_CERTS", "certs/")];
+    let both = config(&written).unwrap();
+    assert_eq!(both.ca.roots, CaRoots::File("./certs/root-cert.pem".into()));
+    assert!(both.rotation.roots.files.is_empty());
+    let read = config(&[("PROV_CERT", "./certs"), ("OUTPUT_CERTS", "/out")]).unwrap();
+    assert_eq!(read.rotation.roots.files, [PathBuf::from("./certs/root-cert.pem")]);
 }
 
 #[test]
@@ -179,8 +235,6 @@ fn each_mistake_names_its_variable_and_never_its_value() {
         ("SDS_SHIM_BUNDLES", "cluster.local=/own.pem"),
         ("SDS_SHIM_BUNDLES", "twice=/a.pem,twice=/b.pem"),
         ("FILE_MOUNTED_CERTS", "maybe"),
-        ("PILOT_CERT_PROVIDER", "none"),
-        ("JWT_POLICY", "no"),
         ("CREDENTIAL_FETCHER_TYPE", "Mock"),
         ("SDS_SHIM_COMPAT", "linkerd"),
         ("SDS_SHIM_OUTPUT_MODE", "rw"),

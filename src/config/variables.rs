@@ -41,12 +41,14 @@ variables! {
         "Addresses of the upstream CA in the order of preference; those that failed lately are asked last; port 15010 means plaintext, which shows the token to the network.";
     CA_ROOT_CA: "file or SYSTEM", "./var/run/secrets/istio/root-cert.pem",
         "Trust anchors for the TLS connection to the CA, also served in ROOTCA; SYSTEM means the operating system's, which are not.";
-    PILOT_CERT_PROVIDER: "istiod, kubernetes or custom", "istiod",
-        "Which file CA_ROOT_CA is when unset: kubernetes means the cluster's CA beside the first-party token, custom means ./etc/certs/root-cert.pem.";
+    SSL_CERT_FILE: "file", "the first of those where operating systems keep them",
+        "Trust anchors that CA_ROOT_CA=SYSTEM means.";
+    PILOT_CERT_PROVIDER: "text", "istiod",
+        "Which file CA_ROOT_CA is when unset: custom means ./etc/certs/root-cert.pem; all others mean the usual file.";
     ISTIOD_SAN: "DNS name or IP address", "the host of CA_ADDR; istiod.istio-system.svc for localhost",
         "Name that the CA's server certificate must carry.";
     PROV_CERT: "directory", "unset",
-        "Holds key.pem and cert-chain.pem, the client certificate for the CA, and root-cert.pem; read anew for each call.";
+        "Holds key.pem and cert-chain.pem, the client certificate for the CA, and root-cert.pem; read anew for each call; without a usable one the token is used.";
     TRUST_DOMAIN: "trust domain", "cluster.local",
         "Trust domain of the workload's SPIFFE ID.";
     POD_NAMESPACE: "namespace", "required, unless each request brings its own token or only files are served",
@@ -97,10 +99,10 @@ variables! {
         "Mode of key.pem in OUTPUT_CERTS; the others have 0644.";
     SDS_SHIM_OUTPUT_GID: "group id", "our own",
         "Group of the files in OUTPUT_CERTS.";
-    JWT_POLICY: "third-party-jwt or first-party-jwt", "third-party-jwt",
-        "Which token: the projected one with its audience, or the service account's own at ./var/run/secrets/kubernetes.io/serviceaccount/token.";
-    CREDENTIAL_FETCHER_TYPE: "JWT", "JWT",
-        "How the workload proves who it is.";
+    JWT_POLICY: "text", "third-party-jwt",
+        "Which token: first-party-jwt means the service account's own at ./var/run/secrets/kubernetes.io/serviceaccount/token; all others mean the projected one with its audience.";
+    CREDENTIAL_FETCHER_TYPE: "JWT or GoogleComputeEngine", "JWT",
+        "How the workload proves who it is: always with the token's file; GoogleComputeEngine is warned about.";
     SDS_SHIM_TOKEN_SOURCE: "file or request", "file",
         "Where the service-account token comes from: the projected file, or the metadata of each SDS request.";
     SDS_SHIM_TOKEN_AUDIENCE: "text", "istio-ca; any with first-party-jwt",
@@ -112,7 +114,7 @@ variables! {
     SDS_SHIM_CA_TIMEOUT: "Go duration", "10s",
         "Deadline of one call to the CA, from the look-up of its name to the last byte of its answer.";
     SDS_SHIM_ALLOW_UIDS: "user ids, comma separated", "none",
-        "Users who may connect to the SDS socket beside our own.";
+        "Users who may connect to the SDS socket beside our own; its mode is 0666 then, and they must be able to pass the directories above it.";
     SDS_SHIM_WAIT: "socket or certificate", "socket",
         "What `sds-shim exec` waits for before it starts its command: that the SDS socket listens, or that the first certificate is held.";
     SDS_SHIM_ADMIN: "address:port, unix:PATH or off", "127.0.0.1:15022",

@@ -16,6 +16,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::{
+    bounded::describe,
+    clock,
     config::OutputConfig,
     store::{CERTIFICATE, Content, ROOTS, Snapshot, View},
 };
@@ -30,6 +32,9 @@ const ANCHORS: &str = "root-cert.pem";
 const PUBLIC: u32 = 0o644;
 /// Pause after a failure, such as a full disk: nothing tells when it is over.
 const PAUSE: Duration = Duration::from_secs(5);
+/// From which age on a generation that is not the current one was left behind by a process that ended while it wrote:
+/// another process's may be younger.
+const LEFT_BEHIND: Duration = Duration::from_secs(60);
 
 /// Turns what is served back into its parts.
 pub type Decoder = fn(&Bytes) -> Option<Content>;
@@ -97,7 +102,7 @@ impl OutputWriter {
         }
     }
 
-    fn tell(&mut self, error: &io::Error) {
+    fn tell(&mut self, error: &str) {
         let text = format!("OUTPUT_CERTS={}: {error}; the files of before stay", self.config.directory.display());
         if self.told.as_ref() != Some(&text) {
             warn!("{text}");
@@ -105,11 +110,14 @@ impl OutputWriter {
         }
     }
 
-    fn write(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+    /// Writes a generation, and makes it the current one.
+    ///
+    /// # Errors
+    /// What is wrong with which file or directory.
+    fn write(&mut self, snapshot: &Snapshot) -> Result<(), String> {
         let Some(generation) = self.decoded(snapshot) else { return Ok(()) };
         let directory = &self.config.directory;
-        fs::create_dir_all(directory)?;
-        fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+        make(directory)?;
         // A name that no earlier process of ours can have left half written.
         let name = loop {
             let name = format!("..{}_{}", std::process::id(), self.generation);
@@ -117,14 +125,17 @@ impl OutputWriter {
             match fs::create_dir(directory.join(&name)) {
                 Ok(()) => break name,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(describe(directory, &error)),
             }
         };
         let place = directory.join(&name);
-        let placed = self.fill(&place, &generation).and_then(|()| make_current(directory, &name));
+        let placed = self
+            .fill(&place, &generation)
+            .and_then(|()| make_current(directory, &name).map_err(|error| describe(directory, &error)));
         match placed {
             Ok(before) => {
                 before.iter().for_each(|before| drop(fs::remove_dir_all(before)));
+                sweep(directory, &name);
                 if self.told.take().is_some() {
                     info!("OUTPUT_CERTS={}: written again", directory.display());
                 }
@@ -147,12 +158,18 @@ impl OutputWriter {
         }
     }
 
-    fn fill(&self, place: &Path, generation: &Generation) -> io::Result<()> {
-        fs::set_permissions(place, Permissions::from_mode(0o755))?;
-        self.file(&place.join(KEY), &generation.key, self.config.mode)?;
-        self.file(&place.join(CHAIN), &generation.chain, PUBLIC)?;
-        self.file(&place.join(ANCHORS), &generation.anchors, PUBLIC)?;
-        File::open(place)?.sync_all()
+    fn fill(&self, place: &Path, generation: &Generation) -> Result<(), String> {
+        let files = [
+            (KEY, &generation.key, self.config.mode),
+            (CHAIN, &generation.chain, PUBLIC),
+            (ANCHORS, &generation.anchors, PUBLIC),
+        ];
+        for (name, content, mode) in files {
+            let path = place.join(name);
+            self.file(&path, content, mode).map_err(|error| describe(&path, &error))?;
+        }
+        let opened = fs::set_permissions(place, Permissions::from_mode(0o755));
+        opened.and_then(|()| File::open(place)?.sync_all()).map_err(|error| describe(place, &error))
     }
 
     fn file(&self, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
@@ -164,6 +181,39 @@ impl OutputWriter {
         // Last, so that nobody of another group than the right one ever may read it.
         file.set_permissions(Permissions::from_mode(mode))?;
         file.sync_all()
+    }
+}
+
+/// Makes the directory where it is missing, for everybody to read. One that is there is left as it is: it may belong
+/// to somebody else, such as a volume's, or be closed on purpose.
+fn make(directory: &Path) -> Result<(), String> {
+    let missing: Vec<_> =
+        directory.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
+    for path in missing.into_iter().rev() {
+        fs::create_dir(path).and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o755))).map_err(
+            |error| match (error.kind(), path.parent()) {
+                (io::ErrorKind::PermissionDenied, Some(above)) => describe(existing(above), &error),
+                _ => describe(path, &error),
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// Removes generations that processes have left behind that ended before they were done.
+fn sweep(directory: &Path, current: &str) {
+    let now = clock::wall_clock();
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let (name, old) = (entry.file_name(), |entry: &fs::DirEntry| {
+            let written = entry.metadata().ok().filter(fs::Metadata::is_dir)?.modified().ok()?;
+            now.duration_since(written).ok().filter(|age| *age >= LEFT_BEHIND)
+        });
+        let ours =
+            name.to_str().filter(|name| *name != current).and_then(|name| name.strip_prefix("..")?.split_once('_'));
+        if ours.is_some_and(|(pid, number)| is_number(pid) && is_number(number)) && old(&entry).is_some() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -1,16 +1,9 @@
 use std::path::{Path, PathBuf};
 
+use crate::config::system_roots;
+
 /// What stands between the parts of a name (Istio, `security/pkg/nodeagent/util`).
 const SEPARATOR: char = '~';
-/// Where operating systems keep their trust anchors, in the order in which Istio's agent looks for them.
-const SYSTEM_ROOTS: [&str; 6] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/tls/cacert.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// The files that a resource name stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,11 +42,6 @@ impl FileResource {
     }
 }
 
-fn system_roots() -> PathBuf {
-    let found = SYSTEM_ROOTS.iter().find(|file| Path::new(file).exists());
-    PathBuf::from(found.unwrap_or(&SYSTEM_ROOTS[0]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,11 +66,5 @@ mod tests {
         ] {
             assert_eq!(FileResource::parse(name), expected, "{name}");
         }
-    }
-
-    #[test]
-    fn the_system_roots_are_one_file() {
-        let Some(FileResource::Roots(file)) = FileResource::parse("file-root:system") else { panic!("no file") };
-        assert!(SYSTEM_ROOTS.iter().any(|known| Path::new(known) == file));
     }
 }

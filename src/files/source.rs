@@ -56,7 +56,10 @@ impl FileSource {
         for name in names {
             match FileResource::parse(name) {
                 Some(files) => resources.push((name.as_str(), files)),
-                None => self.tell(name, Some("file-cert:CHAIN~KEY or file-root:FILE is expected".to_owned())),
+                None => {
+                    let trouble = "file-cert:CHAIN~KEY or file-root:FILE is expected; Envoy waits for it";
+                    self.tell(name, Some(trouble.to_owned()));
+                }
             }
         }
         let paths = resources.iter().flat_map(|(_, files)| files.paths()).map(Path::to_owned).collect();
@@ -74,12 +77,17 @@ impl FileSource {
 
     fn publish(&mut self, name: &str, files: &FileResource) {
         match read(files) {
-            Ok((content, not_after, trouble)) => {
+            Ok((content, not_after, bad)) => {
                 self.store.publish([(name, content, not_after)]);
-                self.tell(name, trouble);
+                self.tell(name, bad.map(|bad| format!("{bad}; the others are served")));
             }
-            Err(trouble) => self.tell(name, Some(trouble)),
+            Err(trouble) => self.tell(name, Some(self.with_what_is_held(name, &trouble))),
         }
+    }
+
+    fn with_what_is_held(&self, name: &str, trouble: &str) -> String {
+        let held = if self.store.holds(name) { "what it held last is served" } else { "Envoy waits for it" };
+        format!("{trouble}; {held}")
     }
 
     fn tell(&mut self, name: &str, trouble: Option<String>) {
@@ -88,8 +96,7 @@ impl FileSource {
         }
         match trouble {
             Some(trouble) => {
-                let held = if self.store.holds(name) { "what it held last is served" } else { "Envoy waits for it" };
-                warn!(resource = name, "{trouble}; {held}");
+                warn!(resource = name, "{trouble}");
                 self.told.insert(name.to_owned(), trouble);
             }
             None => {

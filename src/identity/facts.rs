@@ -57,7 +57,9 @@ impl CertificateFacts {
 
 /// A certificate's serial number in lower-case hexadecimal.
 pub(super) fn serial(certificate: &X509Ref) -> String {
-    hexadecimal(&certificate.serial_number().to_bn().map(|number| number.to_vec()).unwrap_or_default())
+    let bytes = certificate.serial_number().to_bn().map(|number| number.to_vec()).unwrap_or_default();
+    // Zero has no bytes.
+    if bytes.is_empty() { "00".to_owned() } else { hexadecimal(&bytes) }
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {

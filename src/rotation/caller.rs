@@ -6,7 +6,7 @@ use std::{
 use tracing::warn;
 
 use crate::{
-    ca::{CaError, CitadelClient, ClientCertificate, ProvisionedCertificate},
+    ca::{CaError, CitadelClient, ClientCertificate},
     clock,
     config::{CaAddress, MutualTls},
     identity::{BearerToken, TokenError},
@@ -90,8 +90,8 @@ pub(super) struct Caller {
     /// error: the next call tells which of the two it was.
     suspect: Option<[u8; 32]>,
     told_refused: bool,
-    /// When the certificate in PROV_CERT expired, once that was told.
-    told_expired: Option<i64>,
+    /// What is wrong with the certificate in PROV_CERT, once that was told.
+    told_provisioned: Option<String>,
 }
 
 impl Caller {
@@ -101,7 +101,7 @@ impl Caller {
     }
 
     pub(super) fn new(ca: CitadelClient, endpoint: Option<Arc<Endpoint>>) -> Self {
-        Self { ca, endpoint, refused: None, suspect: None, told_refused: false, told_expired: None }
+        Self { ca, endpoint, refused: None, suspect: None, told_refused: false, told_provisioned: None }
     }
 
     /// One attempt. `own` is the certificate that we hold, if any.
@@ -171,32 +171,36 @@ impl Caller {
         no_token: bool,
     ) -> Result<Option<ClientCertificate>, CaError> {
         let config = self.ca.config();
+        let always = config.mutual_tls == MutualTls::Always;
         if config.mutual_tls == MutualTls::Never || self.ca.address().is_plaintext() {
             return Ok(None);
         }
         let certificate = match &config.provisioned {
             Some(directory) => match ClientCertificate::provisioned(directory, clock::now()) {
-                Ok(ProvisionedCertificate::Valid(certificate)) => Some(certificate),
-                Ok(ProvisionedCertificate::Expired(at)) if config.mutual_tls == MutualTls::Always => {
-                    return Err(CaError::Provisioned(format!(
-                        "it expired at {}, and SDS_SHIM_CA_MTLS=always allows no call without it",
-                        clock::rfc3339(at)
-                    )));
+                Ok(certificate) => {
+                    self.told_provisioned = None;
+                    Some(certificate)
                 }
-                Ok(ProvisionedCertificate::Expired(at)) if self.told_expired == Some(at) => own,
-                Ok(ProvisionedCertificate::Expired(at)) => {
-                    self.told_expired = Some(at);
-                    warn!("the certificate in PROV_CERT expired at {} and is left out", clock::rfc3339(at));
+                Err(error) if always => return Err(error),
+                Err(error) => {
+                    self.leave_out(&error);
                     own
                 }
-                Err(error) => return Err(error),
             },
             None => own,
         };
         // With no token to fall back to, a suspicion must not keep us from the only credential that is left.
         let avoided = |print: [u8; 32]| self.refused == Some(print) || (!no_token && self.suspect == Some(print));
-        let always = config.mutual_tls == MutualTls::Always;
         Ok(certificate.filter(|certificate| always || !avoided(certificate.fingerprint())))
+    }
+
+    /// Tells once why the certificate in PROV_CERT is not presented.
+    fn leave_out(&mut self, error: &CaError) {
+        let told = error.to_string();
+        if self.told_provisioned.as_ref() != Some(&told) {
+            warn!("{told}; it is left out, and the token is used");
+            self.told_provisioned = Some(told);
+        }
     }
 
     fn refuse(&mut self, fingerprint: [u8; 32], reason: &dyn std::fmt::Display) {

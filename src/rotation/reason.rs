@@ -26,6 +26,6 @@ fn of_ca(error: &CaError) -> Reason {
         CaError::Status { code: Code::Unauthenticated | Code::PermissionDenied, .. } => Reason::Unauthenticated,
         CaError::Status { code: Code::ResourceExhausted, .. } => Reason::Overload,
         CaError::Status { .. } => Reason::Refused,
-        CaError::OpenSsl(_) => Reason::Internal,
+        CaError::OpenSsl { .. } => Reason::Internal,
     }
 }

@@ -10,7 +10,7 @@ use super::subscription::{Outcome, Subscription, Verdict};
 use crate::{
     clock,
     status::StreamHandle,
-    store::{CERTIFICATE, ROOTS, Snapshot, is_on_demand},
+    store::{CERTIFICATE, MAX_NAMES, ROOTS, Snapshot, is_on_demand},
 };
 
 /// Whether somebody may ask for a name before it is held.
@@ -18,12 +18,12 @@ pub(super) fn is_expected(name: &str) -> bool {
     name == CERTIFICATE || name == ROOTS || is_on_demand(name)
 }
 
-/// Unknown names that are remembered, so that each is warned about once.
+/// Names that are remembered, so that each is warned about once.
 const REMEMBERED: usize = 64;
-/// Characters of an unknown name that are told.
+/// Characters of such a name that are told.
 const SHOWN: usize = 128;
 
-/// Unknown names that were told: SHA-256 of each, because names may be long.
+/// Names that were told: SHA-256 of each, because names may be long.
 pub(super) type Told = Arc<Mutex<BTreeSet<[u8; 32]>>>;
 
 /// Tells what happens on one stream, in the log and in public.
@@ -54,8 +54,14 @@ impl Report {
             }
             None => {}
         }
+        for (name, secret) in snapshot.iter() {
+            if subscription.answered(name) == Some(Some(secret.version())) {
+                self.shown.holds(name, now);
+            }
+        }
         for name in subscription.pending(snapshot).filter(|name| !is_expected(name)) {
-            self.unknown_name(name);
+            let trouble = "asked for a resource that is unknown here; its stream stays open and gets nothing";
+            self.warn_once(name, trouble);
         }
     }
 
@@ -66,14 +72,21 @@ impl Report {
         }
     }
 
-    fn unknown_name(&self, name: &str) {
-        let mut unknown = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if unknown.len() < REMEMBERED && unknown.insert(sha256(name.as_bytes())) {
-            let shown: String = name.escape_default().take(SHOWN).collect();
-            warn!(
-                resource = shown,
-                "asked for a resource that is unknown here; its stream stays open and gets nothing"
+    /// These stand for files, and as many others are held as can be.
+    pub(super) fn put_off(&self, names: &[&str]) {
+        for name in names {
+            let trouble = format!(
+                "files of {MAX_NAMES} names are held, which is the most; it waits until one of them is asked for no more"
             );
+            self.warn_once(name, &trouble);
+        }
+    }
+
+    fn warn_once(&self, name: &str, trouble: &str) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() < REMEMBERED && told.insert(sha256(name.as_bytes())) {
+            let shown: String = name.escape_default().take(SHOWN).collect();
+            warn!(resource = shown, "{trouble}");
         }
     }
 }

@@ -10,6 +10,8 @@ use std::{
 
 use tokio::{net::UnixStream, sync::watch};
 
+use crate::config::SdsConfig;
+
 /// Why the socket cannot be served. The process ends: half alive it would keep Envoy from every other source.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
@@ -35,6 +37,7 @@ pub enum BindError {
 /// The listening socket; its file goes away with it, unless somebody else has put another in its place.
 pub struct SdsSocket {
     path: PathBuf,
+    mode: u32,
     bound: watch::Sender<Arc<Bound>>,
 }
 
@@ -45,13 +48,19 @@ struct Bound {
 }
 
 impl SdsSocket {
-    /// Listens at `path` with mode 0600. A socket that is there already is replaced in one step, so that the path
-    /// is never without one.
+    /// Listens at the configured path. A socket that is there already is replaced in one step, so that the path is
+    /// never without one.
     ///
     /// # Errors
     /// When something else is at the path, or the kernel refuses.
-    pub fn bind(path: &Path) -> Result<Self, BindError> {
-        Ok(Self { path: path.to_owned(), bound: watch::Sender::new(Arc::new(Bound::new(path)?)) })
+    pub fn bind(config: &SdsConfig) -> Result<Self, BindError> {
+        // Root needs no mode, and of the others the kernel keeps out whom it can. With users who are allowed beside
+        // our own it cannot: then it is the look at the peer that does.
+        let own = nix::unistd::geteuid().as_raw();
+        let shared = config.allowed_uids.iter().any(|uid| *uid != own && *uid != 0);
+        let (path, mode) = (config.socket.clone(), if shared { 0o666 } else { 0o600 });
+        let bound = watch::Sender::new(Arc::new(Bound::new(&path, mode)?));
+        Ok(Self { path, mode, bound })
     }
 
     /// Where it listens.
@@ -67,7 +76,7 @@ impl SdsSocket {
         if fs::symlink_metadata(&self.path).is_ok() {
             return Ok(false);
         }
-        self.bound.send_replace(Arc::new(Bound::new(&self.path)?));
+        self.bound.send_replace(Arc::new(Bound::new(&self.path, self.mode)?));
         Ok(true)
     }
 
@@ -98,7 +107,7 @@ pub(super) struct Listener {
 }
 
 impl Bound {
-    fn new(path: &Path) -> Result<Self, BindError> {
+    fn new(path: &Path, mode: u32) -> Result<Self, BindError> {
         let directory = path.parent().unwrap_or(Path::new("."));
         let refused = |action, path: &Path| {
             let path = path.to_owned();
@@ -114,7 +123,7 @@ impl Bound {
         let _ = fs::remove_file(&temporary);
         // Nobody knows this name, and the process's umask keeps others out from the first moment.
         let listener = UnixListener::bind(&temporary).map_err(refused("bind a socket for", path))?;
-        let placed = fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))
+        let placed = fs::set_permissions(&temporary, fs::Permissions::from_mode(mode))
             .and_then(|()| listener.set_nonblocking(true))
             .and_then(|()| fs::symlink_metadata(&temporary))
             .and_then(|metadata| fs::rename(&temporary, path).map(|()| metadata));

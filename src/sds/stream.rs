@@ -141,7 +141,7 @@ impl<V: Variant> Responses for SecretStream<V> {
                     match V::request(&mut self.subscription, &request, &snapshot, now) {
                         Ok(outcome) => {
                             self.report.request(&outcome, &self.subscription, &snapshot);
-                            self.consumer.wants(self.subscription.names());
+                            self.report.put_off(&self.consumer.wants(self.subscription.names()));
                             outcome
                         }
                         Err(error) => return Poll::Ready(Some(Err(Status::invalid_argument(error.to_string())))),

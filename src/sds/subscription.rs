@@ -3,7 +3,7 @@
 //! Sources: Envoy, "xDS REST and gRPC protocol"; the contract with Istio's agent.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -37,6 +37,12 @@ pub(super) const MAX_NAMES: usize = 64;
 /// Length of a name: `file-cert:` names hold two paths.
 pub(super) const MAX_NAME_BYTES: usize = 8192 + 16;
 
+/// Responses that may be in flight at a time so that each gets its verdict; what is said of older ones is passed over.
+pub(super) const IN_FLIGHT: usize = 4;
+
+/// Bytes of the names in them, beyond those of the last one.
+pub(super) const NAMES: usize = 4096;
+
 /// What a client said about an earlier response.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -53,7 +59,7 @@ pub(super) struct Outcome {
     pub(super) send: Vec<(String, Arc<Secret>)>,
     /// Resources to tell as removed (delta only).
     pub(super) removed: Vec<String>,
-    /// What was said about the last response, and for which names.
+    /// What was said about a response, and for which names.
     pub(super) verdict: Option<(Verdict, Vec<String>)>,
 }
 
@@ -71,8 +77,14 @@ pub(super) struct Subscription {
     stream: u64,
     /// Responses sent on this stream.
     sent: u64,
-    /// Names in the last response.
-    last: Vec<String>,
+    /// Those that were not answered yet, the oldest first.
+    unanswered: VecDeque<Sent>,
+}
+
+/// A response: which one it is, and the names in it, each with its version.
+struct Sent {
+    number: u64,
+    names: Vec<(String, String)>,
 }
 
 /// What the client knows of a subscribed name.
@@ -90,7 +102,7 @@ struct Known {
 impl Subscription {
     /// `stream` is unique among the streams of this process and unlikely to be that of an earlier one.
     pub(super) fn new(stream: u64) -> Self {
-        Self { names: BTreeMap::new(), stream, sent: 0, last: Vec::new() }
+        Self { names: BTreeMap::new(), stream, sent: 0, unanswered: VecDeque::new() }
     }
 
     /// A request of `StreamSecrets` or `FetchSecrets`: it names all that the client wants. `now` is Unix seconds.
@@ -108,7 +120,9 @@ impl Subscription {
         // The first request of a stream, or one that asks anew: nonces of another stream or server mean nothing.
         let initial = self.sent == 0 || request.response_nonce.is_empty();
         if !initial && request.response_nonce != self.nonce() {
-            return Ok(Outcome::default());
+            // What it wants was decided before it had seen the last response; what it says of an earlier one holds.
+            let verdict = self.verdict(&request.response_nonce, request.error_detail.as_ref());
+            return Ok(Outcome { verdict, ..Outcome::default() });
         }
         let wanted: BTreeSet<&String> = request.resource_names.iter().collect();
         if initial {
@@ -170,7 +184,11 @@ impl Subscription {
 
     /// The nonce of the last response; the next one has another.
     pub(super) fn nonce(&self) -> String {
-        format!("{:x}-{}", self.stream, self.sent)
+        self.nonce_of(self.sent)
+    }
+
+    fn nonce_of(&self, number: u64) -> String {
+        format!("{:x}-{number}", self.stream)
     }
 
     fn due(&mut self, snapshot: &Snapshot, now: i64) -> Outcome {
@@ -194,17 +212,25 @@ impl Subscription {
         }
         if outcome.is_response() {
             self.sent += 1;
-            self.last = outcome.send.iter().map(|(name, _)| name.clone()).collect();
+            let names = outcome.send.iter().map(|(name, secret)| (name.clone(), secret.version().to_owned()));
+            self.unanswered.push_back(Sent { number: self.sent, names: names.collect() });
+            while self.unanswered.len() > 1 && (self.unanswered.len() > IN_FLIGHT || self.in_flight_bytes() > NAMES) {
+                self.unanswered.pop_front();
+            }
         }
         outcome
     }
 
+    fn in_flight_bytes(&self) -> usize {
+        self.unanswered.iter().flat_map(|sent| &sent.names).map(|(name, _)| name.len()).sum()
+    }
+
     fn verdict(&mut self, nonce: &str, error: Option<&Status>) -> Option<(Verdict, Vec<String>)> {
-        if self.sent == 0 || nonce != self.nonce() {
-            return None;
-        }
-        for name in &self.last {
-            if let Some(known) = self.names.get_mut(name) {
+        let at = self.unanswered.iter().position(|sent| nonce == self.nonce_of(sent.number))?;
+        // Answers come in the order of the responses: those before it get none any more.
+        let Sent { names, .. } = self.unanswered.drain(..=at).next_back()?;
+        for (name, version) in &names {
+            if let Some(known) = self.names.get_mut(name).filter(|known| known.version.as_ref() == Some(version)) {
                 known.answered = true;
             }
         }
@@ -212,7 +238,7 @@ impl Subscription {
             Some(status) => Verdict::Nack(foreign_text(&status.message, ERROR_TEXT)),
             None => Verdict::Ack,
         };
-        Some((verdict, self.last.clone()))
+        Some((verdict, names.into_iter().map(|(name, _)| name).collect()))
     }
 }
 

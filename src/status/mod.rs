@@ -124,7 +124,7 @@ impl Status {
     /// When (Unix seconds) somebody who is ready now stops to be, if nothing else happens.
     pub fn ready_until(&self) -> i64 {
         let ends = self.workloads();
-        ends.iter().map(|workload| workload.usable_until() - self.min_life).min().unwrap_or(i64::MAX)
+        ends.iter().map(|workload| workload.usable_until().saturating_sub(self.min_life)).min().unwrap_or(i64::MAX)
     }
 
     /// Tells each change that may have changed the readiness.

@@ -190,6 +190,17 @@ impl StreamHandle {
         }
     }
 
+    /// The client came with what there is of these, so that nothing is sent.
+    pub fn holds(&self, name: &str, now: i64) {
+        let name = shown(name);
+        self.with(|stream| {
+            let waits = |known: &&mut (String, Requested, i64)| known.0 == name && known.1 == Requested::Pending;
+            for known in stream.resources.iter_mut().filter(waits) {
+                (known.1, known.2) = (Requested::Accepted, now);
+            }
+        });
+    }
+
     /// The client has answered to these; `refusal` is why it did not take them, if it did not.
     pub fn answered(&self, names: &[String], refusal: Option<&str>, now: i64) {
         for name in names {

@@ -18,6 +18,8 @@ pub struct Workload {
 /// How the renewal of one workload goes. Times are Unix seconds.
 #[derive(Clone, Debug, Default)]
 pub struct RenewalFacts {
+    /// Whether an attempt is under way.
+    pub asking: bool,
     /// When it is renewed next, or tried again.
     pub next_attempt: Option<i64>,
     /// When it was tried last.
@@ -85,6 +87,7 @@ impl Workload {
     /// An attempt begins at `now` (Unix seconds) with a token that ends at `token_not_after`, if it does.
     pub fn attempts(&self, now: i64, token_not_after: Option<i64>) {
         let mut facts = self.lock();
+        facts.asking = true;
         facts.last_attempt = Some(now);
         facts.token_not_after = token_not_after.or(facts.token_not_after);
     }
@@ -93,6 +96,7 @@ impl Workload {
     pub fn failed(&self, now: i64, next: i64, reason: Reason, text: String) {
         let mut facts = self.lock();
         let since = facts.trouble.as_ref().map_or(now, |trouble| trouble.since);
+        facts.asking = false;
         facts.trouble = Some(Trouble { since, reason, text });
         facts.next_attempt = Some(next);
         drop(facts);
@@ -102,6 +106,7 @@ impl Workload {
     /// A certificate was published at `now`, and is renewed at `next`.
     pub fn renewed(&self, now: i64, next: i64) {
         let mut facts = self.lock();
+        facts.asking = false;
         facts.trouble = None;
         facts.last_success = Some(now);
         facts.next_attempt = Some(next);

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 /// How names begin that stand for files (contract with Istio: `file-cert:`, `file-root:`).
 const ON_DEMAND: &str = "file-";
 /// Different names at a time, over all consumers: each may stand for a few tens of KiB.
-const MAX_NAMES: usize = 16;
+pub const MAX_NAMES: usize = 16;
 
 /// Whether a name stands for files, so that it is held once somebody asks for it.
 pub fn is_on_demand(name: &str) -> bool {
@@ -21,47 +21,71 @@ pub struct Demand(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    /// How many consumers want each.
-    wanted: Mutex<BTreeMap<String, usize>>,
+    names: Mutex<Names>,
     changed: Notify,
 }
 
+/// Who comes first is held first: nobody whose name is held loses it to somebody who comes later.
+#[derive(Default)]
+struct Names {
+    /// What is wanted: by how many consumers, and as which since the start.
+    wanted: BTreeMap<String, (usize, u64)>,
+    /// Which of it is held.
+    held: BTreeSet<String>,
+    next: u64,
+}
+
 impl Demand {
-    /// What is wanted now.
+    /// What is to be held now.
     pub fn names(&self) -> BTreeSet<String> {
-        self.lock(|wanted| wanted.keys().take(MAX_NAMES).cloned().collect())
+        self.lock(|names| names.held.clone())
     }
 
     /// Waits until that is something else than `seen`.
     pub async fn changed(&self, seen: &BTreeSet<String>) {
         loop {
             let changed = self.0.changed.notified();
-            if self.names() != *seen {
+            if self.lock(|names| names.held != *seen) {
                 return;
             }
             changed.await;
         }
     }
 
-    fn add(&self, name: &str) {
-        self.lock(|wanted| *wanted.entry(name.to_owned()).or_default() += 1);
+    /// One more consumer wants it. Returns whether it is held: else it waits until somebody wants another no more.
+    fn add(&self, name: &str) -> bool {
+        let is_held = self.lock(|names| {
+            let arrival = names.next;
+            names.next += 1;
+            names.wanted.entry(name.to_owned()).or_insert((0, arrival)).0 += 1;
+            if names.held.len() < MAX_NAMES {
+                names.held.insert(name.to_owned());
+            }
+            names.held.contains(name)
+        });
         self.0.changed.notify_waiters();
+        is_held
     }
 
     fn remove(&self, name: &str) {
-        self.lock(|wanted| {
-            if let Some(count) = wanted.get_mut(name) {
-                *count -= 1;
-                if *count == 0 {
-                    wanted.remove(name);
-                }
+        self.lock(|names| {
+            let Some((count, _)) = names.wanted.get_mut(name) else { return };
+            *count -= 1;
+            if *count > 0 {
+                return;
+            }
+            names.wanted.remove(name);
+            if names.held.remove(name) {
+                let waiting = names.wanted.iter().filter(|(name, _)| !names.held.contains(*name));
+                let first = waiting.min_by_key(|(_, (_, arrival))| *arrival).map(|(name, _)| name.clone());
+                names.held.extend(first);
             }
         });
         self.0.changed.notify_waiters();
     }
 
-    fn lock<T>(&self, look: impl FnOnce(&mut BTreeMap<String, usize>) -> T) -> T {
-        look(&mut self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner))
+    fn lock<T>(&self, look: impl FnOnce(&mut Names) -> T) -> T {
+        look(&mut self.0.names.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -76,9 +100,9 @@ impl Wanted {
         Self { demand: demand.clone(), names: BTreeSet::new() }
     }
 
-    /// From now on it wants these, of which only names of files count.
-    pub(super) fn set<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
-        let names: BTreeSet<&str> = names.filter(|name| is_on_demand(name)).collect();
+    /// From now on it wants these, of which only names of files count. Returns those that are new and have to wait.
+    pub(super) fn set<'a>(&mut self, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+        let names: BTreeSet<&'a str> = names.filter(|name| is_on_demand(name)).collect();
         self.names.retain(|name| {
             let kept = names.contains(name.as_str());
             if !kept {
@@ -86,11 +110,7 @@ impl Wanted {
             }
             kept
         });
-        for name in names {
-            if self.names.insert(name.to_owned()) {
-                self.demand.add(name);
-            }
-        }
+        names.into_iter().filter(|name| self.names.insert((*name).to_owned()) && !self.demand.add(name)).collect()
     }
 }
 

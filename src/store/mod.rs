@@ -17,7 +17,7 @@ use crate::identity::{BearerToken, CertificateFacts, RevocationList, TokenError}
 use consumer::Receipts;
 
 pub use consumer::Consumer;
-pub use demand::{Demand, is_on_demand};
+pub use demand::{Demand, MAX_NAMES, is_on_demand};
 
 /// The name of the workload's own certificate (contract with Envoy and Istio).
 pub const CERTIFICATE: &str = "default";

@@ -61,6 +61,8 @@ fn acks_and_stale_nonces_are_not_answered() {
     let ack = stream.request(&request(&["default"], &stream.nonce()), &held, NOW).unwrap();
     assert!(!ack.is_response());
     assert_eq!(ack.verdict, Some((Verdict::Ack, vec!["default".to_owned()])));
+    let again = stream.request(&request(&["default"], &stream.nonce()), &held, NOW).unwrap();
+    assert!(!again.is_response() && again.verdict.is_none(), "a response is answered once");
     let stale = stream.request(&request(&["default", "ROOTCA"], "1-0"), &held, NOW).unwrap();
     assert!(!stale.is_response() && stale.verdict.is_none());
     assert_eq!(stream.pending(&held).count(), 0, "names of a stale request are not taken");
@@ -76,6 +78,56 @@ fn a_nack_is_recorded_and_nothing_is_sent_until_the_content_changes() {
     assert_eq!(outcome.verdict, Some((Verdict::Nack("bad cert".to_owned()), vec!["default".to_owned()])));
     assert!(!stream.changed(&held, NOW).is_response());
     assert_eq!(sent(&stream.changed(&snapshot(&[("default", "b")]), NOW)), ["default"]);
+}
+
+#[test]
+fn each_response_in_flight_gets_its_verdict() {
+    let names = vec!["default".to_owned()];
+    for incremental in [false, true] {
+        let mut stream = Subscription::new(1);
+        let say = |stream: &mut Subscription, wanted: &[&str], nonce: &str, error: Option<&str>, held: &Snapshot| {
+            let error_detail = error.map(|message| Status { code: 3, message: message.to_owned() });
+            match incremental {
+                true => stream
+                    .delta_request(&DeltaDiscoveryRequest { error_detail, ..delta(&[], &[], nonce) }, held, NOW)
+                    .unwrap(),
+                false => {
+                    stream.request(&DiscoveryRequest { error_detail, ..request(wanted, nonce) }, held, NOW).unwrap()
+                }
+            }
+        };
+        let (a, b) = (snapshot(&[("default", "a")]), snapshot(&[("default", "b")]));
+        if incremental {
+            stream.delta_request(&delta(&["default"], &[], ""), &a, NOW).unwrap();
+        } else {
+            stream.request(&request(&["default"], ""), &a, NOW).unwrap();
+        }
+        let first = stream.nonce();
+        assert_eq!(sent(&stream.changed(&b, NOW)), ["default"]);
+        let second = stream.nonce();
+        let outcome = say(&mut stream, &[], &first, Some("no"), &b);
+        assert_eq!(outcome.verdict, Some((Verdict::Nack("no".to_owned()), names.clone())));
+        assert!(!outcome.is_response());
+        assert_eq!(stream.answered("default"), Some(None), "the version that it holds now has no answer yet");
+        let outcome = say(&mut stream, &["default"], &second, None, &b);
+        assert_eq!(outcome.verdict, Some((Verdict::Ack, names.clone())));
+        assert_eq!(stream.answered("default"), Some(Some(b["default"].version())));
+        assert!(say(&mut stream, &["default"], &first, Some("late"), &b).verdict.is_none(), "out of order");
+    }
+}
+
+#[test]
+fn only_so_many_responses_are_remembered() {
+    let mut stream = Subscription::new(1);
+    stream.request(&request(&["default"], ""), &snapshot(&[("default", "0")]), NOW).unwrap();
+    let oldest = stream.nonce();
+    let mut held = snapshot(&[]);
+    for content in ["1", "2", "3", "4"] {
+        held = snapshot(&[("default", content)]);
+        stream.changed(&held, NOW);
+    }
+    assert_eq!(stream.unanswered.len(), IN_FLIGHT);
+    assert!(stream.request(&nack(&["default"], &oldest, "no"), &held, NOW).unwrap().verdict.is_none());
 }
 
 #[test]

@@ -24,7 +24,7 @@ use super::super::{
     message::Pieces,
     payload,
     stream::{Delta, StateOfTheWorld, Variant},
-    subscription::{MAX_NAME_BYTES, MAX_NAMES, Outcome, Subscription, Verdict},
+    subscription::{IN_FLIGHT, MAX_NAME_BYTES, MAX_NAMES, NAMES, Outcome, Subscription, Verdict},
 };
 use crate::store::{Content, SecretStore, Snapshot, View};
 
@@ -80,7 +80,8 @@ struct Client<V: Wire> {
     /// Names that this stream has sent and not removed.
     sent: BTreeSet<String>,
     nonces: BTreeSet<String>,
-    last: Vec<String>,
+    /// What was sent and not answered, the oldest first: nonces and names.
+    unanswered: Vec<(String, Vec<String>)>,
     _variant: std::marker::PhantomData<V>,
 }
 
@@ -94,7 +95,7 @@ impl<V: Wire> Client<V> {
             wanted: Wanted::new(),
             sent: BTreeSet::new(),
             nonces: BTreeSet::new(),
-            last: Vec::new(),
+            unanswered: Vec::new(),
             _variant: std::marker::PhantomData,
         }
     }
@@ -143,7 +144,13 @@ impl<V: Wire> Client<V> {
             // What a fuzzer would not hit upon.
             parts.nonce.clone_from(&before);
         }
-        let (answers, asks_anew) = (sent && *parts.nonce == before, !sent || parts.nonce.is_empty());
+        if parts.nonce == "<"
+            && let Some((oldest, _)) = self.unanswered.first()
+        {
+            parts.nonce.clone_from(oldest);
+        }
+        let (is_last, asks_anew) = (sent && *parts.nonce == before, !sent || parts.nonce.is_empty());
+        let answers = self.unanswered.iter().position(|(nonce, _)| *nonce == *parts.nonce);
         let foreign = !["", SECRET_TYPE_URL].contains(&parts.type_url);
         let error = parts.error.cloned();
         let names = V::names(&request);
@@ -153,13 +160,14 @@ impl<V: Wire> Client<V> {
         let answered = V::request(&mut self.subscription, &request, &self.snapshot, self.now);
         assert_eq!(answered.is_err(), foreign || too_much, "{answered:?}");
         let outcome = answered.ok()?;
-        if V::STALE_IS_IGNORED && !asks_anew && !answers {
-            assert!(!outcome.is_response() && outcome.verdict.is_none(), "a stale request had an effect");
+        let answered = answers.and_then(|at| self.unanswered.drain(..=at).next_back());
+        let expected = answered.map(|(_, names)| (error.is_some(), names));
+        assert_eq!(outcome.verdict.as_ref().map(|(verdict, names)| (is_nack(verdict), names.clone())), expected);
+        if V::STALE_IS_IGNORED && !asks_anew && !is_last {
+            assert!(!outcome.is_response(), "a stale request had an effect");
         } else {
             V::subscribe(&request, &mut self.wanted, asks_anew);
             self.sent.retain(|name| self.wanted.contains_key(name));
-            let expected = answers.then(|| (error.is_some(), self.last.clone()));
-            assert_eq!(outcome.verdict.as_ref().map(|(verdict, names)| (is_nack(verdict), names.clone())), expected);
         }
         self.take(&outcome);
         Some(())
@@ -192,7 +200,13 @@ impl<V: Wire> Client<V> {
         assert!(self.wanted.len() <= MAX_NAMES);
         if outcome.is_response() {
             assert!(self.nonces.insert(self.subscription.nonce()), "a nonce is used twice");
-            self.last = outcome.send.iter().map(|(name, _)| name.clone()).collect();
+            let names = outcome.send.iter().map(|(name, _)| name.clone()).collect();
+            self.unanswered.push((self.subscription.nonce(), names));
+            let bytes =
+                |all: &[(String, Vec<String>)]| all.iter().flat_map(|(_, names)| names).map(String::len).sum::<usize>();
+            while self.unanswered.len() > 1 && (self.unanswered.len() > IN_FLIGHT || bytes(&self.unanswered) > NAMES) {
+                self.unanswered.remove(0);
+            }
             self.check_response(outcome);
         }
     }
