@@ -24,7 +24,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.token.file, Some(TOKEN_FILE.into()));
     assert_eq!(config.rotation.schedule, Schedule::default());
     assert_eq!(config.rotation.roots, RootsConfig { files: vec![ROOT_FILE.into()], ..RootsConfig::default() });
-    assert_eq!((config.memory.require, config.memory.arena_bytes), (Level::Locked, 2816 << 10));
+    assert_eq!((config.memory.require, config.memory.arena_bytes), (Level::Locked, 2944 << 10));
     assert_eq!(config.wait, WaitFor::Socket);
     assert_eq!(config.key, KeySpec { algorithm: KeyAlgorithm::P256, encoding: KeyEncoding::Pkcs8 });
 }
