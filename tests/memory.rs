@@ -51,7 +51,7 @@ fn arena_uses(shim: &Logged) -> Vec<u64> {
 async fn everything_is_locked_within_eight_mebibytes_whatever_happens() -> Outcome {
     let site = Site::new().await?;
     let (mut shim, client) = confined(&site, Confinement::default()).await?;
-    shim.wait_for_log("keys are in secret memory (2816 KiB), the whole process is locked").await?;
+    shim.wait_for_log("keys are in secret memory (2944 KiB), the whole process is locked").await?;
     let mut witness = client.stream();
     witness.send(sds::request(&["default"]));
     let mut last = witness.recv().await?;

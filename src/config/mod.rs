@@ -317,7 +317,7 @@ fn token(reader: &mut Reader<'_>) -> TokenConfig {
 }
 
 /// The arena as it is made before the environment is read.
-const ARENA_KIB: usize = 2816;
+const ARENA_KIB: usize = 2944;
 /// As much as the allocator can manage in one block.
 const MAX_ARENA_KIB: usize = 64 * 1024;
 

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// guard | stack | guard | heap | guard
-const ARENA: usize = 2816 << 10;
+const ARENA: usize = 2944 << 10;
 pub(crate) const STACK: usize = 256 << 10;
 const STACK_START: usize = PAGE;
 const HEAP_START: usize = STACK_START + STACK + PAGE;
