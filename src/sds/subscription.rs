@@ -3,7 +3,7 @@
 //! Sources: Envoy, "xDS REST and gRPC protocol"; the contract with Istio's agent.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -38,10 +38,7 @@ pub(super) const MAX_NAMES: usize = 64;
 pub(super) const MAX_NAME_BYTES: usize = 8192 + 16;
 
 /// Responses that may be in flight at a time so that each gets its verdict; what is said of older ones is passed over.
-pub(super) const IN_FLIGHT: usize = 4;
-
-/// Bytes of the names in them, beyond those of the last one.
-pub(super) const NAMES: usize = 4096;
+pub(super) const IN_FLIGHT: u64 = 8;
 
 /// What a client said about an earlier response.
 #[derive(Debug, PartialEq, Eq)]
@@ -77,14 +74,8 @@ pub(super) struct Subscription {
     stream: u64,
     /// Responses sent on this stream.
     sent: u64,
-    /// Those that were not answered yet, the oldest first.
-    unanswered: VecDeque<Sent>,
-}
-
-/// A response: which one it is, and the names in it, each with its version.
-struct Sent {
-    number: u64,
-    names: Vec<(String, String)>,
+    /// The last one that was answered.
+    answered_to: u64,
 }
 
 /// What the client knows of a subscribed name.
@@ -97,12 +88,15 @@ struct Known {
     present: bool,
     /// Whether it has answered to that version, or came with it.
     answered: bool,
+    /// The responses without an answer that the name was in: a bit for each, the last response's is the lowest. Not
+    /// more, because there are many streams.
+    in_flight: u8,
 }
 
 impl Subscription {
     /// `stream` is unique among the streams of this process and unlikely to be that of an earlier one.
     pub(super) fn new(stream: u64) -> Self {
-        Self { names: BTreeMap::new(), stream, sent: 0, unanswered: VecDeque::new() }
+        Self { names: BTreeMap::new(), stream, sent: 0, answered_to: 0 }
     }
 
     /// A request of `StreamSecrets` or `FetchSecrets`: it names all that the client wants. `now` is Unix seconds.
@@ -124,15 +118,17 @@ impl Subscription {
             let verdict = self.verdict(&request.response_nonce, request.error_detail.as_ref());
             return Ok(Outcome { verdict, ..Outcome::default() });
         }
+        let verdict = self.verdict(&request.response_nonce, request.error_detail.as_ref());
         let wanted: BTreeSet<&String> = request.resource_names.iter().collect();
-        if initial {
-            self.names.clear();
-        }
-        self.names.retain(|name, _| wanted.contains(name));
+        self.names.retain(|name, known| {
+            if initial {
+                *known = Known { in_flight: known.in_flight, ..Known::default() };
+            }
+            wanted.contains(name)
+        });
         for name in wanted {
             self.names.entry(name.clone()).or_default();
         }
-        let verdict = self.verdict(&request.response_nonce, request.error_detail.as_ref());
         Ok(Outcome { verdict, ..self.due(snapshot, now) })
     }
 
@@ -148,16 +144,18 @@ impl Subscription {
     ) -> Result<Outcome, ProtocolError> {
         check_type(&request.type_url)?;
         check_names(&request.resource_names_subscribe, self.names.len())?;
-        for name in &request.resource_names_unsubscribe {
-            self.names.remove(name);
-        }
-        for name in &request.resource_names_subscribe {
-            // Named again, it is wanted again; on a reconnect the client tells what it holds.
-            let version = request.initial_resource_versions.get(name).cloned();
-            self.names.insert(name.clone(), Known { answered: version.is_some(), version, present: false });
-        }
         // Only a verdict depends on the nonce: a change of names is never lost, because it is told only once.
         let verdict = self.verdict(&request.response_nonce, request.error_detail.as_ref());
+        let subscribed = &request.resource_names_subscribe;
+        for name in request.resource_names_unsubscribe.iter().filter(|name| !subscribed.contains(name)) {
+            self.names.remove(name);
+        }
+        for name in subscribed {
+            // Named again, it is wanted again; on a reconnect the client tells what it holds.
+            let version = request.initial_resource_versions.get(name).cloned();
+            let in_flight = self.names.get(name).map_or(0, |known| known.in_flight);
+            self.names.insert(name.clone(), Known { answered: version.is_some(), version, present: false, in_flight });
+        }
         Ok(Outcome { verdict, ..self.due(snapshot, now) })
     }
 
@@ -212,33 +210,35 @@ impl Subscription {
         }
         if outcome.is_response() {
             self.sent += 1;
-            let names = outcome.send.iter().map(|(name, secret)| (name.clone(), secret.version().to_owned()));
-            self.unanswered.push_back(Sent { number: self.sent, names: names.collect() });
-            while self.unanswered.len() > 1 && (self.unanswered.len() > IN_FLIGHT || self.in_flight_bytes() > NAMES) {
-                self.unanswered.pop_front();
+            self.names.values_mut().for_each(|known| known.in_flight <<= 1);
+            for (name, _) in &outcome.send {
+                if let Some(known) = self.names.get_mut(name) {
+                    known.in_flight |= 1;
+                }
             }
         }
         outcome
     }
 
-    fn in_flight_bytes(&self) -> usize {
-        self.unanswered.iter().flat_map(|sent| &sent.names).map(|(name, _)| name.len()).sum()
-    }
-
     fn verdict(&mut self, nonce: &str, error: Option<&Status>) -> Option<(Verdict, Vec<String>)> {
-        let at = self.unanswered.iter().position(|sent| nonce == self.nonce_of(sent.number))?;
+        let ages = 0..IN_FLIGHT.min(self.sent - self.answered_to);
+        let age = ages.into_iter().find(|age| nonce == self.nonce_of(self.sent - age))?;
         // Answers come in the order of the responses: those before it get none any more.
-        let Sent { names, .. } = self.unanswered.drain(..=at).next_back()?;
-        for (name, version) in &names {
-            if let Some(known) = self.names.get_mut(name).filter(|known| known.version.as_ref() == Some(version)) {
-                known.answered = true;
+        self.answered_to = self.sent - age;
+        let later = (1_u8 << age) - 1;
+        let mut names = Vec::new();
+        for (name, known) in &mut self.names {
+            if known.in_flight >> age & 1 == 1 {
+                known.answered |= known.in_flight & later == 0;
+                names.push(name.clone());
             }
+            known.in_flight &= later;
         }
         let verdict = match error {
             Some(status) => Verdict::Nack(foreign_text(&status.message, ERROR_TEXT)),
             None => Verdict::Ack,
         };
-        Some((verdict, names.into_iter().map(|(name, _)| name).collect()))
+        Some((verdict, names))
     }
 }
 

@@ -122,11 +122,10 @@ fn only_so_many_responses_are_remembered() {
     stream.request(&request(&["default"], ""), &snapshot(&[("default", "0")]), NOW).unwrap();
     let oldest = stream.nonce();
     let mut held = snapshot(&[]);
-    for content in ["1", "2", "3", "4"] {
-        held = snapshot(&[("default", content)]);
+    for content in 1..=IN_FLIGHT {
+        held = snapshot(&[("default", &content.to_string())]);
         stream.changed(&held, NOW);
     }
-    assert_eq!(stream.unanswered.len(), IN_FLIGHT);
     assert!(stream.request(&nack(&["default"], &oldest, "no"), &held, NOW).unwrap().verdict.is_none());
 }
 

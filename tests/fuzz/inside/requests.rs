@@ -24,7 +24,7 @@ use super::super::{
     message::Pieces,
     payload,
     stream::{Delta, StateOfTheWorld, Variant},
-    subscription::{IN_FLIGHT, MAX_NAME_BYTES, MAX_NAMES, NAMES, Outcome, Subscription, Verdict},
+    subscription::{IN_FLIGHT, MAX_NAME_BYTES, MAX_NAMES, Outcome, Subscription, Verdict},
 };
 use crate::store::{Content, SecretStore, Snapshot, View};
 
@@ -167,6 +167,10 @@ impl<V: Wire> Client<V> {
             assert!(!outcome.is_response(), "a stale request had an effect");
         } else {
             V::subscribe(&request, &mut self.wanted, asks_anew);
+            // What is wanted no more has no verdict.
+            for (_, names) in &mut self.unanswered {
+                names.retain(|name| self.wanted.contains_key(name));
+            }
             self.sent.retain(|name| self.wanted.contains_key(name));
         }
         self.take(&outcome);
@@ -202,9 +206,7 @@ impl<V: Wire> Client<V> {
             assert!(self.nonces.insert(self.subscription.nonce()), "a nonce is used twice");
             let names = outcome.send.iter().map(|(name, _)| name.clone()).collect();
             self.unanswered.push((self.subscription.nonce(), names));
-            let bytes =
-                |all: &[(String, Vec<String>)]| all.iter().flat_map(|(_, names)| names).map(String::len).sum::<usize>();
-            while self.unanswered.len() > 1 && (self.unanswered.len() > IN_FLIGHT || bytes(&self.unanswered) > NAMES) {
+            if self.unanswered.len() as u64 > IN_FLIGHT {
                 self.unanswered.remove(0);
             }
             self.check_response(outcome);
