@@ -1,9 +1,9 @@
-use std::{collections::BTreeSet, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeSet, sync::Arc};
 
 use openssl::{
     error::ErrorStack,
     sha::sha256,
-    x509::{X509, X509Ref, store::X509StoreBuilderRef},
+    x509::{X509, X509NameRef, X509Ref, store::X509StoreBuilderRef},
 };
 
 use crate::clock::rfc3339;
@@ -144,12 +144,12 @@ impl TrustBundle {
     /// # Errors
     /// As for [`TrustBundle::add_to`].
     pub(super) fn add_issuers(&self, store: &mut X509StoreBuilderRef, of: &[&X509Ref]) -> Result<bool, ErrorStack> {
-        let mut names = Vec::new();
-        for certificate in of {
-            names.push(certificate.issuer_name().to_der()?);
-            names.push(certificate.subject_name().to_der()?);
-        }
-        self.add_those(store, |anchor| anchor.subject_name().to_der().is_ok_and(|name| names.contains(&name)))
+        // As OpenSSL compares names: in their canonical form, not byte by byte.
+        let same = |one: &X509NameRef, other| one.try_cmp(other).is_ok_and(Ordering::is_eq);
+        self.add_those(store, |anchor| {
+            let name = anchor.subject_name();
+            of.iter().any(|one| same(name, one.issuer_name()) || same(name, one.subject_name()))
+        })
     }
 
     fn add_those(
