@@ -90,15 +90,24 @@ fn confined(limit: &str, forbid: &str, what: &str) -> io::Error {
     }
 }
 
+/// What must be left for later mappings.
+const HEADROOM_KIB: u64 = 256;
+
 fn eight_mib_hold_secret_memory() {
     let report = Probe::new().report(8 * MIB);
     report.expect("kind", "Secret");
     report.expect("arena_locked", "true");
     report.expect("adopted", "true");
-    // A debug build maps more than the shipped one, but still fits, if only just.
-    if report.number("mapped_kib") <= 8 << 10 {
+    // A debug build maps more than the shipped one: what it will map later may not fit any more, or nothing at all.
+    let mapped = report.number("mapped_kib");
+    if mapped + HEADROOM_KIB <= 8 << 10 {
         report.expect("level", "secret");
-        assert!(report.number("locked_kib") + 64 >= report.number("mapped_kib"), "{}", report.0);
+    } else {
+        report.expect("level", "locked");
+        report.misses(&["locked in memory", "is 8192 KiB: raise it to at least"]);
+    }
+    if mapped <= 8 << 10 {
+        assert!(report.number("locked_kib") + 64 >= mapped, "{}", report.0);
     }
 }
 
