@@ -42,6 +42,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("SDS_SHIM_WAIT", "private-value"),
     ("SDS_SHIM_REQUIRE_LOCKED", "private-value"),
     ("SDS_SHIM_ARENA_KIB", "private-value"),
+    ("SDS_SHIM_SECCOMP", "private-value"),
     ("TRUST_DOMAIN", "Private-Value"),
     ("TRUST_DOMAIN", "private/value"),
     ("POD_NAMESPACE", "private/value"),
