@@ -1,6 +1,6 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use development_ca::{ProjectedVolume, TokenRequest};
@@ -20,7 +20,7 @@ use crate::{
 
 /// Host name under which the sleep sidecars know a server that is not who they expect.
 pub(super) const IMPOSTOR: &str = "impostor.foo";
-const NAMESPACES: [&str; 2] = ["foo", "bar"];
+pub(super) const NAMESPACES: [&str; 2] = ["foo", "bar"];
 /// Where Envoy finds its token when the shim must not: out of the shim's sight, whose path is fixed.
 const ENVOY_TOKEN_DIRECTORY: &str = "./var/run/secrets/envoy-token";
 
@@ -185,7 +185,7 @@ impl Sidecar {
         listen: impl FnOnce(Bootstrap) -> Bootstrap,
     ) -> Result<Self, Failure> {
         let Setting { world, directory, source, edit } = *setting;
-        let directory = directory.join(format!("{service_account}.{namespace}"));
+        let directory = home(directory, namespace, service_account);
         let workload = Workload::create(&directory, namespace, service_account, &world.ca.root_pem());
         let mut workload = workload.or_fail(format!("create {}", directory.display()))?;
         let token = world.tokens.mint(&TokenRequest::new(namespace, service_account));
@@ -225,6 +225,13 @@ impl Sidecar {
         let ready = sidecar.envoy.wait_ready().await;
         ready.map_err(|failure| sidecar.explain(failure))?;
         Ok(sidecar)
+    }
+
+    /// Ends the shim and starts another, as `edit` has it from now on, while Envoy goes on.
+    pub async fn replace_shim(&mut self, edit: impl FnOnce(ShimBuilder) -> ShimBuilder) -> Result<(), Failure> {
+        self.shim.terminate().await?;
+        self.shim_builder = edit(self.shim_builder.clone());
+        self.restart_shim()
     }
 
     /// Starts a shim in the place of the one that has ended.
@@ -278,6 +285,11 @@ impl Sidecar {
     fn upstream(&self) -> Upstream {
         Upstream { host: self.name(), address: self.address(), spiffe_id: self.workload.spiffe_id() }
     }
+}
+
+/// The directory of a workload in a mesh below `directory`.
+pub(super) fn home(directory: &Path, namespace: &str, service_account: &str) -> PathBuf {
+    directory.join(format!("{service_account}.{namespace}"))
 }
 
 fn launch(workload: &Workload, bootstrap: &Value) -> Result<Envoy, Failure> {

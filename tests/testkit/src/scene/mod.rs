@@ -3,6 +3,7 @@
 
 mod files;
 mod mesh;
+mod migration;
 mod narrator;
 mod probe;
 mod refusals;
@@ -23,8 +24,19 @@ pub use world::World;
 /// Lifetime of certificates while their rotation is shown.
 const SHORT_LIFE: Duration = Duration::from_secs(8);
 
+/// What is played.
+#[derive(Clone, Copy, Debug)]
+pub enum Act {
+    /// The acceptance scene.
+    Acceptance,
+    /// The same mesh on its way from mounted secrets to SDS, and back.
+    Migration,
+}
+
 /// How the scene is played.
 pub struct Options {
+    /// What is played.
+    pub act: Act,
     /// Called with each line as soon as it is true.
     pub print: fn(&str),
     /// Leave the work directory in place when the scene fails.
@@ -56,7 +68,7 @@ pub async fn run(options: Options) -> Result<Report, Failure> {
 pub async fn play(options: Options) -> Result<Scene, Failure> {
     let scratch = Scratch::new("demo")?;
     let mut narrator = Narrator::new(options.print);
-    match perform(&mut narrator, &scratch).await {
+    match perform(options.act, &mut narrator, &scratch).await {
         Ok((mesh, world)) => Ok(Scene { mesh, world, narrator, scratch }),
         Err(failure) if options.keep_traces => {
             let path = scratch.keep();
@@ -66,9 +78,20 @@ pub async fn play(options: Options) -> Result<Scene, Failure> {
     }
 }
 
-async fn perform(narrator: &mut Narrator, scratch: &Scratch) -> Result<(Mesh, World), Failure> {
-    let world = World::start(SHORT_LIFE).await?;
-    match show_all(&world, narrator, scratch).await {
+async fn perform(act: Act, narrator: &mut Narrator, scratch: &Scratch) -> Result<(Mesh, World), Failure> {
+    let (world, shown) = match act {
+        Act::Acceptance => {
+            let world = World::start(SHORT_LIFE).await?;
+            let shown = show_all(&world, narrator, scratch).await;
+            (world, shown)
+        }
+        Act::Migration => {
+            let world = World::start_under(migration::NEW, migration::LIFE).await?;
+            let shown = migration::show(&world, scratch.path(), narrator).await;
+            (world, shown)
+        }
+    };
+    match shown {
         Ok(mesh) => Ok((mesh, world)),
         Err(failure) => Err(world.explain(failure)),
     }
