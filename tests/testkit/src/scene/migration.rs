@@ -1,5 +1,5 @@
-//! The mesh moves from mounted secrets under an old root to SDS under a new one, one workload after the other, and back,
-//! while requests flow from everybody to everybody and every Envoy runs on.
+//! The mesh moves from mounted secrets under an old root to SDS under a new one, one workload after the other, and
+//! back, while requests flow from everybody to everybody and every Envoy runs on.
 
 use std::{
     collections::BTreeSet,
