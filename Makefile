@@ -18,7 +18,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build image openssl envoy gdb podman prometheus systemd pilot-agent istio-ca demo demo-migration test \
+.PHONY: help build image openssl envoy gdb podman prometheus systemd pilot-agent istio-ca demo demo-migration demo-control-plane test \
   conformance-istio soak seccomp check fuzz fuzz-short asan distribution clean
 
 help: ## list the targets
@@ -39,6 +39,10 @@ demo: build envoy ## the acceptance scene: four workloads, real Envoys; KEEP=1 l
 demo-migration: build envoy ## the same mesh under load from mounted secrets to SDS and back, as a table; KEEP=1 leaves it up
 	@$(CARGO) build --quiet --package testkit --bin demo
 	@target/debug/demo migration
+
+demo-control-plane: build envoy ## the same mesh, configured over ADS with mutual TLS by a control plane without a secret mount; KEEP=1 leaves it up
+	@$(CARGO) build --quiet --package testkit --bin demo
+	@target/debug/demo control-plane
 
 test: check build envoy gdb podman prometheus systemd pilot-agent istio-ca distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins

@@ -1,5 +1,5 @@
 //! `make demo`: plays the scene, prints what it shows, and fails when a line is not as promised. With the argument
-//! `migration` that is the scene of `make demo-migration`.
+//! `migration` or `control-plane` that is the scene of the target of that name.
 //!
 //! With `KEEP=1` the mesh stays up afterwards until Ctrl-C or SIGTERM.
 
@@ -33,7 +33,10 @@ async fn demonstrate() -> Result<bool, Failure> {
     let act = match std::env::args().nth(1).as_deref() {
         None => Act::Acceptance,
         Some("migration") => Act::Migration,
-        Some(other) => return Err(Failure::new(format!("there is no scene {other:?}, but migration"))),
+        Some("control-plane") => Act::ControlPlane,
+        Some(other) => {
+            return Err(Failure::new(format!("there is no scene {other:?}, but migration and control-plane")));
+        }
     };
     let options = Options { act, print: |line| println!("{line}"), keep_traces: true };
     let scene = tokio::select! {

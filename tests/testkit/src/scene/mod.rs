@@ -1,6 +1,7 @@
 //! The acceptance scene: two `sleep` and two `httpbin` workloads, each with its own shim and its own Envoy, one CA.
 //! Its [`Mesh`] and the [`Traffic`] through it also serve other tests.
 
+mod control_plane;
 mod files;
 mod mesh;
 mod migration;
@@ -31,6 +32,8 @@ pub enum Act {
     Acceptance,
     /// The same mesh on its way from mounted secrets to SDS, and back.
     Migration,
+    /// The same mesh, its Envoys configured by a control plane that has its identity from a shim as well.
+    ControlPlane,
 }
 
 /// How the scene is played.
@@ -90,6 +93,11 @@ async fn perform(act: Act, narrator: &mut Narrator, scratch: &Scratch) -> Result
             let shown = migration::show(&world, scratch.path(), narrator).await;
             (world, shown)
         }
+        Act::ControlPlane => {
+            let world = World::start(SHORT_LIFE).await?;
+            let shown = control_plane::show(&world, scratch.path(), narrator).await;
+            (world, shown)
+        }
     };
     match shown {
         Ok(mesh) => Ok((mesh, world)),
@@ -102,7 +110,7 @@ async fn show_all(world: &World, narrator: &mut Narrator, scratch: &Scratch) -> 
     mesh.show_calls(narrator).await?;
     refusals::show(&mesh, world, narrator).await?;
     rotation::show(&mut mesh, narrator).await?;
-    files::show(&mesh, world, narrator)?;
+    files::show(mesh.sidecars(), world, narrator)?;
     // What follows shows other things than rotation, so it need not compete with it for the machine.
     world.ca.set_ttl(None);
     request_token::show(world, &scratch.path().join("request"), narrator).await?;
