@@ -51,6 +51,9 @@ pub(super) async fn show(world: &World, directory: &Path, narrator: &mut Narrato
     callers(world, narrator)?;
     sidecar.envoy.terminate().await?;
     sidecar.shim.terminate().await?;
+    drop(control_plane);
+    narrator.say("the control plane is gone, and the mesh goes on with what it has:");
+    mesh.show_calls(narrator).await?;
     Ok(mesh)
 }
 
@@ -128,15 +131,15 @@ fn expect(bootstrap: &mut Value, spiffe_id: &str) {
     }
 }
 
-/// The CA was asked with a token at first, and with the certificate where there was one.
+/// The CA was asked with a token alone at first, and with the certificate as well once there was one.
 fn callers(world: &World, narrator: &mut Narrator) -> Result<(), Failure> {
     let calls = world.ca.calls();
     let (with, without): (Vec<_>, Vec<_>) = calls.iter().partition(|call| call.peer.is_some());
-    if without.len() != ENVOYS + 1 || with.is_empty() {
+    if without.len() < ENVOYS + 1 || with.is_empty() {
         return Err(Failure::new(format!("{} calls with a certificate, {} without", with.len(), without.len())));
     }
     narrator.say(format!(
-        "the CA was asked {} times with a token alone, for each first certificate, and {} times with mutual TLS",
+        "the CA was asked {} times with a token alone, as for each first certificate, and {} times with mutual TLS",
         without.len(),
         with.len()
     ));
