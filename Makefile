@@ -18,8 +18,8 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build image openssl envoy gdb podman prometheus systemd pilot-agent istio-ca demo test conformance-istio soak \
-  seccomp check fuzz fuzz-short asan distribution clean
+.PHONY: help build image openssl envoy gdb podman prometheus systemd pilot-agent istio-ca demo demo-migration demo-control-plane test \
+  conformance-istio soak seccomp check fuzz fuzz-short asan distribution clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -35,6 +35,14 @@ image: build podman ## container images with podman: the binary alone, and with 
 demo: build envoy ## the acceptance scene: four workloads, real Envoys; KEEP=1 leaves it up
 	@$(CARGO) build --quiet --package testkit --bin demo
 	@target/debug/demo
+
+demo-migration: build envoy ## the same mesh under load from mounted secrets to SDS and back, as a table; KEEP=1 leaves it up
+	@$(CARGO) build --quiet --package testkit --bin demo
+	@target/debug/demo migration
+
+demo-control-plane: build envoy ## the same mesh, configured over ADS with mutual TLS by a control plane without a secret mount; KEEP=1 leaves it up
+	@$(CARGO) build --quiet --package testkit --bin demo
+	@target/debug/demo control-plane
 
 test: check build envoy gdb podman prometheus systemd pilot-agent istio-ca distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins

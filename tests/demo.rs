@@ -6,7 +6,12 @@ use testkit::{Failure, scene};
 
 #[tokio::test]
 async fn the_acceptance_scene_is_as_promised() -> Result<(), Failure> {
-    let report = scene::run(scene::Options { print: |line| println!("{line}"), keep_traces: false }).await?;
+    let report = scene::run(scene::Options {
+        act: scene::Act::Acceptance,
+        print: |line| println!("{line}"),
+        keep_traces: false,
+    })
+    .await?;
     let lines: BTreeSet<_> = report.lines.iter().map(String::as_str).collect();
     for from in ["foo", "bar"] {
         for to in ["foo", "bar"] {

@@ -131,14 +131,7 @@ impl Rotation {
         let serial = root_serial(&self.new)?;
         for sidecar in self.mesh.sidecars_mut() {
             let admin = sidecar.envoy.admin().clone();
-            let alone = || async {
-                let page = admin.json("/certs").await?;
-                let contexts = page["certificates"].as_array().into_iter().flatten();
-                let anchors = contexts.flat_map(|context| context["ca_cert"].as_array()).flatten();
-                let numbers = anchors.filter_map(|anchor| anchor["serial_number"].as_str());
-                let held: BTreeSet<_> = numbers.map(|number| number.trim_start_matches('0')).collect();
-                Ok(held == BTreeSet::from([serial.as_str()]))
-            };
+            let alone = || async { Ok(admin.anchors().await? == BTreeSet::from([serial.clone()])) };
             let alone = sidecar.envoy.wait_until("the new root alone", alone).await;
             alone.map_err(|failure| sidecar.explain(failure))?;
         }

@@ -1,4 +1,5 @@
-//! `make demo`: plays the scene, prints what it shows, and fails when a line is not as promised.
+//! `make demo`: plays the scene, prints what it shows, and fails when a line is not as promised. With the argument
+//! `migration` or `control-plane` that is the scene of the target of that name.
 //!
 //! With `KEEP=1` the mesh stays up afterwards until Ctrl-C or SIGTERM.
 
@@ -6,7 +7,7 @@ use std::{io, process::ExitCode};
 
 use testkit::{
     Failure, OrFail,
-    scene::{self, Options},
+    scene::{self, Act, Options},
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -29,7 +30,15 @@ async fn main() -> ExitCode {
 /// Whether the scene came to its end; `false` when a signal cut it short.
 async fn demonstrate() -> Result<bool, Failure> {
     let mut signals = Signals::new().or_fail("handle signals")?;
-    let options = Options { print: |line| println!("{line}"), keep_traces: true };
+    let act = match std::env::args().nth(1).as_deref() {
+        None => Act::Acceptance,
+        Some("migration") => Act::Migration,
+        Some("control-plane") => Act::ControlPlane,
+        Some(other) => {
+            return Err(Failure::new(format!("there is no scene {other:?}, but migration and control-plane")));
+        }
+    };
+    let options = Options { act, print: |line| println!("{line}"), keep_traces: true };
     let scene = tokio::select! {
         scene = scene::play(options) => scene?,
         // Dropping the scene ends its processes and removes its directory.

@@ -89,6 +89,14 @@ impl Admin {
         Ok(leaves.map(Certificate::read).collect())
     }
 
+    /// Serial numbers, likewise, of the trust anchors in use.
+    pub async fn anchors(&self) -> Result<BTreeSet<String>, Failure> {
+        let page = self.json("/certs").await?;
+        let contexts = page["certificates"].as_array().into_iter().flatten();
+        let anchors = contexts.flat_map(|context| context["ca_cert"].as_array()).flatten();
+        Ok(anchors.map(|anchor| Certificate::read(anchor).serial).collect())
+    }
+
     /// A counter or gauge; one that Envoy has not made yet is 0.
     pub async fn stat(&self, name: &str) -> Result<u64, Failure> {
         Ok(self.stats(name).await?.into_iter().find(|(known, _)| known == name).map_or(0, |(_, value)| value))

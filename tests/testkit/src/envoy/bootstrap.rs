@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-use super::ADMIN_SOCKET;
+use super::{ADMIN_SOCKET, ads::Resources, wire};
 use crate::workload::SOCKET;
 
 const SDS_CLUSTER: &str = "sds-grpc";
+/// Name of the cluster of the control plane.
+pub const XDS_CLUSTER: &str = "xds-grpc";
+const APPLICATION: &str = "application";
 const BEARER_PLUGIN: &str = "envoy.grpc_credentials.file_based_metadata";
 
 /// How Envoy speaks SDS.
@@ -70,12 +73,26 @@ impl Bootstrap {
             "require_client_certificate": true,
             "common_tls_context": self.tls_context(allowed),
         });
-        let routes = json!([{ "name": "application", "domains": ["*"], "routes": [to_cluster("application")] }]);
+        let routes = json!([{ "name": "application", "domains": ["*"], "routes": [to_cluster(APPLICATION)] }]);
         let mut chain = json!({ "filters": [http_filter("inbound", &routes)] });
         chain["transport_socket"] = json!({ "name": "envoy.transport_sockets.tls", "typed_config": tls });
-        self.clusters.push(cluster("application", &socket_address(application)));
+        self.clusters.push(cluster(APPLICATION, &socket_address(application)));
         let listener = listener("inbound", self.port, &chain);
         self.listener(listener)
+    }
+
+    /// The same for an application that speaks gRPC, with streams that last.
+    #[must_use]
+    pub fn inbound_grpc(self, application: SocketAddr, allowed: &[String]) -> Self {
+        let mut bootstrap = self.inbound(application, allowed);
+        for cluster in bootstrap.clusters.iter_mut().filter(|cluster| cluster["name"] == APPLICATION) {
+            cluster["typed_extension_protocol_options"] = http2();
+        }
+        if let Some(listener) = bootstrap.listeners.last_mut() {
+            let filter = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
+            filter["route_config"]["virtual_hosts"][0]["routes"][0]["route"]["timeout"] = json!("0s");
+        }
+        bootstrap
     }
 
     /// Adds the listener `outbound`: plain HTTP in, mutual TLS to the upstream that the Host header names.
@@ -120,13 +137,38 @@ impl Bootstrap {
         })
     }
 
+    /// The id under which a control plane knows this Envoy.
+    pub fn node(&self) -> String {
+        format!("sidecar~127.0.0.1~{}~cluster.local", self.name)
+    }
+
     /// The finished configuration.
     pub fn build(&self) -> Value {
         json!({
-            "node": { "id": format!("sidecar~127.0.0.1~{}~cluster.local", self.name), "cluster": self.name },
+            "node": { "id": self.node(), "cluster": self.name },
             "admin": { "address": { "pipe": { "path": ADMIN_SOCKET } } },
             "static_resources": { "listeners": self.listeners, "clusters": self.clusters },
         })
+    }
+
+    /// The finished configuration of an Envoy that asks a control plane for all its listeners and clusters but that of
+    /// SDS, over mutual TLS with the workload's certificate; and what the control plane is to answer.
+    pub fn build_discovered(&self, control_plane: &Upstream) -> (Value, Resources) {
+        let (local, remote): (Vec<_>, Vec<_>) =
+            self.clusters.iter().cloned().partition(|cluster| cluster["name"] == SDS_CLUSTER);
+        let resources = Resources {
+            listeners: self.listeners.iter().map(wire::listener).collect(),
+            clusters: remote.iter().map(wire::cluster).collect(),
+        };
+        let control_plane = Upstream { host: XDS_CLUSTER.to_owned(), ..control_plane.clone() };
+        let mut xds = self.upstream_cluster(&control_plane);
+        xds["typed_extension_protocol_options"] = http2();
+        let mut bootstrap = Self { listeners: Vec::new(), clusters: local, ..self.clone() }.cluster(xds).build();
+        let ads = json!({ "ads": {}, "resource_api_version": "V3" });
+        let service = json!({ "envoy_grpc": { "cluster_name": XDS_CLUSTER } });
+        let source = json!({ "api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [service] });
+        bootstrap["dynamic_resources"] = json!({ "ads_config": source, "lds_config": ads, "cds_config": ads });
+        (bootstrap, resources)
     }
 
     /// Every request makes a connection and a full handshake of its own (no reuse, no resumption), so that each one
@@ -190,9 +232,12 @@ fn google_grpc(token_file: &str) -> Value {
 
 fn sds_cluster() -> Value {
     let mut sds = cluster(SDS_CLUSTER, &json!({ "pipe": { "path": SOCKET } }));
-    sds["typed_extension_protocol_options"] =
-        protocol_options(&json!({ "explicit_http_config": { "http2_protocol_options": {} } }));
+    sds["typed_extension_protocol_options"] = http2();
     sds
+}
+
+fn http2() -> Value {
+    protocol_options(&json!({ "explicit_http_config": { "http2_protocol_options": {} } }))
 }
 
 fn cluster(name: &str, address: &Value) -> Value {

@@ -1,7 +1,9 @@
 //! Envoy processes.
 
 mod admin;
+pub mod ads;
 mod bootstrap;
+pub mod wire;
 
 use std::{
     ops::{Deref, DerefMut},
@@ -17,7 +19,7 @@ use crate::{
 };
 
 pub use admin::{Admin, Certificate, SecretStates};
-pub use bootstrap::{Bootstrap, SdsTransport, Upstream, sds_config};
+pub use bootstrap::{Bootstrap, SdsTransport, Upstream, XDS_CLUSTER, sds_config};
 
 /// The admin socket, relative to Envoy's working directory.
 pub const ADMIN_SOCKET: &str = "admin.sock";

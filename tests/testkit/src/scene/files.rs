@@ -2,12 +2,16 @@
 
 use std::path::Path;
 
-use super::{mesh::Mesh, narrator::Narrator, world::World};
+use super::{mesh::Sidecar, narrator::Narrator, world::World};
 use crate::{Failure, OrFail, scan::scan, workload::ROOT_CERTIFICATE};
 
-pub(super) fn show(mesh: &Mesh, world: &World, narrator: &mut Narrator) -> Result<(), Failure> {
+pub(super) fn show<'a>(
+    sidecars: impl Iterator<Item = &'a Sidecar>,
+    world: &World,
+    narrator: &mut Narrator,
+) -> Result<(), Failure> {
     let mut files = 0;
-    for sidecar in mesh.sidecars() {
+    for sidecar in sidecars {
         let workload = &sidecar.workload;
         let found = scan(workload.path()).or_fail(format!("search {}", workload.path().display()))?;
         files += found.files;

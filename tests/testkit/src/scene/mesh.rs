@@ -1,6 +1,6 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use development_ca::{ProjectedVolume, TokenRequest};
@@ -20,7 +20,7 @@ use crate::{
 
 /// Host name under which the sleep sidecars know a server that is not who they expect.
 pub(super) const IMPOSTOR: &str = "impostor.foo";
-const NAMESPACES: [&str; 2] = ["foo", "bar"];
+pub(super) const NAMESPACES: [&str; 2] = ["foo", "bar"];
 /// Where Envoy finds its token when the shim must not: out of the shim's sight, whose path is fixed.
 const ENVOY_TOKEN_DIRECTORY: &str = "./var/run/secrets/envoy-token";
 
@@ -39,6 +39,7 @@ struct Setting<'a> {
     directory: &'a Path,
     source: TokenSource,
     edit: &'a dyn Fn(ShimBuilder) -> ShimBuilder,
+    finish: &'a dyn Fn(&Bootstrap) -> Value,
 }
 
 /// A workload with its two processes, and its application if it is a server.
@@ -75,14 +76,27 @@ impl Mesh {
         source: TokenSource,
         edit: impl Fn(ShimBuilder) -> ShimBuilder,
     ) -> Result<Self, Failure> {
-        let setting = Setting { world, directory, source, edit: &edit };
+        Self::start_with(&Setting { world, directory, source, edit: &edit, finish: &Bootstrap::build }).await
+    }
+
+    /// Starts all workloads below `directory`, with the configuration of each Envoy as `finish` makes it.
+    pub(super) async fn start_discovered(
+        world: &World,
+        directory: &Path,
+        finish: &dyn Fn(&Bootstrap) -> Value,
+    ) -> Result<Self, Failure> {
+        let source = TokenSource::File;
+        Self::start_with(&Setting { world, directory, source, edit: &|shim| shim, finish }).await
+    }
+
+    async fn start_with(setting: &Setting<'_>) -> Result<Self, Failure> {
         let mut servers = Vec::new();
         let mut clients = Vec::new();
         for namespace in NAMESPACES {
-            servers.push(Sidecar::server(&setting, namespace).await?);
+            servers.push(Sidecar::server(setting, namespace).await?);
         }
         for namespace in NAMESPACES {
-            clients.push(Sidecar::client(&setting, namespace, &servers).await?);
+            clients.push(Sidecar::client(setting, namespace, &servers).await?);
         }
         Ok(Self { clients, servers })
     }
@@ -164,6 +178,22 @@ impl Sidecar {
         Ok(sidecar)
     }
 
+    /// The sidecar of the control plane that listens at `application`; it lets in the workloads of the mesh alone.
+    pub(super) async fn control_plane(
+        world: &World,
+        directory: &Path,
+        application: SocketAddr,
+    ) -> Result<Self, Failure> {
+        let source = TokenSource::File;
+        let setting = Setting { world, directory, source, edit: &|shim| shim, finish: &Bootstrap::build };
+        let allowed: Vec<_> = NAMESPACES
+            .into_iter()
+            .flat_map(|namespace| ["sleep", "httpbin"].map(|account| spiffe_id(namespace, account)))
+            .collect();
+        let listen = |bootstrap: Bootstrap| bootstrap.inbound_grpc(application, &allowed);
+        Self::start(&setting, "istio-system", "istiod", listen).await
+    }
+
     async fn client(setting: &Setting<'_>, namespace: &str, servers: &[Sidecar]) -> Result<Self, Failure> {
         let mut upstreams: Vec<_> = servers.iter().map(Sidecar::upstream).collect();
         // The address is that of httpbin.bar, the expected identity that of httpbin.foo.
@@ -184,8 +214,8 @@ impl Sidecar {
         service_account: &str,
         listen: impl FnOnce(Bootstrap) -> Bootstrap,
     ) -> Result<Self, Failure> {
-        let Setting { world, directory, source, edit } = *setting;
-        let directory = directory.join(format!("{service_account}.{namespace}"));
+        let Setting { world, directory, source, edit, finish } = *setting;
+        let directory = home(directory, namespace, service_account);
         let workload = Workload::create(&directory, namespace, service_account, &world.ca.root_pem());
         let mut workload = workload.or_fail(format!("create {}", directory.display()))?;
         let token = world.tokens.mint(&TokenRequest::new(namespace, service_account));
@@ -209,7 +239,7 @@ impl Sidecar {
         shim.connect().await?;
         let reservation = Reservation::new().or_fail("reserve a port")?;
         let port = reservation.port();
-        let bootstrap = listen(Bootstrap::new(&workload.name(), transport).port(port)).build();
+        let bootstrap = finish(&listen(Bootstrap::new(&workload.name(), transport).port(port)));
         let envoy = launch(&workload, &bootstrap)?;
         let mut sidecar = Self {
             workload,
@@ -227,6 +257,13 @@ impl Sidecar {
         Ok(sidecar)
     }
 
+    /// Ends the shim and starts another, as `edit` has it from now on, while Envoy goes on.
+    pub async fn replace_shim(&mut self, edit: impl FnOnce(ShimBuilder) -> ShimBuilder) -> Result<(), Failure> {
+        self.shim.terminate().await?;
+        self.shim_builder = edit(self.shim_builder.clone());
+        self.restart_shim()
+    }
+
     /// Starts a shim in the place of the one that has ended.
     pub fn restart_shim(&mut self) -> Result<(), Failure> {
         self.shim = self.shim_builder.clone().start()?;
@@ -237,6 +274,13 @@ impl Sidecar {
     pub fn restart_envoy(&mut self) -> Result<(), Failure> {
         self.envoy = launch(&self.workload, &self.bootstrap)?;
         Ok(())
+    }
+
+    /// Ends Envoy and starts another one with this configuration.
+    pub(super) async fn replace_envoy(&mut self, edit: impl FnOnce(&mut Value)) -> Result<(), Failure> {
+        self.envoy.terminate().await?;
+        edit(&mut self.bootstrap);
+        self.restart_envoy()
     }
 
     /// Waits until Envoy uses the certificate with this serial number, and no other any more.
@@ -275,9 +319,14 @@ impl Sidecar {
         self.envoy.explain(self.shim.explain(failure))
     }
 
-    fn upstream(&self) -> Upstream {
+    pub(super) fn upstream(&self) -> Upstream {
         Upstream { host: self.name(), address: self.address(), spiffe_id: self.workload.spiffe_id() }
     }
+}
+
+/// The directory of a workload in a mesh below `directory`.
+pub(super) fn home(directory: &Path, namespace: &str, service_account: &str) -> PathBuf {
+    directory.join(format!("{service_account}.{namespace}"))
 }
 
 fn launch(workload: &Workload, bootstrap: &Value) -> Result<Envoy, Failure> {

@@ -1,8 +1,10 @@
 //! The acceptance scene: two `sleep` and two `httpbin` workloads, each with its own shim and its own Envoy, one CA.
 //! Its [`Mesh`] and the [`Traffic`] through it also serve other tests.
 
+mod control_plane;
 mod files;
 mod mesh;
+mod migration;
 mod narrator;
 mod probe;
 mod refusals;
@@ -23,8 +25,21 @@ pub use world::World;
 /// Lifetime of certificates while their rotation is shown.
 const SHORT_LIFE: Duration = Duration::from_secs(8);
 
+/// What is played.
+#[derive(Clone, Copy, Debug)]
+pub enum Act {
+    /// The acceptance scene.
+    Acceptance,
+    /// The same mesh on its way from mounted secrets to SDS, and back.
+    Migration,
+    /// The same mesh, its Envoys configured by a control plane that has its identity from a shim as well.
+    ControlPlane,
+}
+
 /// How the scene is played.
 pub struct Options {
+    /// What is played.
+    pub act: Act,
     /// Called with each line as soon as it is true.
     pub print: fn(&str),
     /// Leave the work directory in place when the scene fails.
@@ -56,7 +71,7 @@ pub async fn run(options: Options) -> Result<Report, Failure> {
 pub async fn play(options: Options) -> Result<Scene, Failure> {
     let scratch = Scratch::new("demo")?;
     let mut narrator = Narrator::new(options.print);
-    match perform(&mut narrator, &scratch).await {
+    match perform(options.act, &mut narrator, &scratch).await {
         Ok((mesh, world)) => Ok(Scene { mesh, world, narrator, scratch }),
         Err(failure) if options.keep_traces => {
             let path = scratch.keep();
@@ -66,9 +81,25 @@ pub async fn play(options: Options) -> Result<Scene, Failure> {
     }
 }
 
-async fn perform(narrator: &mut Narrator, scratch: &Scratch) -> Result<(Mesh, World), Failure> {
-    let world = World::start(SHORT_LIFE).await?;
-    match show_all(&world, narrator, scratch).await {
+async fn perform(act: Act, narrator: &mut Narrator, scratch: &Scratch) -> Result<(Mesh, World), Failure> {
+    let (world, shown) = match act {
+        Act::Acceptance => {
+            let world = World::start(SHORT_LIFE).await?;
+            let shown = show_all(&world, narrator, scratch).await;
+            (world, shown)
+        }
+        Act::Migration => {
+            let world = World::start_under(migration::NEW, migration::LIFE).await?;
+            let shown = migration::show(&world, scratch.path(), narrator).await;
+            (world, shown)
+        }
+        Act::ControlPlane => {
+            let world = World::start(SHORT_LIFE).await?;
+            let shown = control_plane::show(&world, scratch.path(), narrator).await;
+            (world, shown)
+        }
+    };
+    match shown {
         Ok(mesh) => Ok((mesh, world)),
         Err(failure) => Err(world.explain(failure)),
     }
@@ -79,7 +110,7 @@ async fn show_all(world: &World, narrator: &mut Narrator, scratch: &Scratch) -> 
     mesh.show_calls(narrator).await?;
     refusals::show(&mesh, world, narrator).await?;
     rotation::show(&mut mesh, narrator).await?;
-    files::show(&mesh, world, narrator)?;
+    files::show(mesh.sidecars(), world, narrator)?;
     // What follows shows other things than rotation, so it need not compete with it for the machine.
     world.ca.set_ttl(None);
     request_token::show(world, &scratch.path().join("request"), narrator).await?;

@@ -23,7 +23,7 @@ pub(super) async fn show(world: &World, directory: &Path, narrator: &mut Narrato
             return Err(Failure::new(format!("the shim of {} has a token file", sidecar.name())));
         }
     }
-    files::show(&mesh, world, narrator)?;
+    files::show(mesh.sidecars(), world, narrator)?;
     for server in &mesh.servers {
         refuse_anonymous(server, narrator).await?;
     }

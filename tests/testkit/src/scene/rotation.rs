@@ -71,13 +71,13 @@ async fn wait_for_rotations(mesh: &Mesh, watched: &mut [Watched]) -> Result<(), 
 
 /// Mutual-TLS handshakes that the servers' sidecars have seen. Only a full one looks at both certificates.
 #[derive(Debug)]
-struct Handshakes {
-    all: u64,
-    resumed: u64,
+pub(super) struct Handshakes {
+    pub(super) all: u64,
+    pub(super) resumed: u64,
 }
 
 impl Handshakes {
-    async fn count(mesh: &Mesh) -> Result<Self, Failure> {
+    pub(super) async fn count(mesh: &Mesh) -> Result<Self, Failure> {
         let mut sum = Self { all: 0, resumed: 0 };
         for server in &mesh.servers {
             sum.all += counter(server.envoy.admin(), "handshake").await?;
@@ -86,7 +86,7 @@ impl Handshakes {
         Ok(sum)
     }
 
-    fn since(&self, earlier: &Self) -> Self {
+    pub(super) fn since(&self, earlier: &Self) -> Self {
         Self { all: self.all - earlier.all, resumed: self.resumed - earlier.resumed }
     }
 }

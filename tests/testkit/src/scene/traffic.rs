@@ -1,6 +1,9 @@
 //! A steady stream of requests from every client to every server.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
@@ -15,7 +18,7 @@ use crate::{Failure, http::Connection};
 const PERIOD: Duration = Duration::from_millis(20);
 
 /// What became of the requests.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Requests that were answered with 200.
     pub answered: u64,
@@ -26,7 +29,8 @@ pub struct Tally {
 /// A running stream.
 pub struct Traffic {
     stop: watch::Sender<bool>,
-    pairs: JoinSet<Tally>,
+    pairs: JoinSet<()>,
+    tallies: Vec<Arc<Mutex<Tally>>>,
 }
 
 impl Traffic {
@@ -38,12 +42,19 @@ impl Traffic {
 
     /// From each client to the server beside it.
     pub async fn between(pairs: impl Iterator<Item = (&Sidecar, &Sidecar)>) -> Result<Self, Failure> {
-        let mut traffic = Self { stop: watch::Sender::new(false), pairs: JoinSet::new() };
+        let mut traffic = Self { stop: watch::Sender::new(false), pairs: JoinSet::new(), tallies: Vec::new() };
         for (client, server) in pairs {
             let connection = client.connect().await?;
-            traffic.pairs.spawn(call(connection, client.name(), server.name(), traffic.stop.subscribe()));
+            let tally = Arc::<Mutex<Tally>>::default();
+            traffic.tallies.push(Arc::clone(&tally));
+            traffic.pairs.spawn(call(connection, client.name(), server.name(), traffic.stop.subscribe(), tally));
         }
         Ok(traffic)
+    }
+
+    /// What has become of the requests of each pair so far.
+    pub fn so_far(&self) -> impl Iterator<Item = Tally> {
+        self.tallies.iter().map(|tally| tally.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// Lets the requests under way finish and adds up.
@@ -51,25 +62,35 @@ impl Traffic {
         self.stop.send_replace(true);
         let mut total = Tally::default();
         while let Some(pair) = self.pairs.join_next().await {
-            match pair {
-                Ok(tally) => {
-                    total.answered += tally.answered;
-                    total.failures.extend(tally.failures);
-                }
-                Err(error) => total.failures.push(error.to_string()),
-            }
+            total.failures.extend(pair.err().map(|error| error.to_string()));
         }
+        self.so_far().for_each(|tally| total.add(tally));
         total
     }
 }
 
-async fn call(mut connection: Connection, client: String, server: String, stop: watch::Receiver<bool>) -> Tally {
+impl Tally {
+    /// Adds another one.
+    pub fn add(&mut self, other: Self) {
+        self.answered += other.answered;
+        self.failures.extend(other.failures);
+    }
+}
+
+async fn call(
+    mut connection: Connection,
+    client: String,
+    server: String,
+    stop: watch::Receiver<bool>,
+    tally: Arc<Mutex<Tally>>,
+) {
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut tally = Tally::default();
     while !*stop.borrow() {
         ticks.tick().await;
-        match connection.get(&server, "/ip").await {
+        let answer = connection.get(&server, "/ip").await;
+        let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+        match answer {
             Ok(answer) if answer.status == 200 => tally.answered += 1,
             Ok(answer) => {
                 tally.failures.push(format!("{client} to {server}: {} {}", answer.status, answer.text()));
@@ -81,5 +102,4 @@ async fn call(mut connection: Connection, client: String, server: String, stop: 
             }
         }
     }
-    tally
 }

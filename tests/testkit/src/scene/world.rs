@@ -17,7 +17,12 @@ pub struct World {
 impl World {
     /// Starts a CA that issues certificates of this lifetime.
     pub async fn start(lifetime: Duration) -> Result<Self, Failure> {
-        let pki = Arc::new(Pki::new("demo"));
+        Self::start_under("demo", lifetime).await
+    }
+
+    /// The same, with this common name of the CA's root.
+    pub async fn start_under(root: &str, lifetime: Duration) -> Result<Self, Failure> {
+        let pki = Arc::new(Pki::new(root));
         let tokens = Arc::new(TokenIssuer::new());
         let ca = DevelopmentCa::start(pki.clone(), tokens.clone(), CaOptions::default()).await;
         let ca = ca.or_fail("start the development CA")?;
