@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use testkit::{
     Failure,
     confined::Confinement,
+    pilot_agent::PilotAgent,
     residency::{self, Needles},
     sds,
 };
@@ -83,5 +84,32 @@ async fn where_the_arena_can_be_read_it_holds_the_live_key_and_no_retired_one() 
     assert_eq!(search.found.get(&live), Some(&(25 + 36)), "the live key must be found, and not more often");
     let retired: Vec<_> = search.found.keys().filter(|key| **key != live).collect();
     assert!(retired.is_empty(), "retired keys {retired:?} of {live} are still there: {:?}", search.found);
+    Ok(())
+}
+
+/// The positive control with an ordinary allocator: Istio's agent, which holds its keys as everybody does. The same
+/// search must find them there, the live one and, as nothing wipes it, usually also one that was retired.
+#[tokio::test]
+async fn the_search_finds_the_keys_of_a_process_with_an_ordinary_allocator() -> Outcome {
+    let site = Site::new().await?;
+    site.ca.set_ttl(Some(std::time::Duration::from_secs(20)));
+    let agent = PilotAgent::for_workload(&site.workload, site.ca.address())?
+        // Every two seconds; and a key whose number is searched for as ours are.
+        .env("SECRET_GRACE_PERIOD_RATIO", "0.9")
+        .env("ECC_SIGNATURE_ALGORITHM", "ECDSA")
+        .env("PKCS8_KEY", "true");
+    let mut agent = agent.start()?;
+    let mut stream = agent.connect().await?.stream();
+    stream.send(sds::request(&["default"]));
+    let mut needles = Needles::default();
+    const KEYS: usize = 3;
+    for key in 0..KEYS {
+        let answer = stream.recv().await?;
+        needles.add(key, &sds::secrets(&answer)?.remove(0).key_pem)?;
+        stream.send(sds::ack(&answer, &["default"]));
+    }
+    let search = search(agent.pid(), &needles)?;
+    println!("{} bytes read, windows found by key: {:?}", search.readable, search.found);
+    assert!(search.found.contains_key(&(KEYS - 1)), "the live key is not found: {:?}", search.found);
     Ok(())
 }
