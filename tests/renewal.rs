@@ -50,6 +50,19 @@ async fn renewals_of_workloads_that_start_together_are_spread() -> Tested {
 }
 
 #[tokio::test]
+async fn an_availability_target_renews_early_enough_to_keep_it() -> Tested {
+    for _ in 0..3 {
+        let seconds = planned(|shim| shim.env("SDS_SHIM_AVAILABILITY_TARGET", "50m")).await?;
+        // A tenth of the life is what the renewals are spread over, before the last moment.
+        assert!((235..=601).contains(&seconds), "{seconds} of an hour, of which 3000 s are to be left");
+    }
+    let scene = Scene::new().await?;
+    let shim = scene.shim().env("SECRET_TTL", "1h").env("SDS_SHIM_AVAILABILITY_TARGET", "2h").start()?;
+    shim.wait_for_log("live too short for SDS_SHIM_AVAILABILITY_TARGET").await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn istios_ratio_and_jitter_are_honoured() -> Tested {
     for (ratio, jitter, expected) in [
         ("0.2", Some("0"), 2870..=2881),

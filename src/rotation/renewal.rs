@@ -13,7 +13,7 @@ use super::{
     failure::Failure,
     mounted::Mounted,
     root_publisher::RootPublisher,
-    schedule::renewal_after,
+    schedule::{can_meet, renewal_after},
     trouble::{Held, Trouble},
 };
 use crate::{
@@ -369,7 +369,7 @@ impl<T: TokenSource> Renewal<T> {
     /// Tells when the availability target cannot be met.
     fn warn_of_short_life(&mut self, left: Duration) {
         match self.rotation.schedule.availability_target {
-            Some(target) if left <= target => warn!(
+            Some(target) if !can_meet(target, left) => warn!(
                 left_s = left.as_secs(),
                 target_s = target.as_secs(),
                 "the CA's certificates live too short for SDS_SHIM_AVAILABILITY_TARGET"

@@ -9,8 +9,8 @@ pub(super) const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// Our own window: renew after this share of the life that is left on receipt.
 const WINDOW: std::ops::Range<f64> = 0.45..0.65;
 
-/// Where a renewal for the sake of the availability target is never earlier, and within which share of the life it
-/// is spread.
+/// Within which share of the life renewals for the sake of the availability target are spread, and after which they
+/// come where it cannot be met.
 const EARLIEST: f64 = 0.1;
 
 /// What is left of the life for the renewal itself, whatever the settings say: a share, and at least so long. A ratio
@@ -32,12 +32,21 @@ pub fn renewal_after(schedule: &Schedule, not_after: i64, now: i64, random: f64)
     };
     let mut after = left.mul_f64(used);
     if let Some(target) = schedule.availability_target {
-        let latest = left.saturating_sub(target).saturating_sub(left.mul_f64(EARLIEST * random));
-        // A target that no certificate of this life can meet must not make a busy loop.
-        after = after.min(latest.max(left.mul_f64(EARLIEST * (1.0 + random))));
+        let (spare, spread) = (left.saturating_sub(target), left.mul_f64(EARLIEST));
+        after = after.min(match can_meet(target, left) {
+            true => spare - spread.min(spare / 2).mul_f64(random),
+            // What cannot be met must not make a busy loop.
+            false => spread.mul_f64(1.0 + random),
+        });
     }
     let reserve = left.mul_f64(RESERVE).max(MIN_RESERVE);
     after.min(left.saturating_sub(reserve)).max(MIN_INTERVAL)
+}
+
+/// Whether a certificate with this life left can be renewed so that the target is always left: a twentieth of the life
+/// is the least that must pass between two renewals for its sake.
+pub(super) fn can_meet(target: Duration, left: Duration) -> bool {
+    left.saturating_sub(target) >= left / 20
 }
 
 #[cfg(test)]
