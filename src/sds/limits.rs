@@ -32,7 +32,7 @@ pub(super) const MIN_WINDOW: u32 = 16 * 1024;
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
 /// Bytes of the arena that are left for those who are there: below, no more of their bytes are taken. A renewal finds
 /// room in it. A full arena would end the process, and with it everyone's service.
-const RESERVE: usize = 448 * 1024;
+const RESERVE: usize = 544 * 1024;
 /// Bytes that must be free for a further stream, and for a further connection.
 const ROOM_FOR_STREAM: usize = RESERVE + 64 * 1024;
 const ROOM_FOR_CONNECTION: usize = RESERVE + 192 * 1024;
