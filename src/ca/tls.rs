@@ -142,9 +142,11 @@ fn no_room(file: &Path) -> CaError {
 }
 
 fn is_alert(error: &openssl::ssl::Error) -> bool {
-    // The library's reasons 1000 and up are alerts that the peer sent (RFC 8446, section 6).
+    // The library's reasons from 1000 on are alerts that the peer sent, a byte each (RFC 8446, section 6); far above
+    // are those that all libraries have, such as a lack of memory.
+    let alerts = 1000..1256;
     error.code() == ErrorCode::SSL
-        && error.ssl_error().is_some_and(|stack| stack.errors().iter().any(|error| error.reason_code() >= 1000))
+        && error.ssl_error().is_some_and(|stack| stack.errors().iter().any(|one| alerts.contains(&one.reason_code())))
 }
 
 /// A TLS stream that remembers the alert that ended it.
