@@ -25,7 +25,7 @@ use crate::{
     client::{self, ClientError},
     clock,
     config::{self, Config, Mistake, ProcessEnv, SdsConfig, TokenConfig},
-    files::{FileSource, FileWatcher, OutputWriter, RootFiles},
+    files::{Changes, FileSource, OutputWriter, RootFiles},
     identity::BearerToken,
     log,
     memory::{self, TooLittleProtection},
@@ -36,8 +36,6 @@ use crate::{
     supervise::{Launch, LaunchError, Signals, Supervisor},
 };
 
-/// Pause between two looks at the socket's file when the kernel cannot tell us of changes.
-const WITHOUT_WATCHER: Duration = Duration::from_secs(30);
 /// How long the socket's file may be missing before it is made anew.
 const SUCCESSOR_PAUSE: Duration = Duration::from_millis(250);
 
@@ -240,24 +238,14 @@ fn workloads(config: Config, force: Arc<Notify>, status: Arc<Status>) -> io::Res
 
 /// Makes the socket's file anew when somebody deletes it: without it, an Envoy that reconnects finds nothing.
 async fn keep_in_place(socket: &SdsSocket) -> Infallible {
-    let watch = || FileWatcher::new(&[socket.path()]);
-    let mut watcher = watch();
+    // Whoever deletes it to put another in its place does that right after.
+    let mut changes = Changes::new(vec![socket.path().to_owned()], SUCCESSOR_PAUSE, None);
     loop {
         match socket.restore() {
             Ok(false) => {}
             Ok(true) => warn!(socket = %socket.path().display(), "the socket's file was gone and is there again"),
             Err(error) => warn!("the socket's file is gone: {error}"),
         }
-        let watched = match &mut watcher {
-            Ok(watcher) => watcher.changed().await,
-            Err(error) => Err(io::Error::from(error.kind())),
-        };
-        if watched.is_err() {
-            // inotify instances are a limited good of the user; one may be free later.
-            tokio::time::sleep(WITHOUT_WATCHER).await;
-            watcher = watch();
-        }
-        // Whoever deletes it to put another in its place does that now.
-        tokio::time::sleep(SUCCESSOR_PAUSE).await;
+        changes.next().await;
     }
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use common::{Pod, QUIET, names, secret};
 use testkit::{
@@ -104,6 +104,32 @@ async fn every_generation_of_a_mounted_secret_is_pushed() -> Tested {
         let serial = files.rotate()?;
         assert_eq!(next_serial(&mut stream, &name).await?, serial);
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn whatever_is_watched_takes_one_inotify_instance() -> Tested {
+    let (pod, files) = (Pod::new().await?, Credentials::new()?);
+    let (certificate, roots) = (files.certificate(), files.roots());
+    let (mut stream, answer) = pod.ask(&[&certificate, &roots]).await?;
+    stream.send(sds::ack(&answer, &[&certificate, &roots]));
+    fs::remove_file(pod.shim.socket()).or_fail("remove the socket's file")?;
+    pod.shim.wait_for_log("was gone and is there again").await?;
+    files.rotate()?;
+    while names(&stream.recv().await?)? != [certificate.as_str()] {}
+    // Each descriptor tells what its instance watches: the two of one instance tell the same.
+    let descriptors = format!("/proc/{}/fd", pod.shim.pid());
+    let mut instances = BTreeSet::new();
+    for entry in fs::read_dir(&descriptors).or_fail("list descriptors")?.flatten() {
+        if fs::read_link(entry.path()).is_ok_and(|target| target == Path::new("anon_inode:inotify")) {
+            let told = descriptors.replace("/fd", "/fdinfo") + "/" + &entry.file_name().to_string_lossy();
+            let told = fs::read_to_string(told).or_fail("read a descriptor's state")?;
+            instances.extend(told.split_once("inotify ").map(|(_, watches)| watches.to_owned()));
+        }
+    }
+    assert_eq!(instances.len(), 1, "{instances:?}");
+    // The socket's directory, that of the CA's root file, and those of the mounted volume.
+    assert!(instances.iter().all(|watches| watches.matches("inotify ").count() > 3), "{instances:?}");
     Ok(())
 }
 

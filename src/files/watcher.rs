@@ -1,15 +1,16 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::fd::AsFd,
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
-use locked::Readable;
-use nix::{
-    errno::Errno,
-    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
-};
+use nix::sys::inotify::AddWatchFlags;
+use tokio::sync::Notify;
+
+use instance::{Instance, Wanted};
+
+mod instance;
 
 /// As many links as the kernel follows in one path.
 const MAX_LINKS: usize = 40;
@@ -28,44 +29,32 @@ const ENTRIES: AddWatchFlags = AddWatchFlags::IN_CREATE
 const ITSELF: AddWatchFlags = AddWatchFlags::IN_DELETE_SELF.union(AddWatchFlags::IN_MOVE_SELF);
 /// What is watched of the file: it may be written through another name.
 const CONTENT: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE.union(AddWatchFlags::IN_ATTRIB);
-/// `IN_MASK_ADD`, which the binding has no name for: two names may lead to the same place.
-const MASK_ADD: AddWatchFlags = AddWatchFlags::from_bits_retain(0x2000_0000);
 
 /// Waits for one of several files to change, however it does: written in place, replaced by a rename, or through a
 /// link on the way to it being swapped, as kubelet does with `..data`, or a directory anywhere above it.
 pub struct FileWatcher {
     paths: Vec<PathBuf>,
-    events: Readable,
+    instance: Arc<Instance>,
+    wake: Arc<Notify>,
+    held: Wanted,
 }
 
 impl FileWatcher {
     /// Watches `paths` from now on: a change after this call is seen by [`FileWatcher::changed`], so read the files
-    /// after it.
+    /// after it. Call it inside a runtime.
     ///
     /// # Errors
     /// When the kernel has no more inotify instances or watches for us (`fs.inotify.max_user_instances`,
     /// `fs.inotify.max_user_watches`).
     pub fn new(paths: &[&Path]) -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let mut watched = BTreeMap::new();
-        // A way that changed while it was walked leads elsewhere now, where nobody watches yet.
-        for _ in 0..MAX_WALKS {
-            let mut way = BTreeMap::new();
-            paths.iter().for_each(|path| walk(path, &mut way));
-            if way == watched {
-                break;
-            }
-            // In the order of their names, so that a directory is watched before what is in it.
-            for (place, flags) in way.iter().filter(|(place, flags)| watched.get(*place) != Some(flags)) {
-                // What disappears in between is seen through its parent, which is watched as well.
-                if let Err(error @ (Errno::ENOSPC | Errno::ENOMEM)) = inotify.add_watch(place, *flags | MASK_ADD) {
-                    return Err(error.into());
-                }
-            }
-            watched = way;
-        }
-        let paths = paths.iter().map(|path| (*path).to_owned()).collect();
-        Ok(Self { paths, events: Readable::new(inotify.as_fd().try_clone_to_owned()?)? })
+        let mut watcher = Self {
+            paths: paths.iter().map(|path| (*path).to_owned()).collect(),
+            instance: Instance::shared()?,
+            wake: Arc::new(Notify::new()),
+            held: Wanted::new(),
+        };
+        watcher.follow()?;
+        Ok(watcher)
     }
 
     /// Waits until something happened on the way to one of the files, and watches the ways as they are then.
@@ -73,10 +62,38 @@ impl FileWatcher {
     /// # Errors
     /// As [`FileWatcher::new`].
     pub async fn changed(&mut self) -> io::Result<()> {
-        self.events.read(|| Ok(())).await?;
-        // A new instance instead of more watches: the way may be quite another one now.
-        *self = Self::new(&self.paths.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
-        Ok(())
+        self.instance.changed(&self.wake).await?;
+        // The way may be quite another one now.
+        self.follow()
+    }
+
+    /// Watches the ways as they are now, and nothing else.
+    fn follow(&mut self) -> io::Result<()> {
+        let before = std::mem::take(&mut self.held);
+        let mut wanted = Wanted::new();
+        let mut watched = BTreeMap::new();
+        let mut full = Ok(());
+        // A way that changed while it was walked leads elsewhere now, where nobody watches yet.
+        for _ in 0..MAX_WALKS {
+            let mut way = BTreeMap::new();
+            self.paths.iter().for_each(|path| walk(path, &mut way));
+            if way == watched || full.is_err() {
+                break;
+            }
+            // In the order of their names, so that a directory is watched before what is in it.
+            let mut news = way.iter().filter(|(place, flags)| watched.get(*place) != Some(flags));
+            full = news.try_for_each(|(place, flags)| self.instance.watch(place, *flags, &self.wake, &mut wanted));
+            watched = way;
+        }
+        self.instance.keep_only(&wanted, &before, &self.wake);
+        self.held = wanted;
+        full
+    }
+}
+
+impl Drop for FileWatcher {
+    fn drop(&mut self) {
+        self.instance.keep_only(&Wanted::new(), &self.held, &self.wake);
     }
 }
 

@@ -1,0 +1,146 @@
+//! The one inotify instance that all watchers share.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    io,
+    os::fd::AsFd,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use locked::Readable;
+use nix::{
+    errno::Errno,
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor},
+};
+use tokio::sync::Notify;
+
+/// `IN_MASK_ADD`, which the binding has no name for: two names, or two watchers, may lead to the same place.
+const MASK_ADD: AddWatchFlags = AddWatchFlags::from_bits_retain(0x2000_0000);
+/// What concerns whoever watches a place, whatever was watched for.
+const ALWAYS: AddWatchFlags = AddWatchFlags::IN_UNMOUNT;
+
+/// What a watcher wants to know of which places.
+pub(super) type Wanted = BTreeMap<WatchDescriptor, AddWatchFlags>;
+
+/// An inotify instance, of which a user has only few (`fs.inotify.max_user_instances`, often 128): all sidecars of a
+/// node are one user, and the agent beside us needs some as well.
+pub(super) struct Instance {
+    inotify: Inotify,
+    events: Readable,
+    watches: Mutex<BTreeMap<WatchDescriptor, Vec<Watch>>>,
+}
+
+/// That somebody wants to be woken for some events of a place.
+struct Watch {
+    wake: Arc<Notify>,
+    flags: AddWatchFlags,
+}
+
+thread_local! {
+    /// The instance of this thread's runtime, for as long as somebody watches.
+    static SHARED: RefCell<Weak<Instance>> = const { RefCell::new(Weak::new()) };
+}
+
+impl Instance {
+    /// The instance of this thread, made when there is none. Call it inside a runtime.
+    ///
+    /// # Errors
+    /// When the kernel has no more inotify instances or descriptors for us.
+    pub(super) fn shared() -> io::Result<Arc<Self>> {
+        SHARED.with_borrow_mut(|shared| {
+            if let Some(instance) = shared.upgrade() {
+                return Ok(instance);
+            }
+            let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+            let events = Readable::new(inotify.as_fd().try_clone_to_owned()?)?;
+            let instance = Arc::new(Self { inotify, events, watches: Mutex::default() });
+            *shared = Arc::downgrade(&instance);
+            Ok(instance)
+        })
+    }
+
+    /// Watches a place for `wake`, and notes in `wanted` that it does. What cannot be watched is passed over: what
+    /// disappears in between is seen through its parent.
+    ///
+    /// # Errors
+    /// When the kernel has no more watches for us (`fs.inotify.max_user_watches`).
+    pub(super) fn watch(
+        &self,
+        place: &Path,
+        flags: AddWatchFlags,
+        wake: &Arc<Notify>,
+        wanted: &mut Wanted,
+    ) -> io::Result<()> {
+        let descriptor = match self.inotify.add_watch(place, flags | MASK_ADD) {
+            Ok(descriptor) => descriptor,
+            Err(error @ (Errno::ENOSPC | Errno::ENOMEM)) => return Err(error.into()),
+            Err(_) => return Ok(()),
+        };
+        *wanted.entry(descriptor).or_insert(AddWatchFlags::empty()) |= flags;
+        let mut all = self.watches();
+        let watches = all.entry(descriptor).or_default();
+        match watches.iter_mut().find(|watch| Arc::ptr_eq(&watch.wake, wake)) {
+            Some(watch) => watch.flags |= flags,
+            None => watches.push(Watch { wake: Arc::clone(wake), flags }),
+        }
+        Ok(())
+    }
+
+    /// Watches for `wake` only what is wanted of the places that it was told of in `held`.
+    pub(super) fn keep_only(&self, wanted: &Wanted, held: &Wanted, wake: &Arc<Notify>) {
+        let mut all = self.watches();
+        for descriptor in held.keys() {
+            let Some(watches) = all.get_mut(descriptor) else { continue };
+            match wanted.get(descriptor) {
+                Some(flags) => watches
+                    .iter_mut()
+                    .filter(|watch| Arc::ptr_eq(&watch.wake, wake))
+                    .for_each(|watch| watch.flags = *flags),
+                None => watches.retain(|watch| !Arc::ptr_eq(&watch.wake, wake)),
+            }
+            if watches.is_empty() {
+                all.remove(descriptor);
+                // What is gone is no longer watched anyway.
+                let _ = self.inotify.rm_watch(*descriptor);
+            }
+        }
+    }
+
+    /// Waits until something happened in one of the places that are watched for `wake`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) async fn changed(&self, wake: &Notify) -> io::Result<()> {
+        loop {
+            tokio::select! {
+                biased;
+                () = wake.notified() => return Ok(()),
+                // Whoever waits reads for all.
+                read = self.events.read(|| self.dispatch()) => read?,
+            }
+        }
+    }
+
+    /// Reads what the kernel has to tell, and wakes those whom it concerns.
+    fn dispatch(&self) -> io::Result<()> {
+        let events = self.inotify.read_events()?;
+        let mut all = self.watches();
+        for event in events {
+            if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+                all.values().flatten().for_each(|watch| watch.wake.notify_one());
+            } else if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+                all.remove(&event.wd);
+            } else if let Some(watches) = all.get(&event.wd) {
+                let concerned = watches.iter().filter(|watch| event.mask.intersects(watch.flags | ALWAYS));
+                concerned.for_each(|watch| watch.wake.notify_one());
+            }
+        }
+        Ok(())
+    }
+
+    fn watches(&self) -> MutexGuard<'_, BTreeMap<WatchDescriptor, Vec<Watch>>> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
