@@ -154,7 +154,7 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
     if launch.is_none() {
         memory::restrict_system_calls(&protection, false)?;
     }
-    let addresses = config.ca.addresses.iter().map(ToString::to_string);
+    let addresses = config.ca.addresses.iter().filter(|_| config.source.ca).map(ToString::to_string);
     let min_life = config.admin.min_life.as_secs() as i64;
     let status = Arc::new(Status::new(clock::now(), min_life, sources(&config), addresses));
     let pages = Arc::new(AdminPages::new(Arc::clone(&status)));
@@ -205,14 +205,14 @@ fn workloads(config: Config, force: Arc<Notify>, status: Arc<Status>) -> io::Res
     let Config { source, identity, key, token, ca, rotation, files, output, .. } = config;
     let (root_files, file_roots) = RootFiles::new(&rotation.roots);
     // The CA's own files tell of their changes, and nothing else is there to wake an idle process for.
-    tokio::spawn(root_files.watch(files.check.filter(|_| source.files.is_some())));
+    tokio::spawn(root_files.watch(files.check.filter(|_| source.files.is_some()), Arc::clone(&force)));
     let (ca, asks) = (Arc::new(ca), source.ca);
     let settings = RenewalSettings { key, rotation, ca, file_roots, mounted: source.files, files, force, status };
     let TokenConfig { file, audience } = token;
     let Some(file) = file else {
-        return Ok((Arc::new(RequestBorne::new(identity.trust_domain, audience, settings, sds::encode)), None));
+        return Ok((Arc::new(RequestBorne::new(audience, settings, sds::encode)), None));
     };
-    let store = Arc::new(SecretStore::new(sds::encode));
+    let (store, status) = (Arc::new(SecretStore::new(sds::encode)), Arc::clone(&settings.status));
     match (identity.spiffe_id, &settings.mounted) {
         (Some(id), _) if asks => {
             let renewal = Renewal::new(&settings, id, ProjectedToken::new(&file, audience), Arc::clone(&store))?;
@@ -222,14 +222,16 @@ fn workloads(config: Config, force: Arc<Notify>, status: Arc<Status>) -> io::Res
             });
         }
         (id, Some(mounted)) => {
-            let identity = id.map_or_else(|| "mounted files".to_owned(), |id| id.to_string());
+            let domain = settings.file_roots.borrow().own.clone();
+            let identity = id.map_or_else(|| "mounted files".to_owned(), |id| id.in_domain(&domain).to_string());
             tokio::spawn(Mounted::new(&settings, mounted.clone(), identity, Arc::clone(&store)).run(settings));
         }
         // The configuration has an identity where the CA is asked, and files where it is not.
         (None, None) | (Some(_), None) => {}
     }
     if let Some(output) = output {
-        tokio::spawn(OutputWriter::new(output, sds::decode).run(store.view()));
+        let report = Box::new(move |outcome| status.wrote(clock::now(), outcome));
+        tokio::spawn(OutputWriter::new(output, sds::decode, report).run(store.view()));
     }
     tokio::spawn(FileSource::new(Arc::clone(&store), store.demand(), files).run());
     let view = store.view();

@@ -9,6 +9,9 @@ use std::{
 
 use nix::unistd::{getegid, geteuid};
 
+/// What helps where something is closed to us.
+const CLOSED: &str = "open it to us, in Kubernetes with fsGroup or the volume's defaultMode";
+
 /// Reads a file that others write.
 ///
 /// # Errors
@@ -31,7 +34,7 @@ pub fn describe(path: &Path, error: &io::Error) -> String {
     let file = path.display();
     match (error.kind(), fs::metadata(path)) {
         (io::ErrorKind::PermissionDenied, Ok(found)) => format!(
-            "{file}: {error} (it has owner {}:{} and mode {:04o}; we are {}:{})",
+            "{file}: {error} (it has owner {}:{} and mode {:04o}; we are {}:{}): {CLOSED}",
             found.uid(),
             found.gid(),
             found.mode() & 0o7777,
@@ -40,10 +43,13 @@ pub fn describe(path: &Path, error: &io::Error) -> String {
         ),
         (io::ErrorKind::PermissionDenied, Err(_)) => {
             format!(
-                "{file}: {error} (a directory on the way to it is closed to us; we are {}:{})",
+                "{file}: {error} (a directory on the way to it is closed to us; we are {}:{}): {CLOSED}",
                 geteuid(),
                 getegid()
             )
+        }
+        (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => {
+            format!("{file}: {error} (make room there, or mount a larger volume)")
         }
         _ => format!("{file}: {error}"),
     }

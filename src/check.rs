@@ -8,7 +8,7 @@ use crate::{
     bounded::{self, foreign_text},
     clock,
     config::{CaRoots, Config, Env, Mistake, MutualTls, RootsConfig, Schedule, ServerName, VARIABLES},
-    identity::{BearerToken, Credential, KeyAlgorithm, KeyEncoding, KeySpec, TrustBundle},
+    identity::{BearerToken, Credential, KeyAlgorithm, KeyEncoding, KeySpec, TrustBundle, TrustDomain},
     memory,
 };
 
@@ -94,6 +94,9 @@ impl Findings {
         let identity =
             identity.spiffe_id.as_ref().map_or("that of the token of each SDS request".to_owned(), |id| id.to_string());
         self.line(&format!("  identity {identity}"));
+        if let Some(file) = &rotation.roots.trust_domain_file {
+            self.line(&format!("           in the trust domain that {} tells", file.display()));
+        }
         match &token.file {
             Some(file) => self.line(&format!("  token    {}", file.display())),
             None => self.line("  token    that of each SDS request"),
@@ -165,6 +168,9 @@ impl Findings {
         }
         for file in config.rotation.roots.files.iter().filter(|file| !config.source.ca || **file != own) {
             self.verdict(anchors(file, now, false));
+        }
+        if let Some(file) = &config.rotation.roots.trust_domain_file {
+            self.verdict(trust_domain(file));
         }
         if let Some(directory) = &config.ca.provisioned {
             self.verdict(certificate(&directory.join("cert-chain.pem"), &directory.join("key.pem"), now));
@@ -246,6 +252,11 @@ fn further_roots(roots: &RootsConfig) -> String {
 fn read(file: &Path) -> Result<String, String> {
     let content = bounded::read(file, MAX_FILE).map_err(|error| bounded::describe(file, &error))?;
     Ok(String::from_utf8_lossy(&content).into_owned())
+}
+
+fn trust_domain(file: &Path) -> Result<String, String> {
+    let domain = read(file)?.trim().parse::<TrustDomain>().map_err(|error| format!("{}: {error}", file.display()))?;
+    Ok(format!("{}: the trust domain {domain}", file.display()))
 }
 
 fn anchors(file: &Path, now: i64, lenient: bool) -> Result<String, String> {

@@ -62,7 +62,8 @@ Usage: sds-shim [COMMAND]
   health    0 when it is ready, else 1 with the reason: for exec probes
   wait [--timeout DURATION]
             wait until it is ready, for 60s without the option: for start-up probes and scripts
-  renew     have it renew its certificate now, and wait for what comes of it
+  renew     have it renew its certificate now, or read the mounted files again where these are served, and wait for what
+            comes of it
   get NAME  print the public part of a secret: a certificate chain or trust anchors, never a key
   check     look at the environment and the files it names, and print what follows; 64 when there are mistakes
   env       list the environment variables

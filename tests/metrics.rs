@@ -113,7 +113,8 @@ async fn until(shim: &mut Shim, name: &str, labels: &[(&str, &str)], least: f64)
 #[tokio::test]
 async fn a_scrape_tells_what_happened() -> Tested {
     let scene = Scene::new().await?;
-    let mut shim = scene.shim().env("SECRET_TTL", "1h").start()?;
+    let shim = scene.shim().env("SECRET_TTL", "1h").env("OUTPUT_CERTS", "./output");
+    let mut shim = shim.start()?;
     let mut default = Open::connect(&mut shim, "default").await?;
     let mut roots = Open::connect(&mut shim, "ROOTCA").await?;
     roots.next(&shim).await?;

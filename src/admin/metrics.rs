@@ -54,6 +54,7 @@ impl Collector for Scrape {
         page.certificates(&workloads, now)?;
         page.renewals(status, &workloads)?;
         page.ca(status)?;
+        page.output(status)?;
         page.peers(status)?;
         page.memory()?;
         page.istio(status, &workloads, now)
@@ -82,6 +83,7 @@ impl Writer<'_> {
         )?;
         let shown = certificates_shown(workloads);
         for workload in workloads {
+            let renewal = workload.renewal();
             for (name, secret) in &*workload.secrets() {
                 let mut facts: Vec<_> = secret.facts().iter().enumerate().collect();
                 facts.sort_by_key(|(at, facts)| (kind(secret, *at) == "root", facts.not_after));
@@ -92,7 +94,7 @@ impl Writer<'_> {
                 for (at, facts) in facts.into_iter().take(shown) {
                     let sha256 = facts.fingerprint();
                     let labels = vec![
-                        ("identity", workload.identity.as_str()),
+                        ("identity", renewal.identity.as_str()),
                         ("resource", name),
                         ("kind", kind(secret, at)),
                         ("serial", if facts.is_crl { &facts.issuer } else { &facts.serial }),
@@ -101,9 +103,9 @@ impl Writer<'_> {
                     sample(&mut metric, labels, facts.not_after)?;
                 }
             }
-            if let Some(end) = workload.renewal().token_not_after {
+            if let Some(end) = renewal.token_not_after {
                 let labels = vec![
-                    ("identity", workload.identity.as_str()),
+                    ("identity", renewal.identity.as_str()),
                     ("resource", "token"),
                     ("kind", "token"),
                     ("serial", ""),
@@ -115,9 +117,10 @@ impl Writer<'_> {
         let mut metric =
             self.describe("sds_shim_certificate_age_seconds", "Time since NotBefore of the leaf", MetricType::Gauge)?;
         for workload in workloads {
+            let identity = workload.renewal().identity;
             for (name, secret) in &*workload.secrets() {
                 if let Some(leaf) = leaf(secret) {
-                    let labels = vec![("identity", workload.identity.as_str()), ("resource", name)];
+                    let labels = vec![("identity", identity.as_str()), ("resource", name)];
                     sample(&mut metric, labels, now - leaf.not_before)?;
                 }
             }
@@ -133,7 +136,17 @@ impl Writer<'_> {
         for reason in Reason::ALL {
             count(&mut metric, vec![("reason", reason.label())], renewals.failed[reason as usize])?;
         }
-        let facts: Vec<_> = workloads.iter().map(|workload| (&workload.identity, workload.renewal())).collect();
+        let facts: Vec<_> = workloads.iter().map(|workload| workload.renewal()).collect();
+        let help = "1 where another identity is wanted than the one that is held";
+        let mut metric = self.describe("sds_shim_identity_pending", help, MetricType::Gauge)?;
+        for one in &facts {
+            let wanted = one.wanted.as_ref().unwrap_or(&one.identity);
+            sample(
+                &mut metric,
+                vec![("identity", &one.identity), ("wanted", wanted)],
+                i64::from(one.wanted.is_some()),
+            )?;
+        }
         for (name, help, pick) in [
             (
                 "sds_shim_renewal_last_attempt_timestamp_seconds",
@@ -148,9 +161,9 @@ impl Writer<'_> {
             }),
         ] {
             let mut metric = self.describe(name, help, MetricType::Gauge)?;
-            for (identity, facts) in &facts {
+            for facts in &facts {
                 if let Some(at) = pick(facts) {
-                    sample(&mut metric, vec![("identity", identity)], at)?;
+                    sample(&mut metric, vec![("identity", &facts.identity)], at)?;
                 }
             }
         }
@@ -179,6 +192,14 @@ impl Writer<'_> {
             histogram(&mut metric, address, facts)?;
         }
         Ok(())
+    }
+
+    /// Nothing without OUTPUT_CERTS.
+    fn output(&mut self, status: &Status) -> fmt::Result {
+        let Some(output) = status.output() else { return Ok(()) };
+        let help = "1 when the files of OUTPUT_CERTS hold what is served";
+        self.gauge("sds_shim_output_current", help, i64::from(output.trouble.is_none()))?;
+        self.counter("sds_shim_output_failures", "How often these files could not be written", output.failed)
     }
 
     fn peers(&mut self, status: &Status) -> fmt::Result {

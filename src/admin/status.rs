@@ -38,6 +38,9 @@ pub(super) fn document(status: &Status, now: i64) -> Value {
         "workload_count": workloads.len(),
         "renewals": { "issued": renewals.issued, "failed": failed },
         "ca": status.endpoints().iter().map(|one| endpoint(&one.address, &one.facts())).collect::<Vec<_>>(),
+        "output": status.output().map(|output| json!({
+            "written": output.written.map(rfc3339), "failed": output.failed, "trouble": output.trouble,
+        })),
         "sds": peers(&status.peers.view()),
         "memory": memory_facts(),
     })
@@ -50,17 +53,28 @@ pub(super) fn certificates_shown(workloads: &[Arc<Workload>]) -> usize {
 }
 
 fn workload(workload: &Workload, shown: usize) -> Value {
-    let RenewalFacts { asking, next_attempt, last_attempt, last_success, token_not_after, trouble } =
-        workload.renewal();
+    let RenewalFacts {
+        identity,
+        wanted,
+        asking,
+        next_attempt,
+        last_attempt,
+        last_success,
+        token_not_after,
+        looks,
+        trouble,
+    } = workload.renewal();
     let secrets = workload.secrets();
     json!({
-        "identity": workload.identity,
+        "identity": identity,
+        "wanted_identity": wanted,
         "resources": secrets.iter().map(|(name, held)| secret(name, held, shown)).collect::<Vec<_>>(),
         "asking": asking,
         "next_attempt": next_attempt.map(rfc3339),
         "last_attempt": last_attempt.map(rfc3339),
         "last_success": last_success.map(rfc3339),
         "token_not_after": token_not_after.map(rfc3339),
+        "files_read": (looks > 0).then_some(looks),
         "trouble": trouble.map(|trouble| json!({
             "since": rfc3339(trouble.since), "reason": trouble.reason.label(), "text": trouble.text,
         })),

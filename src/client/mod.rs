@@ -214,6 +214,9 @@ impl Shim<'_> {
             if now["renewals"]["issued"] != before["renewals"]["issued"] {
                 return Ok(format!("renewed: process {pid} serves a new certificate\n"));
             }
+            if let Some(read) = read_again(&before, &now) {
+                return read;
+            }
             let held = if has_certificate(&now) { "what was held is still served" } else { "nothing is held yet" };
             if now["renewals"]["failed"] != before["renewals"]["failed"] {
                 let text = list(&now["workloads"]).find_map(|one| one["trouble"]["text"].as_str());
@@ -262,6 +265,28 @@ impl Shim<'_> {
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
+}
+
+/// What came of it where only mounted files are served: they are read anew, and nobody is asked.
+fn read_again(before: &Value, now: &Value) -> Option<Result<String, ClientError>> {
+    let look = |status: &Value| status["workloads"][0]["files_read"].as_u64();
+    if list(&now["ca"]).next().is_some() || look(before) == look(now) {
+        return None;
+    }
+    let version = |status: &Value| {
+        let held = list(&status["workloads"][0]["resources"]).find(|held| held["name"] == "default");
+        held.map(|held| held["version"].clone())
+    };
+    let (source, trouble) = (now["source"].as_str().unwrap_or_default(), &now["workloads"][0]["trouble"]);
+    if trouble["reason"] == "files" {
+        let held = if has_certificate(now) { "what was held is still served" } else { "nothing is held yet" };
+        return Some(Err(ClientError::NotRenewed(trouble["text"].as_str().unwrap_or_default().to_owned(), held)));
+    }
+    let what = match version(before) == version(now) {
+        true => "hold the certificate that is served already: whoever writes them renews it, no CA is asked",
+        false => "were read anew, and their new certificate is served",
+    };
+    Some(Ok(format!("{source} {what}\n")))
 }
 
 /// Whether the CA is being asked for a certificate.

@@ -28,6 +28,9 @@ pub fn render(status: &Value, now: i64, colour: bool) -> String {
     for ca in list(&status["ca"]) {
         page.ca(&mut out, ca);
     }
+    if let Some(trouble) = status["output"]["trouble"].as_str() {
+        let _ = writeln!(out, "output   {}", page.paint("31", trouble));
+    }
     page.sds(&mut out, &status["sds"]);
     let memory = &status["memory"];
     let _ = writeln!(out, "\nmemory   {}", text(&memory["summary"]));
@@ -45,6 +48,9 @@ struct Page {
 impl Page {
     fn workload(&self, out: &mut String, workload: &Value) {
         let _ = writeln!(out, "{}", self.paint("1", text(&workload["identity"])));
+        if let Some(wanted) = workload["wanted_identity"].as_str() {
+            let _ = writeln!(out, "wanted   {}", self.paint("33", &format!("{wanted}, which is not held yet")));
+        }
         let next = match (workload["asking"] == true, workload["trouble"].is_null()) {
             (true, _) => "asking now".to_owned(),
             (false, true) => format!("renews {}", self.when(&workload["next_attempt"])),

@@ -74,7 +74,7 @@ pub struct Config {
 /// Who the workload is.
 #[derive(Debug)]
 pub struct IdentityConfig {
-    /// The trust domain of every identity that is asked for.
+    /// The trust domain of every identity that is asked for, unless a file tells another one.
     pub trust_domain: TrustDomain,
     /// The workload's own SPIFFE ID; `None` when each request brings the token that tells it, or nobody asks for a
     /// certificate and it is not told.
@@ -117,8 +117,10 @@ pub struct RootsConfig {
     pub crl: Option<PathBuf>,
     /// Whether no list is served once one of them is too old.
     pub crl_fail_open: bool,
-    /// Our own trust domain.
+    /// Our own trust domain, unless the file tells another one.
     pub trust_domain: TrustDomain,
+    /// The file that tells our own trust domain. It is watched.
+    pub trust_domain_file: Option<PathBuf>,
     /// Other trust domains, each with the PEM file of its anchors.
     pub domains: Vec<(TrustDomain, PathBuf)>,
     /// PEM texts.

@@ -16,7 +16,10 @@ pub(super) fn roots(
 ) -> RootsConfig {
     let extra = reader.text(&variables::SDS_SHIM_EXTRA_ROOTS).unwrap_or_default();
     let extra = extra.split(',').map(str::trim).filter(|file| !file.is_empty()).map(PathBuf::from);
-    let domains = reader.parse_with(&variables::SDS_SHIM_BUNDLES, |text| bundles(text, trust_domain));
+    let trust_domain_file = reader.text(&variables::SDS_SHIM_TRUST_DOMAIN_FILE).map(PathBuf::from);
+    // Who may move to another trust domain names where peers are before and after.
+    let fixed = Some(trust_domain).filter(|_| trust_domain_file.is_none());
+    let domains = reader.parse_with(&variables::SDS_SHIM_BUNDLES, |text| bundles(text, fixed));
     let mounted = source.files.as_ref().map(|files| files.roots.clone());
     let output = reader.text(&variables::OUTPUT_CERTS).and_then(|directory| path::absolute(directory).ok());
     // What we have written there comes from the other sources: taken for one, it would keep alive what they drop.
@@ -33,20 +36,21 @@ pub(super) fn roots(
         crl: Some(reader.text(&variables::SDS_SHIM_CRL).unwrap_or_else(|| CRL_FILE.to_owned()).into()),
         crl_fail_open: reader.boolean(&variables::SDS_SHIM_CRL_FAIL_OPEN).unwrap_or_default(),
         trust_domain: trust_domain.clone(),
+        trust_domain_file,
         domains: domains.unwrap_or_default(),
         inline,
         grace: reader.duration(&variables::SDS_SHIM_ROOT_GRACE),
     }
 }
 
-/// Other trust domains and the files of their anchors.
-fn bundles(text: &str, own: &TrustDomain) -> Result<Vec<(TrustDomain, PathBuf)>, &'static str> {
+/// Trust domains other than our own, where that is fixed, and the files of their anchors.
+fn bundles(text: &str, own: Option<&TrustDomain>) -> Result<Vec<(TrustDomain, PathBuf)>, &'static str> {
     const EXPECTED: &str = "trust-domain=file is expected, or several, comma separated, each with another trust domain";
     let mut found: Vec<(TrustDomain, PathBuf)> = Vec::new();
     for one in text.split(',').map(str::trim).filter(|one| !one.is_empty()) {
         let (domain, file) = one.split_once('=').ok_or(EXPECTED)?;
         let domain: TrustDomain = domain.trim().parse().map_err(|_| EXPECTED)?;
-        if domain == *own {
+        if Some(&domain) == own {
             return Err("our own trust domain has its anchors from elsewhere: SDS_SHIM_EXTRA_ROOTS adds some");
         }
         if file.trim().is_empty() || found.iter().any(|(known, _)| *known == domain) {

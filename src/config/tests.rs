@@ -60,6 +60,7 @@ fn every_variable_has_an_effect() {
         ("WORKLOAD_RSA_KEY_SIZE", "2048"),
         ("PKCS8_KEY", "false"),
         ("WORKLOAD_IDENTITY_SOCKET_FILE", "s"),
+        ("SDS_SHIM_TRUST_DOMAIN_FILE", "/td"),
         ("SDS_SHIM_TOKEN_AUDIENCE", "a"),
         ("SSL_CERT_FILE", "/s.pem"),
         ("SDS_SHIM_CA_MTLS", "always"),
@@ -95,6 +96,7 @@ fn every_variable_has_an_effect() {
         crl: Some("/crl.pem".into()),
         crl_fail_open: true,
         trust_domain: "td".parse().unwrap(),
+        trust_domain_file: Some("/td".into()),
         domains: vec![("one".parse().unwrap(), "/one.pem".into()), ("two.example".parse().unwrap(), "/two.pem".into())],
         inline: vec!["pem".to_owned()],
         grace: Some(Duration::ZERO),
@@ -110,6 +112,14 @@ fn every_variable_has_an_effect() {
     assert_eq!(config.wait, WaitFor::Certificate);
     assert_eq!((config.log.format, config.log.scopes), (LogFormat::Json, vec![("sds", LogLevel::Warn)]));
     assert_eq!((config.admin.listen, config.admin.min_life.as_secs()), (Some(AdminAddress::Unix("./a".into())), 60));
+}
+
+#[test]
+fn our_own_trust_domain_is_no_other_one_unless_it_may_change() {
+    let bundles = ("SDS_SHIM_BUNDLES", "cluster.local=/own.pem,other=/other.pem");
+    assert!(config(&[bundles]).unwrap_err()[0].to_string().contains("our own trust domain"));
+    let movable = config(&[bundles, ("SDS_SHIM_TRUST_DOMAIN_FILE", "./td")]).unwrap();
+    assert_eq!(movable.rotation.roots.domains.len(), 2);
 }
 
 #[test]

@@ -51,6 +51,8 @@ variables! {
         "Holds key.pem and cert-chain.pem, the client certificate for the CA, and root-cert.pem; read anew for each call; without a usable one the token is used.";
     TRUST_DOMAIN: "trust domain", "cluster.local",
         "Trust domain of the workload's SPIFFE ID.";
+    SDS_SHIM_TRUST_DOMAIN_FILE: "file", "unset",
+        "Holds the trust domain, which takes the place of TRUST_DOMAIN; when it changes, a certificate is obtained under the new name while the old one is served. While the file is of no use, what was held stays.";
     POD_NAMESPACE: "namespace", "required, unless each request brings its own token or only files are served",
         "Namespace in the workload's SPIFFE ID.";
     SERVICE_ACCOUNT: "name", "required, unless each request brings its own token or only files are served",

@@ -39,6 +39,9 @@ const LEFT_BEHIND: Duration = Duration::from_secs(60);
 /// Turns what is served back into its parts.
 pub type Decoder = fn(&Bytes) -> Option<Content>;
 
+/// Takes what came of each attempt to write: nothing, or what is wrong.
+pub type Report = Box<dyn Fn(Result<(), String>) + Send>;
+
 /// Writes key, chain and trust anchors into a directory each time one of them changes (`OUTPUT_CERTS`).
 ///
 /// All of a generation are in a directory of their own, which one rename makes the current one: a reader who opens
@@ -46,6 +49,7 @@ pub type Decoder = fn(&Bytes) -> Option<Content>;
 pub struct OutputWriter {
     config: OutputConfig,
     decode: Decoder,
+    report: Report,
     told: Option<String>,
     generation: u64,
 }
@@ -59,7 +63,7 @@ struct Generation {
 
 impl OutputWriter {
     /// Warns unless the directory is in memory.
-    pub fn new(config: OutputConfig, decode: Decoder) -> Self {
+    pub fn new(config: OutputConfig, decode: Decoder, report: Report) -> Self {
         let kind = statfs(existing(&config.directory)).map(|found| found.filesystem_type());
         if kind != Ok(TMPFS_MAGIC) {
             warn!(
@@ -67,7 +71,7 @@ impl OutputWriter {
                 config.directory.display()
             );
         }
-        Self { config, decode, told: None, generation: 0 }
+        Self { config, decode, report, told: None, generation: 0 }
     }
 
     /// Follows what is held for as long as it is polled.
@@ -81,7 +85,10 @@ impl OutputWriter {
             let versions = versions(&snapshot);
             if versions.is_some() && versions != written {
                 match self.write(&snapshot) {
-                    Ok(()) => written.clone_from(&versions),
+                    Ok(()) => {
+                        written.clone_from(&versions);
+                        (self.report)(Ok(()));
+                    }
                     Err(error) => self.tell(&error),
                 }
             }
@@ -103,7 +110,12 @@ impl OutputWriter {
     }
 
     fn tell(&mut self, error: &str) {
-        let text = format!("OUTPUT_CERTS={}: {error}; the files of before stay", self.config.directory.display());
+        let text = format!(
+            "OUTPUT_CERTS={}: {error}; the files of before stay; tried again every {} s",
+            self.config.directory.display(),
+            PAUSE.as_secs()
+        );
+        (self.report)(Err(text.clone()));
         if self.told.as_ref() != Some(&text) {
             warn!("{text}");
             self.told = Some(text);
@@ -142,7 +154,12 @@ impl OutputWriter {
                 Ok(())
             }
             Err(error) => {
-                let _ = fs::remove_dir_all(&place);
+                // Once it is the current one it is whole, and all that there is.
+                if fs::read_link(directory.join(CURRENT)).ok().as_deref() != Some(Path::new(&name)) {
+                    let _ = fs::remove_dir_all(&place);
+                }
+                // The next attempt is under the same name, so that the same trouble is told once.
+                self.generation -= 1;
                 Err(error)
             }
         }
@@ -243,7 +260,7 @@ fn replace_link(directory: &Path, target: &Path, link: &Path) -> io::Result<()> 
     let temporary = directory.join("..link");
     let _ = fs::remove_file(&temporary);
     symlink(target, &temporary)?;
-    fs::rename(&temporary, link)
+    fs::rename(&temporary, link).inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
 /// The directory, or the deepest one above it that exists.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use super::Changes;
@@ -24,6 +24,8 @@ const RESERVE: usize = 448 * 1024;
 /// What peers are verified with, kept up to date from files: watched, and read anew when one of them changes. A file
 /// that goes away or cannot be used any more keeps its last good content.
 pub struct RootFiles {
+    own: TrustDomain,
+    own_file: Option<File<TrustDomain>>,
     files: Vec<File<TrustBundle>>,
     inline: TrustBundle,
     crl: Option<File<Vec<Arc<RevocationList>>>>,
@@ -42,7 +44,11 @@ impl RootFiles {
     pub fn new(config: &RootsConfig) -> (Self, watch::Receiver<PeerTrust>) {
         let (changes, receiver) = watch::channel(PeerTrust::default());
         let domain = |(domain, path): &(TrustDomain, PathBuf)| (domain.clone(), File::new(path));
+        let own = config.trust_domain.clone();
+        let own_file = |path: &PathBuf| File { held: own.clone(), ..File::new(path) };
         let mut all = Self {
+            own_file: config.trust_domain_file.as_ref().map(own_file),
+            own,
             files: config.files.iter().map(|path| File::new(path)).collect(),
             inline: read_inline(&config.inline),
             crl: config.crl.as_deref().map(File::new),
@@ -53,10 +59,11 @@ impl RootFiles {
         (all, receiver)
     }
 
-    /// Watches them for as long as it is polled, and looks at them without being told after each `check`.
-    pub async fn watch(mut self, check: Option<Duration>) -> Infallible {
-        let paths: Vec<_> =
-            self.anchors().map(|file| &file.path).chain(self.crl.iter().map(|file| &file.path)).cloned().collect();
+    /// Watches them for as long as it is polled, and looks at them without being told after each `check` and each time
+    /// that `force` asks for it.
+    pub async fn watch(mut self, check: Option<Duration>, force: Arc<Notify>) -> Infallible {
+        let others = self.crl.iter().map(|file| &file.path).chain(self.own_file.iter().map(|file| &file.path));
+        let paths: Vec<_> = self.anchors().map(|file| &file.path).chain(others).cloned().collect();
         if paths.is_empty() {
             return future::pending().await;
         }
@@ -64,7 +71,10 @@ impl RootFiles {
         loop {
             // Watched before they are read, so that no change falls in between.
             self.read();
-            changes.next().await;
+            tokio::select! {
+                () = changes.next() => {}
+                () = force.notified() => {}
+            }
         }
     }
 
@@ -76,9 +86,11 @@ impl RootFiles {
         self.files.iter_mut().for_each(File::read_anchors);
         self.domains.iter_mut().for_each(|(_, file)| file.read_anchors());
         self.crl.iter_mut().for_each(File::read_crl);
+        self.own_file.iter_mut().for_each(File::read_trust_domain);
         let in_files = self.files.iter().flat_map(|file| file.held.anchors());
         let anchors = in_files.chain(self.inline.anchors()).cloned().collect();
         let trust = PeerTrust {
+            own: self.own_file.as_ref().map_or(&self.own, |file| &file.held).clone(),
             roots: TrustBundle::new(anchors),
             crls: self.crl.as_ref().map(|file| file.held.clone()).unwrap_or_default(),
             domains: self.domains.iter().map(|(domain, file)| (domain.clone(), file.held.clone())).collect(),
@@ -122,10 +134,10 @@ impl<T: Default> File<T> {
 }
 
 impl<T> File<T> {
-    fn tell(&mut self, what: &str, trouble: Option<String>, held: usize) {
+    fn tell(&mut self, what: &str, trouble: Option<String>, then: &str) {
         if trouble != self.told {
             match &trouble {
-                Some(trouble) => warn!("{what} in {}: {trouble}; {held} of it are served", self.path.display()),
+                Some(trouble) => warn!("{what} in {}: {trouble}; {then}", self.path.display()),
                 None => info!("{what} in {}: all can be used again", self.path.display()),
             }
             self.told = trouble;
@@ -145,7 +157,8 @@ impl File<TrustBundle> {
             }
             Err(error) => Some(error),
         };
-        self.tell("trust anchors", trouble, self.held.anchors().len());
+        let then = format!("{} of it are served", self.held.anchors().len());
+        self.tell("trust anchors", trouble, &then);
     }
 }
 
@@ -162,6 +175,25 @@ impl File<Vec<Arc<RevocationList>>> {
             }
             Err(error) => Some(error),
         };
-        self.tell("revocation lists", trouble, self.held.len());
+        let then = format!("{} of it are served", self.held.len());
+        self.tell("revocation lists", trouble, &then);
+    }
+}
+
+impl File<TrustDomain> {
+    fn read_trust_domain(&mut self) {
+        let read = self.text().and_then(|text| text.trim().parse::<TrustDomain>().map_err(|error| error.to_string()));
+        let trouble = match read {
+            Ok(domain) => {
+                if domain != self.held {
+                    info!("{}: the trust domain is {domain}; it was {}", self.path.display(), self.held);
+                }
+                self.held = domain;
+                None
+            }
+            Err(error) => Some(error),
+        };
+        let then = format!("it is {} as before", self.held);
+        self.tell("the trust domain", trouble, &then);
     }
 }

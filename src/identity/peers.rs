@@ -2,9 +2,11 @@ use std::sync::Arc;
 
 use super::{bundle::TrustBundle, crl::RevocationList, spiffe::TrustDomain};
 
-/// What peers are verified with, as the files have it.
+/// What peers are verified with, and where we belong, as the files have it.
 #[derive(Clone, Debug, Default)]
 pub struct PeerTrust {
+    /// Our own trust domain.
+    pub own: TrustDomain,
     /// Trust anchors of our own trust domain, or of all where they are not told apart.
     pub roots: TrustBundle,
     /// Certificates that no longer hold, as their issuers say.
@@ -16,7 +18,10 @@ pub struct PeerTrust {
 impl PeerTrust {
     /// Whether both hold the same, where the order of anchors does not matter.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.roots.is_same_set(&other.roots) && self.crls == other.crls && same_domains(&self.domains, &other.domains)
+        self.own == other.own
+            && self.roots.is_same_set(&other.roots)
+            && self.crls == other.crls
+            && same_domains(&self.domains, &other.domains)
     }
 }
 

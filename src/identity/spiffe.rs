@@ -12,7 +12,7 @@ pub enum NameError {
 }
 
 /// The authority part of a SPIFFE ID (SPIFFE-ID specification, section 2.1).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TrustDomain(String);
 
 impl Default for TrustDomain {
@@ -54,6 +54,17 @@ impl SpiffeId {
         Ok(Self(format!("spiffe://{domain}/ns/{namespace}/sa/{account}")))
     }
 
+    /// The trust domain.
+    pub fn domain(&self) -> TrustDomain {
+        TrustDomain(self.0.split('/').nth(2).unwrap_or_default().to_owned())
+    }
+
+    /// The ID of the same workload in another trust domain.
+    pub fn in_domain(&self, domain: &TrustDomain) -> Self {
+        let path = self.0.splitn(4, '/').nth(3).unwrap_or_default();
+        Self(format!("spiffe://{domain}/{path}"))
+    }
+
     /// Whether `text` can be a path segment (SPIFFE-ID specification, section 2.2).
     ///
     /// # Errors
@@ -87,6 +98,9 @@ mod tests {
         let domain = "td.example".parse().unwrap();
         let id = SpiffeId::for_service_account(&domain, "foo", "sleep").unwrap();
         assert_eq!(id.as_str(), "spiffe://td.example/ns/foo/sa/sleep");
+        assert_eq!(id.in_domain(&TrustDomain::default()).as_str(), "spiffe://cluster.local/ns/foo/sa/sleep");
+        assert_eq!(id.in_domain(&domain), id);
+        assert_eq!(id.domain(), domain);
     }
 
     #[test]

@@ -27,6 +27,18 @@ impl Failure {
         }
     }
 
+    /// Whether the CA does not give us this identity, though it may give us another one.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Key(_) => false,
+            Self::Attempt(error) => {
+                error.retry_after().is_none()
+                    && matches!(error.reason(), Reason::Refused | Reason::Unauthenticated | Reason::Token)
+            }
+            Self::Answer(_) => true,
+        }
+    }
+
     /// Whether it is pointless to ask again before there is another token.
     pub(super) fn needs_token(&self) -> bool {
         matches!(self, Self::Attempt(error) if error.needs_token())

@@ -1,5 +1,6 @@
 use std::{convert::Infallible, future, sync::Arc};
 
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::{renewal::RenewalSettings, root_publisher::RootPublisher};
@@ -16,6 +17,7 @@ use crate::{
 pub struct Mounted {
     files: MountedFiles,
     config: FilesConfig,
+    force: Arc<Notify>,
     roots: Arc<RootPublisher>,
     store: Arc<SecretStore>,
     shown: Arc<Workload>,
@@ -38,7 +40,8 @@ impl Mounted {
         store: Arc<SecretStore>,
         shown: Arc<Workload>,
     ) -> Self {
-        Self { files, config: settings.files, roots, store, shown, told: None }
+        let (config, force) = (settings.files, Arc::clone(&settings.force));
+        Self { files, config, force, roots, store, shown, told: None }
     }
 
     /// Serves it, and the trust anchors, for as long as it is polled.
@@ -55,11 +58,27 @@ impl Mounted {
     pub(super) async fn follow(mut self) -> Infallible {
         let MountedFiles { chain, key, .. } = self.files.clone();
         let mut changes = Changes::new(vec![chain, key], self.config.debounce, self.config.check);
-        // Watched before they are read, so that no change falls in between.
-        while self.publish().await {
-            changes.next().await;
+        let force = Arc::clone(&self.force);
+        let mut asked = false;
+        loop {
+            // Watched and listened to before they are read, so that no change and no signal falls in between.
+            let forced = force.notified();
+            if !self.publish().await {
+                return future::pending().await;
+            }
+            if asked {
+                self.shown.looked();
+            }
+            asked = tokio::select! {
+                () = changes.next() => false,
+                () = forced => {
+                    info!("the mounted files are read again, as was asked for");
+                    // The anchors that may be new as well come first.
+                    tokio::time::sleep(self.config.debounce).await;
+                    true
+                }
+            };
         }
-        future::pending().await
     }
 
     /// Reads and publishes; `false` when nothing more is to be read.

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::renewal::{Renewal, RenewalEnded, RenewalSettings, TokenSource};
 use crate::{
     clock,
-    identity::{BearerToken, SpiffeId, TokenDigest, TokenError, TrustDomain},
+    identity::{BearerToken, SpiffeId, TokenDigest, TokenError},
     store::{AttachError, Consumer, Encoder, SecretStore, Workloads},
 };
 
@@ -27,7 +27,6 @@ const REFUSED_FOR: Duration = Duration::from_secs(10);
 /// issued for the very token that it carries. So nobody is served anything on the strength of a token that the CA
 /// has not accepted, whatever its claims say: we cannot check its signature ourselves.
 pub struct RequestBorne {
-    trust_domain: TrustDomain,
     audience: Option<String>,
     settings: RenewalSettings,
     encode: Encoder,
@@ -62,13 +61,8 @@ impl TokenSource for RequestToken {
 
 impl RequestBorne {
     /// Nothing is done before the first request.
-    pub fn new(
-        trust_domain: TrustDomain,
-        audience: Option<String>,
-        settings: RenewalSettings,
-        encode: Encoder,
-    ) -> Self {
-        Self { trust_domain, audience, settings, encode, entries: Arc::default() }
+    pub fn new(audience: Option<String>, settings: RenewalSettings, encode: Encoder) -> Self {
+        Self { audience, settings, encode, entries: Arc::default() }
     }
 
     fn start(&self, id: SpiffeId, token: BearerToken) -> io::Result<Entry> {
@@ -103,7 +97,8 @@ impl Workloads for RequestBorne {
         let token = token.ok_or(AttachError::NoToken)?;
         token.check(self.audience.as_deref(), clock::now())?;
         let account = token.service_account()?;
-        let id = SpiffeId::for_service_account(&self.trust_domain, &account.namespace, &account.name)
+        let domain = self.settings.file_roots.borrow().own.clone();
+        let id = SpiffeId::for_service_account(&domain, &account.namespace, &account.name)
             .map_err(|_| TokenError::Subject)?;
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|_, entry| entry.ended.as_ref().is_none_or(|(_, until)| *until > Instant::now()));

@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -31,8 +31,11 @@ pub(super) struct RootPublisher {
 
 struct State {
     roots: Roots,
-    /// Whose certificates the anchors vouch for where trust domains are told apart.
-    trust_domain: TrustDomain,
+    /// Where trust domains are told apart: those of our own certificates, each with the end of the last one.
+    held: BTreeMap<TrustDomain, i64>,
+    /// Ours now.
+    own: TrustDomain,
+    /// The anchors of the files that are for one trust domain.
     domains: Vec<(TrustDomain, TrustBundle)>,
     crls: Vec<Arc<RevocationList>>,
     /// Whether no CRL is served once one of them is too old.
@@ -59,7 +62,8 @@ impl RootPublisher {
     pub(super) fn new(store: Arc<SecretStore>, config: &RootsConfig, mounted: bool) -> Self {
         let state = State {
             roots: Roots::new(config.grace),
-            trust_domain: config.trust_domain.clone(),
+            held: BTreeMap::new(),
+            own: config.trust_domain.clone(),
             domains: Vec::new(),
             crls: Vec::new(),
             crl_fail_open: config.crl_fail_open,
@@ -74,15 +78,21 @@ impl RootPublisher {
 
     /// Publishes what the CA issued. Peers may already present certificates of a new root, and they must be able to
     /// verify ours: so where the roots change, they are pushed first, and the certificate follows once every Envoy
-    /// has taken them.
+    /// has taken them. `domain` is the trust domain of the certificate.
     ///
     /// # Errors
     /// What OpenSSL says; it fails only for want of memory.
-    pub(super) async fn publish(&self, issued: &Issued, certificate: Content) -> Result<(), ErrorStack> {
+    pub(super) async fn publish(
+        &self,
+        issued: &Issued,
+        domain: TrustDomain,
+        certificate: Content,
+    ) -> Result<(), ErrorStack> {
         let (_, not_after) = issued.svid.validity();
         let (changed, wait) = {
             let mut state = self.lock();
             issued.bad_anchors.iter().for_each(|bad| state.tell(format!("of the roots that the CA answers, {bad}")));
+            state.held.insert(domain, not_after);
             state.roots.answered(issued.roots.clone(), issued.anchor, not_after, clock::now());
             let switches = !std::mem::replace(&mut state.by_ca, true);
             let changed = state.change(clock::now())?;
@@ -131,9 +141,12 @@ impl RootPublisher {
             let next = {
                 let mut state = self.lock();
                 state.roots.in_files(in_files.roots, now);
-                (state.crls, state.domains) = (in_files.crls, in_files.domains);
+                (state.crls, state.domains, state.own) = (in_files.crls, in_files.domains, in_files.own);
                 state.look_for_gaps(self.own_issuer());
-                let next = state.roots.expire(now).into_iter().chain(state.next_crl_end(now)).min();
+                state.held.retain(|_, end| *end > now);
+                let left = state.held.iter().filter(|(domain, _)| **domain != state.own).map(|(_, end)| *end);
+                let ends = left.chain(state.next_crl_end(now)).min();
+                let next = state.roots.expire(now).into_iter().chain(ends).min();
                 if state.published.is_some() || state.mounted {
                     match state.change(now) {
                         Ok(Some(roots)) => self.store.publish([(ROOTS, roots, i64::MAX)]),
@@ -178,10 +191,9 @@ impl State {
     /// What is to be published, if it differs from what is.
     fn change(&mut self, now: i64) -> Result<Option<Content>, ErrorStack> {
         let (bundle, crl) = (self.roots.bundle(), self.crl(now));
+        let domains = self.told_apart(&bundle);
         let unchanged = match &self.published {
-            Some(held) => {
-                held.roots.is_same_set(&bundle) && same_domains(&held.domains, &self.domains) && held.crl == crl
-            }
+            Some(held) => held.roots.is_same_set(&bundle) && same_domains(&held.domains, &domains) && held.crl == crl,
             None => bundle.anchors().is_empty(),
         };
         if unchanged {
@@ -192,17 +204,29 @@ impl State {
             count => self.tell(format!("{count} trust anchors find no room and are left out")),
         }
         let anchors = bundle.to_pem()?;
-        let mut domains = Vec::new();
-        if !self.domains.is_empty() {
-            domains.push((self.trust_domain.to_string(), anchors.clone()));
-        }
-        // A domain without anchors would make Envoy refuse all of it.
-        for (domain, bundle) in self.domains.iter().filter(|(_, bundle)| !bundle.anchors().is_empty()) {
-            domains.push((domain.to_string(), bundle.to_pem()?));
-        }
+        let pem = |(domain, bundle): &(TrustDomain, TrustBundle)| Ok((domain.to_string(), bundle.to_pem()?));
+        let told_apart = domains.iter().map(pem).collect::<Result<_, ErrorStack>>()?;
         self.waited_for = false;
-        self.published = Some(Published { roots: bundle, domains: self.domains.clone(), crl: crl.clone() });
-        Ok(Some(Content::ValidationContext(Validation { anchors, crl, domains })))
+        self.published = Some(Published { roots: bundle, domains, crl: crl.clone() });
+        Ok(Some(Content::ValidationContext(Validation { anchors, crl, domains: told_apart })))
+    }
+
+    /// Trust domains with the anchors that vouch for them, those of our own certificates first; none where they are not told apart. Where
+    /// we moved from another one, our anchors vouch for that as well until our last certificate of it has ended:
+    /// peers may not have moved yet.
+    fn told_apart(&self, ours: &TrustBundle) -> Vec<(TrustDomain, TrustBundle)> {
+        if self.domains.is_empty() {
+            return Vec::new();
+        }
+        let own: BTreeSet<_> = self.held.keys().chain([&self.own]).collect();
+        let of_files = |domain| self.domains.iter().filter(move |(other, _)| other == domain);
+        let with_ours = own.iter().map(|domain| {
+            let anchors = ours.anchors().iter().chain(of_files(*domain).flat_map(|(_, bundle)| bundle.anchors()));
+            ((*domain).clone(), TrustBundle::new(anchors.cloned().collect()))
+        });
+        let others = self.domains.iter().filter(|(domain, _)| !own.contains(domain)).cloned();
+        // A domain without anchors would make Envoy refuse all of it.
+        with_ours.chain(others).filter(|(_, bundle)| !bundle.anchors().is_empty()).collect()
     }
 
     /// The lists of revoked certificates as they are served.

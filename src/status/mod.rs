@@ -30,6 +30,7 @@ pub struct Status {
     /// Whether the CA has issued a certificate.
     by_ca: AtomicBool,
     endpoints: Vec<Arc<Endpoint>>,
+    output: Mutex<Option<OutputFacts>>,
     workloads: Mutex<Vec<Weak<Workload>>>,
     renewals: Mutex<Renewals>,
     changes: watch::Sender<()>,
@@ -42,6 +43,17 @@ pub struct Sources {
     pub files: Option<String>,
     /// The CA.
     pub ca: String,
+}
+
+/// How it goes with the files of `OUTPUT_CERTS`.
+#[derive(Clone, Debug, Default)]
+pub struct OutputFacts {
+    /// When they were written last, Unix seconds.
+    pub written: Option<i64>,
+    /// How often they could not be written.
+    pub failed: u64,
+    /// Why they do not hold what is served now.
+    pub trouble: Option<String>,
 }
 
 /// What came of the attempts to get certificates, over all workloads of the process.
@@ -64,6 +76,7 @@ impl Status {
             peers: Peers::default(),
             min_life,
             endpoints: endpoints.into_iter().map(|address| Arc::new(Endpoint::new(address))).collect(),
+            output: Mutex::default(),
             workloads: Mutex::default(),
             renewals: Mutex::default(),
             changes: watch::Sender::new(()),
@@ -106,6 +119,22 @@ impl Status {
     /// What came of all attempts.
     pub fn renewals(&self) -> Renewals {
         *self.renewals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// At `now` (Unix seconds) the files of `OUTPUT_CERTS` were written, or could not be.
+    pub fn wrote(&self, now: i64, outcome: Result<(), String>) {
+        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let facts = output.get_or_insert_default();
+        facts.trouble = outcome.err();
+        match &facts.trouble {
+            None => facts.written = Some(now),
+            Some(_) => facts.failed += 1,
+        }
+    }
+
+    /// How it goes with the files of `OUTPUT_CERTS`, once they were to be written.
+    pub fn output(&self) -> Option<OutputFacts> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether every secret that a workload needs is held, can be used at `now` (Unix seconds), and will be for long

@@ -8,8 +8,6 @@ use crate::{
 
 /// One workload: what it is served, and how its renewal goes.
 pub struct Workload {
-    /// Its SPIFFE ID.
-    pub identity: String,
     store: Weak<SecretStore>,
     status: Arc<Status>,
     facts: Mutex<RenewalFacts>,
@@ -18,6 +16,10 @@ pub struct Workload {
 /// How the renewal of one workload goes. Times are Unix seconds.
 #[derive(Clone, Debug, Default)]
 pub struct RenewalFacts {
+    /// The SPIFFE ID of what it is served, or of what is asked for as long as it is served nothing.
+    pub identity: String,
+    /// The SPIFFE ID that it is to have, where that is another one.
+    pub wanted: Option<String>,
     /// Whether an attempt is under way.
     pub asking: bool,
     /// When it is renewed next, or tried again.
@@ -28,6 +30,8 @@ pub struct RenewalFacts {
     pub last_success: Option<i64>,
     /// The end of the token that was used last, where it has one.
     pub token_not_after: Option<i64>,
+    /// How often the mounted files were read because somebody asked for it.
+    pub looks: u64,
     /// What is wrong now.
     pub trouble: Option<Trouble>,
 }
@@ -81,7 +85,14 @@ pub enum NotReady {
 
 impl Workload {
     pub(super) fn new(identity: String, store: Weak<SecretStore>, status: Arc<Status>) -> Self {
-        Self { identity, store, status, facts: Mutex::default() }
+        Self { store, status, facts: Mutex::new(RenewalFacts { identity, ..RenewalFacts::default() }) }
+    }
+
+    /// It is served as the SPIFFE ID `held`, and is to have `wanted`.
+    pub fn identify(&self, held: &str, wanted: &str) {
+        let mut facts = self.lock();
+        facts.identity = held.to_string();
+        facts.wanted = (held != wanted).then(|| wanted.to_string());
     }
 
     /// An attempt begins at `now` (Unix seconds) with a token that ends at `token_not_after`, if it does.
@@ -107,7 +118,8 @@ impl Workload {
     pub fn renewed(&self, now: i64, next: i64) {
         let mut facts = self.lock();
         facts.asking = false;
-        facts.trouble = None;
+        // Of another identity than the wanted one: what keeps it from that has not changed.
+        facts.trouble = facts.trouble.take().filter(|_| facts.wanted.is_some());
         facts.last_success = Some(now);
         facts.next_attempt = Some(next);
         drop(facts);
@@ -122,6 +134,11 @@ impl Workload {
         facts.last_success = Some(now);
         drop(facts);
         self.status.changed(|_| {});
+    }
+
+    /// The mounted files were read as was asked for, whatever came of it.
+    pub fn looked(&self) {
+        self.lock().looks += 1;
     }
 
     /// How its renewal goes.

@@ -60,6 +60,8 @@ struct Policy {
     client_certificates: ClientCertificates,
     ttl: Option<Duration>,
     extra_roots: Vec<String>,
+    /// At least one.
+    trust_domains: Vec<String>,
 }
 
 impl DevelopmentCa {
@@ -68,12 +70,13 @@ impl DevelopmentCa {
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
-            verifier: TokenVerifier::new(&tokens.jwks(), &options.issuer, &options.audience, &options.trust_domain)?,
+            verifier: TokenVerifier::new(&tokens.jwks(), &options.issuer, &options.audience)?,
             tls: TlsServer::new(&options, &pki).map_err(io::Error::other)?,
             policy: Mutex::new(Policy {
                 client_certificates: options.client_certificates,
                 ttl: None,
                 extra_roots: options.extra_roots.clone(),
+                trust_domains: vec![options.trust_domain.clone()],
             }),
             record: watch::Sender::default(),
             faults: Faults::default(),
@@ -145,6 +148,11 @@ impl DevelopmentCa {
         self.shared.change(|policy| policy.extra_roots = roots);
     }
 
+    /// Issues in these trust domains: in the one that the CSR asks for, where it is among them, else in the first.
+    pub fn set_trust_domains(&self, domains: &[&str]) {
+        self.shared.change(|policy| policy.trust_domains = domains.iter().map(ToString::to_string).collect());
+    }
+
     /// Closes every open connection; new ones are accepted.
     pub fn disconnect(&self) {
         self.shared.disconnect.send_modify(|generation| *generation += 1);
@@ -178,6 +186,13 @@ impl Shared {
 
     pub(crate) fn extra_roots(&self) -> Vec<String> {
         self.policy().extra_roots
+    }
+
+    /// The trust domain in which a certificate is issued to who asks for `asked`.
+    pub(crate) fn trust_domain(&self, asked: Option<&str>) -> String {
+        let domains = self.policy().trust_domains;
+        let found = domains.iter().find(|domain| asked == Some(domain)).or(domains.first());
+        found.cloned().unwrap_or_default()
     }
 
     fn policy(&self) -> Policy {
@@ -225,7 +240,7 @@ async fn handshake_and_serve(stream: TcpStream, shared: Arc<Shared>) {
     let Ok(mut stream) = session.and_then(|session| SslStream::new(session, stream)) else { return };
     // A failed handshake has been answered with an alert; the peer is who has to say so.
     if Pin::new(&mut stream).accept().await.is_ok() {
-        let client = client_certificate(stream.ssl(), &shared.options.trust_domain);
+        let client = client_certificate(stream.ssl(), &shared);
         serve(stream, client, shared).await;
     }
 }
@@ -260,9 +275,10 @@ fn without_grpc(PlainAnswer { status, headers, body }: PlainAnswer) -> Response<
     answer.body(Body::new(body)).expect("a scripted answer is well-formed")
 }
 
-fn client_certificate(ssl: &SslRef, trust_domain: &str) -> Option<ClientCertificate> {
+fn client_certificate(ssl: &SslRef, shared: &Shared) -> Option<ClientCertificate> {
     let certificate = ssl.peer_certificate()?;
-    let identity = Identity::from_certificate(&certificate, trust_domain);
+    let domains = shared.policy().trust_domains;
+    let identity = domains.iter().find_map(|domain| Identity::from_certificate(&certificate, domain));
     let spiffe_id = identity.as_ref().map(Identity::to_string);
     Some(ClientCertificate { peer: Peer { spiffe_id, serial: serial(&certificate) }, identity })
 }

@@ -115,8 +115,10 @@ impl Citadel {
         request: &IstioCertificateRequest,
         fault: Option<&Fault>,
     ) -> Result<(Vec<String>, Outcome), Refusal> {
-        let caller = self.authenticate(headers)?;
-        let csr = Csr::parse(&request.csr)?;
+        let csr = Csr::parse(&request.csr);
+        let asked = csr.as_ref().ok().and_then(|csr| trust_domain(&csr.uri));
+        let caller = self.authenticate(headers, &self.shared.trust_domain(asked))?;
+        let csr = csr?;
         csr.check_identity(&caller)?;
         self.check_lifetime(request.validity_duration)?;
         let leaf = self.leaf(&caller, request.validity_duration);
@@ -125,8 +127,8 @@ impl Citadel {
         Ok((self.chain(&certificate)?, Outcome::Issued { serial: serial(&certificate), spiffe_id }))
     }
 
-    /// The token, the client certificate, or both when they agree.
-    fn authenticate(&self, headers: &MetadataMap) -> Result<Identity, Refusal> {
+    /// The token, the client certificate, or both when they agree. A token says nothing of a trust domain.
+    fn authenticate(&self, headers: &MetadataMap, trust_domain: &str) -> Result<Identity, Refusal> {
         let refuse = |reason: String| Refusal { status: Status::unauthenticated(OPAQUE), reason };
         let by_certificate = self.client.as_ref().and_then(|client| client.identity.as_ref());
         let mut values = headers.get_all("authorization").iter();
@@ -137,7 +139,7 @@ impl Citadel {
             (Some(value), None, by_certificate) => {
                 let token = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
                 let token = token.ok_or_else(|| refuse("the authorization header holds no bearer token".to_owned()))?;
-                let by_token = self.shared.verifier.verify(token).map_err(refuse)?;
+                let by_token = self.shared.verifier.verify(token, trust_domain).map_err(refuse)?;
                 match by_certificate {
                     Some(other) if *other != by_token => {
                         Err(refuse(format!("the token is of {by_token}, the client certificate of {other}")))
@@ -212,6 +214,11 @@ impl From<Status> for Refusal {
     fn from(status: Status) -> Self {
         Refusal { reason: status.message().to_owned(), status }
     }
+}
+
+/// The trust domain of a SPIFFE ID.
+fn trust_domain(uri: &str) -> Option<&str> {
+    Some(uri.strip_prefix("spiffe://")?.split_once('/')?.0)
 }
 
 /// A duration of an hour or more as Go writes it.

@@ -13,7 +13,6 @@ pub(crate) struct TokenVerifier {
     keys: JwkSet,
     issuer: String,
     audience: String,
-    trust_domain: String,
 }
 
 #[derive(Deserialize)]
@@ -35,23 +34,18 @@ struct Named {
 }
 
 impl TokenVerifier {
-    pub(crate) fn new(
-        jwks: &str,
-        issuer: &str,
-        audience: &str,
-        trust_domain: &str,
-    ) -> serde_json::Result<TokenVerifier> {
+    pub(crate) fn new(jwks: &str, issuer: &str, audience: &str) -> serde_json::Result<TokenVerifier> {
         crypto::install();
         Ok(TokenVerifier {
             keys: serde_json::from_str(jwks)?,
             issuer: issuer.to_owned(),
             audience: audience.to_owned(),
-            trust_domain: trust_domain.to_owned(),
         })
     }
 
-    /// The identity that the token proves, or the reason why it proves none: for the record, not for the caller.
-    pub(crate) fn verify(&self, token: &str) -> Result<Identity, String> {
+    /// The identity in this trust domain that the token proves, or the reason why it proves none: for the record, not
+    /// for the caller.
+    pub(crate) fn verify(&self, token: &str, trust_domain: &str) -> Result<Identity, String> {
         let header = jsonwebtoken::decode_header(token).map_err(describe)?;
         let kid = header.kid.ok_or("the token names no key (kid)")?;
         let key = self.keys.find(&kid).ok_or_else(|| format!("unknown key {kid:?}"))?;
@@ -64,16 +58,16 @@ impl TokenVerifier {
         validation.set_audience(&[&self.audience]);
         let key = DecodingKey::from_jwk(key).map_err(describe)?;
         let claims = jsonwebtoken::decode::<Claims>(token, &key, &validation).map_err(describe)?.claims;
-        self.identity(&claims)
+        identity(&claims, trust_domain)
     }
+}
 
-    fn identity(&self, claims: &Claims) -> Result<Identity, String> {
-        let Kubernetes { namespace, serviceaccount: Named { name } } = &claims.kubernetes;
-        if claims.sub != format!("system:serviceaccount:{namespace}:{name}") {
-            return Err(format!("sub {:?} and the kubernetes.io claims differ", claims.sub));
-        }
-        Identity::new(&self.trust_domain, namespace, name).ok_or_else(|| "malformed namespace or name".to_owned())
+fn identity(claims: &Claims, trust_domain: &str) -> Result<Identity, String> {
+    let Kubernetes { namespace, serviceaccount: Named { name } } = &claims.kubernetes;
+    if claims.sub != format!("system:serviceaccount:{namespace}:{name}") {
+        return Err(format!("sub {:?} and the kubernetes.io claims differ", claims.sub));
     }
+    Identity::new(trust_domain, namespace, name).ok_or_else(|| "malformed namespace or name".to_owned())
 }
 
 /// The token's `sub`, believed by nobody: to tell calls apart in the record.

@@ -79,6 +79,17 @@ impl Mesh {
         Self::start_with(&Setting { world, directory, source, edit: &edit, finish: &Bootstrap::build }).await
     }
 
+    /// The same, with the configuration of each Envoy as `finish` makes it.
+    pub async fn start_finished(
+        world: &World,
+        directory: &Path,
+        edit: impl Fn(ShimBuilder) -> ShimBuilder,
+        finish: impl Fn(&Bootstrap) -> Value,
+    ) -> Result<Self, Failure> {
+        let source = TokenSource::File;
+        Self::start_with(&Setting { world, directory, source, edit: &edit, finish: &finish }).await
+    }
+
     /// Starts all workloads below `directory`, with the configuration of each Envoy as `finish` makes it.
     pub(super) async fn start_discovered(
         world: &World,

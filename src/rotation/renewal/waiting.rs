@@ -1,0 +1,178 @@
+use std::{
+    future,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::sync::{futures::Notified, watch};
+use tracing::{debug, info, warn};
+
+use super::{Renewal, RenewalEnded, TokenSource};
+use crate::{
+    clock,
+    identity::{PeerTrust, SvidError, TrustDomain, X509Svid},
+    rotation::{failure::Failure, schedule::can_meet},
+};
+
+/// How long a token that cannot be used is left alone when its file does not change: the clock may have been wrong.
+const TOKEN_RECHECK: Duration = Duration::from_secs(30);
+/// The longest wait that a CA may ask for.
+const LONGEST_REQUESTED_WAIT: Duration = Duration::from_secs(3600);
+/// The least wait that a CA may ask for however little life is left.
+const REQUESTED_WAIT: Duration = Duration::from_secs(30);
+/// The back-off's bound however little life is left.
+const SHORT_WAIT: Duration = Duration::from_secs(2);
+/// How far in the future (seconds) a certificate may begin to be held until then. More means that a clock is wrong.
+const HELD_UNTIL_VALID: i64 = 60;
+/// Whoever verifies it may read a clock that ticks in steps of some milliseconds.
+const COARSE_CLOCK: Duration = Duration::from_millis(100);
+
+/// What is waited for.
+impl<T: TokenSource> Renewal<T> {
+    /// Tells a failure, and waits until another attempt may come to more.
+    ///
+    /// # Errors
+    /// When none can.
+    pub(super) async fn recover(&mut self, failure: &Failure, forced: Notified<'_>) -> Result<(), RenewalEnded> {
+        if T::FIXED && failure.token_is_final(self.held.is_some()) {
+            self.failed(failure, Duration::ZERO, "nothing more is tried with this token");
+            return Err(RenewalEnded::Token(failure.to_string()));
+        }
+        let wait = self.wait_after(failure);
+        match failure.needs_token() {
+            true => self.failed(failure, wait, "the token's file is watched, and read again within 30 s"),
+            false => self.failed(failure, wait, &format!("tried again in {:.1} s", wait.as_secs_f64())),
+        }
+        debug!(wait_ms = wait.as_millis() as u64, "waiting before the next attempt");
+        tokio::select! {
+            // Nor does an outage keep the streams from what is valid again once the clock is set right.
+            () = self.timer.pause(wait, || self.store.look_again()) => {}
+            () = forced => {
+                self.asked_for();
+                self.failover.forget_patience();
+            }
+            () = moved(self.file_roots.clone(), &self.asked) => self.backoff.reset(),
+            true = self.tokens.changed(), if failure.concerns_token() => self.backoff.reset(),
+        }
+        Ok(())
+    }
+
+    /// Somebody wants a new certificate now.
+    fn asked_for(&mut self) {
+        info!("a renewal was asked for");
+        self.due = i64::MIN;
+    }
+
+    /// How long to leave the CA alone after a failure.
+    fn wait_after(&mut self, failure: &Failure) -> Duration {
+        let (wait, due) = (self.wait_for_ca(failure), self.due.saturating_sub(clock::now()));
+        // What is held is renewed in time, whether or not it is to give way to another identity.
+        if due > 0 { wait.min(Duration::from_secs(due as u64)) } else { wait }
+    }
+
+    fn wait_for_ca(&mut self, failure: &Failure) -> Duration {
+        let left = self.left();
+        // A short certificate must not lapse in a wait between two attempts.
+        let most = if left.is_zero() { Duration::MAX } else { (left / 4).max(SHORT_WAIT) };
+        let Failure::Attempt(error) = failure else { return self.backoff.next_within(most, random()) };
+        if error.needs_token() {
+            return TOKEN_RECHECK;
+        }
+        if error.is_overload() && error.retry_after().is_none() {
+            self.backoff.exhaust();
+        }
+        // On top of the wait that is asked for, so that all who were told the same do not come back together.
+        let wait = self.backoff.next_within(most, random());
+        let Some(asked) = error.retry_after() else { return wait };
+        // Nor may a CA that asks for patience make the certificate lapse.
+        asked.min(self.bearable()) + wait
+    }
+
+    /// The longest wait that a CA may ask for now.
+    pub(super) fn bearable(&self) -> Duration {
+        match self.held {
+            Some(_) => (self.left() / 2).max(REQUESTED_WAIT).min(LONGEST_REQUESTED_WAIT),
+            None => LONGEST_REQUESTED_WAIT,
+        }
+    }
+
+    /// The life that is left of what is held.
+    fn left(&self) -> Duration {
+        let left = self.held.as_ref().map_or(0, |held| held.validity().1.saturating_sub(clock::now()).max(0));
+        Duration::from_secs(left as u64)
+    }
+
+    /// Refuses a certificate that begins too far in the future, unless it is all that we could have.
+    pub(super) fn check_start(&self, svid: &X509Svid) -> Result<(), SvidError> {
+        let ((not_before, not_after), now) = (svid.validity(), clock::now());
+        if not_before.saturating_sub(now) <= HELD_UNTIL_VALID {
+            return Ok(());
+        }
+        if self.held.as_ref().is_some_and(|held| held.validity().1 > now) {
+            return Err(SvidError::Time { not_before, not_after, now });
+        }
+        warn!(
+            not_before = clock::rfc3339(not_before),
+            now = clock::rfc3339(now),
+            "the certificate begins in the future: the clock here or the CA's is wrong; it is served nevertheless"
+        );
+        Ok(())
+    }
+
+    /// Holds a certificate back whose time comes within a minute; the old one is served meanwhile.
+    pub(super) async fn wait_for_start(&self, svid: &X509Svid) {
+        let ((not_before, _), now) = (svid.validity(), clock::now());
+        if (1..=HELD_UNTIL_VALID).contains(&not_before.saturating_sub(now)) {
+            let (from, now) = (clock::rfc3339(not_before), clock::rfc3339(now));
+            info!(not_before = from, now, "the certificate is held until it is valid");
+            tokio::select! {
+                () = self.until(UNIX_EPOCH + Duration::from_secs(not_before as u64) + COARSE_CLOCK) => {}
+                // A clock that was set back meanwhile would make it wait for hours.
+                () = tokio::time::sleep(Duration::from_secs(HELD_UNTIL_VALID as u64)) => {}
+                () = self.force.notified() => info!("a renewal was asked for: the certificate is not held any longer"),
+            }
+        }
+    }
+
+    /// Tells when the availability target cannot be met.
+    pub(super) fn warn_of_short_life(&mut self, left: Duration) {
+        match self.rotation.schedule.availability_target {
+            Some(target) if !can_meet(target, left) => warn!(
+                left_s = left.as_secs(),
+                target_s = target.as_secs(),
+                "the CA's certificates live too short for SDS_SHIM_AVAILABILITY_TARGET"
+            ),
+            _ => {}
+        }
+    }
+
+    pub(super) async fn sleep_until_renewal(&mut self, wait: Duration) {
+        debug!(arena_used = locked::usage().used, "waiting for the renewal");
+        tokio::select! {
+            () = self.until(clock::wall_clock() + wait) => {}
+            () = self.force.notified() => self.asked_for(),
+            () = moved(self.file_roots.clone(), &self.asked) => {}
+        }
+    }
+
+    /// Waits until the wall clock shows this time, over suspends.
+    async fn until(&self, deadline: SystemTime) {
+        // What the clock said of our certificate may no longer be so once it was set.
+        self.timer.until(deadline, || self.store.look_again()).await;
+    }
+}
+
+/// Waits until another trust domain is wanted than this one.
+async fn moved(mut files: watch::Receiver<PeerTrust>, asked: &TrustDomain) {
+    if files.wait_for(|trust| trust.own != *asked).await.is_err() {
+        // Nobody watches files.
+        future::pending::<()>().await;
+    }
+}
+
+/// Uniform in 0..1.
+pub(super) fn random() -> f64 {
+    let mut bytes = [0; 8];
+    // Without randomness renewals are not spread, which is better than none.
+    let _ = openssl::rand::rand_bytes(&mut bytes);
+    (u64::from_ne_bytes(bytes) >> 11) as f64 / (1u64 << 53) as f64
+}

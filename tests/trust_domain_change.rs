@@ -1,0 +1,378 @@
+//! Another trust domain of our own, without a restart: a certificate is obtained under the new name while the old one is
+//! served, and for as long as the CA refuses the new name the old one is kept and renewed.
+
+mod ca_common;
+mod gate;
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use ca_common::{Open, Scene, Tested, renew, write};
+use gate::Gate;
+use serde_json::{Value, json};
+use testkit::{
+    Failure, OrFail, PATIENCE, POLL,
+    development_ca::{Call, Fault, Issued, Leaf, Outcome, Pki},
+    envoy::Bootstrap,
+    scene::{Mesh, Traffic, World},
+    scratch::Scratch,
+    sds::Secret,
+    shim::{Shim, ShimBuilder},
+};
+use tokio::time::{Instant, sleep};
+use tonic::Code;
+
+const OLD: &str = "cluster.local";
+const NEW: &str = "new.example";
+const FILE: &str = "trust-domain";
+
+fn id(domain: &str) -> String {
+    format!("spiffe://{domain}/ns/foo/sa/sleep")
+}
+
+fn with_file(shim: ShimBuilder) -> ShimBuilder {
+    shim.env("SDS_SHIM_TRUST_DOMAIN_FILE", format!("./{FILE}"))
+}
+
+/// A workload whose file tells the old trust domain, and whose CA issues in these.
+struct Served {
+    scene: Scene,
+    shim: Shim,
+    default: Open,
+    roots: Open,
+}
+
+impl Served {
+    async fn start(domains: &[&str], edit: impl FnOnce(ShimBuilder) -> ShimBuilder) -> Result<Self, Failure> {
+        let scene = Scene::new().await?;
+        scene.ca.set_trust_domains(domains);
+        write(&scene.workload.path().join(FILE), &format!("{OLD}\n"))?;
+        let mut shim = edit(with_file(scene.shim())).start()?;
+        let client = shim.connect().await?;
+        let (default, roots) = (Open::new(&client, "default"), Open::new(&client, "ROOTCA"));
+        let mut served = Self { scene, shim, default, roots };
+        served.certificate(OLD).await?;
+        served.roots.next(&served.shim).await?;
+        Ok(served)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.scene.workload.path().join(FILE)
+    }
+
+    /// The next certificate that is pushed, which must be of this trust domain.
+    async fn certificate(&mut self, domain: &str) -> Result<Secret, Failure> {
+        let secret = self.default.next(&self.shim).await?;
+        assert_eq!(secret.spiffe_ids()?, [id(domain)]);
+        assert!(secret.key_fits_leaf()?);
+        Ok(secret)
+    }
+
+    async fn workload(&mut self) -> Result<Value, Failure> {
+        let status = self.shim.admin("/status").await?.text();
+        let mut status: Value = serde_json::from_str(&status).or_fail("read the status")?;
+        assert_eq!(status["ready"], true, "{status:#}");
+        Ok(status["workloads"][0].take())
+    }
+
+    /// Waits until the status tells that this identity is held and, if it is another one, that one wanted.
+    async fn identities(&mut self, held: &str, wanted: Option<&str>) -> Result<Value, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let workload = self.workload().await?;
+            let is = |name: &str, domain: Option<&str>| workload[name] == json!(domain.map(id));
+            if is("identity", Some(held)) && is("wanted_identity", wanted) && workload["asking"] == false {
+                return Ok(workload);
+            }
+            if Instant::now() > deadline {
+                return Err(self.shim.failure(format!("{held} and {wanted:?} are not told: {workload:#}")));
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    fn last_call(&self) -> Result<Call, Failure> {
+        self.scene.ca.calls().pop().ok_or_else(|| Failure::new("the CA was not asked"))
+    }
+}
+
+fn presented(call: &Call) -> Option<String> {
+    call.peer.as_ref().and_then(|peer| peer.spiffe_id.clone())
+}
+
+#[tokio::test]
+async fn a_new_trust_domain_is_moved_to_while_the_old_certificate_is_served() -> Tested {
+    let mut served = Served::start(&[OLD, NEW], |shim| shim).await?;
+    write(&served.file(), NEW)?;
+    let first = served.certificate(NEW).await?.serial()?;
+    assert_eq!(presented(&served.last_call()?), None, "the certificate of the old identity must not speak for us");
+    let workload = served.identities(NEW, None).await?;
+    assert!(workload["trouble"].is_null(), "{workload:#}");
+    served.shim.wait_for_log(&format!("the identity is {} from now on; it was {}", id(NEW), id(OLD))).await?;
+    // From then on all is as before, with the new name.
+    renew(&served.shim)?;
+    assert_ne!(served.certificate(NEW).await?.serial()?, first);
+    assert_eq!(presented(&served.last_call()?), Some(id(NEW)));
+    served.roots.expect_silence(&served.shim).await?;
+    assert_eq!(served.scene.issued().len(), 3);
+    // And back.
+    write(&served.file(), OLD)?;
+    served.certificate(OLD).await?;
+    Ok(())
+}
+
+/// A CA whose trust domain is another one now has other roots as well: who holds old certificates must verify new ones.
+#[tokio::test]
+async fn new_anchors_are_taken_before_the_certificate_and_old_ones_stay() -> Tested {
+    let mut served = Served::start(&[OLD, NEW], |shim| shim).await?;
+    let new_root = Pki::new("of the new trust domain").root_pem();
+    served.scene.ca.set_extra_roots(vec![new_root.clone()]);
+    write(&served.file(), NEW)?;
+    served.scene.ca.wait_for_outcomes(2).await;
+    // The anchors are acknowledged only when they are read, and the certificate waits for that.
+    served.default.expect_silence(&served.shim).await?;
+    let anchors = served.roots.next(&served.shim).await?.trusted_ca_pem;
+    assert_eq!(anchors, served.scene.pki.root_pem() + &new_root);
+    served.certificate(NEW).await?;
+    // What the CA drops is kept for as long as old certificates may live.
+    served.scene.ca.set_extra_roots(Vec::new());
+    renew(&served.shim)?;
+    served.certificate(NEW).await?;
+    served.roots.expect_silence(&served.shim).await
+}
+
+#[tokio::test]
+async fn a_refused_trust_domain_leaves_the_old_identity_served_and_renewed() -> Tested {
+    let mut served = Served::start(&[OLD], |shim| shim).await?;
+    served.scene.ca.set_ttl(Some(Duration::from_secs(6)));
+    renew(&served.shim)?;
+    served.certificate(OLD).await?;
+    write(&served.file(), NEW)?;
+    let workload = served.identities(OLD, Some(NEW)).await?;
+    let trouble = workload["trouble"]["text"].as_str().unwrap_or_default();
+    assert!(trouble.starts_with(&format!("as {}: ", id(NEW))) && trouble.contains("PERMISSION_DENIED"), "{trouble}");
+    served.shim.wait_for_log(&format!("no new certificate: as {}: the CA", id(NEW))).await?;
+    let metrics = served.shim.admin("/metrics").await?.text();
+    let pending = format!("sds_shim_identity_pending{{identity=\"{}\",wanted=\"{}\"}} 1", id(OLD), id(NEW));
+    assert!(metrics.contains(&pending), "{metrics}");
+    // On its own schedule, and when it is asked for.
+    served.certificate(OLD).await?;
+    served.certificate(OLD).await?;
+    assert_eq!(presented(&served.last_call()?), Some(id(OLD)));
+    served.scene.ca.set_ttl(None);
+    renew(&served.shim)?;
+    served.certificate(OLD).await?;
+    let asked = |call: &Call| matches!(&call.outcome, Outcome::Refused { code: Code::PermissionDenied, .. });
+    let refused = served.scene.ca.calls().iter().filter(|call| asked(call)).count();
+    assert!(refused >= 3, "the new identity was asked for {refused} times only");
+    let workload = served.identities(OLD, Some(NEW)).await?;
+    assert_eq!(workload["trouble"]["reason"], "unauthenticated", "{workload:#}");
+    // Once the CA knows the new trust domain, nothing more is needed.
+    served.scene.ca.set_trust_domains(&[NEW]);
+    served.certificate(NEW).await?;
+    let workload = served.identities(NEW, None).await?;
+    assert!(workload["trouble"].is_null(), "{workload:#}");
+    let metrics = served.shim.admin("/metrics").await?.text();
+    assert!(metrics.contains(&format!("wanted=\"{}\"}} 0", id(NEW))) && !metrics.contains(&id(OLD)), "{metrics}");
+    Ok(())
+}
+
+/// As an istiod does it: whatever the CSR says, the certificate is in the CA's own trust domain.
+#[tokio::test]
+async fn a_ca_that_issues_under_another_name_is_told_and_followed_once_the_file_says_so() -> Tested {
+    let mut served = Served::start(&[OLD], |shim| shim).await?;
+    let name = |domain: &'static str| {
+        Fault::sign(move |sign| sign.leaf = Leaf::workload(&id(domain), Duration::from_secs(600)))
+    };
+    served.scene.ca.set_fault(Some(name(NEW)));
+    renew(&served.shim)?;
+    served.shim.wait_for_log(&format!("the leaf's URI SAN is [\"{}\"], our SPIFFE ID is {}", id(NEW), id(OLD))).await?;
+    served.default.expect_silence(&served.shim).await?;
+    served.scene.ca.set_trust_domains(&[OLD, NEW]);
+    write(&served.file(), NEW)?;
+    served.certificate(NEW).await?;
+    // And where the file is ahead of the CA, what the CA issues in is renewed.
+    served.scene.ca.set_fault(Some(name(OLD)));
+    served.scene.ca.set_trust_domains(&[NEW, "third.example"]);
+    write(&served.file(), "third.example")?;
+    served.identities(NEW, Some("third.example")).await?;
+    served.scene.ca.set_fault(Some(name(NEW)));
+    renew(&served.shim)?;
+    served.certificate(NEW).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_outage_of_the_ca_delays_the_move_and_costs_nothing_else() -> Tested {
+    let mut served = Served::start(&[OLD, NEW], |shim| shim).await?;
+    served.scene.ca.set_fault(Some(Fault::Status(Code::Unavailable, "down for the test".to_owned())));
+    write(&served.file(), NEW)?;
+    served.identities(OLD, Some(NEW)).await?;
+    served.default.expect_silence(&served.shim).await?;
+    // Who changes his mind in time gets what he had.
+    write(&served.file(), OLD)?;
+    served.identities(OLD, None).await?;
+    write(&served.file(), NEW)?;
+    served.identities(OLD, Some(NEW)).await?;
+    served.scene.ca.set_fault(None);
+    served.certificate(NEW).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_no_trust_domain_is_told_and_leaves_all_as_it_is() -> Tested {
+    let mut served = Served::start(&[OLD, NEW], |shim| shim).await?;
+    let file = served.file();
+    for (content, told) in [
+        ("", "a trust domain has only lower-case letters"),
+        ("New.Example", "a trust domain has only lower-case letters"),
+        ("new.example/ns/foo", "a trust domain has only lower-case letters"),
+        ("new.example\nother.example", "a trust domain has only lower-case letters"),
+    ] {
+        let mark = served.shim.log().mark();
+        write(&file, content)?;
+        served.shim.wait_for_log_after(mark, told).await?;
+        // The next one is another mistake only after a good one.
+        let mark = served.shim.log().mark();
+        write(&file, OLD)?;
+        served.shim.wait_for_log_after(mark, "can be used again").await?;
+    }
+    fs::remove_file(&file).or_fail("remove the file")?;
+    served.shim.wait_for_log("trust-domain: No such file or directory").await?;
+    served.shim.wait_for_log(&format!("it is {OLD} as before")).await?;
+    served.default.expect_silence(&served.shim).await?;
+    assert_eq!(served.scene.issued().len(), 1, "the CA was not asked for any of it");
+    write(&file, &format!(" \t{NEW} \n\n"))?;
+    served.certificate(NEW).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn at_the_start_the_variable_holds_as_long_as_the_file_is_of_no_use() -> Tested {
+    let scene = Scene::new().await?;
+    scene.ca.set_trust_domains(&["from.variable", NEW]);
+    let mut shim = with_file(scene.shim()).env("TRUST_DOMAIN", "from.variable").start()?;
+    let mut default = Open::connect(&mut shim, "default").await?;
+    assert_eq!(default.next(&shim).await?.spiffe_ids()?, [id("from.variable")]);
+    shim.wait_for_log("it is from.variable as before").await?;
+    write(&scene.workload.path().join(FILE), NEW)?;
+    assert_eq!(default.next(&shim).await?.spiffe_ids()?, [id(NEW)]);
+    // A restart takes the file's at once.
+    shim.terminate().await?;
+    let mut shim = with_file(scene.shim()).env("TRUST_DOMAIN", "from.variable").start()?;
+    let mut default = Open::connect(&mut shim, "default").await?;
+    assert_eq!(default.next(&shim).await?.spiffe_ids()?, [id(NEW)]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn where_trust_domains_are_told_apart_our_anchors_vouch_for_both_of_ours() -> Tested {
+    let peer = |pki: &Pki, domain: &str| -> Issued {
+        let peer = format!("spiffe://{domain}/ns/bar/sa/peer");
+        pki.issue(&Leaf::workload(&peer, Duration::from_secs(3600)))
+    };
+    let (scene, other) = (Scene::new().await?, Pki::new("other"));
+    scene.ca.set_trust_domains(&[OLD, NEW]);
+    let path = scene.workload.path();
+    write(&path.join(FILE), OLD)?;
+    write(&path.join("other.pem"), &other.root_pem())?;
+    let names = [OLD, NEW, "other.example"].map(|domain| format!("spiffe://{domain}/ns/bar/sa/peer"));
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let edit = |shim: ShimBuilder| with_file(shim).env("SDS_SHIM_BUNDLES", "other.example=./other.pem");
+    let gate = Gate::start(scene, &names, edit).await?;
+    let ours = &gate.scene.pki;
+    assert!(gate.lets_in(&peer(ours, OLD)).await? && !gate.lets_in(&peer(ours, NEW)).await?);
+    write(&gate.scene.workload.path().join(FILE), NEW)?;
+    gate.until("peers of the new trust domain come in", || async { gate.lets_in(&peer(ours, NEW)).await }).await?;
+    gate.until("the new identity is used", || async {
+        let used = gate.envoy.admin().certificates().await?;
+        Ok(!used.is_empty() && used.iter().all(|one| one.uris == [id(NEW)]))
+    })
+    .await?;
+    assert!(gate.lets_in(&peer(ours, OLD)).await?, "peers that have not moved yet");
+    assert!(gate.lets_in(&peer(&other, "other.example")).await?);
+    for domain in [OLD, NEW] {
+        assert!(!gate.lets_in(&peer(&other, domain)).await?, "the other one must not vouch for {domain}");
+    }
+    assert!(!gate.lets_in(&peer(ours, "other.example")).await?, "nor we for that");
+    Ok(())
+}
+
+/// Adds, to each name that a peer may have in the old trust domain, the same in the new one.
+fn accept_both(config: &mut Value) {
+    match config {
+        Value::Object(fields) => {
+            if let Some(Value::Array(names)) = fields.get_mut("match_typed_subject_alt_names") {
+                let moved = names.iter().map(|name| {
+                    let exact = name["matcher"]["exact"].as_str().unwrap_or_default().replace(OLD, NEW);
+                    json!({ "san_type": "URI", "matcher": { "exact": exact } })
+                });
+                let moved: Vec<_> = moved.collect();
+                names.extend(moved);
+            }
+            fields.values_mut().for_each(accept_both);
+        }
+        Value::Array(values) => values.iter_mut().for_each(accept_both),
+        _ => {}
+    }
+}
+
+/// All workloads of a mesh move, one after the other, and back, under traffic in which each request is a full
+/// handshake.
+async fn a_mesh_moves(edit: impl Fn(ShimBuilder) -> ShimBuilder) -> Tested {
+    let scratch = Scratch::new("tests")?;
+    let world = World::start(Duration::from_secs(3600)).await?;
+    world.ca.set_trust_domains(&[OLD, NEW]);
+    let finish = |bootstrap: &Bootstrap| {
+        let mut config = bootstrap.build();
+        accept_both(&mut config);
+        config
+    };
+    let mut mesh = Mesh::start_finished(&world, scratch.path(), |shim| edit(with_file(shim)), finish).await?;
+    let traffic = Traffic::start(&mesh).await?;
+    for domain in [NEW, OLD] {
+        for sidecar in mesh.sidecars_mut() {
+            write(&sidecar.workload.path().join(FILE), domain)?;
+            let expected = sidecar.workload.spiffe_id().replace(OLD, domain);
+            let admin = sidecar.envoy.admin().clone();
+            let used = || async {
+                let used = admin.certificates().await?;
+                Ok(!used.is_empty() && used.iter().all(|one| one.uris == [expected.as_str()]))
+            };
+            let waited = sidecar.envoy.wait_until(&format!("a certificate of {expected}"), used).await;
+            waited.map_err(|failure| sidecar.explain(failure))?;
+            requests_flow(&traffic).await?;
+        }
+    }
+    let tally = traffic.stop().await;
+    println!("{} requests, {} failures", tally.answered, tally.failures.len());
+    assert!(tally.failures.is_empty() && tally.answered >= 8 * 4 * 5, "{tally:#?}");
+    mesh.stop().await
+}
+
+/// Until each client has sent each server some more, or one has failed.
+async fn requests_flow(traffic: &Traffic) -> Tested {
+    let (before, deadline): (Vec<_>, _) = (traffic.so_far().collect(), Instant::now() + PATIENCE);
+    while !traffic
+        .so_far()
+        .zip(&before)
+        .all(|(now, before)| !now.failures.is_empty() || now.answered >= before.answered + 5)
+    {
+        if Instant::now() > deadline {
+            return Err(Failure::new("requests do not flow"));
+        }
+        sleep(POLL).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_mesh_moves_to_another_trust_domain_and_back_without_a_failed_request() -> Tested {
+    a_mesh_moves(|shim| shim).await
+}
+
+#[tokio::test]
+async fn a_mesh_that_tells_trust_domains_apart_moves_without_a_failed_request() -> Tested {
+    let bundles =
+        ["cluster.local", "new.example"].map(|domain| format!("{domain}=./var/run/secrets/istio/root-cert.pem"));
+    a_mesh_moves(move |shim| shim.env("SDS_SHIM_BUNDLES", bundles.join(","))).await
+}
