@@ -1,108 +1,18 @@
 //! Mounted files as the source of `default` and `ROOTCA`: alone, and until the CA has issued a certificate.
 
 mod ca_common;
+mod mount;
 
 use std::{fs, time::Duration};
 
-use ca_common::{Open, Scene, Tested, renew, write};
-use serde_json::Value;
+use ca_common::{Scene, Tested, renew, write};
+use mount::{GKE, ID, ISTIO, Mount, Served, WELL_KNOWN, issue, serial};
 use testkit::{
-    Failure, OrFail, PATIENCE, POLL,
-    development_ca::{Fault, Issued, Leaf, Pki, ProjectedVolume},
-    sds::Secret,
-    shim::{Shim, ShimBuilder},
+    OrFail,
+    development_ca::{Fault, Issued, Leaf, Pki},
+    shim::ShimBuilder,
 };
-use tokio::time::{Instant, sleep};
 use tonic::Code;
-
-const WELL_KNOWN: &str = "./var/run/secrets/workload-spiffe-credentials";
-const ISTIO: [&str; 3] = ["cert-chain.pem", "key.pem", "root-cert.pem"];
-const GKE: [&str; 3] = ["certificates.pem", "private_key.pem", "ca_certificates.pem"];
-const ID: &str = "spiffe://cluster.local/ns/foo/sa/sleep";
-
-/// A mount of the workload, written as kubelet does it.
-struct Mount {
-    volume: ProjectedVolume,
-    names: [&'static str; 3],
-    pki: Pki,
-}
-
-impl Mount {
-    fn new(scene: &Scene, directory: &str, names: [&'static str; 3]) -> Result<Self, Failure> {
-        let volume = ProjectedVolume::create(&scene.workload.path().join(directory), &[]).or_fail("make a volume")?;
-        let mount = Self { volume, names, pki: Pki::new("mounted") };
-        mount.rotate().map(|_| mount)
-    }
-
-    /// Another generation; its serial number.
-    fn rotate(&self) -> Result<String, Failure> {
-        self.write(&self.pki, &self.pki.root_pem())
-    }
-
-    fn write(&self, pki: &Pki, roots: &str) -> Result<String, Failure> {
-        let Issued { chain_pem, key_pem } = issue(pki);
-        let contents = [chain_pem.as_str(), &key_pem, roots];
-        let files: Vec<_> = self.names.into_iter().zip(contents).collect();
-        self.volume.replace(&files).or_fail("write the volume")?;
-        serial(&chain_pem)
-    }
-}
-
-fn issue(pki: &Pki) -> Issued {
-    pki.issue(&Leaf::workload(ID, Duration::from_secs(3600)))
-}
-
-fn serial(chain_pem: &str) -> Result<String, Failure> {
-    testkit::tls::serial(&openssl::x509::X509::from_pem(chain_pem.as_bytes()).or_fail("parse the leaf")?)
-}
-
-/// A shim with streams for both secrets.
-struct Served {
-    scene: Scene,
-    shim: Shim,
-    default: Open,
-    roots: Open,
-}
-
-impl Served {
-    async fn start(scene: Scene, edit: impl FnOnce(ShimBuilder) -> ShimBuilder) -> Result<Self, Failure> {
-        let mut shim = edit(scene.shim()).start()?;
-        let client = shim.connect().await?;
-        let (default, roots) = (Open::new(&client, "default"), Open::new(&client, "ROOTCA"));
-        Ok(Self { scene, shim, default, roots })
-    }
-
-    async fn certificate(&mut self) -> Result<Secret, Failure> {
-        let secret = self.default.next(&self.shim).await?;
-        assert!(secret.key_fits_leaf()?, "key and chain are of two generations");
-        Ok(secret)
-    }
-
-    async fn anchors(&mut self) -> Result<String, Failure> {
-        Ok(self.roots.next(&self.shim).await?.trusted_ca_pem)
-    }
-
-    async fn quiet(&mut self) -> Tested {
-        self.default.expect_silence(&self.shim).await?;
-        self.roots.expect_silence(&self.shim).await
-    }
-
-    async fn status(&mut self) -> Result<Value, Failure> {
-        serde_json::from_str(&self.shim.admin("/status").await?.text()).or_fail("read the status")
-    }
-
-    /// Waits until it is ready, and for where certificates come from then.
-    async fn source(&mut self) -> Result<String, Failure> {
-        let deadline = Instant::now() + PATIENCE;
-        while self.shim.admin("/readyz").await?.status != 200 {
-            if Instant::now() > deadline {
-                return Err(self.shim.failure("it does not become ready"));
-            }
-            sleep(POLL).await;
-        }
-        Ok(self.status().await?["source"].as_str().unwrap_or_default().to_owned())
-    }
-}
 
 fn down() -> Fault {
     Fault::Status(Code::Unavailable, "down for the test".to_owned())
