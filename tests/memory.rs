@@ -9,8 +9,8 @@ use common::{Logged, QUIET, Site};
 use nix::sys::signal::Signal;
 use testkit::{
     Failure, OrFail,
-    confined::{Confinement, MEMLOCK},
-    development_ca::Fault,
+    confined::{Confinement, MEMLOCK, UID, own},
+    development_ca::{Fault, Issued, Leaf, Pki, ProjectedVolume},
     sds::{self, SdsClient},
 };
 
@@ -128,6 +128,84 @@ async fn thousands_of_rotations_leave_the_heap_as_it_was() -> Outcome {
     println!("arena in use: {before} bytes at first, {after} bytes after {ROTATIONS} rotations");
     assert!(before.abs_diff(after) <= 1024, "{before} bytes at first, {after} after {ROTATIONS} rotations");
     assert!(status(&shim, "VmPeak") <= MEMLOCK >> 10);
+    Ok(())
+}
+
+/// Everything that reads files is on: a mount on the way to the CA, revocation lists, several trust domains, a trust
+/// domain that changes, further anchors, files written elsewhere.
+#[tokio::test]
+async fn all_that_reads_files_fits_as_well() -> Outcome {
+    let site = Site::new().await?;
+    site.ca.set_trust_domains(&["cluster.local", "new.example"]);
+    let path = site.workload.path();
+    let put = |name: &str, content: &str| fs::write(path.join(name), content).or_fail(format!("write {name}"));
+    let pki = Pki::new("mounted");
+    let mount = || {
+        let leaf = Leaf::workload(&site.workload.spiffe_id(), Duration::from_secs(3600));
+        let (Issued { chain_pem, key_pem }, roots) = (pki.issue(&leaf), pki.root_pem());
+        let files = [("cert-chain.pem", chain_pem.as_str()), ("key.pem", &key_pem), ("root-cert.pem", &roots)];
+        ProjectedVolume::create(&path.join("etc/certs"), &files).or_fail("write the mount")?;
+        own(&path.join("etc"), UID, UID).or_fail("give it to the user of the shim")
+    };
+    mount()?;
+    let revoked: Vec<_> = (0..100)
+        .map(|_| site.pki.issue(&Leaf::workload("spiffe://cluster.local/ns/a/sa/b", Duration::from_secs(60))))
+        .collect();
+    let lists = [
+        site.pki.crl(&revoked.iter().collect::<Vec<_>>(), 3600),
+        site.pki.root_crl(&[], 3600),
+        pki.crl(&[], 3600),
+        pki.root_crl(&[], 3600),
+    ];
+    put("lists.pem", &lists.concat())?;
+    let anchors = |count: usize| (0..count).map(|number| Pki::new(&number.to_string()).root_pem()).collect::<String>();
+    put("other.pem", &anchors(10))?;
+    put("more.pem", &anchors(20))?;
+    put("trust-domain", "cluster.local")?;
+    site.ca.set_fault(Some(Fault::Status(tonic::Code::Unavailable, "down".to_owned())));
+    let shim = site.shim().confined(Confinement::default()).env("FILE_MOUNTED_CERTS", "true");
+    let shim = shim.env("SDS_SHIM_SOURCE", "auto").env("SDS_SHIM_CRL", "./lists.pem");
+    let shim = shim.env("SDS_SHIM_BUNDLES", "new.example=./other.pem,other.example=./other.pem");
+    let shim = shim.env("SDS_SHIM_TRUST_DOMAIN_FILE", "./trust-domain").env("SDS_SHIM_EXTRA_ROOTS", "./more.pem");
+    let mut shim = Logged(shim.env("OUTPUT_CERTS", "./output").start()?);
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        let client = shim.connect().await?;
+        for name in
+            ["default", "ROOTCA", "file-cert:./etc/certs/cert-chain.pem~./etc/certs/key.pem", "file-root:./more.pem"]
+        {
+            let mut stream = client.stream();
+            stream.send(sds::request(&[name]));
+            let answer = stream.recv().await.map_err(|failure| shim.explain(failure))?;
+            stream.send(sds::ack(&answer, &[name]));
+            streams.push((name, stream));
+        }
+    }
+    let mut next = async |wanted: &str| {
+        for (name, stream) in streams.iter_mut().filter(|(name, _)| *name == wanted) {
+            let answer = stream.recv().await.map_err(|failure| shim.explain(failure))?;
+            stream.send(sds::ack(&answer, &[name]));
+        }
+        Ok::<_, Failure>(())
+    };
+    for _ in 0..5 {
+        mount()?;
+        next("default").await?;
+    }
+    site.ca.set_fault(None);
+    shim.signal(Signal::SIGUSR1)?;
+    next("default").await?;
+    put("trust-domain", "new.example")?;
+    next("default").await?;
+    for path in ["/metrics", "/status", "/readyz", "/livez"] {
+        let answer = shim.admin(path).await?;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+    }
+    let (peak, mapped) = (status(&shim, "VmPeak"), status(&shim, "VmSize"));
+    println!("VmPeak {peak} KiB, VmSize {mapped} KiB, VmRSS {} KiB", status(&shim, "VmRSS"));
+    shim.wait_for_log("keys are in secret memory (2944 KiB), the whole process is locked").await?;
+    assert!(peak <= MEMLOCK >> 10, "{peak} KiB were mapped");
+    assert_eq!(shim.log().count("there is no room"), 0, "{:#?}", shim.log().lines());
     Ok(())
 }
 
