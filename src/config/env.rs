@@ -50,3 +50,14 @@ impl Env for BTreeMap<&str, &str> {
 pub fn arguments() -> Vec<OsString> {
     std::env::args_os().skip(1).collect()
 }
+
+/// Whether Kubernetes has set a variable for a Service, such as one that is named sds-shim, and nobody means us.
+pub(super) fn is_service_link(env: &dyn Env, name: &str) -> bool {
+    env.names().iter().filter_map(|other| other.strip_suffix("_SERVICE_HOST")).any(|service| {
+        name.strip_prefix(service).is_some_and(|rest| {
+            ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"].contains(&rest)
+                || rest.starts_with("_SERVICE_PORT_")
+                || rest.starts_with("_PORT_")
+        })
+    })
+}

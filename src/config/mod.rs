@@ -19,6 +19,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 use locked::Level;
 
 use crate::identity::{KeyAlgorithm, KeyEncoding, KeySpec, SpiffeId, TrustDomain};
+use env::is_service_link;
 use proxy_config::ProxyConfig;
 use reader::Reader;
 use roots::roots;
@@ -247,17 +248,6 @@ impl Config {
         let mistakes = reader.finish();
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
-}
-
-/// Whether Kubernetes has set a variable for a Service, such as one that is named sds-shim, and nobody means us.
-fn is_service_link(env: &dyn Env, name: &str) -> bool {
-    env.names().iter().filter_map(|other| other.strip_suffix("_SERVICE_HOST")).any(|service| {
-        name.strip_prefix(service).is_some_and(|rest| {
-            ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"].contains(&rest)
-                || rest.starts_with("_SERVICE_PORT_")
-                || rest.starts_with("_PORT_")
-        })
-    })
 }
 
 fn identity(reader: &mut Reader<'_>, from_request: bool, ca: bool) -> IdentityConfig {

@@ -5,7 +5,10 @@ mod waiting;
 
 use std::{future, io, sync::Arc, time::Duration};
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tracing::info;
 
 use super::{
@@ -79,6 +82,8 @@ pub struct Renewal<T> {
     identity: SpiffeId,
     /// The trust domain that the last attempt asked for.
     asked: TrustDomain,
+    /// When that was.
+    tried: Instant,
     key: KeySpec,
     rotation: RotationConfig,
     failover: Failover,
@@ -122,6 +127,7 @@ impl<T: TokenSource> Renewal<T> {
             shown,
             identity,
             asked,
+            tried: Instant::now(),
             key: settings.key,
             rotation: settings.rotation.clone(),
             failover: Failover::new(&settings.ca, &settings.status).map_err(io::Error::other)?,
@@ -212,6 +218,7 @@ impl<T: TokenSource> Renewal<T> {
     /// one under the identity of that: it must not end before the CA knows us by the new name.
     async fn attempt(&mut self, requests: &mut Requests) -> Result<X509Svid, Failure> {
         self.asked = self.file_roots.borrow().own.clone();
+        self.tried = Instant::now();
         let wanted = self.wanted();
         if self.held.is_none() {
             self.identity = wanted.clone();

@@ -3,14 +3,20 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::sync::{futures::Notified, watch};
+use tokio::{
+    sync::{futures::Notified, watch},
+    time::{Instant, sleep_until},
+};
 use tracing::{debug, info, warn};
 
 use super::{Renewal, RenewalEnded, TokenSource};
 use crate::{
     clock,
     identity::{PeerTrust, SvidError, TrustDomain, X509Svid},
-    rotation::{failure::Failure, schedule::can_meet},
+    rotation::{
+        failure::Failure,
+        schedule::{MIN_INTERVAL, can_meet},
+    },
 };
 
 /// How long a token that cannot be used is left alone when its file does not change: the clock may have been wrong.
@@ -50,7 +56,7 @@ impl<T: TokenSource> Renewal<T> {
                 self.asked_for();
                 self.failover.forget_patience();
             }
-            () = moved(self.file_roots.clone(), &self.asked) => self.backoff.reset(),
+            () = moved(self.file_roots.clone(), &self.asked, self.tried) => self.backoff.reset(),
             true = self.tokens.changed(), if failure.concerns_token() => self.backoff.reset(),
         }
         Ok(())
@@ -150,7 +156,7 @@ impl<T: TokenSource> Renewal<T> {
         tokio::select! {
             () = self.until(clock::wall_clock() + wait) => {}
             () = self.force.notified() => self.asked_for(),
-            () = moved(self.file_roots.clone(), &self.asked) => {}
+            () = moved(self.file_roots.clone(), &self.asked, self.tried) => {}
         }
     }
 
@@ -161,12 +167,14 @@ impl<T: TokenSource> Renewal<T> {
     }
 }
 
-/// Waits until another trust domain is wanted than this one.
-async fn moved(mut files: watch::Receiver<PeerTrust>, asked: &TrustDomain) {
+/// Waits until another trust domain is wanted than the one that was asked for at `tried`.
+async fn moved(mut files: watch::Receiver<PeerTrust>, asked: &TrustDomain, tried: Instant) {
     if files.wait_for(|trust| trust.own != *asked).await.is_err() {
         // Nobody watches files.
         future::pending::<()>().await;
     }
+    // Nor does a file that changes all the time make a busy loop.
+    sleep_until(tried + MIN_INTERVAL).await;
 }
 
 /// Uniform in 0..1.
