@@ -88,6 +88,34 @@ async fn a_directory_that_is_closed_to_us_is_told_and_read_once_it_is_open() -> 
     Ok(())
 }
 
+/// How often a process was scheduled, of its own will or not.
+fn wakeups(pid: u32) -> Result<u64, Failure> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).or_fail("read the status")?;
+    let lines = text.lines().filter(|line| line.contains("ctxt_switches"));
+    Ok(lines.filter_map(|line| line.rsplit('\t').next()?.parse::<u64>().ok()).sum())
+}
+
+#[tokio::test]
+async fn files_that_are_missing_cost_no_processor_time() -> Tested {
+    const WHILE: Duration = Duration::from_secs(10);
+    let scene = Scene::new().await?;
+    let edit = |shim: ShimBuilder| {
+        let shim = shim.env("SDS_SHIM_SOURCE", "files").env("SDS_SHIM_FILE_CHECK", "0s");
+        let shim = shim.env("SDS_SHIM_EXTRA_ROOTS", "./no/roots.pem").env("SDS_SHIM_CRL", "./no/crl.pem");
+        shim.env("SDS_SHIM_TRUST_DOMAIN_FILE", "./no/trust-domain")
+    };
+    let mut served = Served::start(scene, edit).await?;
+    let _names = Open::connect(&mut served.shim, "file-cert:./no/chain.pem~./no/key.pem").await?;
+    for told in ["cert-chain.pem: No such file", "./no/roots.pem: No such file", "./no/chain.pem: No such file"] {
+        served.shim.wait_for_log(told).await?;
+    }
+    served.quiet().await?;
+    let before = wakeups(served.shim.pid())?;
+    sleep(WHILE).await;
+    assert_eq!(wakeups(served.shim.pid())?, before, "it woke up");
+    Ok(())
+}
+
 /// A shim in a mount namespace of its own, which serves a credential bundle.
 struct Apart {
     served: Served,

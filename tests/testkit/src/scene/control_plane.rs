@@ -51,10 +51,34 @@ pub(super) async fn show(world: &World, directory: &Path, narrator: &mut Narrato
     callers(world, narrator)?;
     sidecar.envoy.terminate().await?;
     sidecar.shim.terminate().await?;
-    drop(control_plane);
     narrator.say("the control plane is gone, and the mesh goes on with what it has:");
     mesh.show_calls(narrator).await?;
+    start_without(&mut sidecar, &mut mesh, narrator).await?;
+    sidecar.envoy.terminate().await?;
+    sidecar.shim.terminate().await?;
     Ok(mesh)
+}
+
+/// An Envoy that starts while the control plane is away gets its listeners when that is back.
+async fn start_without(sidecar: &mut Sidecar, mesh: &mut Mesh, narrator: &mut Narrator) -> Result<(), Failure> {
+    let Some(client) = mesh.clients.first_mut() else { return Ok(()) };
+    client.envoy.terminate().await?;
+    client.restart_envoy()?;
+    let (admin, failures) = (client.envoy.admin().clone(), format!("cluster.{XDS_CLUSTER}.upstream_cx_connect_fail"));
+    let waits = || async {
+        Ok(admin.stat(&failures).await? > 0 && admin.stat("listener_manager.total_listeners_active").await? == 0)
+    };
+    let waited = client.envoy.wait_until("the control plane that is away", waits).await;
+    waited.map_err(|failure| client.explain(failure))?;
+    sidecar.restart_shim()?;
+    sidecar.restart_envoy()?;
+    let ready = sidecar.envoy.wait_ready().await;
+    ready.map_err(|failure| sidecar.explain(failure))?;
+    let has = || async { Ok(admin.stat("listener_manager.total_listeners_active").await? > 0) };
+    let waited = client.envoy.wait_until("its listeners", has).await;
+    waited.map_err(|failure| client.explain(sidecar.explain(failure)))?;
+    narrator.say(format!("{}: an Envoy that started meanwhile has its listeners once it is back:", client.name()));
+    mesh.show_calls(narrator).await
 }
 
 /// The control plane's sidecar lets in nobody but the workloads.
