@@ -169,6 +169,9 @@ impl Findings {
         for file in config.rotation.roots.files.iter().filter(|file| !config.source.ca || **file != own) {
             self.verdict(anchors(file, now, false));
         }
+        for (_, file) in &config.rotation.roots.domains {
+            self.verdict(anchors(file, now, false));
+        }
         if let Some(file) = &config.rotation.roots.trust_domain_file {
             self.verdict(trust_domain(file));
         }

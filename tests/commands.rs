@@ -275,6 +275,17 @@ async fn check_tells_all_mistakes_and_shows_no_secret() -> Tested {
     }
     assert!(!text.contains("Some(") && !text.contains("Dns("), "{text}");
 
+    let shim = scene.shim().env("SDS_SHIM_TRUST_DOMAIN_FILE", "./td");
+    for (content, code, expected) in [
+        ("", 64, "MISTAKE  ./td: a trust domain has only lower-case letters"),
+        ("td.example\n", 0, "ok       ./td: the trust domain td.example"),
+    ] {
+        std::fs::write(scene.workload.path().join("td"), content).or_fail("write the file")?;
+        let (ended, text) = run(shim.clone(), &["check"]).await?;
+        assert_eq!((ended, text.contains(expected)), (code, true), "{text}");
+        assert!(text.contains("in the trust domain that ./td tells"), "{text}");
+    }
+
     let (code, text) = run(scene.shim().env("SECRET_TTL", "x").env("SDS_SHIM_X", "y"), &["check"]).await?;
     assert_eq!((code, text.contains("2 mistakes")), (64, true), "{text}");
     Ok(())
