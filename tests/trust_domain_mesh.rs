@@ -1,10 +1,11 @@
 //! A mesh moves to another trust domain and back under load: no request fails.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use testkit::{
     Failure, OrFail, PATIENCE, POLL,
+    development_ca::{CaOptions, Call, DevelopmentCa, Outcome, Pki},
     envoy::Bootstrap,
     scene::{Mesh, Traffic, World},
     scratch::Scratch,
@@ -39,17 +40,15 @@ fn accept_both(config: &mut Value) {
 
 /// All workloads of a mesh move, one after the other, and back, under traffic in which each request is a full
 /// handshake.
-async fn a_mesh_moves(edit: impl Fn(ShimBuilder) -> ShimBuilder) -> Tested {
+async fn a_mesh_moves(world: &World, edit: impl Fn(ShimBuilder) -> ShimBuilder) -> Tested {
     let scratch = Scratch::new("tests")?;
-    let world = World::start(Duration::from_secs(3600)).await?;
-    world.ca.set_trust_domains(&[OLD, NEW]);
     let finish = |bootstrap: &Bootstrap| {
         let mut config = bootstrap.build();
         accept_both(&mut config);
         config
     };
     let mut mesh = Mesh::start_finished(
-        &world,
+        world,
         scratch.path(),
         |shim| edit(shim.env("SDS_SHIM_TRUST_DOMAIN_FILE", format!("./{FILE}"))),
         finish,
@@ -92,13 +91,39 @@ async fn requests_flow(traffic: &Traffic) -> Tested {
     Ok(())
 }
 
+/// One CA that issues in both trust domains.
+async fn world() -> Result<World, Failure> {
+    let world = World::start(Duration::from_secs(3600)).await?;
+    world.ca.set_trust_domains(&[OLD, NEW]);
+    Ok(world)
+}
+
 #[tokio::test]
 async fn a_mesh_moves_to_another_trust_domain_and_back_without_a_failed_request() -> Tested {
-    a_mesh_moves(|shim| shim).await
+    a_mesh_moves(&world().await?, |shim| shim).await
 }
 
 #[tokio::test]
 async fn a_mesh_that_tells_trust_domains_apart_moves_without_a_failed_request() -> Tested {
     let bundles = [OLD, NEW].map(|domain| format!("{domain}=./var/run/secrets/istio/root-cert.pem"));
-    a_mesh_moves(move |shim| shim.env("SDS_SHIM_BUNDLES", bundles.join(","))).await
+    a_mesh_moves(&world().await?, move |shim| shim.env("SDS_SHIM_BUNDLES", bundles.join(","))).await
+}
+
+/// The new trust domain has a CA of its own, with another root, which everybody trusts before anybody moves.
+#[tokio::test]
+async fn a_mesh_moves_to_the_trust_domain_of_another_ca_without_a_failed_request() -> Tested {
+    let (world, pki) = (World::start(Duration::from_secs(3600)).await?, Arc::new(Pki::new("new")));
+    let server_pki = Some(Arc::clone(&world.pki));
+    let options = CaOptions { trust_domain: NEW.to_owned(), server_pki, ..CaOptions::default() };
+    let other = DevelopmentCa::start(Arc::clone(&pki), Arc::clone(&world.tokens), options).await;
+    let other = other.or_fail("start the new CA")?;
+    let addresses = [&world.ca, &other].map(|ca| format!("localhost:{}", ca.address().port())).join(",");
+    let scratch = Scratch::new("tests")?;
+    let root = scratch.path().join("root.pem");
+    fs::write(&root, pki.root_pem()).or_fail("write the new root")?;
+    let root = root.display().to_string();
+    a_mesh_moves(&world, |shim| shim.env("CA_ADDR", &addresses).env("SDS_SHIM_EXTRA_ROOTS", &root)).await?;
+    let issued = |call: &Call| matches!(&call.outcome, Outcome::Issued { spiffe_id, .. } if spiffe_id.contains(NEW));
+    assert_eq!(other.calls().iter().filter(|call| issued(call)).count(), 4, "one for each workload");
+    Ok(())
 }
