@@ -1,0 +1,209 @@
+{{- /* Envoy's configuration: who comes in and whom one calls. All of it is the same for each pod of the mesh; what is
+not is in the arguments, see sds-shim.envoy.application. */}}
+{{- define "sds-shim.envoy" -}}
+{{- with .Values.proxy }}
+admin:
+  address:
+    pipe: { path: /var/run/sds-shim-envoy/admin.sock, mode: 384 }
+static_resources:
+  listeners:
+  - name: inbound
+    address: { socket_address: { address: {{ .bindAddress | quote }}, port_value: {{ .inboundPort }} } }
+{{- if eq $.Values.mutualTLS.mode "PERMISSIVE" }}
+    listener_filters:
+    - name: envoy.filters.listener.tls_inspector
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
+{{- end }}
+    filter_chains:
+    - name: mutual-tls
+{{- if eq $.Values.mutualTLS.mode "PERMISSIVE" }}
+      filter_chain_match: { transport_protocol: tls }
+{{- end }}
+      transport_socket:
+        name: envoy.transport_sockets.tls
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+          require_client_certificate: true
+          common_tls_context:
+            alpn_protocols: [h2, http/1.1]
+            {{- include "sds-shim.envoy.tls" (list $ .allowedClients) | nindent 12 }}
+      filters:
+      {{- include "sds-shim.envoy.inbound" $ | nindent 6 }}
+{{- if eq $.Values.mutualTLS.mode "PERMISSIVE" }}
+    - name: plaintext
+      filters:
+      {{- include "sds-shim.envoy.inbound" $ | nindent 6 }}
+{{- end }}
+  - name: outbound
+    address: { socket_address: { address: 127.0.0.1, port_value: {{ .outboundPort }} } }
+    filter_chains:
+    - filters:
+      - {{- include "sds-shim.envoy.http" (dict "name" "outbound") | nindent 8 }}
+          route_config:
+            name: outbound
+            virtual_hosts: {{ include "sds-shim.envoy.hosts" $ | fromYamlArray | toJson }}
+  - name: health
+    address: { socket_address: { address: {{ .bindAddress | quote }}, port_value: {{ .healthPort }} } }
+    filter_chains:
+    - filters:
+      - {{- include "sds-shim.envoy.http" (dict "name" "health") | nindent 8 }}
+          route_config:
+            name: health
+            virtual_hosts:
+            - name: health
+              domains: ["*"]
+              routes:
+              - { match: { path: /ready }, route: { cluster: admin } }
+              - { match: { path: /stats/prometheus }, route: { cluster: admin } }
+  clusters:
+  - name: sds-grpc
+    type: STATIC
+    connect_timeout: 1s
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: { http2_protocol_options: {} }
+    load_assignment:
+      cluster_name: sds-grpc
+      endpoints:
+      - lb_endpoints:
+        - endpoint: { address: { pipe: { path: {{ include "sds-shim.socket" $ }} } } }
+  - name: admin
+    type: STATIC
+    connect_timeout: 1s
+    load_assignment:
+      cluster_name: admin
+      endpoints:
+      - lb_endpoints:
+        - endpoint: { address: { pipe: { path: /var/run/sds-shim-envoy/admin.sock } } }
+{{- range .outbound }}
+  {{- include "sds-shim.envoy.upstream" (list $ .) | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "sds-shim.socket" -}}
+/var/run/secrets/workload-spiffe-uds/{{ (include "sds-shim.variables" . | fromYaml).WORKLOAD_IDENTITY_SOCKET_FILE | default "socket" }}
+{{- end }}
+
+{{- /* One of the services: (context, entry). */}}
+{{- define "sds-shim.envoy.upstream" -}}
+{{- $context := index . 0 }}
+{{- with index . 1 }}
+- name: {{ .service }}.{{ .namespace }}:{{ .port }}
+  type: STRICT_DNS
+  connect_timeout: 2s
+  transport_socket:
+    name: envoy.transport_sockets.tls
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+      sni: {{ .service }}.{{ .namespace }}.svc.{{ $context.Values.clusterDomain }}
+      common_tls_context:
+        {{- include "sds-shim.envoy.tls" (list $context (list (printf "spiffe://%s/ns/%s/sa/%s" $context.Values.trustDomain .namespace .serviceAccount))) | nindent 8 }}
+  typed_extension_protocol_options:
+    {{- include "sds-shim.envoy.protocols" $context | nindent 4 }}
+  load_assignment:
+    cluster_name: {{ .service }}.{{ .namespace }}:{{ .port }}
+    endpoints:
+    - lb_endpoints:
+      - endpoint:
+          address:
+            socket_address:
+              address: {{ .address | default (printf "%s.%s.svc.%s" .service .namespace $context.Values.clusterDomain) | quote }}
+              port_value: {{ .port }}
+{{- end }}
+{{- end }}
+
+{{- /* A common_tls_context with the workload's certificate, and peers with one of these names: (context, names). */}}
+{{- define "sds-shim.envoy.tls" -}}
+{{- $context := index . 0 }}
+{{- $source := include "sds-shim.envoy.sds" $context | fromYaml | toJson }}
+tls_certificate_sds_secret_configs:
+- { name: default, sds_config: {{ $source }} }
+combined_validation_context:
+  default_validation_context:
+    match_typed_subject_alt_names:
+{{- range index . 1 | default (list (printf "spiffe://%s/*" $context.Values.trustDomain)) }}
+{{- if hasSuffix "/*" . }}
+    - { san_type: URI, matcher: { prefix: {{ trimSuffix "*" . | quote }} } }
+{{- else }}
+    - { san_type: URI, matcher: { exact: {{ . | quote }} } }
+{{- end }}
+{{- end }}
+  validation_context_sds_secret_config: { name: ROOTCA, sds_config: {{ $source }} }
+{{- end }}
+
+{{- define "sds-shim.envoy.sds" -}}
+resource_api_version: V3
+# Wait for the first certificate, for ever.
+initial_fetch_timeout: 0s
+api_config_source:
+  api_type: GRPC
+  transport_api_version: V3
+  set_node_on_first_message_only: true
+  grpc_services:
+  - envoy_grpc: { cluster_name: sds-grpc }
+{{- end }}
+
+{{- define "sds-shim.envoy.inbound" -}}
+- {{- include "sds-shim.envoy.http" (dict "name" "inbound") | nindent 2 }}
+    # The application is told who calls, and by nobody else than us.
+    forward_client_cert_details: SANITIZE_SET
+    set_current_client_cert_details: { uri: true }
+    route_config:
+      name: inbound
+      virtual_hosts:
+      - name: application
+        domains: ["*"]
+        routes:
+        - { match: { prefix: / }, route: { cluster: application, timeout: 0s } }
+{{- end }}
+
+{{- /* An HTTP filter up to its routes: (dict "name" name). */}}
+{{- define "sds-shim.envoy.http" -}}
+name: envoy.filters.network.http_connection_manager
+typed_config:
+  "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+  stat_prefix: {{ .name }}
+  upgrade_configs: [{ upgrade_type: websocket }]
+  http_filters:
+  - name: envoy.filters.http.router
+    typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }
+{{- end }}
+
+{{- /* The names under which the services are called; the first port of a service is also called without it. */}}
+{{- define "sds-shim.envoy.hosts" -}}
+{{- $seen := dict }}
+{{- range .Values.proxy.outbound }}
+{{- $name := printf "%s.%s" .service .namespace }}
+{{- $domains := list }}
+{{- $port := .port }}
+{{- range list $name (printf "%s.svc" $name) (printf "%s.svc.%s" $name $.Values.clusterDomain) }}
+{{- $domains = append $domains (printf "%s:%d" . (int64 $port)) }}
+{{- if not (hasKey $seen $name) }}{{ $domains = append $domains . }}{{ end }}
+{{- end }}
+{{- $_ := set $seen $name true }}
+- name: {{ $name }}:{{ .port }}
+  domains: {{ $domains | toJson }}
+  routes:
+  - { match: { prefix: / }, route: { cluster: "{{ $name }}:{{ .port }}", timeout: 0s } }
+{{- end }}
+{{- end }}
+
+{{- /* HTTP/1.1 stays HTTP/1.1, and HTTP/2 (gRPC) stays HTTP/2. */}}
+{{- define "sds-shim.envoy.protocols" -}}
+envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+  "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+  use_downstream_protocol_config: { http_protocol_options: {}, http2_protocol_options: {} }
+{{- end }}
+
+{{- /* The part that each pod has for itself, as the text of an argument; @APP_PORT@ stands for a number. */}}
+{{- define "sds-shim.envoy.application" -}}
+{{- $protocols := include "sds-shim.envoy.protocols" . | fromYaml }}
+{{- $address := dict "socket_address" (dict "address" "127.0.0.1" "port_value" "@APP_PORT@") }}
+{{- $endpoint := dict "endpoint" (dict "address" $address) }}
+{{- $assignment := dict "cluster_name" "application" "endpoints" (list (dict "lb_endpoints" (list $endpoint))) }}
+{{- $cluster := dict "name" "application" "type" "STATIC" "connect_timeout" "1s" "typed_extension_protocol_options" $protocols "load_assignment" $assignment }}
+{{- dict "static_resources" (dict "clusters" (list $cluster)) | toJson | replace "\"@APP_PORT@\"" "@APP_PORT@" }}
+{{- end }}

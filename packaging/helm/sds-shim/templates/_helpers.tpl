@@ -1,0 +1,58 @@
+{{- /* Labels of everything in the release. */}}
+{{- define "sds-shim.labels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "sds-shim.image" -}}
+{{- with .Values.image }}
+{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{- /* Name of what the chart makes for a whole cluster, and in the namespaces of the mesh. */}}
+{{- define "sds-shim.name" -}}
+{{- if eq .Release.Name .Chart.Name }}{{ .Chart.Name }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{- define "sds-shim.developmentCA" -}}
+{{ include "sds-shim.name" . }}-development-ca
+{{- end }}
+
+{{- /* Refuses what the cluster has not: (context, "group/version/Kind", the value that asks for it, what to do). */}}
+{{- define "sds-shim.needs" -}}
+{{- $context := index . 0 }}
+{{- if not ($context.Capabilities.APIVersions.Has (index . 1)) }}
+{{- fail (printf "%s needs %s, which this cluster does not have: %s, or unset the value (`helm template` knows no cluster: add --api-versions %s)" (index . 2) (index . 1) (index . 3) (index . 1)) }}
+{{- end }}
+{{- end }}
+
+{{- /* Helm does not know each kind of Kubernetes' own when it has no cluster. */}}
+{{- define "sds-shim.needsPolicies" -}}
+{{- if semverCompare "<1.36.0-0" .context.Capabilities.KubeVersion.Version }}
+{{- include "sds-shim.needs" (list .context "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy" .value "take Kubernetes 1.36 or newer") }}
+{{- end }}
+{{- end }}
+
+{{- /* What is wrong with the values beyond what the schema can say. */}}
+{{- define "sds-shim.validate" -}}
+{{- with .Values }}
+{{- if and (not .developmentCA.enabled) (eq .ca.root.source "pem") (not (contains "BEGIN CERTIFICATE" .ca.root.pem)) }}
+{{- fail "ca.root.pem must hold certificates in PEM, because ca.root.source is pem" }}
+{{- end }}
+{{- with .ca.root.clusterTrustBundle }}
+{{- if and (eq $.Values.ca.root.source "clusterTrustBundle") (eq (empty .name) (empty .signerName)) }}
+{{- fail "ca.root.clusterTrustBundle must have either name or signerName, because ca.root.source is clusterTrustBundle" }}
+{{- end }}
+{{- end }}
+{{- if and .podMonitor.enabled (not .metrics.enabled) }}
+{{- fail "podMonitor.enabled needs metrics.enabled: Prometheus does not reach the shims' loopback address" }}
+{{- end }}
+{{- if and .developmentCA.enabled (eq .mode "istio") }}
+{{- fail "developmentCA.enabled is for mode standalone: with mode istio the CA is istiod, or the one that ca.address names" }}
+{{- end }}
+{{- end }}
+{{- end }}

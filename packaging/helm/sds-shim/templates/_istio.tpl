@@ -1,0 +1,35 @@
+{{- /* A template of Istio's injector, which merges it with its own. The image is named here and not by the annotation
+sidecar.istio.io/proxyImage, because Istio starts istio-init from the image of that annotation as well. */}}
+{{- define "sds-shim.istio.template" -}}
+{{ `{{- $native := ne (index .ObjectMeta.Annotations "sidecar.istio.io/nativeSidecar" | default (printf "%t" .NativeSidecars)) "false" }}` }}
+{{ `{{- $named := isset .ObjectMeta.Annotations "sidecar.istio.io/proxyImage" }}` }}
+{{ `{{- $redirects := ne (annotation .ObjectMeta "sidecar.istio.io/interceptionMode" .ProxyConfig.InterceptionMode) "NONE" }}` }}
+spec:
+{{ `{{- if or $native (and $named $redirects) }}` }}
+  initContainers:
+{{ `{{- end }}` }}
+{{ `{{- if and $named $redirects }}` }}
+  # It has our entrypoint, too, and needs no certificate.
+  - name: {{ "{{ if .Values.pilot.cni.enabled }}istio-validation{{ else }}istio-init{{ end }}" }}
+    command: [/usr/local/bin/pilot-agent]
+{{ `{{- end }}` }}
+{{ `{{- if not $native }}` }}
+  containers:
+{{ `{{- end }}` }}
+  - name: istio-proxy
+{{ `{{- if not $named }}` }}
+    image: {{ .Values.istio.image | quote }}
+{{ `{{- end }}` }}
+    {{- with (include "sds-shim.variables" . | fromYaml) }}
+    env:
+    {{- range $name, $value := . }}
+    - name: {{ $name }}
+      value: {{ $value | quote }}
+    {{- end }}
+    {{- end }}
+  volumes:
+  - name: workload-socket
+    emptyDir:
+      medium: Memory
+      sizeLimit: {{ .Values.socket.sizeLimit }}
+{{- end }}
