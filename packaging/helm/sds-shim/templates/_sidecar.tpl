@@ -106,6 +106,10 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
     readOnly: true
   - name: sds-shim-admin
     mountPath: /var/run/sds-shim-envoy
+  # Where the token for the API server would be: who faces the network does not get it.
+  - name: sds-shim-nothing
+    mountPath: /var/run/secrets/kubernetes.io/serviceaccount
+    readOnly: true
 {{- end }}
 
 {{- define "sds-shim.names" -}}
@@ -200,6 +204,10 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
     - key: envoy.json
       path: envoy.json
 - name: sds-shim-admin
+  emptyDir:
+    medium: Memory
+    sizeLimit: 1Mi
+- name: sds-shim-nothing
   emptyDir:
     medium: Memory
     sizeLimit: 1Mi
