@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use development_ca::{Algorithm, CaOptions, ClientCertificates, TokenRequest};
+use development_ca::{Algorithm, CaOptions, ClientCertificates, Kubernetes, Method, TokenRequest};
 
 /// Shown for `--help` and after a mistake.
 pub(crate) const USAGE: &str = "\
@@ -12,17 +12,22 @@ development-ca: a Citadel-style CA for development and tests, never for producti
 
   development-ca serve --dir DIR [--listen 127.0.0.1:15012] [--trust-domain cluster.local] [--audience istio-ca]
                        [--issuer URL] [--max-ttl 24h] [--client-certificates accept|require|off] [--plaintext]
+                       [--verify own|jwks|token-review] [--api-server https://kubernetes.default.svc]
+                       [--api-server-ca FILE] [--api-server-token FILE]
   development-ca token --dir DIR --namespace NS --service-account SA [--ttl 1h] [--audience istio-ca]
                        [--issuer URL] [--algorithm ES256|RS256] [--output PROJECTED_DIR]
 
 DIR holds keys, certificates and jwks.json; `serve` makes them when it is missing or empty. `token` prints the token,
 or writes it as `istio-token` into a projected volume.
+--verify says whose tokens are believed: our own, or a cluster's, which `jwks` verifies by the keys that its API server
+publishes, and `token-review` has the API server verify. FILE is by default what a pod finds in
+/var/run/secrets/kubernetes.io/serviceaccount.
 ";
 
 /// What to do.
 pub(crate) enum Command {
     Help,
-    Serve { dir: PathBuf, options: CaOptions },
+    Serve { dir: PathBuf, options: Box<CaOptions> },
     Token { dir: PathBuf, request: TokenRequest, output: Option<PathBuf> },
 }
 
@@ -49,7 +54,9 @@ fn serve(mut flags: Flags) -> Result<Command, String> {
         Some("off") => ClientCertificates::Off,
         Some(other) => return Err(format!("--client-certificates: {other:?} is not accept, require or off")),
     };
+    let kubernetes = kubernetes(&mut flags)?;
     let options = CaOptions {
+        kubernetes,
         listen: listen.parse().map_err(|_| format!("--listen: {listen:?} is not ADDRESS:PORT"))?,
         trust_domain: flags.take("trust-domain").unwrap_or(defaults.trust_domain),
         audience: flags.take("audience").unwrap_or(defaults.audience),
@@ -61,7 +68,32 @@ fn serve(mut flags: Flags) -> Result<Command, String> {
     };
     let dir = flags.require("dir")?.into();
     flags.finish()?;
-    Ok(Command::Serve { dir, options })
+    Ok(Command::Serve { dir, options: Box::new(options) })
+}
+
+/// The cluster whose tokens are believed.
+fn kubernetes(flags: &mut Flags) -> Result<Option<Kubernetes>, String> {
+    let method = match flags.take("verify").as_deref() {
+        // A flag of the API server that is left over is unknown then, and named as such.
+        None | Some("own") => return Ok(None),
+        Some("jwks") => Method::Jwks,
+        Some("token-review") => Method::TokenReview,
+        Some(other) => return Err(format!("--verify: {other:?} is not own, jwks or token-review")),
+    };
+    let mut cluster = Kubernetes::in_cluster(method);
+    if let Some(server) = flags.take("api-server") {
+        if !server.starts_with("https://") {
+            return Err(format!("--api-server: {server:?} does not begin with https://"));
+        }
+        cluster.api_server = server;
+    }
+    if let Some(file) = flags.take("api-server-ca") {
+        cluster.ca_file = file.into();
+    }
+    if let Some(file) = flags.take("api-server-token") {
+        cluster.token_file = file.into();
+    }
+    Ok(Some(cluster))
 }
 
 fn token(mut flags: Flags) -> Result<Command, String> {
@@ -178,6 +210,18 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_is_asked_as_a_pod_would_unless_told_otherwise() {
+        let Ok(Command::Serve { options, .. }) = parse("serve --dir d --verify token-review --api-server-token t")
+        else {
+            panic!("--verify is not understood")
+        };
+        let cluster = options.kubernetes.expect("it was given");
+        assert_eq!((cluster.method, cluster.token_file), (Method::TokenReview, "t".into()));
+        assert_eq!(cluster.api_server, "https://kubernetes.default.svc");
+        assert_eq!(cluster.ca_file, PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"));
+    }
+
+    #[test]
     fn a_mistake_is_named() {
         for (line, expected) in [
             ("", "a command is missing"),
@@ -188,6 +232,9 @@ mod tests {
             ("serve --dir a --listen nowhere", "--listen: \"nowhere\""),
             ("serve --dir a --client-certificates maybe", "--client-certificates: \"maybe\""),
             ("serve --dir a --color red", "unknown flag --color"),
+            ("serve --dir a --verify yes", "--verify: \"yes\""),
+            ("serve --dir a --verify jwks --api-server http://b", "--api-server: \"http://b\""),
+            ("serve --dir a --api-server https://b", "unknown flag --api-server"),
             ("serve here", "unexpected argument \"here\""),
             ("token --dir a --namespace foo", "--service-account is missing"),
             ("token --dir a --namespace foo --service-account b --ttl soon", "--ttl: \"soon\""),

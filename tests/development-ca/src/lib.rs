@@ -1,7 +1,7 @@
 //! A Citadel-style CA for development and tests only: never for production.
 //!
 //! It speaks `istio.v1.auth.IstioCertificateService/CreateCertificate` over HTTP/2 and OpenSSL's TLS, verifies
-//! projected service-account tokens against a JWKS, signs with an intermediate under a root, and does on request what
+//! projected service-account tokens against a JWKS or has Kubernetes' API server do so, signs with an intermediate under a root, and does on request what
 //! a broken CA would do. Its private keys lie in memory and in files without protection, and whoever starts it can
 //! mint a token for any identity.
 //!
@@ -15,6 +15,7 @@ mod crypto;
 mod csr;
 mod fault;
 mod identity;
+mod kubernetes;
 mod options;
 mod pki;
 mod projected;
@@ -26,6 +27,7 @@ mod tls;
 mod token;
 
 pub use fault::{Fault, PlainAnswer, SignOverrides};
+pub use kubernetes::{Kubernetes, Method};
 pub use options::{CaOptions, ClientCertificates, TlsVersions};
 pub use pki::{Issued, Leaf, Lifetime, Pki, PkiOptions};
 pub use projected::ProjectedVolume;

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
             return ExitCode::from(64);
         }
         Ok(Command::Help) => io::stdout().write_all(USAGE.as_bytes()),
-        Ok(Command::Serve { dir, options }) => serve(&dir, options),
+        Ok(Command::Serve { dir, options }) => serve(&dir, *options),
         Ok(Command::Token { dir, request, output }) => token(&dir, &request, output.as_deref()),
     };
     match result {

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::kubernetes::Kubernetes;
 use crate::pki::{Leaf, Pki};
 
 /// Settings of a [`DevelopmentCa`](crate::DevelopmentCa); the defaults are istiod's where it has one.
@@ -29,8 +30,10 @@ pub struct CaOptions {
     pub tls: TlsVersions,
     /// Audience that a token must name.
     pub audience: String,
-    /// Issuer that a token must name.
+    /// Issuer that a token must name; a cluster's API server tells its own.
     pub issuer: String,
+    /// The cluster whose tokens are believed in place of those of the [`TokenIssuer`](crate::TokenIssuer).
+    pub kubernetes: Option<Kubernetes>,
     /// Further roots (PEM) in the last element of the answer, after the signing one.
     pub extra_roots: Vec<String>,
     /// Where to listen; port 0 takes a free one.
@@ -53,6 +56,7 @@ impl Default for CaOptions {
             tls: TlsVersions::Both,
             audience: "istio-ca".to_owned(),
             issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
+            kubernetes: None,
             extra_roots: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             plaintext: false,

@@ -30,7 +30,7 @@ use crate::pki::Pki;
 use crate::record::{Call, Peer, Record};
 use crate::service::{Citadel, ClientCertificate, serial};
 use crate::tls::TlsServer;
-use crate::token::{TokenIssuer, TokenVerifier};
+use crate::token::{Authority, TokenIssuer};
 use faults::Faults;
 
 /// A running CA: a task on the caller's runtime, which must go on being driven. It stops, and its connections close,
@@ -45,7 +45,7 @@ pub struct DevelopmentCa {
 pub(crate) struct Shared {
     pub(crate) options: CaOptions,
     pub(crate) pki: Arc<Pki>,
-    pub(crate) verifier: TokenVerifier,
+    pub(crate) authority: Authority,
     pub(crate) record: watch::Sender<Record>,
     pub(crate) faults: Faults,
     tls: TlsServer,
@@ -70,7 +70,7 @@ impl DevelopmentCa {
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
-            verifier: TokenVerifier::new(&tokens.jwks(), &options.issuer, &options.audience)?,
+            authority: Authority::new(&tokens, &options)?,
             tls: TlsServer::new(&options, &pki).map_err(io::Error::other)?,
             policy: Mutex::new(Policy {
                 client_certificates: options.client_certificates,

@@ -75,12 +75,12 @@ impl IstioCertificateService for Citadel {
             Some(Fault::Chain(chain)) => Ok((chain, Outcome::Scripted)),
             Some(Fault::Delay(delay)) => {
                 tokio::time::sleep(delay).await;
-                self.issue(&headers, &request, None)
+                self.issue(&headers, &request, None).await
             }
             Some(Fault::Mutate(edit)) => {
-                self.issue(&headers, &request, None).map(|(chain, outcome)| (edit(chain), outcome))
+                self.issue(&headers, &request, None).await.map(|(chain, outcome)| (edit(chain), outcome))
             }
-            other => self.issue(&headers, &request, other.as_ref()),
+            other => self.issue(&headers, &request, other.as_ref()).await,
         };
         match result {
             Ok((cert_chain, outcome)) => {
@@ -96,20 +96,20 @@ impl IstioCertificateService for Citadel {
 }
 
 impl Citadel {
-    fn issue(
+    async fn issue(
         &self,
         headers: &MetadataMap,
         request: &IstioCertificateRequest,
         fault: Option<&Fault>,
     ) -> Result<(Vec<String>, Outcome), Refusal> {
-        let result = self.verify_and_sign(headers, request, fault);
+        let result = self.verify_and_sign(headers, request, fault).await;
         // A verification that says "no" leaves its errors in the thread's queue, and the next TLS read or write on
         // this thread would take them for its own and break a connection that is fine.
         drop(ErrorStack::get());
         result
     }
 
-    fn verify_and_sign(
+    async fn verify_and_sign(
         &self,
         headers: &MetadataMap,
         request: &IstioCertificateRequest,
@@ -117,7 +117,7 @@ impl Citadel {
     ) -> Result<(Vec<String>, Outcome), Refusal> {
         let csr = Csr::parse(&request.csr);
         let asked = csr.as_ref().ok().and_then(|csr| trust_domain(&csr.uri));
-        let caller = self.authenticate(headers, &self.shared.trust_domain(asked))?;
+        let caller = self.authenticate(headers, &self.shared.trust_domain(asked)).await?;
         let csr = csr?;
         csr.check_identity(&caller)?;
         self.check_lifetime(request.validity_duration)?;
@@ -128,7 +128,7 @@ impl Citadel {
     }
 
     /// The token, the client certificate, or both when they agree. A token says nothing of a trust domain.
-    fn authenticate(&self, headers: &MetadataMap, trust_domain: &str) -> Result<Identity, Refusal> {
+    async fn authenticate(&self, headers: &MetadataMap, trust_domain: &str) -> Result<Identity, Refusal> {
         let refuse = |reason: String| Refusal { status: Status::unauthenticated(OPAQUE), reason };
         let by_certificate = self.client.as_ref().and_then(|client| client.identity.as_ref());
         let mut values = headers.get_all("authorization").iter();
@@ -139,7 +139,7 @@ impl Citadel {
             (Some(value), None, by_certificate) => {
                 let token = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
                 let token = token.ok_or_else(|| refuse("the authorization header holds no bearer token".to_owned()))?;
-                let by_token = self.shared.verifier.verify(token, trust_domain).map_err(refuse)?;
+                let by_token = self.shared.authority.verify(token, trust_domain).await.map_err(refuse)?;
                 match by_certificate {
                     Some(other) if *other != by_token => {
                         Err(refuse(format!("the token is of {by_token}, the client certificate of {other}")))

@@ -9,7 +9,7 @@ use crate::crypto;
 use crate::identity::Identity;
 
 /// Verifies tokens against one JWKS, issuer and audience.
-pub(crate) struct TokenVerifier {
+pub(super) struct TokenVerifier {
     keys: JwkSet,
     issuer: String,
     audience: String,
@@ -34,7 +34,7 @@ struct Named {
 }
 
 impl TokenVerifier {
-    pub(crate) fn new(jwks: &str, issuer: &str, audience: &str) -> serde_json::Result<TokenVerifier> {
+    pub(super) fn new(jwks: &str, issuer: &str, audience: &str) -> serde_json::Result<TokenVerifier> {
         crypto::install();
         Ok(TokenVerifier {
             keys: serde_json::from_str(jwks)?,
@@ -43,9 +43,15 @@ impl TokenVerifier {
         })
     }
 
+    /// Whether the token names a key of this set.
+    pub(super) fn knows_key_of(&self, token: &str) -> bool {
+        let kid = jsonwebtoken::decode_header(token).ok().and_then(|header| header.kid);
+        kid.is_some_and(|kid| self.keys.find(&kid).is_some())
+    }
+
     /// The identity in this trust domain that the token proves, or the reason why it proves none: for the record, not
     /// for the caller.
-    pub(crate) fn verify(&self, token: &str, trust_domain: &str) -> Result<Identity, String> {
+    pub(super) fn verify(&self, token: &str, trust_domain: &str) -> Result<Identity, String> {
         let header = jsonwebtoken::decode_header(token).map_err(describe)?;
         let kid = header.kid.ok_or("the token names no key (kid)")?;
         let key = self.keys.find(&kid).ok_or_else(|| format!("unknown key {kid:?}"))?;
