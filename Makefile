@@ -18,8 +18,8 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build image openssl envoy gdb podman prometheus systemd pilot-agent istio-ca demo demo-migration demo-control-plane test \
-  conformance-istio soak seccomp check fuzz fuzz-short asan distribution clean
+.PHONY: help build image openssl envoy gdb podman prometheus systemd pilot-agent istio-ca kubernetes demo demo-migration demo-control-plane \
+  test test-kubernetes conformance-istio soak seccomp check fuzz fuzz-short asan distribution clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,6 +49,13 @@ test: check build envoy gdb podman prometheus systemd pilot-agent istio-ca distr
 	@rm -rf target/test-output
 	@$(CARGO) test --workspace --all-targets
 	@tests/testkit/search-output.sh target/test-output
+
+# One cluster at a time: each takes most of a gigabyte.
+test-kubernetes: build envoy kubernetes ## the Helm chart, tokens and the mesh against a real Kubernetes API server; the first build takes a quarter of an hour
+	@$(CARGO) build --quiet --package testkit --package development-ca --bins
+	@rm -rf target/test-output
+	@$(CARGO) test --test kubernetes -- --include-ignored --nocapture --test-threads=1
+	@tests/testkit/search-output.sh target/test-output 100
 
 conformance-istio: build pilot-agent ## the rules of SDS held against Istio's agent beside ours; writes src/manual/conformance.md
 	@CONFORMANCE_TABLE=1 $(CARGO) test --test sds_conformance -- --nocapture
@@ -101,6 +108,9 @@ prometheus:
 
 istio-ca: ## Istio's own CA for the tests, at target/istio-ca/istio-ca
 	@tests/testkit/install-istio-ca.sh
+
+kubernetes: ## Kubernetes' API server and Helm for the tests, at target/kubernetes
+	@tests/testkit/install-kubernetes.sh
 
 systemd:
 	@tests/testkit/install-systemd.sh

@@ -2,8 +2,9 @@
 //!
 //! `workload` lays out a pod's directory, `shim` and `envoy` run the two processes of a sidecar in it, `sds` speaks
 //! to the shim as Envoy does, `pilot_agent` is Istio's own agent, `httpbin` is the application, `door` stands on the way
-//! to the CA, `nameserver` knows its name, `istio_ca` is Istio's own CA, `citadel` a bare client for either, and `scene`
-//! puts the rest of them and the development CA together into the mesh that `make demo` shows.
+//! to the CA, `nameserver` knows its name, `istio_ca` is Istio's own CA, `citadel` a bare client for either,
+//! `kubernetes` a cluster's control plane, and `scene` puts the rest of them and the development CA together into the
+//! mesh that `make demo` shows.
 #![forbid(unsafe_code)]
 
 pub mod citadel;
@@ -18,6 +19,7 @@ pub mod http;
 pub mod http_server;
 pub mod httpbin;
 pub mod istio_ca;
+pub mod kubernetes;
 pub mod nameserver;
 pub mod pilot_agent;
 pub mod port;

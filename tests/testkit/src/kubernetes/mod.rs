@@ -1,0 +1,139 @@
+//! A Kubernetes control plane: etcd, the API server and the controllers that make service accounts, publish the API
+//! server's root and clear away what was deleted. There is no kubelet and no scheduler: a pod is an object of the API,
+//! and what a kubelet would do with it is for the test to do.
+
+mod configuration;
+mod tools;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+
+use crate::{Failure, OrFail, PATIENCE, POLL, http, port, process::Process, scratch::Scratch, tls, workspace};
+use configuration::Configuration;
+pub use configuration::ISSUER;
+pub use tools::{Told, object};
+
+/// How long the control plane may take to start: it only bounds failures.
+const START: Duration = Duration::from_secs(120);
+
+/// A running control plane; it ends when it is dropped.
+pub struct Cluster {
+    // Fields drop in this order: each is gone before what it needs.
+    controllers: Process,
+    api_server: Process,
+    etcd: Process,
+    configuration: Configuration,
+    started: Duration,
+    scratch: Scratch,
+}
+
+impl Cluster {
+    /// Starts all of it and returns once the API server says that it is ready.
+    pub async fn start() -> Result<Self, Failure> {
+        let scratch = Scratch::new("kubernetes-cluster")?;
+        let port = port::unshared().or_fail("find a port for the API server")?;
+        let configuration = Configuration::write(scratch.path(), port)?;
+        let begun = Instant::now();
+        let start = |name, arguments| tethered(name, arguments, configuration.directory());
+        let mut etcd = start("etcd", configuration.etcd())?;
+        etcd.wait_for_log("ready to serve client requests").await?;
+        let mut api_server = start("kube-apiserver", configuration.api_server())?;
+        ready(&configuration, &mut api_server).await.map_err(|failure| etcd.explain(api_server.explain(failure)))?;
+        let controllers = start("kube-controller-manager", configuration.controllers())?;
+        let started = begun.elapsed();
+        let _running = etcd.exited();
+        Ok(Self { controllers, api_server, etcd, configuration, started, scratch })
+    }
+
+    /// How long it took from the start of etcd until the API server was ready.
+    pub fn started(&self) -> Duration {
+        self.started
+    }
+
+    /// `https://HOST:PORT` of the API server.
+    pub fn url(&self) -> String {
+        self.configuration.url()
+    }
+
+    /// File with the root that the API server's certificate chains to.
+    pub fn root_file(&self) -> PathBuf {
+        self.configuration.root_file()
+    }
+
+    /// Its directory, for what belongs to it alone.
+    pub fn path(&self) -> &Path {
+        self.configuration.directory()
+    }
+
+    /// Its processes: etcd, the API server, the controllers.
+    pub fn processes(&self) -> [&Process; 3] {
+        [&self.etcd, &self.api_server, &self.controllers]
+    }
+
+    /// Adds the logs of its processes to a failure.
+    pub fn explain(&self, failure: Failure) -> Failure {
+        self.controllers.explain(self.api_server.explain(failure))
+    }
+
+    /// Ends its processes in order and removes its files.
+    pub async fn stop(mut self) -> Result<(), Failure> {
+        for process in [&mut self.controllers, &mut self.api_server, &mut self.etcd] {
+            process.terminate().await?;
+        }
+        self.scratch.remove()
+    }
+}
+
+/// Starts one of the programs; it ends with us, also when we are killed.
+fn tethered(name: &str, arguments: Vec<String>, directory: &Path) -> Result<Process, Failure> {
+    let mut command = ["--pdeathsig", "KILL", "--"].map(str::to_owned).to_vec();
+    command.push(program(name)?.display().to_string());
+    command.extend(arguments);
+    Process::start(name, Path::new("/usr/bin/setpriv"), &command, &[], directory)
+}
+
+/// One of the programs that `make kubernetes` builds; `KUBERNETES_DIR` names another directory than the usual one.
+fn program(name: &str) -> Result<PathBuf, Failure> {
+    let directory = match std::env::var_os("KUBERNETES_DIR") {
+        Some(directory) => std::path::absolute(directory).or_fail("resolve KUBERNETES_DIR")?,
+        None => workspace().join("target/kubernetes"),
+    };
+    let path = directory.join(name);
+    match path.is_file() {
+        true => Ok(path),
+        false => Err(Failure::new(format!("{} is missing: run `make kubernetes`", path.display()))),
+    }
+}
+
+/// Waits until `/readyz` is answered with 200.
+async fn ready(configuration: &Configuration, api_server: &mut Process) -> Result<(), Failure> {
+    let look = async || {
+        let stream = TcpStream::connect(configuration.address()).await.or_fail("connect")?;
+        let stream = tls::connect(stream, configuration.root_pem(), None).await?;
+        http::get(stream, "localhost", "/readyz").await
+    };
+    let wait = async {
+        loop {
+            let last = match look().await {
+                Ok(answer) if answer.status == 200 => return Ok(()),
+                Ok(answer) => answer.text(),
+                Err(failure) => failure.what().to_owned(),
+            };
+            if let Some(status) = api_server.exited() {
+                return Err(Failure::new(format!("the API server ended with {status}; it last said {last:?}")));
+            }
+            sleep(POLL).await;
+        }
+    };
+    match timeout(START.max(PATIENCE), wait).await {
+        Ok(result) => result,
+        Err(_) => Err(Failure::new(format!("the API server was not ready within {START:?}"))),
+    }
+}
