@@ -1,4 +1,5 @@
-//! The alerts and the dashboard, held by Prometheus' own tool, and by what the documentation says that there is.
+//! The alerts and the dashboard, held by Prometheus' own tool, and by what the documentation says that there is; and
+//! the Helm chart, as far as that takes no Helm.
 
 use std::{
     collections::BTreeSet,
@@ -7,6 +8,7 @@ use std::{
     process::Command,
 };
 
+use sds_shim::config::VARIABLES;
 use serde_json::{Value, json};
 use testkit::{scratch::Scratch, workspace};
 
@@ -125,4 +127,27 @@ fn the_symptoms_are_what_is_said() {
         }
     }
     assert!(quoted > 20, "{quoted}");
+}
+
+#[test]
+fn the_chart_knows_the_variables_of_the_binary() {
+    let schema: Value = serde_json::from_str(&read(&packaging("helm/sds-shim/values.schema.json"))).expect("JSON");
+    let env = &schema["properties"]["env"];
+    let named = |part: &str| env[part].as_object().expect("it is there").keys().cloned().collect::<BTreeSet<_>>();
+    let (families, single): (BTreeSet<_>, BTreeSet<_>) =
+        VARIABLES.iter().map(|variable| variable.name.to_owned()).partition(|name| name.ends_with('*'));
+    assert_eq!(named("properties"), single);
+    let families = families.into_iter().map(|name| format!("^{}.+$", name.trim_end_matches('*')));
+    assert_eq!(named("patternProperties"), families.collect());
+    assert_eq!(env["additionalProperties"], false);
+}
+
+/// What is shipped in the chart lies where it always was, too.
+#[test]
+fn the_chart_has_the_alerts_and_the_dashboard() {
+    for (path, file) in [("prometheus/alerts.yaml", "alerts.yaml"), ("grafana/sds-shim.json", "dashboard.json")] {
+        assert_eq!(read(&packaging(path)), read(&packaging("helm/sds-shim/files").join(file)));
+    }
+    let version = format!("appVersion: {}\n", env!("CARGO_PKG_VERSION"));
+    assert!(read(&packaging("helm/sds-shim/Chart.yaml")).contains(&version));
 }

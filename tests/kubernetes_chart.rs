@@ -1,0 +1,117 @@
+//! What the Helm chart makes of its values, and which values it refuses: `make test-kubernetes`.
+
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+};
+
+use serde_json::{Value, json};
+use testkit::workspace;
+
+const CHART: &str = "packaging/helm/sds-shim";
+
+/// Runs helm without a cluster, for Kubernetes 1.37, with these values; what it wrote, or what it refused.
+fn helm(arguments: &[&str], values: &Value) -> Result<String, String> {
+    let mut command = Command::new(workspace().join("target/kubernetes/helm"));
+    command.args(arguments).args(["--kube-version", "1.37.2", "-f", "-"]).current_dir(workspace());
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().expect("run tests/testkit/install-kubernetes.sh");
+    let mut input = child.stdin.take().expect("it is piped");
+    input.write_all(values.to_string().as_bytes()).expect("helm reads its values");
+    drop(input);
+    let output = child.wait_with_output().expect("helm ends");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match output.status.success() {
+        true => Ok(text(&output.stdout)),
+        false => Err(text(&output.stdout) + &text(&output.stderr)),
+    }
+}
+
+fn template(values: &Value) -> Result<String, String> {
+    let known = ["monitoring.coreos.com/v1/PodMonitor", "monitoring.coreos.com/v1/PrometheusRule"];
+    let known = known.map(|api| ["--api-versions", api]).concat();
+    let istio = ["--api-versions", "security.istio.io/v1/PeerAuthentication"];
+    helm(&[&["template", "sds-shim", CHART][..], &known, &istio].concat(), values)
+}
+
+#[test]
+#[ignore = "`make test-kubernetes` runs it: it needs Helm"]
+fn helm_finds_nothing_to_complain_of() {
+    let istio = json!({ "mode": "istio", "namespaces": ["foo"], "istio": { "peerAuthentication": false } });
+    for values in [json!({}), json!({ "namespaces": ["foo"] }), istio] {
+        let told = helm(&["lint", "--strict", CHART], &values).unwrap_or_else(|told| panic!("{values}: {told}"));
+        assert!(told.contains("1 chart(s) linted, 0 chart(s) failed"), "{told}");
+    }
+}
+
+#[test]
+#[ignore = "`make test-kubernetes` runs it: it needs Helm"]
+fn a_mistake_in_the_values_is_refused_and_named() {
+    let refused = [
+        (json!({ "namespace": ["foo"] }), "additional properties 'namespace' not allowed"),
+        (json!({ "mode": "ambient" }), "at '/mode': value must be one of 'standalone', 'istio'"),
+        (json!({ "namespaces": ["Foo"] }), "at '/namespaces/0': 'Foo' does not match pattern"),
+        (json!({ "namespaces": ["foo", "foo"] }), "at '/namespaces': items at 0 and 1 are equal"),
+        (json!({ "mutualTLS": { "mode": "DISABLE" } }), "at '/mutualTLS/mode': value must be one of 'STRICT'"),
+        (json!({ "env": { "SDS_SHIM_LGO": "debug" } }), "at '/env': additional properties 'SDS_SHIM_LGO' not allowed"),
+        (json!({ "env": { "SDS_SHIM_ARENA_KIB": 4096 } }), "at '/env/SDS_SHIM_ARENA_KIB': got number, want string"),
+        (json!({ "ca": { "address": "istiod" } }), "at '/ca/address': 'istiod' does not match pattern"),
+        (json!({ "ca": { "tokenSeconds": 60 } }), "at '/ca/tokenSeconds': minimum: got 60, want 600"),
+        (json!({ "ca": { "root": { "source": "pem" } } }), "ca.root.pem must hold certificates in PEM"),
+        (
+            json!({ "ca": { "root": { "source": "clusterTrustBundle" } } }),
+            "ca.root.clusterTrustBundle must have either",
+        ),
+        (json!({ "image": { "digest": "latest" } }), "at '/image/digest': 'latest' does not match pattern"),
+        (json!({ "securityContext": { "runAsUser": 0 } }), "at '/securityContext/runAsUser': minimum: got 0, want 1"),
+        (json!({ "securityContext": { "privileged": true } }), "additional properties 'privileged' not allowed"),
+        (
+            json!({ "securityContext": { "seccompProfile": { "type": "Localhost" } } }),
+            "at '/securityContext/seccompProfile': missing property 'localhostProfile'",
+        ),
+        (json!({ "resources": { "limits": { "memory": "much" } } }), "at '/resources/limits/memory': 'much' does not"),
+        (json!({ "proxy": { "inboundPort": 80 } }), "at '/proxy/inboundPort': minimum: got 80, want 1,024"),
+        (json!({ "proxy": { "allowedClients": ["sleep"] } }), "at '/proxy/allowedClients/0': 'sleep' does not match"),
+        (
+            json!({ "proxy": { "outbound": [{ "service": "a", "namespace": "b", "port": 1 }] } }),
+            "at '/proxy/outbound/0': missing property 'serviceAccount'",
+        ),
+        (json!({ "podMonitor": { "enabled": true } }), "podMonitor.enabled needs metrics.enabled"),
+        (
+            json!({ "mode": "istio", "developmentCA": { "enabled": true } }),
+            "developmentCA.enabled is for mode standalone",
+        ),
+    ];
+    for (values, expected) in refused {
+        let told = template(&values).expect_err(&values.to_string());
+        assert!(told.contains(expected), "{values}: {told}");
+    }
+}
+
+/// What is asked for and cannot be there is not left out in silence.
+#[test]
+#[ignore = "`make test-kubernetes` runs it: it needs Helm"]
+fn what_the_cluster_lacks_is_named() {
+    let values = json!({ "metrics": { "enabled": true }, "podMonitor": { "enabled": true } });
+    let told = helm(&["template", "sds-shim", CHART], &values).expect_err("there is no Prometheus operator");
+    assert!(
+        told.contains("podMonitor.enabled needs monitoring.coreos.com/v1/PodMonitor, which this cluster"),
+        "{told}"
+    );
+    let values = json!({ "namespaces": ["foo"], "metrics": { "enabled": true }, "podMonitor": { "enabled": true },
+        "prometheusRule": { "enabled": true, "labels": { "release": "prometheus" } } });
+    let told = template(&values).expect("all is there");
+    for line in ["kind: PodMonitor", "kind: PrometheusRule", "    release: prometheus", "    port: sds-metrics"] {
+        assert!(told.lines().any(|found| found == line), "{line:?} is not in {told}");
+    }
+}
+
+#[test]
+#[ignore = "`make test-kubernetes` runs it: it needs Helm"]
+fn strictness_is_that_of_istios_whole_mesh() {
+    for mode in ["STRICT", "PERMISSIVE"] {
+        let told = template(&json!({ "mode": "istio", "mutualTLS": { "mode": mode } })).expect("it is made");
+        let text = "  name: default\n  namespace: istio-system\n";
+        assert!(told.contains(text) && told.contains(&format!("  mtls:\n    mode: {mode}\n")), "{told}");
+    }
+}

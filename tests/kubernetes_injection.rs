@@ -1,0 +1,317 @@
+//! What a real API server makes of pods once the chart is installed: `make test-kubernetes`.
+
+use std::{fs, path::PathBuf, process::Command, time::Duration};
+
+use serde_json::{Value, json};
+use testkit::{
+    Failure, OrFail,
+    kubernetes::{Cluster, object},
+    scratch::Scratch,
+    workspace,
+};
+use tokio::time::{Instant, sleep};
+
+type Outcome = Result<(), Failure>;
+
+const CHART: &str = "packaging/helm/sds-shim";
+const SAMPLE: &str = "packaging/helm/sds-shim/samples/values.yaml";
+/// How long a changed policy may take to be in force: it only bounds failures.
+const IN_FORCE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(200);
+
+#[tokio::test]
+#[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
+async fn pods_of_the_mesh_get_their_sidecars_and_others_do_not() -> Outcome {
+    let cluster = Cluster::start().await?;
+    namespaces(&cluster).await?;
+    cluster.helm(&["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "-f", SAMPLE]).await?;
+    let plain = pod(json!({}), json!({}));
+    let injected = made_so(&cluster, &plain, |pod| port(pod).is_some()).await?;
+    assert_eq!(names(&injected, "initContainers"), ["sds-shim", "sds-shim-envoy"]);
+    assert_eq!(injected["metadata"]["labels"]["sds-shim.dev/injected"], "true");
+    assert_eq!(port(&injected), Some(0), "it names none");
+    envoy_takes_it(&cluster, &injected).await?;
+    the_api_servers_token_stays_where_it_was(&injected);
+
+    // Made a second time, as by those who inject before they apply.
+    let again = made(&cluster, &cleaned(&injected)).await?;
+    assert_eq!(names(&again, "initContainers"), ["sds-shim", "sds-shim-envoy"]);
+    assert_eq!(names(&again, "volumes").iter().filter(|name| **name == "sds-shim-socket").count(), 1);
+
+    // Ahead of what is there, and beside it.
+    let container = plain["spec"]["containers"][0].clone();
+    let mut own = container.clone();
+    own["name"] = json!("own");
+    let spec = json!({ "initContainers": [own], "volumes": [{ "name": "own", "emptyDir": {} }] });
+    let pod_with = pod(json!({ "labels": { "app": "a" } }), spec);
+    let with = made(&cluster, &pod_with).await?;
+    assert_eq!(names(&with, "initContainers"), ["sds-shim", "sds-shim-envoy", "own"]);
+    assert!(names(&with, "volumes").contains(&"own"));
+    assert_eq!(with["metadata"]["labels"]["app"], "a");
+
+    let out = json!({ "labels": { "sds-shim.dev/inject": "false" } });
+    for outside in [pod(out, json!({})), pod(json!({ "namespace": "default" }), json!({}))] {
+        let made = made(&cluster, &outside).await?;
+        assert_eq!(names(&made, "initContainers"), [""; 0], "{outside}");
+    }
+    ports(&cluster, &container).await?;
+    the_authority_outlives_an_upgrade(&cluster).await?;
+    cluster.stop().await
+}
+
+async fn ports(cluster: &Cluster, container: &Value) -> Outcome {
+    let mut listening = container.clone();
+    listening["ports"] = json!([{ "containerPort": 7070 }, { "containerPort": 7071 }]);
+    let spec = json!({ "containers": [listening] });
+    let annotated = |port: &str| json!({ "annotations": { "sds-shim.dev/port": port } });
+    assert_eq!(port(&made(cluster, &pod(json!({}), spec.clone())).await?), Some(7070));
+    assert_eq!(port(&made(cluster, &pod(annotated("65535"), spec.clone())).await?), Some(65535));
+    for wrong in ["http", "0", "080", "65536", "8080 ", "-1", ""] {
+        let refused = refused(cluster, &pod(annotated(wrong), spec.clone())).await?;
+        assert!(refused.contains("the annotation sds-shim.dev/port must be the number"), "{wrong:?}: {refused}");
+    }
+    Ok(())
+}
+
+/// Why a pod cannot be made, as soon as that is so.
+async fn refused(cluster: &Cluster, pod: &Value) -> Result<String, Failure> {
+    let deadline = Instant::now() + IN_FORCE;
+    loop {
+        match made(cluster, pod).await {
+            Err(refused) => return Ok(refused.to_string()),
+            Ok(made) if Instant::now() > deadline => return Err(Failure::new(format!("it is made: {made}"))),
+            Ok(_) => sleep(POLL).await,
+        }
+    }
+}
+
+/// The application has it, the shim may need it, and Envoy has no use for it.
+fn the_api_servers_token_stays_where_it_was(pod: &Value) {
+    let volume = |container: &Value| {
+        let mounts = container["volumeMounts"].as_array().into_iter().flatten();
+        let mut found = mounts.filter(|mount| mount["mountPath"] == "/var/run/secrets/kubernetes.io/serviceaccount");
+        found.next().and_then(|mount| mount["name"].as_str()).unwrap_or_default().to_owned()
+    };
+    assert!(volume(&pod["spec"]["containers"][0]).starts_with("kube-api-access"));
+    assert_eq!(volume(sidecar(pod, 1)), "sds-shim-nothing");
+}
+
+async fn the_authority_outlives_an_upgrade(cluster: &Cluster) -> Outcome {
+    let authority = ["secret", "sds-shim-development-ca", "-n", "sds-shim"];
+    let before = cluster.get(&authority).await?;
+    cluster.helm(&["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reuse-values"]).await?;
+    let after = cluster.get(&authority).await?;
+    assert_eq!(before["data"], after["data"], "the root is another one");
+    let map = cluster.get(&["configmap", "sds-shim", "-n", "bar"]).await?;
+    assert!(map["data"]["root-cert.pem"].as_str().is_some_and(|root| root.starts_with("-----BEGIN CERTIFICATE")));
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
+async fn values_arrive_in_the_pods_and_nothing_is_left_of_a_release() -> Outcome {
+    let cluster = Cluster::start().await?;
+    namespaces(&cluster).await?;
+    let file = cluster.path().join("values.json");
+    fs::write(&file, unusual().to_string()).or_fail("write the values")?;
+    let file = file.display().to_string();
+    cluster.helm(&["install", "sds-shim", CHART, "-n", "default", "-f", &file]).await?;
+    let made = made_so(&cluster, &pod(json!({}), json!({})), |pod| port(pod).is_some()).await?;
+    envoy_takes_it(&cluster, &made).await?;
+    let shim = sidecar(&made, 0);
+    assert_eq!(shim["image"], format!("example.org/shim@sha256:{}", "a".repeat(64)));
+    let variables = shim["env"].as_array().into_iter().flatten();
+    let set: Vec<_> = variables.filter_map(|entry| Some((entry["name"].as_str()?, entry["value"].as_str()?))).collect();
+    let expected = [
+        ("CA_ADDR", "ca.example.org:443,10.0.0.1:15012"),
+        ("CA_HEADER_X", "\"quoted\" \\ 'text' <&> é"),
+        ("ISTIOD_SAN", "ca.example.org"),
+        ("SDS_SHIM_ADMIN", "[::]:15022"),
+        ("SDS_SHIM_TOKEN_AUDIENCE", "other"),
+        ("TRUST_DOMAIN", "example.org"),
+        ("WORKLOAD_IDENTITY_SOCKET_FILE", "other"),
+    ];
+    assert_eq!(set, expected);
+    assert_eq!(shim["securityContext"]["runAsUser"], Value::Null);
+    assert_eq!(shim["securityContext"]["seccompProfile"]["localhostProfile"], "sds-shim.json");
+    assert_eq!((&shim["startupProbe"], &shim["readinessProbe"]), (&Value::Null, &Value::Null));
+    let volumes = made["spec"]["volumes"].as_array().into_iter().flatten();
+    let sources = volumes.filter_map(|volume| volume["projected"]["sources"].as_array()).flatten();
+    let sources: Vec<_> = sources.collect();
+    let token = json!({ "audience": "other", "expirationSeconds": 3600, "path": "istio-token" });
+    assert!(sources.iter().any(|source| source["serviceAccountToken"] == token), "{sources:?}");
+    assert!(sources.iter().any(|source| source["clusterTrustBundle"]["signerName"] == "example.org/mesh"));
+
+    assert!(everything(&cluster).await?.len() > 5);
+    cluster.helm(&["uninstall", "sds-shim", "-n", "default", "--wait"]).await?;
+    assert_eq!(everything(&cluster).await?, [""; 0], "it is left");
+    cluster.stop().await
+}
+
+#[tokio::test]
+#[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
+async fn in_istios_mesh_pods_choose_the_template() -> Outcome {
+    let cluster = Cluster::start().await?;
+    namespaces(&cluster).await?;
+    let values = "mode=istio,namespaces={foo},istio.peerAuthentication=false,metrics.enabled=true";
+    cluster.helm(&["install", "sds-shim", CHART, "-n", "default", "--set", values]).await?;
+    let annotations = |pod: &Value| pod["metadata"]["annotations"].clone();
+    let templates = "inject.istio.io/templates";
+    let ports = "traffic.sidecar.istio.io/excludeInboundPorts";
+    let chosen = |pod: &Value| annotations(pod)[templates] == "sidecar,sds-shim";
+    let made_plain = made_so(&cluster, &pod(json!({}), json!({})), chosen).await?;
+    assert_eq!(annotations(&made_plain)[ports], "15022");
+    let own = json!({ "annotations": { ports: "9000" } });
+    assert_eq!(annotations(&made(&cluster, &pod(own, json!({}))).await?)[ports], "9000,15022");
+    let gateway = json!({ "annotations": { templates: "gateway" } });
+    assert_eq!(annotations(&made(&cluster, &pod(gateway, json!({}))).await?)[templates], "gateway");
+    let elsewhere = made(&cluster, &pod(json!({ "namespace": "bar" }), json!({}))).await?;
+    assert_eq!(annotations(&elsewhere), Value::Null);
+    cluster.stop().await
+}
+
+/// What a release makes and could leave behind, by kind, namespace and name.
+async fn everything(cluster: &Cluster) -> Result<Vec<String>, Failure> {
+    let kinds = "configmaps,secrets,services,serviceaccounts,deployments,clusterrolebindings,\
+                 mutatingadmissionpolicies,mutatingadmissionpolicybindings,\
+                 validatingadmissionpolicies,validatingadmissionpolicybindings";
+    let all = cluster.get(&[kinds, "-A"]).await?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let items = all["items"].as_array().into_iter().flatten();
+    let named = items.map(|item| {
+        let metadata = &item["metadata"];
+        format!("{} {}/{}", text(&item["kind"]), text(&metadata["namespace"]), text(&metadata["name"]))
+    });
+    Ok(named.filter(|name| name.contains("sds-shim")).collect())
+}
+
+/// Without what only the API server may set.
+fn cleaned(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    if let Some(metadata) = pod["metadata"].as_object_mut() {
+        metadata.retain(|name, _| ["name", "namespace", "labels", "annotations"].contains(&name.as_str()));
+    }
+    pod["status"] = json!({});
+    pod
+}
+
+/// Nearly all that can be chosen, chosen otherwise than by default.
+fn unusual() -> Value {
+    json!({
+        "namespaces": ["foo"],
+        "trustDomain": "example.org",
+        "mutualTLS": { "mode": "PERMISSIVE" },
+        "ca": {
+            "address": "ca.example.org:443,10.0.0.1:15012", "serverName": "ca.example.org", "audience": "other",
+            "tokenSeconds": 3600,
+            "root": { "source": "clusterTrustBundle", "clusterTrustBundle": { "signerName": "example.org/mesh" } },
+        },
+        "image": { "repository": "example.org/shim", "digest": format!("sha256:{}", "a".repeat(64)) },
+        "env": { "CA_HEADER_X": "\"quoted\" \\ 'text' <&> é", "WORKLOAD_IDENTITY_SOCKET_FILE": "other" },
+        "securityContext": {
+            "runAsUser": null, "runAsGroup": null,
+            "seccompProfile": { "type": "Localhost", "localhostProfile": "sds-shim.json" },
+        },
+        "probes": { "startup": { "enabled": false }, "readiness": { "enabled": false } },
+        "proxy": {
+            "bindAddress": "::",
+            "allowedClients": ["spiffe://example.org/ns/foo/*"],
+            "outbound": [
+                { "service": "a", "namespace": "foo", "serviceAccount": "a", "port": 80 },
+                { "service": "a", "namespace": "foo", "serviceAccount": "a", "port": 81, "address": "10.0.0.2" },
+            ],
+        },
+        "metrics": { "enabled": true },
+        "dashboard": { "enabled": true },
+    })
+}
+
+/// A pod that the restricted Pod Security Standard allows.
+fn pod(metadata: Value, spec: Value) -> Value {
+    let container = json!({
+        "name": "app", "image": "app",
+        "securityContext": { "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } },
+    });
+    let mut pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "app", "namespace": "foo" },
+        "spec": {
+            "securityContext": { "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } },
+            "containers": [container],
+        },
+    });
+    for (part, changes) in [("metadata", metadata), ("spec", spec)] {
+        for (name, value) in changes.as_object().into_iter().flatten() {
+            pod[part][name] = value.clone();
+        }
+    }
+    pod
+}
+
+/// What the API server would make of a pod.
+async fn made(cluster: &Cluster, pod: &Value) -> Result<Value, Failure> {
+    let arguments = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
+    object(&cluster.kubectl_on(pod, &arguments).await?)
+}
+
+/// The same, as soon as it is as expected.
+async fn made_so(cluster: &Cluster, pod: &Value, expected: impl Fn(&Value) -> bool) -> Result<Value, Failure> {
+    let deadline = Instant::now() + IN_FORCE;
+    loop {
+        let made = made(cluster, pod).await;
+        match made {
+            Ok(made) if expected(&made) => return Ok(made),
+            made if Instant::now() > deadline => {
+                return Err(cluster.explain(Failure::new(format!("the policy is not in force: {made:?}"))));
+            }
+            // Nobody tells when a policy is in force.
+            _ => sleep(POLL).await,
+        }
+    }
+}
+
+fn names<'a>(pod: &'a Value, list: &str) -> Vec<&'a str> {
+    pod["spec"][list].as_array().into_iter().flatten().filter_map(|entry| entry["name"].as_str()).collect()
+}
+
+fn sidecar(pod: &Value, index: usize) -> &Value {
+    &pod["spec"]["initContainers"][index]
+}
+
+fn port(pod: &Value) -> Option<u64> {
+    let text = sidecar(pod, 1)["args"][3].as_str()?;
+    let configuration: Value = serde_json::from_str(text).ok()?;
+    let endpoint = &configuration["static_resources"]["clusters"][0]["load_assignment"]["endpoints"][0];
+    endpoint["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["port_value"].as_u64()
+}
+
+fn program(variable: &str, default: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(|| workspace().join(default), PathBuf::from)
+}
+
+async fn namespaces(cluster: &Cluster) -> Outcome {
+    for namespace in ["foo", "bar"] {
+        cluster.kubectl(&["create", "namespace", namespace]).await?;
+        let label = "pod-security.kubernetes.io/enforce=restricted";
+        cluster.kubectl(&["label", "namespace", namespace, label]).await?;
+        cluster.kubectl(&["wait", "--for=create", "-n", namespace, "sa/default"]).await?;
+    }
+    Ok(())
+}
+
+/// Runs the real Envoy on what the injected pod would start it with.
+async fn envoy_takes_it(cluster: &Cluster, pod: &Value) -> Outcome {
+    let map = cluster.get(&["configmap", "sds-shim", "-n", "foo"]).await?;
+    let scratch = Scratch::new("tests").or_fail("make a directory")?;
+    let file = scratch.path().join("envoy.json");
+    fs::write(&file, map["data"]["envoy.json"].as_str().unwrap_or_default()).or_fail("write the configuration")?;
+    let arguments = sidecar(pod, 1)["args"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let arguments = arguments.map(|argument| match argument {
+        "/etc/sds-shim/envoy.json" => file.display().to_string(),
+        other => other.to_owned(),
+    });
+    let mut command = Command::new(program("ENVOY_BINARY", "target/envoy/envoy"));
+    let ran = command.args(["--mode", "validate"]).args(arguments).output().or_fail("run Envoy")?;
+    let told = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{told}");
+    Ok(())
+}
