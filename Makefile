@@ -18,7 +18,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build image openssl envoy gdb podman prometheus systemd pilot-agent istio-ca kubernetes demo demo-migration demo-control-plane \
+.PHONY: help build image openssl envoy gdb podman prometheus systemd pilot-agent istio-ca istio-injector kubernetes demo demo-migration demo-control-plane \
   test test-kubernetes conformance-istio soak seccomp check fuzz fuzz-short asan distribution clean
 
 help: ## list the targets
@@ -51,10 +51,10 @@ test: check build envoy gdb podman prometheus systemd pilot-agent istio-ca distr
 	@tests/testkit/search-output.sh target/test-output
 
 # One cluster at a time: each takes most of a gigabyte.
-test-kubernetes: build envoy kubernetes ## the Helm chart, tokens and the mesh against a real Kubernetes API server; the first build takes a quarter of an hour
+test-kubernetes: build envoy kubernetes istio-injector ## the Helm chart, tokens and the mesh against a real Kubernetes API server; the first build takes a quarter of an hour
 	@$(CARGO) build --quiet --package testkit --package development-ca --bins
 	@rm -rf target/test-output
-	@$(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_injection -- --include-ignored --nocapture --test-threads=1
+	@$(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_injection --test kubernetes_istio -- --include-ignored --nocapture --test-threads=1
 	@tests/testkit/search-output.sh target/test-output 100
 
 conformance-istio: build pilot-agent ## the rules of SDS held against Istio's agent beside ours; writes src/manual/conformance.md
@@ -108,6 +108,9 @@ prometheus:
 
 istio-ca: ## Istio's own CA for the tests, at target/istio-ca/istio-ca
 	@tests/testkit/install-istio-ca.sh
+
+istio-injector: ## Istio's own injector and its chart for the tests, at target/istio-injector
+	@tests/testkit/install-istio-injector.sh
 
 kubernetes: ## Kubernetes' API server and Helm for the tests, at target/kubernetes
 	@tests/testkit/install-kubernetes.sh

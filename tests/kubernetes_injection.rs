@@ -148,28 +148,6 @@ async fn values_arrive_in_the_pods_and_nothing_is_left_of_a_release() -> Outcome
     cluster.stop().await
 }
 
-#[tokio::test]
-#[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
-async fn in_istios_mesh_pods_choose_the_template() -> Outcome {
-    let cluster = Cluster::start().await?;
-    namespaces(&cluster).await?;
-    let values = "mode=istio,namespaces={foo},istio.peerAuthentication=false,metrics.enabled=true";
-    cluster.helm(&["install", "sds-shim", CHART, "-n", "default", "--set", values]).await?;
-    let annotations = |pod: &Value| pod["metadata"]["annotations"].clone();
-    let templates = "inject.istio.io/templates";
-    let ports = "traffic.sidecar.istio.io/excludeInboundPorts";
-    let chosen = |pod: &Value| annotations(pod)[templates] == "sidecar,sds-shim";
-    let made_plain = made_so(&cluster, &pod(json!({}), json!({})), chosen).await?;
-    assert_eq!(annotations(&made_plain)[ports], "15022");
-    let own = json!({ "annotations": { ports: "9000" } });
-    assert_eq!(annotations(&made(&cluster, &pod(own, json!({}))).await?)[ports], "9000,15022");
-    let gateway = json!({ "annotations": { templates: "gateway" } });
-    assert_eq!(annotations(&made(&cluster, &pod(gateway, json!({}))).await?)[templates], "gateway");
-    let elsewhere = made(&cluster, &pod(json!({ "namespace": "bar" }), json!({}))).await?;
-    assert_eq!(annotations(&elsewhere), Value::Null);
-    cluster.stop().await
-}
-
 /// What a release makes and could leave behind, by kind, namespace and name.
 async fn everything(cluster: &Cluster) -> Result<Vec<String>, Failure> {
     let kinds = "configmaps,secrets,services,serviceaccounts,deployments,clusterrolebindings,\

@@ -1,0 +1,166 @@
+//! The Helm chart in Istio's mesh: what the API server and then Istio's own injector, with the templates of Istio's own
+//! chart and ours, make of a pod: `make test-kubernetes`.
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use testkit::{
+    Failure, OrFail,
+    kubernetes::{Cluster, object},
+    workspace,
+};
+use tokio::time::{Instant, sleep};
+
+type Outcome = Result<(), Failure>;
+
+const CHART: &str = "packaging/helm/sds-shim";
+const IMAGE: &str = "localhost/sds-shim:0.1.0-sidecar";
+const TEMPLATES: &str = "inject.istio.io/templates";
+const PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
+/// How long a policy may take to be in force: it only bounds failures.
+const IN_FORCE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+#[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes istio-injector` builds"]
+async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
+    let cluster = Cluster::start().await?;
+    for namespace in ["foo", "bar", "istio-system"] {
+        cluster.kubectl(&["create", "namespace", namespace]).await?;
+        cluster.kubectl(&["wait", "--for=create", "-n", namespace, "sa/default"]).await?;
+    }
+    let values =
+        "mode=istio,namespaces={foo},istio.peerAuthentication=false,metrics.enabled=true,env.SDS_SHIM_LOG=debug";
+    cluster.helm(&["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "--set", values]).await?;
+    policies(&cluster).await?;
+    configure(&cluster, "").await?;
+
+    // Beside the application, and as a native sidecar.
+    for (annotations, list) in [
+        (json!({}), "containers"),
+        (json!({ "sidecar.istio.io/nativeSidecar": "true" }), "initContainers"),
+        (json!({ "sidecar.istio.io/interceptionMode": "NONE" }), "containers"),
+    ] {
+        let pod = injected(&cluster, &annotations).await?;
+        let proxy = container(&pod, list, "istio-proxy");
+        assert_eq!(proxy["image"], IMAGE, "{annotations}");
+        let arguments = proxy["args"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        assert_eq!(arguments.take(2).collect::<Vec<_>>(), ["proxy", "sidecar"], "Istio's arguments stay");
+        assert_eq!(proxy["command"], Value::Null, "the image's entrypoint stays");
+        let set = |name: &str| variable(proxy, name);
+        assert_eq!((set("SDS_SHIM_LOG"), set("SDS_SHIM_ADMIN")), (Some("debug"), Some("0.0.0.0:15022")));
+        assert!(set("CA_ADDR").is_some(), "Istio's own stay");
+        if annotations["sidecar.istio.io/interceptionMode"] != "NONE" {
+            let image = container(&pod, "initContainers", "istio-init")["image"].as_str();
+            assert!(image.is_some_and(|image| image.contains("proxyv2")), "it needs no shim: {image:?}");
+        }
+        let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+        let sockets: Vec<_> = volumes.filter(|volume| volume["name"] == "workload-socket").collect();
+        assert_eq!(sockets.len(), 1);
+        assert_eq!(sockets[0]["emptyDir"]["medium"], "Memory");
+    }
+    the_annotation_names_the_image(&cluster).await?;
+    cluster.stop().await
+}
+
+/// Istio starts the container that redirects traffic from the image of the annotation, too.
+async fn the_annotation_names_the_image(cluster: &Cluster) -> Outcome {
+    let annotations = json!({ "sidecar.istio.io/proxyImage": "example.org/proxy:1" });
+    for (value, first) in [("", "istio-init"), ("pilot.cni.enabled=true", "istio-validation")] {
+        configure(cluster, value).await?;
+        let pod = injected(cluster, &annotations).await?;
+        let redirecting = container(&pod, "initContainers", first);
+        assert_eq!(redirecting["command"], json!(["/usr/local/bin/pilot-agent"]));
+        assert_eq!(redirecting["args"][0], "istio-iptables");
+        for container in [redirecting, container(&pod, "containers", "istio-proxy")] {
+            assert_eq!(container["image"], "example.org/proxy:1");
+        }
+    }
+    Ok(())
+}
+
+/// The API server chooses our template for the pods of the mesh that choose none themselves.
+async fn policies(cluster: &Cluster) -> Outcome {
+    let deadline = Instant::now() + IN_FORCE;
+    let annotations = loop {
+        let annotations = made(cluster, "foo", &json!({})).await?["metadata"]["annotations"].clone();
+        if annotations[TEMPLATES] == "sidecar,sds-shim" {
+            break annotations;
+        }
+        if Instant::now() > deadline {
+            return Err(cluster.explain(Failure::new(format!("the policy is not in force: {annotations}"))));
+        }
+        // Nobody tells when a policy is in force.
+        sleep(Duration::from_millis(200)).await;
+    };
+    // Prometheus' requests come without mutual TLS.
+    assert_eq!(annotations[PORTS], "15022");
+    for (namespace, given, name, expected) in [
+        ("foo", json!({ PORTS: "9000" }), PORTS, json!("9000,15022")),
+        ("foo", json!({ TEMPLATES: "gateway" }), TEMPLATES, json!("gateway")),
+        ("bar", json!({}), TEMPLATES, Value::Null),
+    ] {
+        assert_eq!(made(cluster, namespace, &given).await?["metadata"]["annotations"][name], expected, "{given}");
+    }
+    Ok(())
+}
+
+async fn made(cluster: &Cluster, namespace: &str, annotations: &Value) -> Result<Value, Failure> {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": "app", "namespace": namespace, "annotations": annotations },
+        "spec": { "containers": [{ "name": "app", "image": "app" }] },
+    });
+    object(&cluster.kubectl_on(&pod, &["create", "--dry-run=server", "-o", "json", "-f", "-"]).await?)
+}
+
+/// What `helm upgrade istiod` would give the injector, with our fragment as the manual has it.
+async fn configure(cluster: &Cluster, value: &str) -> Outcome {
+    let script = format!(
+        "kubectl -n sds-shim get configmap sds-shim-istio -o jsonpath='{{.data.values\\.yaml}}' |
+           helm template istiod target/istio-injector/istiod -n istio-system -f - --set '{value}' \
+             --kube-version 1.37.2 -s templates/istiod-injector-configmap.yaml |
+           kubectl create --dry-run=client -o json -f -"
+    );
+    let map = object(&cluster.script(&script).await?.success()?)?;
+    for name in ["config", "values"] {
+        let text = map["data"][name].as_str().unwrap_or_default();
+        fs::write(cluster.path().join(name), text).or_fail(format!("write the injector's {name}"))?;
+    }
+    Ok(())
+}
+
+/// What becomes of a pod with these annotations in the end.
+async fn injected(cluster: &Cluster, annotations: &Value) -> Result<Value, Failure> {
+    let pod = made(cluster, "foo", annotations).await?;
+    inject(cluster.path(), &pod)
+}
+
+fn inject(directory: &Path, pod: &Value) -> Result<Value, Failure> {
+    let mut command = Command::new(workspace().join("target/istio-injector/istio-injector"));
+    command.args(["config", "values"]).current_dir(directory);
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().or_fail("run tests/testkit/install-istio-injector.sh")?;
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(pod.to_string().as_bytes()).or_fail("write the pod")?;
+    }
+    let output = child.wait_with_output().or_fail("wait for the injector")?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    object(&String::from_utf8_lossy(&output.stdout))
+}
+
+fn container<'a>(pod: &'a Value, list: &str, name: &str) -> &'a Value {
+    let mut found = pod["spec"][list].as_array().into_iter().flatten().filter(|container| container["name"] == name);
+    found.next().unwrap_or_else(|| panic!("{name} is not among the {list} of {pod}"))
+}
+
+fn variable<'a>(container: &'a Value, name: &str) -> Option<&'a str> {
+    let mut set = container["env"].as_array().into_iter().flatten().filter(|variable| variable["name"] == name);
+    set.next()?["value"].as_str()
+}

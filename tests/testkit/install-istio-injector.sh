@@ -1,0 +1,47 @@
+#!/bin/sh
+# Builds Istio's own injector as tests/istio-injector runs it, and copies the chart of istiod, into target/istio-injector,
+# for the tests of our chart. Quick when it has been built from the same sources. Needs Go, which comes from Debian's
+# packages when it is missing; the modules, and a newer Go where tests/istio-injector/go.mod wants one, come from Go's
+# module proxy.
+set -eu
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+source=$root/tests/istio-injector
+directory=$root/target/istio-injector
+# The oldest Go that fetches a newer one by itself.
+least=1.21
+
+say() { echo "install-istio-injector: $*"; }
+fail() { echo "install-istio-injector: $*" >&2; exit 1; }
+
+hash=$(cd "$source" && cat go.mod go.sum ./*.go "$root/tests/testkit/install-istio-injector.sh" | sha256sum | cut -d ' ' -f 1)
+if [ -x "$directory/istio-injector" ] && [ "$(cat "$directory/sources" 2>/dev/null)" = "$hash" ]; then
+    exit 0
+fi
+
+if ! command -v go >/dev/null; then
+    [ "$(id -u)" = 0 ] || fail "go is missing; install Go $least or newer, or run this as root once"
+    command -v apt-get >/dev/null || fail "go is missing and there is no apt-get to install it with"
+    say "installing golang-go (apt-get)"
+    apt-get -qq update >/dev/null \
+        && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends golang-go >/dev/null \
+        || fail "apt-get could not install golang-go"
+fi
+version=$(cd / && go env GOVERSION | sed 's/^go//; s/[^0-9.].*//')
+[ "$(printf '%s\n' "$least" "$version" | sort -V | head -n 1)" = "$least" ] \
+    || fail "Go $version is too old to build Istio; install Go $least or newer"
+
+mkdir -p "$directory"
+say "building Istio's injector with Go $version (some minutes the first time)"
+cd "$source"
+# Two compilers at a time leave memory for what else runs.
+GOFLAGS=-mod=readonly GOTOOLCHAIN=${GOTOOLCHAIN:-auto} go build -p=2 -trimpath -ldflags="-s -w" -tags=disable_pgv \
+    -o "$directory/istio-injector.new" . || fail "go build failed in $source; its message is above"
+module=$(GOFLAGS=-mod=readonly go list -m -f '{{.Dir}}' istio.io/istio) || fail "the sources of Istio are not where Go has them"
+rm -rf "$directory/istiod"
+cp -r "$module/manifests/charts/istio-control/istio-discovery" "$directory/istiod"
+# Go keeps its modules read-only.
+chmod -R u+w "$directory/istiod"
+mv -f "$directory/istio-injector.new" "$directory/istio-injector"
+echo "$hash" >"$directory/sources"
+say "built $directory/istio-injector"
