@@ -57,7 +57,7 @@ impl Rotation {
         let ca = start(&old).await.or_fail("start the old CA")?;
         let addresses = [&ca, &successor].map(|ca| format!("localhost:{}", ca.address().port())).join(",");
         let (old_pem, new_pem) = (old.root_pem(), new.root_pem());
-        let world = World { pki: old, tokens, ca };
+        let world = World { pki: old, tokens, ca, given: Default::default() };
         let edit = |shim: ShimBuilder| edit(shim.env("CA_ADDR", &addresses));
         let mut mesh = Mesh::start(&world, scratch.path(), TokenSource::File, edit).await?;
         let mut anchors = Vec::new();

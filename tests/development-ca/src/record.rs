@@ -40,6 +40,8 @@ pub struct Authorization {
     pub scheme: String,
     /// The token's `sub`, unverified; `None` when it cannot be read.
     pub subject: Option<String>,
+    /// The token's `jti`, unverified, which tells one token of an account from the next.
+    pub id: Option<String>,
 }
 
 /// A client certificate.

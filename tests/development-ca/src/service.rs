@@ -20,7 +20,7 @@ use crate::options::CaOptions;
 use crate::pki::Leaf;
 use crate::record::{Authorization, Call, Outcome, Peer, Settle};
 use crate::server::Shared;
-use crate::token::unverified_subject;
+use crate::token::Unverified;
 
 /// The service of one connection.
 pub(crate) struct Citadel {
@@ -257,5 +257,6 @@ fn redact(authorization: &str) -> Authorization {
     let is_scheme = scheme.len() <= 16 && scheme.chars().all(|c| c.is_ascii_alphabetic());
     // A bare token must not slip into the record as a "scheme".
     let scheme = if is_scheme { scheme.to_owned() } else { String::new() };
-    Authorization { scheme, subject: unverified_subject(token) }
+    let Unverified { sub, jti } = Unverified::read(token);
+    Authorization { scheme, subject: sub, id: jti }
 }

@@ -6,4 +6,4 @@ mod verifier;
 
 pub(crate) use authority::Authority;
 pub use issuer::{Algorithm, TokenIssuer, TokenRequest};
-pub(crate) use verifier::unverified_subject;
+pub(crate) use verifier::Unverified;

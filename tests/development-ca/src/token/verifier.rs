@@ -76,13 +76,17 @@ fn identity(claims: &Claims, trust_domain: &str) -> Result<Identity, String> {
     Identity::new(trust_domain, namespace, name).ok_or_else(|| "malformed namespace or name".to_owned())
 }
 
-/// The token's `sub`, believed by nobody: to tell calls apart in the record.
-pub(crate) fn unverified_subject(token: &str) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Subject {
-        sub: String,
+/// What a token says of itself, believed by nobody: to tell calls apart in the record.
+#[derive(Default, Deserialize)]
+pub(crate) struct Unverified {
+    pub(crate) sub: Option<String>,
+    pub(crate) jti: Option<String>,
+}
+
+impl Unverified {
+    pub(crate) fn read(token: &str) -> Unverified {
+        jsonwebtoken::dangerous::insecure_decode_claims(token).unwrap_or_default()
     }
-    jsonwebtoken::dangerous::insecure_decode_claims::<Subject>(token).ok().map(|claims| claims.sub)
 }
 
 /// The key decides the algorithm, never the token.

@@ -3,6 +3,7 @@
 //! and what a kubelet would do with it is for the test to do.
 
 mod configuration;
+mod objects;
 mod tools;
 
 use std::{

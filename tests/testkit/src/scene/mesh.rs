@@ -3,7 +3,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use development_ca::{ProjectedVolume, TokenRequest};
+use development_ca::ProjectedVolume;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
@@ -122,8 +122,13 @@ impl Mesh {
         self.clients.iter_mut().chain(&mut self.servers)
     }
 
-    /// Every client calls every server through both of their sidecars.
     pub(super) async fn show_calls(&self, narrator: &mut Narrator) -> Result<(), Failure> {
+        self.call_all(|line| narrator.say(line)).await
+    }
+
+    /// Every client calls every server through both of their sidecars; `say` gets a line for each call that was
+    /// answered with 200.
+    pub async fn call_all(&self, mut say: impl FnMut(String)) -> Result<(), Failure> {
         for client in &self.clients {
             for server in &self.servers {
                 let call = format!("{} to {}", client.name(), server.name());
@@ -136,7 +141,7 @@ impl Mesh {
                 if answer.status != 200 || !answer.text().contains("\"origin\"") {
                     return Err(explain(Failure::new(format!("{}: {}", answer.status, answer.text()))));
                 }
-                narrator.say(format!("{call}: {}", answer.status));
+                say(format!("{call}: {}", answer.status));
             }
         }
         Ok(())
@@ -229,7 +234,7 @@ impl Sidecar {
         let directory = home(directory, namespace, service_account);
         let workload = Workload::create(&directory, namespace, service_account, &world.ca.root_pem());
         let mut workload = workload.or_fail(format!("create {}", directory.display()))?;
-        let token = world.tokens.mint(&TokenRequest::new(namespace, service_account));
+        let token = world.token(namespace, service_account);
         let shim_builder = edit(Shim::for_workload(&workload, world.ca.address()));
         let (shim_builder, transport, envoy_token) = match source {
             TokenSource::File => {

@@ -1,0 +1,97 @@
+//! A cluster with the chart, its development CA and its samples.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use serde_json::{Value, json};
+use testkit::{
+    Failure, OrFail,
+    development_ca::{CaOptions, Kubernetes, Method, Pki, state},
+    kubernetes::Cluster,
+    scene::World,
+    scratch::Scratch,
+};
+
+pub(crate) const CHART: &str = "packaging/helm/sds-shim";
+pub(crate) const CA: &str = "sds-shim-development-ca";
+/// The volume of injected pods that the token is in.
+pub(crate) const VOLUME: &str = "sds-shim-token";
+
+/// The API server, the chart with its development CA, and its samples in two namespaces.
+pub(crate) struct Stage {
+    pub(crate) cluster: Cluster,
+    pub(crate) scratch: Scratch,
+    /// By `SERVICE_ACCOUNT.NAMESPACE`.
+    pub(crate) pods: BTreeMap<String, Value>,
+}
+
+impl Stage {
+    pub(crate) async fn set(verify: &str) -> Result<Self, Failure> {
+        let cluster = Cluster::start().await?;
+        println!("the API server was ready after {:.1?}", cluster.started());
+        for namespace in ["foo", "bar"] {
+            cluster.restricted_namespace(namespace).await?;
+        }
+        let values = format!("{CHART}/samples/values.yaml");
+        let verify = format!("developmentCA.verify={verify}");
+        let install = ["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "-f", &values];
+        cluster.helm(&[&install[..], &["--set", &verify]].concat()).await?;
+        let mut pods = BTreeMap::new();
+        for namespace in ["foo", "bar"] {
+            cluster.injects(namespace, &simple_pod("default")).await?;
+            for account in ["sleep", "httpbin"] {
+                let sample = format!("{CHART}/samples/{account}.yaml");
+                cluster.kubectl(&["apply", "-n", namespace, "-f", &sample]).await?;
+                let pod = cluster.pod(namespace, &format!("app={account}")).await?;
+                pods.insert(format!("{account}.{namespace}"), pod);
+            }
+        }
+        Ok(Self { cluster, scratch: Scratch::new("tests")?, pods })
+    }
+
+    /// The development CA with the authority of the chart's Secret, asking the API server as the chart's account does.
+    pub(crate) async fn world(&self, method: Method) -> Result<World, Failure> {
+        let (pki, _): (Pki, _) = state::open_or_create(&self.authority().await?).or_fail("read the CA")?;
+        let token_file = self.scratch.path().join("ca-token");
+        let token = self.cluster.request_token("sds-shim", CA, &json!({ "expirationSeconds": 3600 })).await?;
+        fs::write(&token_file, token).or_fail("write the CA's token")?;
+        let kubernetes =
+            Kubernetes { method, api_server: self.cluster.url(), ca_file: self.cluster.root_file(), token_file };
+        let mut world = World::with(pki, CaOptions { kubernetes: Some(kubernetes), ..CaOptions::default() }).await?;
+        for (name, pod) in &self.pods {
+            world.given.insert(name.clone(), self.cluster.token(pod, VOLUME).await?);
+        }
+        Ok(world)
+    }
+
+    /// A directory with the files of the chart's Secret, as they are mounted.
+    pub(crate) async fn authority(&self) -> Result<PathBuf, Failure> {
+        let authority = self.scratch.path().join("authority");
+        let secret = self.cluster.get(&["secret", CA, "-n", "sds-shim"]).await?;
+        let files = secret["data"].as_object().ok_or_else(|| Failure::new("the CA's Secret is empty"))?;
+        fs::create_dir_all(&authority).or_fail("make a directory for the CA")?;
+        for (name, content) in files {
+            let content = openssl::base64::decode_block(content.as_str().unwrap_or_default());
+            fs::write(authority.join(name), content.or_fail(format!("decode {name}"))?).or_fail("write the CA")?;
+        }
+        Ok(authority)
+    }
+}
+
+/// A pod that keeps the restricted Pod Security Standard.
+pub(crate) fn simple_pod(account: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": "simple" },
+        "spec": {
+            "serviceAccountName": account,
+            "securityContext": { "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } },
+            "containers": [{
+                "name": "simple",
+                "image": "localhost/simple",
+                "securityContext": { "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } },
+            }],
+        },
+    })
+}
