@@ -14,7 +14,7 @@ use common::{Logged, Site};
 use nix::sys::signal::Signal;
 use testkit::{
     Failure, OrFail, confined,
-    container::{Containment, Images, ProxyImage, podman},
+    container::{Containment, Images, ProgramImage, podman},
     envoy::{Bootstrap, SdsTransport},
     sds,
     workload::SOCKET,
@@ -181,7 +181,7 @@ async fn the_sidecar_image_starts_its_agent_beside_the_shim() -> Outcome {
         return Ok(());
     }
     let site = Site::new().await?;
-    let base = ProxyImage::build(site.workload.path())?;
+    let base = ProgramImage::proxy(site.workload.path())?;
     let images = Images::build(Some(base.name()), std::process::id() + 1_000_000_000)?;
     let admin = format!("{SOCKET}-envoy");
     let mut bootstrap = Bootstrap::new("sleep.foo", SdsTransport::EnvoyGrpc)

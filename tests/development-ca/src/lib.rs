@@ -30,7 +30,7 @@ pub use fault::{Fault, PlainAnswer, SignOverrides};
 pub use kubernetes::{Kubernetes, Method};
 pub use options::{CaOptions, ClientCertificates, TlsVersions};
 pub use pki::{Issued, Leaf, Lifetime, Pki, PkiOptions};
-pub use projected::ProjectedVolume;
+pub use projected::{ProjectedFile, ProjectedVolume};
 pub use record::{Authorization, Call, Outcome, Peer};
 pub use server::DevelopmentCa;
 pub use token::{Algorithm, TokenIssuer, TokenRequest};

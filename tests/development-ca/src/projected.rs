@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -18,6 +18,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Clone, Debug)]
 pub struct ProjectedVolume {
     dir: PathBuf,
+}
+
+/// One of its files, and who may read it.
+#[derive(Clone)]
+pub struct ProjectedFile {
+    /// Its name.
+    pub name: String,
+    /// What it holds.
+    pub content: String,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its owner, when that is not us.
+    pub uid: Option<u32>,
+    /// Its group, when that is not ours.
+    pub gid: Option<u32>,
 }
 
 impl ProjectedVolume {
@@ -36,7 +51,19 @@ impl ProjectedVolume {
 
     /// Writes a new dated directory, swaps `..data` to it by a rename, then removes the old one and stale links.
     pub fn replace(&self, files: &[(&str, &str)]) -> io::Result<()> {
-        if let Some((name, _)) = files.iter().find(|(name, _)| !is_file_name(name)) {
+        let ours = |&(name, content): &(&str, &str)| ProjectedFile {
+            name: name.to_owned(),
+            content: content.to_owned(),
+            mode: 0o600,
+            uid: None,
+            gid: None,
+        };
+        self.replace_files(&files.iter().map(ours).collect::<Vec<_>>())
+    }
+
+    /// The same, with an owner and permissions for each file.
+    pub fn replace_files(&self, files: &[ProjectedFile]) -> io::Result<()> {
+        if let Some(ProjectedFile { name, .. }) = files.iter().find(|file| !is_file_name(&file.name)) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("not a file name: {name:?}")));
         }
         let dated = self.write_dated(files)?;
@@ -54,19 +81,21 @@ impl ProjectedVolume {
         }
     }
 
-    fn write_dated(&self, files: &[(&str, &str)]) -> io::Result<String> {
+    fn write_dated(&self, files: &[ProjectedFile]) -> io::Result<String> {
         let dated = dated_name(SystemTime::now());
         let dir = self.dir.join(&dated);
         fs::create_dir(&dir)?;
-        for (name, content) in files {
+        for ProjectedFile { name, content, mode, uid, gid } in files {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(name))?;
             file.write_all(content.as_bytes())?;
+            fchown(&file, *uid, *gid)?;
+            file.set_permissions(fs::Permissions::from_mode(*mode))?;
         }
         Ok(dated)
     }
 
-    fn link(&self, files: &[(&str, &str)]) -> io::Result<()> {
-        let wanted: BTreeSet<OsString> = files.iter().map(|(name, _)| OsString::from(name)).collect();
+    fn link(&self, files: &[ProjectedFile]) -> io::Result<()> {
+        let wanted: BTreeSet<OsString> = files.iter().map(|file| OsString::from(&file.name)).collect();
         for name in &wanted {
             let link = self.dir.join(name);
             if fs::symlink_metadata(&link).is_err() {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     Failure, OrFail, PATIENCE, POLL,
-    confined::{MEMLOCK, UID, own},
+    confined::{MEMLOCK, UID, helper, own},
     process::{Process, binary},
     workspace,
 };
@@ -24,7 +25,7 @@ use crate::{
 const VOLUMES: [(&str, &str); 3] =
     [("var/run/secrets/tokens", "ro"), ("var/run/secrets/istio", "ro"), ("var/run/secrets/workload-spiffe-uds", "rw")];
 /// Not podman's own default, which the machine may not allow.
-const LIMITS: [&str; 4] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=512:512"];
+pub(crate) const LIMITS: [&str; 4] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=512:512"];
 
 /// What is asked of the container. The root is read-only, there are no capabilities and no new privileges.
 #[derive(Clone, Debug)]
@@ -129,14 +130,31 @@ impl Container {
 
     /// Runs a command in it, as a probe of kubelet does; fails unless its code is 0.
     pub async fn exec(&self, command: &[&str]) -> Result<(), Failure> {
+        match self.run(command).await? {
+            Output { code: Some(0), .. } => Ok(()),
+            Output { code, lines } => {
+                Err(Failure::new(format!("{command:?} ended with {code:?}")).with_log(&format!("{command:?}"), &lines))
+            }
+        }
+    }
+
+    /// Runs a command in it.
+    pub async fn run(&self, command: &[&str]) -> Result<Output, Failure> {
         let words = [&runtime()[..], &["exec", &self.0], command].concat().into_iter().map(str::to_owned);
         let arguments: Vec<_> = words.collect();
         let mut process = Process::start("podman exec", &program()?, &arguments, &inherited(), &workspace())?;
-        match process.wait_exit().await? {
-            status if status.success() => Ok(()),
-            status => Err(process.failure(format!("{command:?} ended with {status}"))),
-        }
+        let code = process.wait_exit().await?.code();
+        Ok(Output { code, lines: process.log().lines() })
     }
+}
+
+/// What a command in a container left.
+#[derive(Debug)]
+pub struct Output {
+    /// Its exit code.
+    pub code: Option<i32>,
+    /// The lines that it wrote.
+    pub lines: Vec<String>,
 }
 
 impl Drop for Container {
@@ -194,21 +212,43 @@ impl Drop for Images {
     }
 }
 
-/// An image that stands for Istio's proxy, with Envoy in the place of its agent; removed when this is dropped.
-pub struct ProxyImage(String);
+/// An image with one program and the libraries that it loads; removed when this is dropped. No registry is asked.
+pub struct ProgramImage(String);
 
-impl ProxyImage {
-    /// Makes it from the Envoy that tests use and the libraries that this one loads; no registry is asked.
-    pub fn build(scratch: &Path) -> Result<Self, Failure> {
-        let envoy = binary("ENVOY_BINARY", "target/envoy/envoy", "run tests/testkit/install-envoy.sh")?;
-        let root = scratch.join("proxy-image");
-        let listed = output(Command::new("ldd").arg(&envoy))?;
+impl ProgramImage {
+    /// An image that stands for Istio's proxy: the Envoy that tests use in the place of its agent.
+    pub fn proxy(scratch: &Path) -> Result<Self, Failure> {
+        Self::build(&scratch.join("proxy-image"), &envoy()?, &["usr/local/bin/pilot-agent"])
+    }
+
+    /// An image of the Envoy that tests use.
+    pub fn envoy(scratch: &Path) -> Result<Self, Failure> {
+        Self::build(&scratch.join("envoy-image"), &envoy()?, &["usr/local/bin/envoy"])
+    }
+
+    /// An image of the test kit's applications, which begins as a container that does nothing.
+    pub fn applications(scratch: &Path) -> Result<Self, Failure> {
+        let names = ["pause", "bin/go-httpbin", "bin/sleep", "usr/bin/curl"];
+        Self::build(&scratch.join("application-image"), &helper("application")?, &names)
+    }
+
+    /// Lays it out in `root`, the program under the first of these names and links to it under the others.
+    fn build(root: &Path, program: &Path, names: &[&str]) -> Result<Self, Failure> {
+        let listed = output(Command::new("ldd").arg(program))?;
         let libraries: Vec<_> = listed.split_whitespace().filter(|word| word.starts_with('/')).collect();
-        fs::create_dir_all(root.join("usr/local/bin")).or_fail("lay out the proxy's image")?;
-        output(Command::new("cp").args(["--parents", "--dereference"]).args(libraries).arg(&root))?;
-        output(Command::new("cp").arg(&envoy).arg(root.join("usr/local/bin/pilot-agent")))?;
-        fs::write(root.join("Containerfile"), "FROM scratch\nCOPY . /\n").or_fail("write its recipe")?;
-        let image = Self(format!("localhost/{}", unique("proxy")));
+        fs::create_dir_all(root).or_fail("lay out an image")?;
+        output(Command::new("cp").args(["--parents", "--dereference"]).args(libraries).arg(root))?;
+        for (index, name) in names.iter().enumerate() {
+            let path = root.join(name);
+            fs::create_dir_all(path.parent().unwrap_or(root)).or_fail("lay out an image")?;
+            match index {
+                0 => _ = output(Command::new("cp").arg(program).arg(&path))?,
+                _ => symlink(Path::new("/").join(names[0]), &path).or_fail("lay out an image")?,
+            }
+        }
+        let recipe = format!("FROM scratch\nCOPY . /\nUSER 65535:65535\nENTRYPOINT [\"/{}\"]\n", names[0]);
+        fs::write(root.join("Containerfile"), recipe).or_fail("write an image's recipe")?;
+        let image = Self(format!("localhost/{}", unique("program")));
         podman(&["build", "--quiet", "--network", "none", "--tag", &image.0, &root.display().to_string()])?;
         Ok(image)
     }
@@ -219,10 +259,14 @@ impl ProxyImage {
     }
 }
 
-impl Drop for ProxyImage {
+impl Drop for ProgramImage {
     fn drop(&mut self) {
         let _ = podman(&["rmi", "--ignore", &self.0]);
     }
+}
+
+fn envoy() -> Result<PathBuf, Failure> {
+    binary("ENVOY_BINARY", "target/envoy/envoy", "run tests/testkit/install-envoy.sh")
 }
 
 /// Runs podman and returns what it writes, without the end of the last line.
@@ -239,14 +283,14 @@ fn output(command: &mut Command) -> Result<String, Failure> {
     Err(Failure::new(format!("{command:?} failed: {}{}", text(&output.stdout), text(&output.stderr))))
 }
 
-fn program() -> Result<PathBuf, Failure> {
+pub(crate) fn program() -> Result<PathBuf, Failure> {
     let places = ["/usr/bin/podman", "/usr/local/bin/podman"].map(PathBuf::from);
     let found = places.into_iter().find(|path| path.is_file());
     found.ok_or_else(|| Failure::new("podman is missing: run tests/testkit/install-podman.sh"))
 }
 
 /// Debian's crun does not start containers everywhere where runc does.
-fn runtime() -> [&'static str; 2] {
+pub(crate) fn runtime() -> [&'static str; 2] {
     ["--runtime", "runc"]
 }
 

@@ -25,12 +25,20 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server on a free port. `answer` gets the request and the peer's address.
+    /// Starts a server on a free loopback port. `answer` gets the request and the peer's address.
     pub async fn start<F>(name: &str, answer: F) -> Result<Self, Failure>
     where
         F: Fn(&Request<Incoming>, IpAddr) -> Response<Full<Bytes>> + Clone + Send + Sync + 'static,
     {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.or_fail(format!("bind {name}"))?;
+        Self::start_at(name, (Ipv4Addr::LOCALHOST, 0).into(), answer).await
+    }
+
+    /// The same on this address.
+    pub async fn start_at<F>(name: &str, address: SocketAddr, answer: F) -> Result<Self, Failure>
+    where
+        F: Fn(&Request<Incoming>, IpAddr) -> Response<Full<Bytes>> + Clone + Send + Sync + 'static,
+    {
+        let listener = TcpListener::bind(address).await.or_fail(format!("bind {name} to {address}"))?;
         let address = listener.local_addr().or_fail(format!("bind {name}"))?;
         Ok(Self { address, task: tokio::spawn(accept(listener, answer)) })
     }

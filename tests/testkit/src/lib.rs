@@ -19,6 +19,7 @@ pub mod http;
 pub mod http_server;
 pub mod httpbin;
 pub mod istio_ca;
+pub mod kubelet;
 pub mod kubernetes;
 pub mod nameserver;
 pub mod pilot_agent;

@@ -1,0 +1,264 @@
+//! The four-call scene in pods: `sleep` and `httpbin` in the namespaces `foo` and `bar`, each a pod of containers (the
+//! shim, an Envoy, the application) as the API server hands them to kubelet after the chart's injection. Where the
+//! machine does not let us start containers nothing can be tested, which is said past the test harness.
+
+#[path = "pods/scene.rs"]
+mod scene;
+
+use std::{io::Write, path::Path};
+
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use testkit::{
+    Failure, OrFail, confined,
+    development_ca::{Fault, Outcome as CaOutcome},
+    envoy::Admin,
+    http,
+    kubelet::{Exit, Node, RunningPod},
+    scan::scan,
+};
+use tokio::net::TcpStream;
+use tonic::Code;
+
+use scene::{Scene, Way};
+
+type Outcome = Result<(), Failure>;
+
+/// The port that the sidecar has for others.
+const INBOUND: u16 = 15006;
+/// Where the root certificate is that a pod is given.
+const ROOT: &str = "/var/run/secrets/istio";
+
+fn containers_can_be_started() -> bool {
+    if !confined::holds_sys_admin() {
+        let _ = writeln!(std::io::stderr(), "NOT TESTED: this machine lets us start no containers (no CAP_SYS_ADMIN)");
+    }
+    confined::holds_sys_admin()
+}
+
+#[tokio::test]
+async fn four_pods_call_each_other_over_mutual_tls_without_a_secret_in_any_mount() -> Outcome {
+    if !containers_can_be_started() {
+        return Ok(());
+    }
+    let scene = Scene::start(Way::Listeners).await?;
+    let mesh = scene.mesh().await?;
+    for pod in mesh.pods() {
+        println!("{}: {:?}", pod.name(), pod.containers().collect::<Vec<_>>());
+        assert_eq!(pod.containers().take(2).collect::<Vec<_>>(), ["sds-shim", "sds-shim-envoy"]);
+        shim_is_confined(pod).await?;
+        nothing_private_is_mounted(pod)?;
+    }
+    mesh.calls().await?;
+    for server in &mesh.servers {
+        let handshakes = admin(server)?.stats(".ssl.handshake").await?;
+        let inbound = handshakes.iter().find(|(name, _)| name.starts_with("listener.") && name.contains("15006"));
+        assert_eq!(inbound.map(|(_, count)| *count), Some(2), "{handshakes:?}");
+        refuses_plaintext(&scene.node, server).await?;
+        // What comes past the sidecar: the application listens on the pod's loopback address alone.
+        assert!(http_get(&scene.node, server, 8080).await.is_err());
+    }
+    let first = &mesh.clients[0];
+    token_is_rewritten(first).await?;
+    mesh.calls().await?;
+    mesh.delete(&scene.node).await?;
+    scene.leaves_nothing().await
+}
+
+/// As with Istio's CNI plugin: nobody is told of the sidecar, iptables leads there what goes out and what comes in.
+#[tokio::test]
+async fn the_same_pods_call_each_other_where_iptables_leads_through_the_sidecar() -> Outcome {
+    if !containers_can_be_started() {
+        return Ok(());
+    }
+    let scene = Scene::start(Way::Iptables).await?;
+    let mesh = scene.mesh().await?;
+    mesh.calls().await?;
+    for server in &mesh.servers {
+        assert_eq!(
+            server.exec("httpbin", &["/usr/bin/curl", "--include", "http://127.0.0.1:8080/ip"]).await?.code,
+            Some(0)
+        );
+        // Every port is the sidecar's, also the application's own.
+        for port in [8080, 80] {
+            assert!(http_get(&scene.node, server, port).await.is_err(), "port {port}");
+        }
+    }
+    mesh.delete(&scene.node).await?;
+    scene.leaves_nothing().await
+}
+
+#[tokio::test]
+async fn the_application_starts_only_when_the_certificate_is_there() -> Outcome {
+    if !containers_can_be_started() {
+        return Ok(());
+    }
+    let scene = Scene::start(Way::Listeners).await?;
+    scene.ca.set_fault(Some(Fault::Status(Code::Unavailable, "not yet".to_owned())));
+    let manifest = scene.manifest("sleep", "foo")?;
+    let mut starting = Box::pin(scene.node.run(&manifest));
+    tokio::select! {
+        pod = &mut starting => panic!("it started without a certificate: {:?}", pod.map(|pod| pod.name())),
+        () = scene.ca.wait_for_outcomes(3) => {}
+    }
+    assert_eq!(scene.running("/bin/sleep")?, 0, "the application runs");
+    assert_eq!(scene.running("/usr/local/bin/envoy")?, 0, "Envoy runs");
+    scene.ca.set_fault(None);
+    let pod = starting.await?;
+    assert_eq!(scene.running("/bin/sleep")?, 1);
+    let issued = |outcome: &CaOutcome| matches!(outcome, CaOutcome::Issued { spiffe_id: id, .. } if *id == testkit::workload::spiffe_id("foo", "sleep"));
+    assert_eq!(scene.ca.calls().iter().filter(|call| issued(&call.outcome)).count(), 1);
+    // A pod that is not deleted in order is removed as well.
+    drop(pod);
+    scene.leaves_nothing().await
+}
+
+#[tokio::test]
+async fn a_pod_that_asks_for_what_is_not_understood_is_refused() -> Outcome {
+    if !containers_can_be_started() {
+        return Ok(());
+    }
+    let scene = Scene::start(Way::Listeners).await?;
+    let cases: [(&str, Value, &str); 5] = [
+        ("/spec/volumes/0", json!({ "name": "key", "secret": { "secretName": "key" } }), "unknown field `secret`"),
+        ("/spec/volumes/0", json!({ "name": "host", "hostPath": { "path": "/" } }), "unknown field `hostPath`"),
+        ("/spec/containers/0/securityContext", json!({ "privileged": true }), "privileged"),
+        ("/spec/containers/0/image", json!("example.com/other"), "no image example.com/other"),
+        ("/spec/containers/0/securityContext", json!({ "runAsUser": 0, "runAsNonRoot": true }), "runAsNonRoot"),
+    ];
+    for (place, value, told) in cases {
+        let mut pod = scene.manifest("sleep", "foo")?;
+        *pod.pointer_mut(place).expect("it is in the manifest") = value;
+        match scene.node.run(&pod).await {
+            Ok(pod) => panic!("{} runs with {place}", pod.name()),
+            Err(failure) => assert!(failure.what().contains(told), "{failure}"),
+        }
+    }
+    scene.leaves_nothing().await
+}
+
+/// The properties that the container's manifest asks for, seen from outside and told by the shim itself.
+async fn shim_is_confined(pod: &RunningPod) -> Outcome {
+    let container = pod.container("sds-shim")?;
+    for (name, value) in [
+        ("Uid", "1337\t1337\t1337\t1337"),
+        ("Gid", "1337\t1337\t1337\t1337"),
+        ("CapEff", "0000000000000000"),
+        ("CapBnd", "0000000000000000"),
+        ("NoNewPrivs", "1"),
+        ("Seccomp", "2"),
+        ("VmSwap", "0"),
+    ] {
+        assert_eq!(container.status(name).await?, value, "{name} in {}", pod.name());
+    }
+    let told = testkit::container::podman(&[
+        "container",
+        "inspect",
+        "--format",
+        "{{.HostConfig.Memory}} {{.HostConfig.ReadonlyRootfs}} {{.State.OOMKilled}}",
+        container.name(),
+    ])?;
+    assert_eq!(told, format!("{} true false", 16 << 20));
+    let memory = &status(pod).await?["memory"];
+    assert_eq!(memory["level"], "secret", "{memory}");
+    assert_eq!(memory["missing"], json!([]), "{memory}");
+    assert!(memory["mapped_bytes"].as_u64() <= memory["limit_bytes"].as_u64(), "{memory}");
+    Ok(())
+}
+
+async fn status(pod: &RunningPod) -> Result<Value, Failure> {
+    let output = pod.exec("sds-shim", &["/usr/local/bin/sds-shim", "status", "--json"]).await?;
+    serde_json::from_str(&output.lines.join("\n")).or_fail("read the shim's status")
+}
+
+/// Every file that a container of the pod sees and that does not come from its image.
+fn nothing_private_is_mounted(pod: &RunningPod) -> Outcome {
+    const NO_FILES: [&str; 7] = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "overlay"];
+    for container in pod.containers() {
+        let name = pod.container(container)?.name();
+        let upper =
+            testkit::container::podman(&["container", "inspect", "--format", "{{.GraphDriver.Data.UpperDir}}", name])?;
+        let written = scan(Path::new(&upper)).or_fail(format!("search {upper}"))?;
+        assert_eq!(written.findings, [], "in the root of {container} of {}", pod.name());
+        let process = format!("/proc/{}", pod.pid(container)?);
+        let mounts = std::fs::read_to_string(format!("{process}/mounts")).or_fail("read the mounts")?;
+        let mut searched = 0;
+        for line in mounts.lines() {
+            let [_, place, kind, ..] = line.split(' ').collect::<Vec<_>>()[..] else { continue };
+            let path = format!("{process}/root{place}");
+            let kernels = ["/proc/", "/sys/"].iter().any(|prefix| place.starts_with(prefix));
+            if kernels || NO_FILES.contains(&kind) || !Path::new(&path).is_dir() {
+                continue;
+            }
+            searched += 1;
+            for finding in scan(Path::new(&path)).or_fail(format!("search {place}"))?.findings {
+                // The one thing that is given: whom to trust.
+                assert!(place == ROOT && finding.what == "certificate (PEM)", "{}: {finding:?}", pod.name());
+            }
+        }
+        assert!(searched > 0, "no mount of {container} was searched");
+    }
+    Ok(())
+}
+
+/// A probe from the node, which stands for a pod outside of the mesh.
+async fn refuses_plaintext(node: &Node, server: &RunningPod) -> Outcome {
+    let admin = admin(server)?;
+    let before = refused(&admin).await?;
+    assert!(http_get(node, server, INBOUND).await.is_err(), "{} answers plaintext", server.name());
+    assert_eq!(refused(&admin).await?, before + 1);
+    Ok(())
+}
+
+async fn refused(admin: &Admin) -> Result<u64, Failure> {
+    let counters = admin.stats(".ssl.connection_error").await?;
+    Ok(counters.iter().filter(|(name, _)| name.starts_with("listener.")).map(|(_, count)| count).sum())
+}
+
+async fn http_get(node: &Node, pod: &RunningPod, port: u16) -> Result<http::Answer, Failure> {
+    let address = (pod.address(), port);
+    let answer = node.inside(async move {
+        let stream = TcpStream::connect(address).await.or_fail("connect")?;
+        http::get(stream, "httpbin", "/ip").await
+    });
+    answer.await?
+}
+
+fn admin(pod: &RunningPod) -> Result<Admin, Failure> {
+    Ok(Admin::at(&pod.volume("sds-shim-admin")?.join("admin.sock")))
+}
+
+/// kubelet brings a new token; the shim's next call carries that one.
+async fn token_is_rewritten(pod: &RunningPod) -> Outcome {
+    let file = pod.volume("sds-shim-token")?.join("istio-token");
+    let read = || std::fs::read_to_string(&file).or_fail("read the token");
+    let (before, expiry) = (read()?, status(pod).await?["workloads"][0]["token_not_after"].clone());
+    pod.refresh()?;
+    assert_ne!(read()?, before);
+    let renewed = pod.exec("sds-shim", &["/usr/local/bin/sds-shim", "renew"]).await?;
+    assert_eq!(renewed.code, Some(0), "{renewed:?}");
+    let told = status(pod).await?["workloads"][0]["token_not_after"].clone();
+    assert!(told.is_string() && told != expiry, "{told} after {expiry}");
+    Ok(())
+}
+
+impl scene::Mesh {
+    /// `kubectl delete`: the application goes first, then Envoy, then the shim.
+    async fn delete(self, node: &Node) -> Outcome {
+        for pod in self.into_pods() {
+            let (name, application) = (pod.name(), pod.containers().nth(2).unwrap_or_default().to_owned());
+            let processes: Vec<_> = pod.containers().map(|container| pod.pid(container)).collect::<Result<_, _>>()?;
+            let exits = pod.delete(node).await?;
+            println!("{name} is deleted: {exits:?}");
+            let exit = |container: &str, code| Exit { container: container.to_owned(), code: Some(code) };
+            // sleep does not heed SIGTERM, as the first process of its container.
+            let code = if application == "sleep" { 137 } else { 0 };
+            assert_eq!(exits, [exit(&application, code), exit("sds-shim-envoy", 0), exit("sds-shim", 0)]);
+            for process in processes {
+                let gone = nix::sys::signal::kill(Pid::from_raw(process.cast_signed()), None);
+                assert_eq!(gone, Err(nix::errno::Errno::ESRCH), "process {process}");
+            }
+        }
+        Ok(())
+    }
+}
