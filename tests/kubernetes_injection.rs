@@ -148,6 +148,61 @@ async fn values_arrive_in_the_pods_and_nothing_is_left_of_a_release() -> Outcome
     cluster.stop().await
 }
 
+/// `tests/pods` runs pods without a cluster, from files. After a change of the chart `WRITE_PODS=1` writes them anew.
+#[tokio::test]
+#[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
+async fn the_pods_that_run_without_a_cluster_are_those_of_the_api_server() -> Outcome {
+    let cluster = Cluster::start().await?;
+    namespaces(&cluster).await?;
+    let istiod = ["--set", "developmentCA.enabled=false"];
+    let install = ["install", "sds-shim", CHART, "-n", "default", "-f", SAMPLE];
+    cluster.helm(&[&install[..], &istiod].concat()).await?;
+    made_so(&cluster, &pod(json!({}), json!({})), |pod| port(pod).is_some()).await?;
+    let mut files = Vec::new();
+    for name in ["httpbin", "sleep"] {
+        let sample = format!("{CHART}/samples/{name}.yaml");
+        cluster.kubectl(&["apply", "-n", "foo", "-f", &sample]).await?;
+        let deployment = cluster.get(&["deployment", name, "-n", "foo"]).await?;
+        let mut template = deployment["spec"]["template"].clone();
+        template["apiVersion"] = json!("v1");
+        template["kind"] = json!("Pod");
+        template["metadata"]["name"] = json!(name);
+        template["metadata"]["namespace"] = json!("foo");
+        files.push((name, stripped(made(&cluster, &template).await?)));
+    }
+    let mut service = stripped(cluster.get(&["service", "httpbin", "-n", "foo"]).await?);
+    if let Some(spec) = service["spec"].as_object_mut() {
+        spec.retain(|name, _| !name.starts_with("clusterIP"));
+    }
+    if let Some(metadata) = service["metadata"].as_object_mut() {
+        metadata.remove("annotations");
+    }
+    files.push(("httpbin-service", service));
+    let mut map = stripped(cluster.get(&["configmap", "sds-shim", "-n", "foo"]).await?);
+    map["metadata"] = json!({ "name": "sds-shim", "namespace": "foo" });
+    files.push(("configuration", map));
+    for (name, object) in files {
+        let path = workspace().join("tests/pods").join(format!("{name}.json"));
+        let text = format!("{object:#}\n");
+        if std::env::var_os("WRITE_PODS").is_some() {
+            fs::write(&path, text).or_fail("write the object")?;
+            continue;
+        }
+        let told = fs::read_to_string(&path).or_fail(format!("read {}", path.display()))?;
+        assert_eq!(told, text, "{} is not what the API server has now: WRITE_PODS=1 writes it anew", path.display());
+    }
+    cluster.stop().await
+}
+
+/// Without what is another one each time.
+fn stripped(object: Value) -> Value {
+    let mut object = cleaned(&object);
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
+    }
+    object
+}
+
 /// What a release makes and could leave behind, by kind, namespace and name.
 async fn everything(cluster: &Cluster) -> Result<Vec<String>, Failure> {
     let kinds = "configmaps,secrets,services,serviceaccounts,deployments,clusterrolebindings,\
