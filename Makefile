@@ -18,7 +18,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build image openssl envoy gdb podman prometheus systemd pilot-agent istio-ca istio-injector kubernetes demo demo-migration demo-control-plane \
+.PHONY: help build image image-ca openssl envoy gdb podman prometheus systemd pilot-agent istio-ca istio-injector kubernetes demo demo-migration demo-control-plane \
   test test-kubernetes conformance-istio soak seccomp check fuzz fuzz-short asan distribution clean
 
 help: ## list the targets
@@ -31,6 +31,10 @@ build: openssl ## the shipped binary, at target/dist/sds-shim
 
 image: build podman ## container images with podman: the binary alone, and with BASE=image a sidecar's; how in packaging/image/build.sh
 	@packaging/image/build.sh $(BASE)
+
+image-ca: build podman ## the same with the image of the development CA, for trials of the Helm chart
+	@RUSTFLAGS="-C target-feature=+crt-static $(REMAP)" $(CARGO) build --quiet --release --target $(TARGET) --package development-ca --bins
+	@DEVELOPMENT_CA=target/$(TARGET)/release/development-ca packaging/image/build.sh $(BASE)
 
 demo: build envoy ## the acceptance scene: four workloads, real Envoys; KEEP=1 leaves it up
 	@$(CARGO) build --quiet --package testkit --bin demo

@@ -2,6 +2,7 @@
 # Builds the container images with podman: `build.sh [BASE]`.
 #   sds-shim:VERSION           the static binary on an empty base
 #   sds-shim:VERSION-sidecar   BASE, an image of Istio's proxy, with the binary and `sds-shim exec` as its entrypoint
+#   sds-shim-development-ca:VERSION   the CA for trials, when DEVELOPMENT_CA names its static binary
 # The same source gives the same bytes. All times are SOURCE_DATE_EPOCH, by default that of the commit.
 # IMAGE names another repository than localhost/sds-shim; SHIM_BINARY and OPENSSL_DIR name what `make build` made.
 set -euo pipefail
@@ -45,3 +46,7 @@ packed=$(podman save --format oci-archive "$image:$version" | gzip -9n | wc -c)
 echo "image: its layer has $((size / 1024)) KiB, $((packed / 1024)) KiB packed; at most $budget KiB are allowed"
 [ "$((size / 1024))" -le "$budget" ] || fail "the layer is larger than its budget"
 if [ -n "$base" ]; then build sidecar "$image:$version-sidecar" "$base"; fi
+if [ -n "${DEVELOPMENT_CA:-}" ]; then
+  cp "$DEVELOPMENT_CA" "$context/development-ca"
+  build development-ca "$image-development-ca:$version"
+fi
