@@ -13,7 +13,9 @@ const CHART: &str = "packaging/helm/sds-shim";
 /// Runs helm without a cluster, for Kubernetes 1.37, with these values; what it wrote, or what it refused.
 fn helm(arguments: &[&str], values: &Value) -> Result<String, String> {
     let mut command = Command::new(workspace().join("target/kubernetes/helm"));
-    command.args(arguments).args(["--kube-version", "1.37.2", "-f", "-"]).current_dir(workspace());
+    // What is given later is what counts.
+    command.args(&arguments[..1]).args(["--kube-version", "1.37.2", "-f", "-"]).args(&arguments[1..]);
+    command.current_dir(workspace());
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().expect("run tests/testkit/install-kubernetes.sh");
     let mut input = child.stdin.take().expect("it is piped");
@@ -98,6 +100,10 @@ fn what_the_cluster_lacks_is_named() {
         told.contains("podMonitor.enabled needs monitoring.coreos.com/v1/PodMonitor, which this cluster"),
         "{told}"
     );
+    let old = ["template", "sds-shim", CHART, "--kube-version", "1.35.0"];
+    let told = helm(&old, &json!({ "namespaces": ["foo"] })).expect_err("it has no such policies");
+    assert!(told.contains("take Kubernetes 1.36 or newer, or injection=patch"), "{told}");
+    helm(&old, &json!({ "namespaces": ["foo"], "injection": "patch" })).expect("it takes none");
     let values = json!({ "namespaces": ["foo"], "metrics": { "enabled": true }, "podMonitor": { "enabled": true },
         "prometheusRule": { "enabled": true, "labels": { "release": "prometheus" } } });
     let told = template(&values).expect("all is there");

@@ -148,6 +148,42 @@ async fn values_arrive_in_the_pods_and_nothing_is_left_of_a_release() -> Outcome
     cluster.stop().await
 }
 
+/// What older API servers are given makes the same of a deployment.
+#[tokio::test]
+#[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
+async fn a_patch_adds_the_same_sidecars() -> Outcome {
+    let cluster = Cluster::start().await?;
+    namespaces(&cluster).await?;
+    let install = ["install", "sds-shim", CHART, "-n", "default", "-f", SAMPLE, "--set", "injection=patch"];
+    let told = cluster.helm(&install).await?;
+    cluster.kubectl(&["apply", "-n", "foo", "-f", &format!("{CHART}/samples/httpbin.yaml")]).await?;
+    let (_, command) = told.split_once("look at who it is:\n").expect("the notes have the command");
+    let command = command.split("\n  kubectl -n foo exec").next().unwrap_or_default();
+    cluster.script(&command.replace("deployment sleep", "deployment httpbin")).await?.success()?;
+    let patched = cluster.get(&["deployment", "httpbin", "-n", "foo"]).await?["spec"]["template"].clone();
+
+    cluster.helm(&["upgrade", "sds-shim", CHART, "-n", "default", "-f", SAMPLE]).await?;
+    let annotated = json!({ "annotations": { "sds-shim.dev/port": "8080" } });
+    let injected = made_so(&cluster, &pod(annotated, json!({})), |pod| port(pod).is_some()).await?;
+    assert_eq!(port(&patched), Some(8080));
+    assert_eq!(patched["metadata"]["labels"]["sds-shim.dev/injected"], "true");
+    for list in ["initContainers", "volumes"] {
+        let ours = |pod: &Value| {
+            let entries = pod["spec"][list].as_array().into_iter().flatten().cloned();
+            let mut ours: Vec<_> = entries.filter(|entry| entry["name"].to_string().contains("sds-shim")).collect();
+            // The API server mounts its own token into what comes without it.
+            for container in &mut ours {
+                if let Some(mounts) = container["volumeMounts"].as_array_mut() {
+                    mounts.retain(|mount| !mount["name"].to_string().contains("kube-api-access"));
+                }
+            }
+            ours
+        };
+        assert_eq!(ours(&patched), ours(&injected), "{list}");
+    }
+    cluster.stop().await
+}
+
 /// `tests/pods` runs pods without a cluster, from files. After a change of the chart `WRITE_PODS=1` writes them anew.
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
@@ -205,7 +241,7 @@ fn stripped(object: Value) -> Value {
 
 /// What a release makes and could leave behind, by kind, namespace and name.
 async fn everything(cluster: &Cluster) -> Result<Vec<String>, Failure> {
-    let kinds = "configmaps,secrets,services,serviceaccounts,deployments,clusterrolebindings,\
+    let kinds = "configmaps,networkpolicies,secrets,services,serviceaccounts,deployments,clusterrolebindings,\
                  mutatingadmissionpolicies,mutatingadmissionpolicybindings,\
                  validatingadmissionpolicies,validatingadmissionpolicybindings";
     let all = cluster.get(&[kinds, "-A"]).await?;
@@ -233,7 +269,7 @@ fn unusual() -> Value {
     json!({
         "namespaces": ["foo"],
         "trustDomain": "example.org",
-        "mutualTLS": { "mode": "PERMISSIVE" },
+        "mutualTLS": { "mode": "PERMISSIVE", "networkPolicy": true },
         "ca": {
             "address": "ca.example.org:443,10.0.0.1:15012", "serverName": "ca.example.org", "audience": "other",
             "tokenSeconds": 3600,

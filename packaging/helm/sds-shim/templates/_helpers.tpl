@@ -26,14 +26,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "sds-shim.needs" -}}
 {{- $context := index . 0 }}
 {{- if not ($context.Capabilities.APIVersions.Has (index . 1)) }}
-{{- fail (printf "%s needs %s, which this cluster does not have: %s, or unset the value (`helm template` knows no cluster: add --api-versions %s)" (index . 2) (index . 1) (index . 3) (index . 1)) }}
+{{- fail (printf "%s needs %s, which this cluster does not have: %s (`helm template` knows no cluster: add --api-versions %s)" (index . 2) (index . 1) (index . 3) (index . 1)) }}
 {{- end }}
 {{- end }}
 
 {{- /* Helm does not know each kind of Kubernetes' own when it has no cluster. */}}
 {{- define "sds-shim.needsPolicies" -}}
 {{- if semverCompare "<1.36.0-0" .context.Capabilities.KubeVersion.Version }}
-{{- include "sds-shim.needs" (list .context "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy" .value "take Kubernetes 1.36 or newer") }}
+{{- include "sds-shim.needs" (list .context "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy" .value (printf "take Kubernetes 1.36 or newer, or %s" .instead)) }}
 {{- end }}
 {{- end }}
 

@@ -7,7 +7,7 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
   restartPolicy: Always
   args: [serve]
   env:
-{{ include "sds-shim.env" . | indent 2 }}
+{{ include "sds-shim.env" . | trim | indent 2 }}
 {{- if .Values.metrics.enabled }}
   ports:
   - name: sds-metrics
