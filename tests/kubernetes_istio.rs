@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep};
 type Outcome = Result<(), Failure>;
 
 const CHART: &str = "packaging/helm/sds-shim";
+const ISTIOD: &str = "target/istio-injector/istiod";
 const IMAGE: &str = "localhost/sds-shim:0.1.0-sidecar";
 const TEMPLATES: &str = "inject.istio.io/templates";
 const PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
@@ -30,13 +31,17 @@ const IN_FORCE: Duration = Duration::from_secs(60);
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes istio-injector` builds"]
 async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
     let cluster = Cluster::start().await?;
-    for namespace in ["foo", "bar", "istio-system"] {
+    for namespace in ["foo", "bar"] {
         cluster.kubectl(&["create", "namespace", namespace]).await?;
         cluster.kubectl(&["wait", "--for=create", "-n", namespace, "sa/default"]).await?;
     }
-    let values =
-        "mode=istio,namespaces={foo},istio.peerAuthentication=false,metrics.enabled=true,env.SDS_SHIM_LOG=debug";
+    for (release, chart) in [("istio-base", "target/istio-injector/base"), ("istiod", ISTIOD)] {
+        cluster.helm(&["install", release, chart, "-n", "istio-system", "--create-namespace"]).await?;
+    }
+    let values = "mode=istio,namespaces={foo},metrics.enabled=true,env.SDS_SHIM_LOG=debug";
     cluster.helm(&["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "--set", values]).await?;
+    let strict = cluster.get(&["peerauthentication", "default", "-n", "istio-system"]).await?;
+    assert_eq!(strict["spec"]["mtls"]["mode"], "STRICT");
     policies(&cluster).await?;
     configure(&cluster, "").await?;
 
@@ -119,15 +124,14 @@ async fn made(cluster: &Cluster, namespace: &str, annotations: &Value) -> Result
     object(&cluster.kubectl_on(&pod, &["create", "--dry-run=server", "-o", "json", "-f", "-"]).await?)
 }
 
-/// What `helm upgrade istiod` would give the injector, with our fragment as the manual has it.
+/// Gives istiod our template as the manual has it, with a value besides, and takes what the injector would have then.
 async fn configure(cluster: &Cluster, value: &str) -> Outcome {
     let script = format!(
         "kubectl -n sds-shim get configmap sds-shim-istio -o jsonpath='{{.data.values\\.yaml}}' |
-           helm template istiod target/istio-injector/istiod -n istio-system -f - --set '{value}' \
-             --kube-version 1.37.2 -s templates/istiod-injector-configmap.yaml |
-           kubectl create --dry-run=client -o json -f -"
+           helm upgrade istiod {ISTIOD} -n istio-system --reuse-values -f - --set '{value}'"
     );
-    let map = object(&cluster.script(&script).await?.success()?)?;
+    cluster.script(&script).await?.success()?;
+    let map = cluster.get(&["configmap", "istio-sidecar-injector", "-n", "istio-system"]).await?;
     for name in ["config", "values"] {
         let text = map["data"][name].as_str().unwrap_or_default();
         fs::write(cluster.path().join(name), text).or_fail(format!("write the injector's {name}"))?;

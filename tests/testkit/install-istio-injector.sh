@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds Istio's own injector as tests/istio-injector runs it, and copies the chart of istiod, into target/istio-injector,
-# for the tests of our chart. Quick when it has been built from the same sources. Needs Go, which comes from Debian's
+# Builds Istio's own injector as tests/istio-injector runs it, and copies Istio's charts, into target/istio-injector, for
+# the tests of our chart. Quick when it has been built from the same sources. Needs Go, which comes from Debian's
 # packages when it is missing; the modules, and a newer Go where tests/istio-injector/go.mod wants one, come from Go's
 # module proxy.
 set -eu
@@ -38,10 +38,11 @@ cd "$source"
 GOFLAGS=-mod=readonly GOTOOLCHAIN=${GOTOOLCHAIN:-auto} go build -p=2 -trimpath -ldflags="-s -w" -tags=disable_pgv \
     -o "$directory/istio-injector.new" . || fail "go build failed in $source; its message is above"
 module=$(GOFLAGS=-mod=readonly go list -m -f '{{.Dir}}' istio.io/istio) || fail "the sources of Istio are not where Go has them"
-rm -rf "$directory/istiod"
+rm -rf "$directory/istiod" "$directory/base"
 cp -r "$module/manifests/charts/istio-control/istio-discovery" "$directory/istiod"
+cp -r "$module/manifests/charts/base" "$directory/base"
 # Go keeps its modules read-only.
-chmod -R u+w "$directory/istiod"
+chmod -R u+w "$directory/istiod" "$directory/base"
 mv -f "$directory/istio-injector.new" "$directory/istio-injector"
 echo "$hash" >"$directory/sources"
 say "built $directory/istio-injector"
