@@ -4,7 +4,7 @@ mod kubernetes_stage;
 
 use std::path::Path;
 
-use kubernetes_stage::{CA, Stage, VOLUME};
+use kubernetes_stage::{CA, CA_TOKEN, Stage, VOLUME, authority};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use testkit::{
@@ -164,9 +164,9 @@ async fn deployed(stage: &mut Stage) -> Result<(), Failure> {
     let moved = ["--dir=", "--listen="];
     let mut arguments: Vec<_> =
         arguments.filter(|argument| !moved.iter().any(|flag| argument.starts_with(flag))).map(str::to_owned).collect();
-    let token_file = stage.scratch.path().join("ca-token");
+    let token_file = stage.scratch.path().join(CA_TOKEN);
     arguments.extend([
-        format!("--dir={}", stage.authority().await?.display()),
+        format!("--dir={}", authority(&stage.cluster, stage.scratch.path()).await?.display()),
         "--listen=127.0.0.1:0".to_owned(),
         format!("--api-server={}", stage.cluster.url()),
         format!("--api-server-ca={}", stage.cluster.root_file().display()),

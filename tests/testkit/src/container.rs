@@ -232,19 +232,20 @@ impl ProgramImage {
         Self::build(&scratch.join("application-image"), &helper("application")?, &names)
     }
 
+    /// An image to call from: curl and sleep as this machine has them.
+    pub fn client(scratch: &Path) -> Result<Self, Failure> {
+        let root = scratch.join("client-image");
+        lay_out(&root, Path::new("/usr/bin/curl"), "usr/bin/curl")?;
+        Self::build(&root, Path::new("/bin/sleep"), &["bin/sleep"])
+    }
+
     /// Lays it out in `root`, the program under the first of these names and links to it under the others.
     fn build(root: &Path, program: &Path, names: &[&str]) -> Result<Self, Failure> {
-        let listed = output(Command::new("ldd").arg(program))?;
-        let libraries: Vec<_> = listed.split_whitespace().filter(|word| word.starts_with('/')).collect();
-        fs::create_dir_all(root).or_fail("lay out an image")?;
-        output(Command::new("cp").args(["--parents", "--dereference"]).args(libraries).arg(root))?;
-        for (index, name) in names.iter().enumerate() {
+        lay_out(root, program, names[0])?;
+        for name in &names[1..] {
             let path = root.join(name);
             fs::create_dir_all(path.parent().unwrap_or(root)).or_fail("lay out an image")?;
-            match index {
-                0 => _ = output(Command::new("cp").arg(program).arg(&path))?,
-                _ => symlink(Path::new("/").join(names[0]), &path).or_fail("lay out an image")?,
-            }
+            symlink(Path::new("/").join(names[0]), &path).or_fail("lay out an image")?;
         }
         let recipe = format!("FROM scratch\nCOPY . /\nUSER 65535:65535\nENTRYPOINT [\"/{}\"]\n", names[0]);
         fs::write(root.join("Containerfile"), recipe).or_fail("write an image's recipe")?;
@@ -263,6 +264,16 @@ impl Drop for ProgramImage {
     fn drop(&mut self) {
         let _ = podman(&["rmi", "--ignore", &self.0]);
     }
+}
+
+/// Puts a program below `root` by this name, and beside it the libraries that it loads.
+fn lay_out(root: &Path, program: &Path, name: &str) -> Result<(), Failure> {
+    let listed = output(Command::new("ldd").arg(program))?;
+    let libraries: Vec<_> = listed.split_whitespace().filter(|word| word.starts_with('/')).collect();
+    let path = root.join(name);
+    fs::create_dir_all(path.parent().unwrap_or(root)).or_fail("lay out an image")?;
+    output(Command::new("cp").args(["--parents", "--dereference"]).args(libraries).arg(root))?;
+    output(Command::new("cp").arg("--dereference").arg(program).arg(&path)).map(drop)
 }
 
 fn envoy() -> Result<PathBuf, Failure> {

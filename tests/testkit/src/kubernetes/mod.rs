@@ -3,6 +3,7 @@
 //! and what a kubelet would do with it is for the test to do.
 
 mod configuration;
+mod node;
 mod objects;
 mod tools;
 
@@ -71,6 +72,11 @@ impl Cluster {
     /// Its directory, for what belongs to it alone.
     pub fn path(&self) -> &Path {
         self.configuration.directory()
+    }
+
+    /// Where one of the programs is.
+    pub fn program(&self, name: &str) -> Result<PathBuf, Failure> {
+        program(name)
     }
 
     /// Its processes: etcd, the API server, the controllers.

@@ -1,0 +1,155 @@
+//! README's section on Kubernetes, command by command, against a real API server, with the pods in containers:
+//! `make test-kubernetes`.
+
+mod kubernetes_stage;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use kubernetes_stage::{CA, world};
+use testkit::{
+    Failure, OrFail,
+    container::{Images, ProgramImage},
+    development_ca::Method,
+    kubelet::{Node, RunningPod},
+    kubernetes::Cluster,
+    scene::World,
+    scratch::Scratch,
+    workspace,
+};
+
+/// Where the pods of the mesh look for the CA.
+const CA_PORT: u16 = 15012;
+
+/// What stands in place of kubectl for `exec`, which the API server hands to the node's kubelet: podman does it.
+const KUBECTL: &str = r#"#!/bin/bash
+if [ "$3" = exec ] && [ "$1 $5 $7" = "-n -c --" ]; then
+    container=$(cat "DIRECTORY/$2.${4#deployment/}.$6") || exit
+    exec podman --runtime runc exec "$container" "${@:8}"
+fi
+exec KUBECTL "$@"
+"#;
+
+/// The commands of the section: each block that is marked as a shell's.
+fn blocks() -> Result<Vec<String>, Failure> {
+    let readme = fs::read_to_string(workspace().join("README.md")).or_fail("read README.md")?;
+    let section = readme.split("\n## ").find(|section| section.starts_with("On Kubernetes\n"));
+    let section = section.ok_or_else(|| Failure::new("README.md has no section on Kubernetes"))?;
+    let blocks = section.split("\n```sh\n").skip(1).filter_map(|rest| rest.split("\n```").next());
+    Ok(blocks.map(str::to_owned).collect())
+}
+
+#[tokio::test]
+#[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
+async fn the_commands_in_the_readme_do_what_it_says() -> Result<(), Failure> {
+    let blocks = blocks()?;
+    let [install, policy, samples, calls, clean] = &blocks[..] else {
+        return Err(Failure::new(format!("README.md has {} blocks of commands, not five", blocks.len())));
+    };
+    let cluster = Cluster::start().await?;
+    let before = cluster.everything().await?;
+    for block in [install, policy, samples] {
+        println!("{}", cluster.script(block).await?.success()?);
+    }
+    let scratch = Scratch::new("pods")?;
+    let world = world(&cluster, scratch.path(), Method::TokenReview).await?;
+    let pictures = Pictures::build(scratch.path())?;
+    let node = pictures.node(&cluster, &world, scratch.path()).await?;
+    let pods = run_all(&cluster, &node).await.map_err(|failure| world.explain(failure))?;
+
+    let tools = tools(&cluster, scratch.path(), &pods)?;
+    // The call in plaintext is refused, as the README says: the script goes on.
+    let told = cluster.script(&format!("PATH={}:$PATH; set +e\n{calls}", tools.display())).await?;
+    println!("{}{}", told.output, told.errors);
+    for expected in expected() {
+        assert!(told.output.contains(&expected), "{expected:?} is not in {}{}", told.output, told.errors);
+    }
+    assert_eq!(told.output.matches("origin").count(), 0, "plaintext was answered");
+
+    println!("{}", cluster.script(clean).await?.success()?);
+    assert_eq!(cluster.everything().await?, before);
+    for (_, pod) in pods {
+        pod.delete(&node).await?;
+    }
+    drop(node);
+    cluster.stop().await
+}
+
+/// What the calls write among other things.
+fn expected() -> Vec<String> {
+    let pairs = [("foo", "foo"), ("foo", "bar"), ("bar", "foo"), ("bar", "bar")];
+    let mut lines: Vec<_> = pairs.map(|(from, to)| format!("sleep.{from} to httpbin.{to}: 200\n")).into();
+    lines.push("By=spiffe://cluster.local/ns/bar/sa/httpbin".to_owned());
+    lines.push("URI=spiffe://cluster.local/ns/foo/sa/sleep".to_owned());
+    lines
+}
+
+/// Images under the names that chart and samples give them.
+struct Pictures {
+    shim: Images,
+    envoy: ProgramImage,
+    server: ProgramImage,
+    client: ProgramImage,
+}
+
+impl Pictures {
+    fn build(scratch: &Path) -> Result<Self, Failure> {
+        Ok(Self {
+            shim: Images::build(None, 1_200_000_000 + std::process::id())?,
+            envoy: ProgramImage::envoy(scratch)?,
+            server: ProgramImage::applications(scratch)?,
+            client: ProgramImage::client(scratch)?,
+        })
+    }
+
+    /// A node of the cluster, on which the CA is found as its Service would have it.
+    async fn node(&self, cluster: &Cluster, world: &World, directory: &Path) -> Result<Node, Failure> {
+        let mut node = Node::start(directory, self.server.name(), Arc::new(cluster.for_node()?)).await?;
+        node.image(format!("localhost/sds-shim:{}", env!("CARGO_PKG_VERSION")), self.shim.binary());
+        node.image("docker.io/envoyproxy/envoy:distroless-v1.40.0", self.envoy.name());
+        node.image("docker.io/mccutchen/go-httpbin:v2.15.0", self.server.name());
+        node.image("docker.io/curlimages/curl:8.11.1", self.client.name());
+        node.serve(CA, "sds-shim");
+        node.forward(CA_PORT, world.ca.address()).await?;
+        Ok(node)
+    }
+}
+
+/// Does kubelet's work for the samples, servers first. The pods come with `SERVICE_ACCOUNT.NAMESPACE`, by which their
+/// deployments are found.
+async fn run_all(cluster: &Cluster, node: &Node) -> Result<Vec<(String, RunningPod)>, Failure> {
+    let mut pods = Vec::new();
+    for account in ["httpbin", "sleep"] {
+        for namespace in ["foo", "bar"] {
+            if account == "httpbin" {
+                node.service(&cluster.get(&["service", account, "-n", namespace]).await?)?;
+            }
+            let pod = cluster.pod(namespace, &format!("app={account}")).await?;
+            pods.push((format!("{namespace}.{account}"), node.run(&pod).await?));
+            cluster.is_ready(&pod).await?;
+        }
+    }
+    Ok(pods)
+}
+
+/// A directory with a kubectl that can `exec`.
+fn tools(cluster: &Cluster, scratch: &Path, pods: &[(String, RunningPod)]) -> Result<PathBuf, Failure> {
+    let directory = scratch.join("tools");
+    fs::create_dir_all(&directory).or_fail("make a directory for kubectl")?;
+    for (name, pod) in pods {
+        for container in pod.containers() {
+            let file = directory.join(format!("{name}.{container}"));
+            fs::write(file, pod.container(container)?.name()).or_fail("name a container")?;
+        }
+    }
+    let real = cluster.program("kubectl")?;
+    let script = KUBECTL.replace("DIRECTORY", &directory.display().to_string());
+    let file = directory.join("kubectl");
+    fs::write(&file, script.replace("KUBECTL", &real.display().to_string())).or_fail("write kubectl")?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).or_fail("write kubectl")?;
+    Ok(directory)
+}
