@@ -5,7 +5,11 @@
 #[path = "pods/scene.rs"]
 mod scene;
 
-use std::{io::Write, path::Path};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -62,7 +66,7 @@ async fn four_pods_call_each_other_over_mutual_tls_without_a_secret_in_any_mount
     token_is_rewritten(first).await?;
     mesh.calls().await?;
     mesh.delete(&scene.node).await?;
-    scene.leaves_nothing().await
+    scene.leaves_nothing()
 }
 
 /// As with Istio's CNI plugin: nobody is told of the sidecar, iptables leads there what goes out and what comes in.
@@ -85,7 +89,7 @@ async fn the_same_pods_call_each_other_where_iptables_leads_through_the_sidecar(
         }
     }
     mesh.delete(&scene.node).await?;
-    scene.leaves_nothing().await
+    scene.leaves_nothing()
 }
 
 #[tokio::test]
@@ -101,16 +105,15 @@ async fn the_application_starts_only_when_the_certificate_is_there() -> Outcome 
         pod = &mut starting => panic!("it started without a certificate: {:?}", pod.map(|pod| pod.name())),
         () = scene.ca.wait_for_outcomes(3) => {}
     }
-    assert_eq!(scene.running("/bin/sleep")?, 0, "the application runs");
-    assert_eq!(scene.running("/usr/local/bin/envoy")?, 0, "Envoy runs");
+    assert_eq!(scene.node.containers()?, ["sleep.foo/POD", "sleep.foo/sds-shim"].map(str::to_owned).into());
     scene.ca.set_fault(None);
     let pod = starting.await?;
-    assert_eq!(scene.running("/bin/sleep")?, 1);
+    assert_eq!(scene.node.containers()?.len(), 4);
     let issued = |outcome: &CaOutcome| matches!(outcome, CaOutcome::Issued { spiffe_id: id, .. } if *id == testkit::workload::spiffe_id("foo", "sleep"));
     assert_eq!(scene.ca.calls().iter().filter(|call| issued(&call.outcome)).count(), 1);
     // A pod that is not deleted in order is removed as well.
     drop(pod);
-    scene.leaves_nothing().await
+    scene.leaves_nothing()
 }
 
 #[tokio::test]
@@ -134,7 +137,7 @@ async fn a_pod_that_asks_for_what_is_not_understood_is_refused() -> Outcome {
             Err(failure) => assert!(failure.what().contains(told), "{failure}"),
         }
     }
-    scene.leaves_nothing().await
+    scene.leaves_nothing()
 }
 
 /// The properties that the container's manifest asks for, seen from outside and told by the shim itself.
@@ -181,7 +184,7 @@ fn nothing_private_is_mounted(pod: &RunningPod) -> Outcome {
         let written = scan(Path::new(&upper)).or_fail(format!("search {upper}"))?;
         assert_eq!(written.findings, [], "in the root of {container} of {}", pod.name());
         let process = format!("/proc/{}", pod.pid(container)?);
-        let mounts = std::fs::read_to_string(format!("{process}/mounts")).or_fail("read the mounts")?;
+        let mounts = fs::read_to_string(format!("{process}/mounts")).or_fail("read the mounts")?;
         let mut searched = 0;
         for line in mounts.lines() {
             let [_, place, kind, ..] = line.split(' ').collect::<Vec<_>>()[..] else { continue };
@@ -231,7 +234,7 @@ fn admin(pod: &RunningPod) -> Result<Admin, Failure> {
 /// kubelet brings a new token; the shim's next call carries that one.
 async fn token_is_rewritten(pod: &RunningPod) -> Outcome {
     let file = pod.volume("sds-shim-token")?.join("istio-token");
-    let read = || std::fs::read_to_string(&file).or_fail("read the token");
+    let read = || fs::read_to_string(&file).or_fail("read the token");
     let (before, expiry) = (read()?, status(pod).await?["workloads"][0]["token_not_after"].clone());
     pod.refresh()?;
     assert_ne!(read()?, before);
@@ -242,18 +245,29 @@ async fn token_is_rewritten(pod: &RunningPod) -> Outcome {
     Ok(())
 }
 
+fn network_namespace(process: u32) -> Result<PathBuf, Failure> {
+    fs::read_link(format!("/proc/{process}/ns/net")).or_fail(format!("see the network namespace of process {process}"))
+}
+
 impl scene::Mesh {
     /// `kubectl delete`: the application goes first, then Envoy, then the shim.
     async fn delete(self, node: &Node) -> Outcome {
         for pod in self.into_pods() {
             let (name, application) = (pod.name(), pod.containers().nth(2).unwrap_or_default().to_owned());
             let processes: Vec<_> = pod.containers().map(|container| pod.pid(container)).collect::<Result<_, _>>()?;
+            let namespace = network_namespace(processes[0])?;
+            assert!(processes.iter().all(|one| network_namespace(*one).is_ok_and(|of| of == namespace)));
             let exits = pod.delete(node).await?;
             println!("{name} is deleted: {exits:?}");
             let exit = |container: &str, code| Exit { container: container.to_owned(), code: Some(code) };
             // sleep does not heed SIGTERM, as the first process of its container.
             let code = if application == "sleep" { 137 } else { 0 };
             assert_eq!(exits, [exit(&application, code), exit("sds-shim-envoy", 0), exit("sds-shim", 0)]);
+            let others = fs::read_dir("/proc").or_fail("list processes")?.flatten();
+            let others = others.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+            let there: Vec<u32> =
+                others.filter(|one| network_namespace(*one).is_ok_and(|of| of == namespace)).collect();
+            assert!(there.is_empty(), "{there:?} are in the network namespace of {name}");
             for process in processes {
                 let gone = nix::sys::signal::kill(Pid::from_raw(process.cast_signed()), None);
                 assert_eq!(gone, Err(nix::errno::Errno::ESRCH), "process {process}");

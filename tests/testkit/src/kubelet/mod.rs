@@ -16,7 +16,7 @@ mod sandbox;
 mod volumes;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::{
@@ -31,9 +31,9 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{Failure, OrFail};
+use crate::{Failure, OrFail, container::podman};
 use links::Link;
-use manifest::Service;
+use manifest::{Metadata, Service};
 use network::Network;
 use sandbox::Sandbox;
 
@@ -41,6 +41,8 @@ pub use pod::{Exit, RunningPod};
 
 /// The domain of the cluster's names.
 const DOMAIN: &str = "cluster.local";
+const LABELS: [&str; 3] = ["io.kubernetes.pod.name", "io.kubernetes.pod.namespace", "io.kubernetes.container.name"];
+const NODE_LABEL: &str = "sds-shim.test-node";
 /// Number of the first pod and of the first service: the last part of their addresses.
 const FIRST: u8 = 20;
 
@@ -93,7 +95,7 @@ impl Node {
 
     /// A node without pods, whose files are below `directory`. `pause` is a local image that does nothing.
     pub async fn start(directory: &Path, pause: &str, cluster: Arc<dyn Cluster>) -> Result<Self, Failure> {
-        let sandbox = Sandbox::start(pause, "node")?;
+        let sandbox = Sandbox::start(pause, "node", &[])?;
         Ok(Self {
             tasks: Mutex::default(),
             network: Network::new(sandbox.pid()).await?,
@@ -105,6 +107,11 @@ impl Node {
             services: Mutex::default(),
             pods: AtomicU8::new(FIRST),
         })
+    }
+
+    /// The container that holds its network.
+    pub fn name(&self) -> &str {
+        self.sandbox.name()
     }
 
     /// Which local image a manifest means by this name; no registry is asked.
@@ -166,6 +173,23 @@ impl Node {
         let number = self.pods.fetch_add(1, Ordering::Relaxed);
         let started = RunningPod::start(self, pod, number).await;
         started.map_err(|failure| failure.context(format!("pod {name}")))
+    }
+
+    /// Containers of its pods that podman knows, running or not, as `POD.NAMESPACE/CONTAINER`; the one that holds a
+    /// pod's namespaces is called `POD`.
+    pub fn containers(&self) -> Result<BTreeSet<String>, Failure> {
+        let filter = format!("label={NODE_LABEL}={}", self.sandbox.name());
+        let [pod, namespace, container] = LABELS.map(|label| format!("{{{{index .Labels {label:?}}}}}"));
+        let format = format!("{pod}.{namespace}/{container}");
+        let listed = podman(&["ps", "--all", "--filter", &filter, "--format", &format])?;
+        Ok(listed.lines().map(str::to_owned).collect())
+    }
+
+    /// podman's labels of a container: those of Kubernetes' container runtimes, and whose node it is.
+    fn labels(&self, metadata: &Metadata, container: &str) -> Vec<String> {
+        let names = [metadata.name.as_str(), metadata.namespace.as_str(), container];
+        let labels = LABELS.iter().zip(names).map(|(label, name)| format!("{label}={name}"));
+        labels.chain([format!("{NODE_LABEL}={}", self.sandbox.name())]).collect()
     }
 
     /// The local image that is meant by this name.

@@ -89,7 +89,7 @@ impl RunningPod {
         fs::create_dir_all(&directory).or_fail(format!("create {}", directory.display()))?;
         let uid = metadata.uid.clone().unwrap_or_else(|| format!("00000000-0000-4000-8000-{number:012}"));
         let links = node.links(&metadata.namespace, pod.spec.enable_service_links != Some(false));
-        let sandbox = Sandbox::start(&node.pause, &metadata.name)?;
+        let sandbox = Sandbox::start(&node.pause, &metadata.name, &node.labels(metadata, "POD"))?;
         node.network.join(sandbox.pid(), address)?;
         if metadata.annotations.get(CAPTURE).is_some_and(|ports| ports == "*") {
             capture(sandbox.pid(), &excluded(&metadata.annotations)?)?;
@@ -148,7 +148,9 @@ impl RunningPod {
         let container = Container::named();
         let pid_file = self.directory.join(format!("{}.pid", container.name()));
         let facts = self.facts();
+        let labels = node.labels(&self.pod.metadata, &manifest.name);
         let surroundings = Surroundings {
+            labels: &labels,
             facts: &facts,
             cluster: &*self.cluster,
             volumes: &self.volumes,

@@ -48,6 +48,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) volumes: &'a Volumes,
     /// The container that holds the pod's namespaces.
     pub(super) sandbox: &'a str,
+    /// podman's labels of the container.
+    pub(super) labels: &'a [String],
     /// Where files of the pod are.
     pub(super) directory: &'a Path,
 }
@@ -64,6 +66,7 @@ impl Surroundings<'_> {
         let mut words = Words(runtime().map(str::to_owned).to_vec());
         words.add(&["run", "--pull", "never", "--name", name, "--log-driver", "none", "--http-proxy=false"]);
         words.add(&["--no-hosts", "--pidfile", &pid_file.display().to_string()]);
+        self.labels.iter().for_each(|label| words.add(&["--label", label]));
         self.namespaces(&mut words);
         words.add(&LIMITS);
         words.add(&["--ulimit", &format!("memlock={MEMLOCK}:{MEMLOCK}")]);

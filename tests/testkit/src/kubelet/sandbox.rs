@@ -12,13 +12,15 @@ pub(super) struct Sandbox {
 }
 
 impl Sandbox {
-    pub(super) fn start(pause: &str, hostname: &str) -> Result<Self, Failure> {
+    /// Starts it with these of podman's labels.
+    pub(super) fn start(pause: &str, hostname: &str, labels: &[String]) -> Result<Self, Failure> {
         let container = Container::named();
         let mut arguments = vec!["run", "--detach", "--pull", "never", "--name", container.name()];
         arguments.extend(["--log-driver", "none", "--network", "none", "--no-hosts", "--hostname", hostname]);
         arguments.extend(["--read-only", "--read-only-tmpfs=false", "--cap-drop", "all"]);
         arguments.extend(["--security-opt", "no-new-privileges", "--http-proxy=false"]);
         arguments.extend(LIMITS);
+        arguments.extend(labels.iter().flat_map(|label| ["--label", label]));
         arguments.push(pause);
         podman(&arguments)?;
         let pid = podman(&["container", "inspect", "--format", "{{.State.Pid}}", container.name()])?;
