@@ -55,6 +55,7 @@ fn run(pid: u32, command: &[&str], input: &str) -> Result<(), Failure> {
         .arg(format!("--net=/proc/{pid}/ns/net"))
         .args(command)
         .stdin(Stdio::piped())
+        .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .or_fail("run nsenter")?;
@@ -87,7 +88,7 @@ impl Network {
     /// Sets it up in the network namespace of this process, with a nameserver.
     pub(super) async fn new(node: u32) -> Result<Self, Failure> {
         ip(node, &format!("link set lo up\naddr add {NODE}/32 dev lo\naddr add {NAMESERVER}/32 dev lo\n"))?;
-        run(node, &["sysctl", "--quiet", "--write", "net.ipv4.ip_forward=1"], "")?;
+        run(node, &["tee", "/proc/sys/net/ipv4/ip_forward"], "1")?;
         let names = Names::default();
         let known = Arc::clone(&names);
         let nameserver = inside(node, async move {
