@@ -4,7 +4,7 @@ mod kubernetes_stage;
 
 use std::path::Path;
 
-use kubernetes_stage::{CA, CA_TOKEN, Stage, VOLUME, authority};
+use kubernetes_stage::{CA, CA_TOKEN, CHART, Stage, VOLUME, authority};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use testkit::{
@@ -64,7 +64,7 @@ fn id(token: &str) -> Result<String, Failure> {
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
 async fn the_mesh_has_its_identities_from_tokens_of_the_cluster() -> Result<(), Failure> {
-    let stage = Stage::set("tokenReview").await?;
+    let stage = Stage::set().await?;
     let cluster = &stage.cluster;
     let world = stage.world(Method::TokenReview).await?;
     let mut mesh = Mesh::start(&world, &stage.scratch.path().join("mesh"), TokenSource::File, |shim| shim)
@@ -101,7 +101,7 @@ async fn the_mesh_has_its_identities_from_tokens_of_the_cluster() -> Result<(), 
     let other = cluster.request_token("foo", "sleep", &spec).await?;
     let told = reason(&world, &other).await?;
     assert!(told.contains("TokenReview: ") && told.contains("audience"), "{told}");
-    cluster.kubectl(&["delete", "clusterrolebinding", CA]).await?;
+    cluster.kubectl(&["delete", "clusterrolebinding", &format!("{CA}-tokenreview")]).await?;
     let told = reason(&world, &cluster.token(&stage.pods["httpbin.foo"], VOLUME).await?).await?;
     assert!(told.contains("tokenreviews.authentication.k8s.io is forbidden"), "{told}");
 
@@ -133,7 +133,9 @@ async fn refused(stage: &Stage, world: &World, sidecar: &Sidecar, token: &str) -
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
 async fn the_keys_that_the_cluster_publishes_suffice() -> Result<(), Failure> {
-    let mut stage = Stage::set("jwks").await?;
+    let mut stage = Stage::set().await?;
+    let upgrade = ["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reuse-values"];
+    stage.cluster.helm(&[&upgrade[..], &["--set", "developmentCA.verify=jwks"]].concat()).await?;
     let world = stage.world(Method::Jwks).await?;
     let mesh = Mesh::start(&world, &stage.scratch.path().join("mesh"), TokenSource::File, |shim| shim)
         .await

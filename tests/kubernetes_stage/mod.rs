@@ -33,16 +33,14 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub(crate) async fn set(verify: &str) -> Result<Self, Failure> {
+    pub(crate) async fn set() -> Result<Self, Failure> {
         let cluster = Cluster::start().await?;
         println!("the API server was ready after {:.1?}", cluster.started());
         for namespace in ["foo", "bar"] {
             cluster.restricted_namespace(namespace).await?;
         }
         let values = format!("{CHART}/samples/values.yaml");
-        let verify = format!("developmentCA.verify={verify}");
-        let install = ["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "-f", &values];
-        cluster.helm(&[&install[..], &["--set", &verify]].concat()).await?;
+        cluster.helm(&["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "-f", &values]).await?;
         let mut pods = BTreeMap::new();
         for namespace in ["foo", "bar"] {
             cluster.injects(namespace, &simple_pod("default")).await?;
