@@ -18,7 +18,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build image image-ca openssl envoy gdb podman prometheus systemd pilot-agent istio-ca istio-injector kubernetes demo demo-migration demo-control-plane \
+.PHONY: help build image image-ca openssl envoy gdb podman prometheus systemd pilot-agent istio-ca istio-injector kubernetes curl demo demo-migration demo-control-plane \
   test test-kubernetes conformance-istio soak seccomp check fuzz fuzz-short asan distribution clean
 
 help: ## list the targets
@@ -55,10 +55,11 @@ test: check build envoy gdb podman prometheus systemd pilot-agent istio-ca distr
 	@tests/testkit/search-output.sh target/test-output
 
 # One cluster at a time: each takes most of a gigabyte.
-test-kubernetes: build envoy kubernetes istio-injector ## the Helm chart, tokens and the mesh against a real Kubernetes API server; the first build takes a quarter of an hour
+test-kubernetes: build envoy kubernetes istio-injector podman curl ## the Helm chart, tokens and the mesh against a real Kubernetes API server; the first build takes a quarter of an hour
 	@$(CARGO) build --quiet --package testkit --package development-ca --bins
 	@rm -rf target/test-output
-	@$(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_injection --test kubernetes_istio -- --include-ignored --nocapture --test-threads=1
+	@$(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_injection --test kubernetes_istio \
+		--test kubernetes_readme -- --include-ignored --nocapture --test-threads=1
 	@tests/testkit/search-output.sh target/test-output 100
 
 conformance-istio: build pilot-agent ## the rules of SDS held against Istio's agent beside ours; writes src/manual/conformance.md
@@ -115,6 +116,9 @@ istio-ca: ## Istio's own CA for the tests, at target/istio-ca/istio-ca
 
 istio-injector: ## Istio's own injector and its chart for the tests, at target/istio-injector
 	@tests/testkit/install-istio-injector.sh
+
+curl:
+	@tests/testkit/install-curl.sh
 
 kubernetes: ## Kubernetes' API server and Helm for the tests, at target/kubernetes
 	@tests/testkit/install-kubernetes.sh

@@ -19,12 +19,15 @@ use crate::{
 struct Asking {
     kubectl: PathBuf,
     kubeconfig: PathBuf,
+    /// Where kubectl remembers what kinds there are.
+    home: PathBuf,
 }
 
 impl Cluster {
     /// For a [`Node`](kubelet::Node) whose pods are this cluster's.
     pub fn for_node(&self) -> Result<impl kubelet::Cluster + 'static, Failure> {
-        Ok(Asking { kubectl: program("kubectl")?, kubeconfig: self.configuration.admin() })
+        let (kubeconfig, home) = (self.configuration.admin(), self.home());
+        Ok(Asking { kubectl: program("kubectl")?, kubeconfig, home })
     }
 
     /// Tells the API server that a pod runs and is ready, as kubelet does.
@@ -65,7 +68,7 @@ impl kubelet::Cluster for Asking {
 impl Asking {
     fn ask(&self, arguments: &[&str], input: &str) -> Result<String, Failure> {
         let mut command = Command::new(&self.kubectl);
-        command.args(arguments).env_clear().env("KUBECONFIG", &self.kubeconfig);
+        command.args(arguments).env_clear().env("KUBECONFIG", &self.kubeconfig).env("HOME", &self.home);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().or_fail("start kubectl")?;
         if let Some(mut pipe) = child.stdin.take() {

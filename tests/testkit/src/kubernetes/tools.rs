@@ -61,6 +61,11 @@ impl Cluster {
         self.execute(command, "").await
     }
 
+    /// Where kubectl and helm leave what they remember.
+    pub(super) fn home(&self) -> PathBuf {
+        self.path().join("home")
+    }
+
     async fn run(&self, name: &str, arguments: &[&str], input: &str) -> Result<Told, Failure> {
         let mut command = Command::new(program(name)?);
         command.args(arguments);
@@ -69,14 +74,13 @@ impl Cluster {
 
     async fn execute(&self, mut command: Command, input: &str) -> Result<Told, Failure> {
         let what = format!("{:?}", command.as_std());
-        let home = self.path().join("home");
         let tools = program("kubectl")?.parent().map(PathBuf::from).unwrap_or_default();
         let others = std::env::var("PATH").unwrap_or_default();
         command
             .current_dir(workspace())
             .env_clear()
             .env("PATH", format!("{}:{others}", tools.display()))
-            .env("HOME", &home)
+            .env("HOME", self.home())
             .env("KUBECONFIG", self.configuration.admin())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
