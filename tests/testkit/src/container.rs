@@ -228,7 +228,7 @@ impl ProgramImage {
 
     /// An image of the test kit's applications, which begins as a container that does nothing.
     pub fn applications(scratch: &Path) -> Result<Self, Failure> {
-        let names = ["pause", "bin/go-httpbin", "bin/sleep", "usr/bin/curl"];
+        let names = ["pause", "bin/go-httpbin", "bin/sleep", "bin/env", "bin/cp", "usr/bin/curl"];
         Self::build(&scratch.join("application-image"), &helper("application")?, &names)
     }
 

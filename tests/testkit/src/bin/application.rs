@@ -1,5 +1,5 @@
 //! The applications of pods in tests, chosen by the name under which it is started: `go-httpbin -host HOST -port PORT`,
-//! `sleep infinity`, `curl --include URL`, and `pause`, which does nothing.
+//! `sleep infinity`, `curl --include URL`, `env`, `cp FROM TO`, and `pause`, which does nothing.
 
 use std::{
     io::{Read as _, Write as _},
@@ -29,6 +29,11 @@ fn main() -> ExitCode {
             std::thread::park();
         },
         ("curl", ["--include", url]) => curl(url),
+        ("env", []) => {
+            std::env::vars().for_each(|(name, value)| println!("{name}={value}"));
+            Ok(())
+        }
+        ("cp", [from, to]) => std::fs::copy(from, to).map(drop).or_fail(format!("copy {from} to {to}")),
         _ => Err(Failure::new(format!("{name} does not take {arguments:?}"))),
     };
     match outcome {

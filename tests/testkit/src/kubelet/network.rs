@@ -144,7 +144,11 @@ impl Network {
             "-d {}/32 -p tcp -m tcp --dport {} -j DNAT --to-destination {}:{}",
             service.0, service.1, pod.0, pod.1
         );
-        let rules = format!("*nat\n{action} PREROUTING {rule}\n{action} OUTPUT {rule}\nCOMMIT\n");
+        // A pod that calls itself must not see itself as the caller.
+        let hairpin = format!("-s {0}/32 -d {0}/32 -p tcp -m tcp --dport {1} -j MASQUERADE", pod.0, pod.1);
+        let rules = format!(
+            "*nat\n{action} PREROUTING {rule}\n{action} OUTPUT {rule}\n{action} POSTROUTING {hairpin}\nCOMMIT\n"
+        );
         run(self.node, &["iptables-restore", "--noflush"], &rules)
     }
 }

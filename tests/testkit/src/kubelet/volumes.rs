@@ -72,6 +72,9 @@ impl Volumes {
 
     fn make(&mut self, volume: &Volume, pod: &Pod) -> Result<(), Failure> {
         let path = self.directory.join(&volume.name);
+        if path.exists() {
+            return Err(Failure::new("it is there twice"));
+        }
         fs::create_dir_all(&path).or_fail(format!("create {}", path.display()))?;
         match volume {
             Volume { empty_dir: Some(empty), projected: None, config_map: None, downward_api: None, .. } => {
