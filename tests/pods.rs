@@ -99,6 +99,13 @@ async fn the_application_starts_only_when_the_certificate_is_there() -> Outcome 
     }
     let scene = Scene::start(Way::Listeners).await?;
     scene.ca.set_fault(Some(Fault::Status(Code::Unavailable, "not yet".to_owned())));
+    // Pods of its namespace are told of it in variables that look like the shim's own.
+    scene.node.service(&json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "sds-shim", "namespace": "foo" },
+        "spec": { "ports": [{ "port": 80 }] },
+    }))?;
     let manifest = scene.manifest("sleep", "foo")?;
     let mut starting = Box::pin(scene.node.run(&manifest));
     tokio::select! {
@@ -111,6 +118,9 @@ async fn the_application_starts_only_when_the_certificate_is_there() -> Outcome 
     assert_eq!(scene.node.containers()?.len(), 4);
     let issued = |outcome: &CaOutcome| matches!(outcome, CaOutcome::Issued { spiffe_id: id, .. } if *id == testkit::workload::spiffe_id("foo", "sleep"));
     assert_eq!(scene.ca.calls().iter().filter(|call| issued(&call.outcome)).count(), 1);
+    let environment = format!("/proc/{}/environ", pod.pid("sds-shim-envoy")?);
+    let environment = fs::read_to_string(&environment).or_fail(format!("read {environment}"))?;
+    assert!(environment.contains("SDS_SHIM_SERVICE_HOST=10.96."), "{environment}");
     // A pod that is not deleted in order is removed as well.
     drop(pod);
     scene.leaves_nothing()

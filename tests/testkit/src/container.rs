@@ -250,7 +250,16 @@ impl ProgramImage {
         let recipe = format!("FROM scratch\nCOPY . /\nUSER 65535:65535\nENTRYPOINT [\"/{}\"]\n", names[0]);
         fs::write(root.join("Containerfile"), recipe).or_fail("write an image's recipe")?;
         let image = Self(format!("localhost/{}", unique("program")));
-        podman(&["build", "--quiet", "--network", "none", "--tag", &image.0, &root.display().to_string()])?;
+        podman(&[
+            "build",
+            "--quiet",
+            "--layers=false",
+            "--network",
+            "none",
+            "--tag",
+            &image.0,
+            &root.display().to_string(),
+        ])?;
         Ok(image)
     }
 
