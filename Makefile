@@ -58,8 +58,8 @@ test: check build envoy gdb podman prometheus systemd pilot-agent istio-ca distr
 test-kubernetes: build envoy kubernetes istio-injector podman curl ## the Helm chart, tokens and the mesh against a real Kubernetes API server; the first build takes a quarter of an hour
 	@$(CARGO) build --quiet --package testkit --package development-ca --bins
 	@rm -rf target/test-output
-	@$(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_injection --test kubernetes_istio \
-		--test kubernetes_readme -- --include-ignored --nocapture --test-threads=1
+	@$(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_envoy --test kubernetes_injection \
+		--test kubernetes_istio --test kubernetes_readme -- --include-ignored --nocapture --test-threads=1
 	@tests/testkit/search-output.sh target/test-output 100
 
 conformance-istio: build pilot-agent ## the rules of SDS held against Istio's agent beside ours; writes src/manual/conformance.md

@@ -1,48 +1,19 @@
-{{- /* Envoy's configuration: who comes in and whom one calls. All of it is the same for each pod of the mesh; what is
-not is in the arguments, see sds-shim.envoy.application. */}}
+{{- /* What an Envoy starts with. It has its listeners and clusters from files beside it, and follows them: kubelet brings
+what changes in the ConfigMap. What each pod has for itself is in the arguments, see sds-shim.envoy.application. */}}
 {{- define "sds-shim.envoy" -}}
 {{- with .Values.proxy }}
 admin:
   address:
     pipe: { path: /var/run/sds-shim-envoy/admin.sock, mode: 384 }
+dynamic_resources:
+  lds_config:
+    resource_api_version: V3
+    path_config_source: { path: /etc/sds-shim/listeners.json, watched_directory: { path: /etc/sds-shim } }
+  cds_config:
+    resource_api_version: V3
+    path_config_source: { path: /etc/sds-shim/clusters.json, watched_directory: { path: /etc/sds-shim } }
 static_resources:
   listeners:
-  - name: inbound
-    address: { socket_address: { address: {{ .bindAddress | quote }}, port_value: {{ .inboundPort }} } }
-{{- if eq $.Values.mutualTLS.mode "PERMISSIVE" }}
-    listener_filters:
-    - name: envoy.filters.listener.tls_inspector
-      typed_config:
-        "@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
-{{- end }}
-    filter_chains:
-    - name: mutual-tls
-{{- if eq $.Values.mutualTLS.mode "PERMISSIVE" }}
-      filter_chain_match: { transport_protocol: tls }
-{{- end }}
-      transport_socket:
-        name: envoy.transport_sockets.tls
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
-          require_client_certificate: true
-          common_tls_context:
-            alpn_protocols: [h2, http/1.1]
-            {{- include "sds-shim.envoy.tls" (list $ .allowedClients) | nindent 12 }}
-      filters:
-      {{- include "sds-shim.envoy.inbound" $ | nindent 6 }}
-{{- if eq $.Values.mutualTLS.mode "PERMISSIVE" }}
-    - name: plaintext
-      filters:
-      {{- include "sds-shim.envoy.inbound" $ | nindent 6 }}
-{{- end }}
-  - name: outbound
-    address: { socket_address: { address: 127.0.0.1, port_value: {{ .outboundPort }} } }
-    filter_chains:
-    - filters:
-      - {{- include "sds-shim.envoy.http" (dict "name" "outbound") | nindent 8 }}
-          route_config:
-            name: outbound
-            virtual_hosts: {{ include "sds-shim.envoy.hosts" $ | fromYamlArray | toJson }}
   - name: health
     address: { socket_address: { address: {{ .bindAddress | quote }}, port_value: {{ .healthPort }} } }
     filter_chains:
@@ -77,10 +48,63 @@ static_resources:
       endpoints:
       - lb_endpoints:
         - endpoint: { address: { pipe: { path: /var/run/sds-shim-envoy/admin.sock } } }
-{{- range .outbound }}
-  {{- include "sds-shim.envoy.upstream" (list $ .) | nindent 2 }}
 {{- end }}
 {{- end }}
+
+{{- /* Who comes in and goes out. */}}
+{{- define "sds-shim.envoy.listeners" -}}
+{{- with .Values.proxy }}
+resources:
+- name: inbound
+  "@type": type.googleapis.com/envoy.config.listener.v3.Listener
+  address: { socket_address: { address: {{ .bindAddress | quote }}, port_value: {{ .inboundPort }} } }
+{{- if eq $.Values.mutualTLS.mode "PERMISSIVE" }}
+  listener_filters:
+  - name: envoy.filters.listener.tls_inspector
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
+{{- end }}
+  filter_chains:
+  - name: mutual-tls
+{{- if eq $.Values.mutualTLS.mode "PERMISSIVE" }}
+    filter_chain_match: { transport_protocol: tls }
+{{- end }}
+    transport_socket:
+      name: envoy.transport_sockets.tls
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+        require_client_certificate: true
+        common_tls_context:
+          alpn_protocols: [h2, http/1.1]
+          {{- include "sds-shim.envoy.tls" (list $ .allowedClients) | nindent 10 }}
+    filters:
+    {{- include "sds-shim.envoy.inbound" $ | nindent 4 }}
+{{- if eq $.Values.mutualTLS.mode "PERMISSIVE" }}
+  - name: plaintext
+    filters:
+    {{- include "sds-shim.envoy.inbound" $ | nindent 4 }}
+{{- end }}
+- name: outbound
+  "@type": type.googleapis.com/envoy.config.listener.v3.Listener
+  address: { socket_address: { address: 127.0.0.1, port_value: {{ .outboundPort }} } }
+  filter_chains:
+  - filters:
+    - {{- include "sds-shim.envoy.http" (dict "name" "outbound") | nindent 6 }}
+        route_config:
+          name: outbound
+          # The two files are read one after the other, and a cluster may still be on its way.
+          validate_clusters: false
+          virtual_hosts: {{ include "sds-shim.envoy.hosts" $ | fromYamlArray | toJson }}
+{{- end }}
+{{- end }}
+
+{{- /* Whom one calls. */}}
+{{- define "sds-shim.envoy.clusters" -}}
+{{- $clusters := list }}
+{{- range .Values.proxy.outbound }}
+{{- $clusters = append $clusters (include "sds-shim.envoy.upstream" (list $ .) | fromYaml) }}
+{{- end }}
+{{- dict "resources" $clusters | toYaml }}
 {{- end }}
 
 {{- define "sds-shim.socket" -}}
@@ -91,27 +115,28 @@ static_resources:
 {{- define "sds-shim.envoy.upstream" -}}
 {{- $context := index . 0 }}
 {{- with index . 1 }}
-- name: {{ .service }}.{{ .namespace }}:{{ .port }}
-  type: STRICT_DNS
-  connect_timeout: 2s
-  transport_socket:
-    name: envoy.transport_sockets.tls
-    typed_config:
-      "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-      sni: {{ .service }}.{{ .namespace }}.svc.{{ $context.Values.clusterDomain }}
-      common_tls_context:
-        {{- include "sds-shim.envoy.tls" (list $context (list (printf "spiffe://%s/ns/%s/sa/%s" $context.Values.trustDomain .namespace .serviceAccount))) | nindent 8 }}
-  typed_extension_protocol_options:
-    {{- include "sds-shim.envoy.protocols" $context | nindent 4 }}
-  load_assignment:
-    cluster_name: {{ .service }}.{{ .namespace }}:{{ .port }}
-    endpoints:
-    - lb_endpoints:
-      - endpoint:
-          address:
-            socket_address:
-              address: {{ .address | default (printf "%s.%s.svc.%s" .service .namespace $context.Values.clusterDomain) | quote }}
-              port_value: {{ .port }}
+name: {{ .service }}.{{ .namespace }}:{{ .port }}
+"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster
+type: STRICT_DNS
+connect_timeout: 2s
+transport_socket:
+  name: envoy.transport_sockets.tls
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+    sni: {{ .service }}.{{ .namespace }}.svc.{{ $context.Values.clusterDomain }}
+    common_tls_context:
+      {{- include "sds-shim.envoy.tls" (list $context (list (printf "spiffe://%s/ns/%s/sa/%s" $context.Values.trustDomain .namespace .serviceAccount))) | nindent 6 }}
+typed_extension_protocol_options:
+  {{- include "sds-shim.envoy.protocols" $context | nindent 2 }}
+load_assignment:
+  cluster_name: {{ .service }}.{{ .namespace }}:{{ .port }}
+  endpoints:
+  - lb_endpoints:
+    - endpoint:
+        address:
+          socket_address:
+            address: {{ .address | default (printf "%s.%s.svc.%s" .service .namespace $context.Values.clusterDomain) | quote }}
+            port_value: {{ .port }}
 {{- end }}
 {{- end }}
 

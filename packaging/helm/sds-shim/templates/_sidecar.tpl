@@ -201,8 +201,10 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
   configMap:
     name: {{ include "sds-shim.name" . }}
     items:
-    - key: envoy.json
-      path: envoy.json
+{{- range list "envoy.json" "listeners.json" "clusters.json" }}
+    - key: {{ . }}
+      path: {{ . }}
+{{- end }}
 - name: sds-shim-admin
   emptyDir:
     medium: Memory

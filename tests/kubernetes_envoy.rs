@@ -1,0 +1,169 @@
+//! A real Envoy with the configuration that the Helm chart gives it, and a shim beside it: `make test-kubernetes`.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use common::{Logged, Site};
+use serde_json::{Value, json};
+use testkit::{
+    Failure, OrFail, PATIENCE, POLL, development_ca::ProjectedVolume, envoy::Admin, port::Reservation,
+    process::Process, workspace,
+};
+use tokio::time::{Instant, sleep};
+
+type Outcome = Result<(), Failure>;
+
+/// The ports of a pod, which this machine shares with others.
+struct Ports([Reservation; 3]);
+
+impl Ports {
+    fn new() -> Result<Self, Failure> {
+        let reserve = || Reservation::new().or_fail("reserve a port");
+        Ok(Self([reserve()?, reserve()?, reserve()?]))
+    }
+
+    fn values(&self, proxy: &Value, mode: &str) -> Value {
+        let [inbound, outbound, health] = self.0.each_ref().map(Reservation::port);
+        let mut proxy = proxy.clone();
+        proxy["inboundPort"] = inbound.into();
+        proxy["outboundPort"] = outbound.into();
+        proxy["healthPort"] = health.into();
+        json!({ "namespaces": ["foo"], "proxy": proxy, "mutualTLS": { "mode": mode } })
+    }
+}
+
+/// The files in the ConfigMap that these values make, with the paths of a pod below `root`.
+fn files(values: &Value, root: &Path) -> BTreeMap<String, String> {
+    let mut command = Command::new(workspace().join("target/kubernetes/helm"));
+    command.args(["template", "sds-shim", "packaging/helm/sds-shim", "-s", "templates/configuration.yaml"]);
+    command.args(["--kube-version", "1.37.2", "-f", "-"]).current_dir(workspace());
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("run `make kubernetes`");
+    let mut input = child.stdin.take().expect("it is piped");
+    input.write_all(values.to_string().as_bytes()).expect("helm reads its values");
+    drop(input);
+    let output = child.wait_with_output().expect("helm ends");
+    let manifest = String::from_utf8_lossy(&output.stdout).into_owned();
+    let root = root.display();
+    let content = |name: &str| {
+        let (_, rest) = manifest.split_once(&format!("\n  {name}: |\n")).expect("it is in the ConfigMap");
+        let lines: Vec<_> = rest.lines().map_while(|line| line.strip_prefix("    ")).collect();
+        let text = lines.join("\n").replace("/etc/sds-shim", &format!("{root}/etc/sds-shim"));
+        (name.to_owned(), text.replace("/var/run/", &format!("{root}/var/run/")))
+    };
+    ["envoy.json", "listeners.json", "clusters.json"].map(content).into()
+}
+
+/// An Envoy as the injected container starts it.
+struct Proxy {
+    process: Process,
+    admin: Admin,
+    volume: ProjectedVolume,
+}
+
+impl Proxy {
+    fn start(root: &Path, files: &BTreeMap<String, String>) -> Result<Self, Failure> {
+        let volume = ProjectedVolume::create(&root.join("etc/sds-shim"), &borrowed(files));
+        let volume = volume.or_fail("write the ConfigMap's files")?;
+        let socket = root.join("var/run/sds-shim-envoy/admin.sock");
+        fs::create_dir_all(socket.parent().unwrap_or(root)).or_fail("make the directory of its socket")?;
+        let application = json!({
+            "name": "application", "type": "STATIC", "connect_timeout": "1s",
+            "load_assignment": { "cluster_name": "application", "endpoints": [] },
+        });
+        let own = json!({ "static_resources": { "clusters": [application] } }).to_string();
+        let path = root.join("etc/sds-shim/envoy.json").display().to_string();
+        let arguments = ["--config-path", &path, "--config-yaml", &own, "--service-node", "app.foo"];
+        let more = ["--service-cluster", "sleep.foo", "--concurrency", "1", "--disable-hot-restart"];
+        let arguments: Vec<_> = arguments.iter().chain(&more).map(ToString::to_string).collect();
+        let usual = || workspace().join("target/envoy/envoy");
+        let program = std::env::var_os("ENVOY_BINARY").map_or_else(usual, PathBuf::from);
+        let process = Process::start("envoy", &program, &arguments, &[], root)?;
+        Ok(Self { process, admin: Admin::at(&socket), volume })
+    }
+
+    /// Waits until its configuration has been taken so often, and never refused.
+    async fn has_taken(&self, times: u64) -> Outcome {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut taken = u64::MAX;
+            for kind in ["cluster_manager.cds", "listener_manager.lds"] {
+                let stat = |name: &str| format!("{kind}.{name}");
+                let refused = self.admin.stat(&stat("update_rejected")).await.unwrap_or(0);
+                assert_eq!(refused, 0, "{kind}: {:?}", self.process.log().lines());
+                taken = taken.min(self.admin.stat(&stat("update_success")).await.unwrap_or(0));
+            }
+            if taken >= times && self.admin.is_ready().await {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(self.process.failure(format!("the configuration was taken {taken} times, not {times}")));
+            }
+            sleep(POLL).await;
+        }
+    }
+}
+
+fn borrowed(files: &BTreeMap<String, String>) -> Vec<(&str, &str)> {
+    files.iter().map(|(name, content)| (name.as_str(), content.as_str())).collect()
+}
+
+fn service(name: &str, address: &str) -> Value {
+    json!({ "service": name, "namespace": "foo", "serviceAccount": name, "port": 8000, "address": address })
+}
+
+#[tokio::test]
+#[ignore = "`make test-kubernetes` runs it: it needs Helm"]
+async fn envoy_takes_what_the_values_make_of_its_configuration() -> Outcome {
+    let site = Site::new().await?;
+    let mut shim = Logged(site.shim().start()?);
+    let clients = json!(["spiffe://cluster.local/ns/foo/*", "spiffe://cluster.local/ns/bar/sa/sleep"]);
+    let again = json!({ "service": "a", "namespace": "foo", "serviceAccount": "a", "port": 81 });
+    for (proxy, mode) in [
+        (json!({}), "STRICT"),
+        (json!({}), "PERMISSIVE"),
+        (json!({ "allowedClients": clients, "outbound": [service("a", "127.0.0.1"), again] }), "STRICT"),
+    ] {
+        let ports = Ports::new()?;
+        let files = files(&ports.values(&proxy, mode), site.workload.path());
+        let mut envoy = Proxy::start(site.workload.path(), &files)?;
+        envoy.has_taken(1).await?;
+        let listeners = envoy.admin.get("/listeners").await?;
+        let names: Vec<_> = listeners.lines().filter_map(|line| line.split("::").next()).collect();
+        assert_eq!(names, ["health", "inbound", "outbound"]);
+        envoy.process.terminate().await?;
+    }
+    shim.terminate().await.map(drop)
+}
+
+/// Another service, and other clients: no pod is started again for them.
+#[tokio::test]
+#[ignore = "`make test-kubernetes` runs it: it needs Helm"]
+async fn a_change_of_the_values_reaches_a_running_envoy() -> Outcome {
+    let site = Site::new().await?;
+    let mut shim = Logged(site.shim().start()?);
+    let (root, ports) = (site.workload.path(), Ports::new()?);
+    let values = |client: &str, services: Value| {
+        let client = format!("spiffe://cluster.local/ns/foo/sa/{client}");
+        ports.values(&json!({ "allowedClients": [client], "outbound": services }), "STRICT")
+    };
+    let first = files(&values("sleep", json!([service("a", "127.0.0.1")])), root);
+    let mut envoy = Proxy::start(root, &first)?;
+    envoy.has_taken(1).await?;
+
+    let second = files(&values("other", json!([service("a", "127.0.0.1"), service("b", "127.0.0.1")])), root);
+    envoy.volume.replace(&borrowed(&second)).or_fail("swap the files as kubelet does")?;
+    envoy.has_taken(2).await?;
+    let dump = envoy.admin.get("/config_dump").await?;
+    assert!(dump.contains("spiffe://cluster.local/ns/foo/sa/other"), "{dump}");
+    assert!(!dump.contains("spiffe://cluster.local/ns/foo/sa/sleep"), "{dump}");
+    assert!(envoy.admin.get("/clusters").await?.contains("b.foo:8000::"));
+    envoy.process.terminate().await?;
+    shim.terminate().await.map(drop)
+}
