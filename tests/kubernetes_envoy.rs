@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -13,10 +14,13 @@ use std::{
 use common::{Logged, Site};
 use serde_json::{Value, json};
 use testkit::{
-    Failure, OrFail, PATIENCE, POLL, development_ca::ProjectedVolume, envoy::Admin, port::Reservation,
+    Failure, OrFail, PATIENCE, POLL, development_ca::ProjectedVolume, envoy::Admin, http, port::Reservation,
     process::Process, workspace,
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep},
+};
 
 type Outcome = Result<(), Failure>;
 
@@ -142,28 +146,41 @@ async fn envoy_takes_what_the_values_make_of_its_configuration() -> Outcome {
     shim.terminate().await.map(drop)
 }
 
-/// Another service, and other clients: no pod is started again for them.
+/// Another service, other clients, and strictness: no pod is started again for them.
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs Helm"]
 async fn a_change_of_the_values_reaches_a_running_envoy() -> Outcome {
     let site = Site::new().await?;
     let mut shim = Logged(site.shim().start()?);
     let (root, ports) = (site.workload.path(), Ports::new()?);
-    let values = |client: &str, services: Value| {
+    let values = |client: &str, services: Value, mode: &str| {
         let client = format!("spiffe://cluster.local/ns/foo/sa/{client}");
-        ports.values(&json!({ "allowedClients": [client], "outbound": services }), "STRICT")
+        ports.values(&json!({ "allowedClients": [client], "outbound": services }), mode)
     };
-    let first = files(&values("sleep", json!([service("a", "127.0.0.1")])), root);
+    let first = files(&values("sleep", json!([service("a", "127.0.0.1")]), "PERMISSIVE"), root);
     let mut envoy = Proxy::start(root, &first)?;
     envoy.has_taken(1).await?;
+    // Of the sidecar, which has no application.
+    assert_eq!(plaintext(&ports).await?, Some(503));
 
-    let second = files(&values("other", json!([service("a", "127.0.0.1"), service("b", "127.0.0.1")])), root);
+    let services = json!([service("a", "127.0.0.1"), service("b", "127.0.0.1")]);
+    let second = files(&values("other", services, "STRICT"), root);
     envoy.volume.replace(&borrowed(&second)).or_fail("swap the files as kubelet does")?;
     envoy.has_taken(2).await?;
     let dump = envoy.admin.get("/config_dump").await?;
     assert!(dump.contains("spiffe://cluster.local/ns/foo/sa/other"), "{dump}");
-    assert!(!dump.contains("spiffe://cluster.local/ns/foo/sa/sleep"), "{dump}");
     assert!(envoy.admin.get("/clusters").await?.contains("b.foo:8000::"));
+    let deadline = Instant::now() + PATIENCE;
+    while let Some(status) = plaintext(&ports).await? {
+        assert!(Instant::now() < deadline, "plaintext is still answered with {status}");
+        sleep(POLL).await;
+    }
     envoy.process.terminate().await?;
     shim.terminate().await.map(drop)
+}
+
+/// The status with which a request without TLS is answered at the inbound port, if it is.
+async fn plaintext(ports: &Ports) -> Result<Option<u16>, Failure> {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, ports.0[0].port())).await.or_fail("connect to Envoy")?;
+    Ok(http::get(stream, "app", "/").await.ok().map(|answer| answer.status))
 }
