@@ -22,7 +22,7 @@ use testkit::{
 
 type Outcome = Result<(), Failure>;
 
-/// An API server that knows one ConfigMap and tells in each token what it was asked.
+/// An API server that knows one ConfigMap and one Secret, and tells in each token what it was asked.
 #[derive(Default)]
 struct Answers(AtomicUsize);
 
@@ -36,6 +36,11 @@ impl Cluster for Answers {
     fn config_map(&self, namespace: &str, name: &str) -> Result<Option<BTreeMap<String, String>>, Failure> {
         let known = (namespace, name) == ("foo", "words");
         Ok(known.then(|| BTreeMap::from([("greeting".to_owned(), "hello".to_owned())])))
+    }
+
+    fn secret(&self, namespace: &str, name: &str) -> Result<Option<BTreeMap<String, String>>, Failure> {
+        let known = (namespace, name) == ("foo", "whispers");
+        Ok(known.then(|| BTreeMap::from([("key".to_owned(), "hush".to_owned())])))
     }
 }
 
@@ -85,6 +90,7 @@ fn manifest() -> Value {
                         { "path": "labels", "fieldRef": { "fieldPath": "metadata.labels" } },
                     ] } },
                 ] } },
+                { "name": "hidden", "secret": { "secretName": "whispers", "defaultMode": 0o400 } },
             ],
             "initContainers": [
                 { "name": "environment", "image": "app", "command": ["/bin/env"], "env": [
@@ -97,7 +103,8 @@ fn manifest() -> Value {
                 ] },
                 { "name": "server", "image": "app", "restartPolicy": "Always", "command": ["/bin/go-httpbin"],
                   "env": [{ "name": "PORT", "value": "8080" }], "args": ["-host", "0.0.0.0", "-port", "$(PORT)"],
-                  "startupProbe": get, "readinessProbe": { "tcpSocket": { "port": 8080 } },
+                  "ports": [{ "name": "calls", "containerPort": 8080 }],
+                  "startupProbe": get, "readinessProbe": { "tcpSocket": { "port": "calls" } },
                   "livenessProbe": { "exec": { "command": ["/usr/bin/curl", "--include", "http://127.0.0.1:8080/ip"] } },
                   "resources": { "limits": { "memory": "64Mi", "cpu": "500m" }, "requests": { "cpu": "100m" } } },
             ],
@@ -116,7 +123,7 @@ async fn a_pod_gets_what_it_asks_for() -> Outcome {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": { "name": "all-here", "namespace": "foo" },
-        "spec": { "selector": { "app": "all" }, "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }] },
+        "spec": { "selector": { "app": "all" }, "ports": [{ "name": "http", "port": 80, "targetPort": "calls" }] },
     }))?;
     let pod = site.node.run(&manifest()).await?;
     variables(&pod)?;
@@ -168,6 +175,10 @@ fn volumes(pod: &RunningPod) -> Outcome {
     let read = |name: &str| fs::read_to_string(told.join(name)).or_fail(format!("read {name}"));
     assert_eq!(read("token")?, "0 foo worker all u-1 Some(\"a-ca\") 7200");
     assert_eq!((read("first")?.as_str(), read("labels")?.as_str()), ("hello", "app=\"all\"\ntier=\"test\""));
+    let hidden = pod.volume("hidden")?.join("key");
+    assert_eq!(fs::read_to_string(&hidden).or_fail("read the Secret")?, "hush");
+    let mode = fs::metadata(&hidden).or_fail("look at the Secret")?.mode();
+    assert_eq!(mode & 0o7777, 0o440, "its group is fsGroup");
     let access = |name: &str| {
         let metadata = fs::metadata(told.join(name)).or_fail(format!("look at {name}"))?;
         Ok((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()))
@@ -197,6 +208,8 @@ async fn what_goes_wrong_at_the_start_is_told_and_leaves_nothing() -> Outcome {
         ("/spec/containers/0/command", json!(["/bin/nothing"]), "client does not run"),
         ("/spec/volumes/1/name", json!("kept"), "is there twice"),
         ("/spec/volumes/2/projected/sources/1/configMap/name", json!("none"), "there is no ConfigMap none"),
+        ("/spec/volumes/3/secret/secretName", json!("none"), "there is no Secret none"),
+        ("/spec/initContainers/1/readinessProbe/tcpSocket/port", json!("none"), "no port is called none"),
     ];
     for (place, value, told) in cases {
         let mut pod = manifest();

@@ -10,20 +10,18 @@ use std::{
     sync::Arc,
 };
 
-use kubernetes_stage::{CA, world};
+use kubernetes_stage::CA;
 use testkit::{
     Failure, OrFail,
     container::{Images, ProgramImage},
-    development_ca::Method,
     kubelet::{Node, RunningPod},
     kubernetes::Cluster,
-    scene::World,
     scratch::Scratch,
     workspace,
 };
 
-/// Where the pods of the mesh look for the CA.
-const CA_PORT: u16 = 15012;
+/// The release's namespace.
+const RELEASE: &str = "sds-shim";
 
 /// What stands in place of kubectl for `exec`, which the API server hands to the node's kubelet: podman does it.
 const KUBECTL: &str = r#"#!/bin/bash
@@ -56,10 +54,9 @@ async fn the_commands_in_the_readme_do_what_it_says() -> Result<(), Failure> {
         println!("{}", cluster.script(block).await?.success()?);
     }
     let scratch = Scratch::new("pods")?;
-    let world = world(&cluster, scratch.path(), Method::TokenReview).await?;
     let pictures = Pictures::build(scratch.path())?;
-    let node = pictures.node(&cluster, &world, scratch.path()).await?;
-    let pods = run_all(&cluster, &node).await.map_err(|failure| world.explain(failure))?;
+    let node = pictures.node(&cluster, scratch.path()).await?;
+    let pods = run_all(&cluster, &node).await?;
 
     let tools = tools(&cluster, scratch.path(), &pods)?;
     // The call in plaintext is refused, as the README says: the script goes on.
@@ -85,12 +82,14 @@ fn expected() -> Vec<String> {
     let mut lines: Vec<_> = pairs.map(|(from, to)| format!("sleep.{from} to httpbin.{to}: 200\n")).into();
     lines.push("By=spiffe://cluster.local/ns/bar/sa/httpbin".to_owned());
     lines.push("URI=spiffe://cluster.local/ns/foo/sa/sleep".to_owned());
+    lines.push("\"identity\": \"spiffe://cluster.local/ns/foo/sa/sleep\"".to_owned());
     lines
 }
 
 /// Images under the names that chart and samples give them.
 struct Pictures {
     shim: Images,
+    ca: ProgramImage,
     envoy: ProgramImage,
     server: ProgramImage,
     client: ProgramImage,
@@ -100,38 +99,48 @@ impl Pictures {
     fn build(scratch: &Path) -> Result<Self, Failure> {
         Ok(Self {
             shim: Images::build(None, 1_200_000_000 + std::process::id())?,
+            ca: ProgramImage::development_ca(scratch)?,
             envoy: ProgramImage::envoy(scratch)?,
             server: ProgramImage::applications(scratch)?,
             client: ProgramImage::client(scratch)?,
         })
     }
 
-    /// A node of the cluster, on which the CA is found as its Service would have it.
-    async fn node(&self, cluster: &Cluster, world: &World, directory: &Path) -> Result<Node, Failure> {
+    /// A node of the cluster, on which pods find the API server.
+    async fn node(&self, cluster: &Cluster, directory: &Path) -> Result<Node, Failure> {
         let mut node = Node::start(directory, self.server.name(), Arc::new(cluster.for_node()?)).await?;
-        node.image(format!("localhost/sds-shim:{}", env!("CARGO_PKG_VERSION")), self.shim.binary());
+        let version = env!("CARGO_PKG_VERSION");
+        node.image(format!("localhost/sds-shim:{version}"), self.shim.binary());
+        node.image(format!("localhost/sds-shim-development-ca:{version}"), self.ca.name());
         node.image("docker.io/envoyproxy/envoy:distroless-v1.40.0", self.envoy.name());
         node.image("docker.io/mccutchen/go-httpbin:v2.15.0", self.server.name());
         node.image("docker.io/curlimages/curl:8.11.1", self.client.name());
-        node.serve(CA, "sds-shim");
-        node.forward(CA_PORT, world.ca.address()).await?;
+        node.serve("kubernetes", "default");
+        node.forward(443, cluster.address()).await?;
         Ok(node)
     }
 }
 
-/// Does kubelet's work for the samples, servers first. The pods come with `SERVICE_ACCOUNT.NAMESPACE`, by which their
-/// deployments are found.
+/// Does kubelet's work, for who is needed first at first. The pods come with `NAMESPACE.DEPLOYMENT`.
 async fn run_all(cluster: &Cluster, node: &Node) -> Result<Vec<(String, RunningPod)>, Failure> {
-    let mut pods = Vec::new();
-    for account in ["httpbin", "sleep"] {
-        for namespace in ["foo", "bar"] {
-            if account == "httpbin" {
-                node.service(&cluster.get(&["service", account, "-n", namespace]).await?)?;
-            }
-            let pod = cluster.pod(namespace, &format!("app={account}")).await?;
-            pods.push((format!("{namespace}.{account}"), node.run(&pod).await?));
-            cluster.is_ready(&pod).await?;
+    let component = "app.kubernetes.io/component=development-ca";
+    let wanted = [
+        (RELEASE, CA, component, true),
+        ("foo", "httpbin", "app=httpbin", true),
+        ("bar", "httpbin", "app=httpbin", true),
+        ("foo", "sleep", "app=sleep", false),
+        ("bar", "sleep", "app=sleep", false),
+    ];
+    let mut pods: Vec<(String, RunningPod)> = Vec::new();
+    for (namespace, name, label, serves) in wanted {
+        if serves {
+            node.service(&cluster.get(&["service", name, "-n", namespace]).await?)?;
         }
+        let pod = cluster.pod(namespace, label).await?;
+        let running = node.run(&pod).await;
+        let explain = |failure| pods.iter().fold(failure, |failure, (_, pod)| pod.explain(failure));
+        pods.push((format!("{namespace}.{name}"), running.map_err(explain)?));
+        cluster.is_ready(&pod).await?;
     }
     Ok(pods)
 }

@@ -133,7 +133,7 @@ async fn a_pod_that_asks_for_what_is_not_understood_is_refused() -> Outcome {
     }
     let scene = Scene::start(Way::Listeners).await?;
     let cases: [(&str, Value, &str); 5] = [
-        ("/spec/volumes/0", json!({ "name": "key", "secret": { "secretName": "key" } }), "unknown field `secret`"),
+        ("/spec/volumes/0", json!({ "name": "key", "secret": { "secretName": "key" } }), "no Secret key"),
         ("/spec/volumes/0", json!({ "name": "host", "hostPath": { "path": "/" } }), "unknown field `hostPath`"),
         ("/spec/containers/0/securityContext", json!({ "privileged": true }), "privileged"),
         ("/spec/containers/0/image", json!("example.com/other"), "no image example.com/other"),

@@ -68,6 +68,10 @@ impl Cluster for Answers {
     fn config_map(&self, _: &str, name: &str) -> Result<Option<BTreeMap<String, String>>, Failure> {
         Ok(self.maps.get(name).cloned())
     }
+
+    fn secret(&self, _: &str, _: &str) -> Result<Option<BTreeMap<String, String>>, Failure> {
+        Ok(None)
+    }
 }
 
 impl Scene {

@@ -232,6 +232,12 @@ impl ProgramImage {
         Self::build(&scratch.join("application-image"), &helper("application")?, &names)
     }
 
+    /// An image of the development CA.
+    pub fn development_ca(scratch: &Path) -> Result<Self, Failure> {
+        let program = workspace().join("target/debug/development-ca");
+        Self::build(&scratch.join("ca-image"), &program, &["usr/local/bin/development-ca"])
+    }
+
     /// An image to call from: curl and sleep as this machine has them.
     pub fn client(scratch: &Path) -> Result<Self, Failure> {
         let root = scratch.join("client-image");

@@ -52,6 +52,8 @@ pub trait Cluster: Send + Sync {
     fn token(&self, wish: &TokenWish<'_>) -> Result<String, Failure>;
     /// The data of a ConfigMap, if there is one.
     fn config_map(&self, namespace: &str, name: &str) -> Result<Option<BTreeMap<String, String>>, Failure>;
+    /// The data of a Secret, decoded, if there is one.
+    fn secret(&self, namespace: &str, name: &str) -> Result<Option<BTreeMap<String, String>>, Failure>;
 }
 
 /// A token that a pod asks for.

@@ -130,7 +130,8 @@ impl RunningPod {
             let Some(manifest) = self.pod.container(&running.name) else { continue };
             let probes = [manifest.startup_probe.as_ref(), manifest.readiness_probe.as_ref()];
             for probe in probes.into_iter().flatten().filter(|_| running.kind != Kind::Initial) {
-                let target = Target { container: &running.container, address: self.address, node: self.node };
+                let (container, ports) = (&running.container, &manifest.ports[..]);
+                let target = Target { container, ports, address: self.address, node: self.node };
                 let ready = target.wait_for(probe, &mut running.process).await;
                 ready.map_err(|failure| failure.context(format!("{} does not become ready", running.name)))?;
             }
@@ -208,10 +209,10 @@ impl RunningPod {
     /// Asks a container's liveness probe once.
     pub async fn live(&self, container: &str) -> Result<(), Failure> {
         let manifest = self.pod.container(container);
-        let probe = manifest.and_then(|manifest| manifest.liveness_probe.as_ref());
-        let probe = probe.ok_or_else(|| Failure::new(format!("{container} has no liveness probe")))?;
+        let probe = manifest.and_then(|manifest| Some((manifest.liveness_probe.as_ref()?, &manifest.ports[..])));
+        let (probe, ports) = probe.ok_or_else(|| Failure::new(format!("{container} has no liveness probe")))?;
         let container = &self.running(container)?.container;
-        Target { container, address: self.address, node: self.node }.ask(probe).await
+        Target { container, ports, address: self.address, node: self.node }.ask(probe).await
     }
 
     /// `GET path` at a loopback port of the pod.
@@ -286,7 +287,9 @@ impl RunningPod {
             let selected = !spec.selector.is_empty()
                 && spec.selector.iter().all(|(name, value)| self.pod.metadata.labels.get(name) == Some(value));
             for port in spec.ports.iter().filter(|_| selected && metadata.namespace == self.pod.metadata.namespace) {
-                let inner = port.target_port.unwrap_or(port.port);
+                let named = self.pod.spec.containers.iter().chain(&self.pod.spec.init_containers);
+                let named = named.flat_map(|container| &container.ports);
+                let inner = port.target_port.as_ref().map_or(Ok(port.port), |target| target.number(named))?;
                 with(&node.network, (placed.address, port.port), (self.address, inner))?;
             }
         }
@@ -323,7 +326,7 @@ impl Running {
         }
         match &manifest.startup_probe {
             Some(probe) if self.kind == Kind::Sidecar => {
-                let target = Target { container: &self.container, address, node };
+                let target = Target { container: &self.container, ports: &manifest.ports, address, node };
                 let started = target.wait_for(probe, &mut self.process).await;
                 started.map_err(|failure| failure.context(format!("{} does not start", self.name)))
             }

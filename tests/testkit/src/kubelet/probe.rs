@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{
-    manifest::{Exec, HttpGet, Probe, TcpSocket},
+    manifest::{Exec, HttpGet, Port, Probe, TcpSocket},
     network::inside,
 };
 use crate::{Failure, OrFail, container::Container, http, process::Process};
@@ -19,6 +19,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Whom probes ask, and from where: the node.
 pub(super) struct Target<'a> {
     pub(super) container: &'a Container,
+    pub(super) ports: &'a [Port],
     pub(super) address: Ipv4Addr,
     pub(super) node: u32,
 }
@@ -63,7 +64,7 @@ impl Target<'_> {
                 self.container.exec(&words).await
             }
             (None, Some(HttpGet { path, port, .. }), None) => {
-                let (address, path) = ((self.address, *port), path.clone());
+                let (address, path) = ((self.address, port.number(self.ports.iter())?), path.clone());
                 let answer = inside(self.node, async move {
                     let stream = TcpStream::connect(address).await.or_fail("connect")?;
                     http::get(stream, &address.0.to_string(), &path).await
@@ -74,7 +75,7 @@ impl Target<'_> {
                 }
             }
             (None, None, Some(TcpSocket { port })) => {
-                let address = (self.address, *port);
+                let address = (self.address, port.number(self.ports.iter())?);
                 let connected = inside(self.node, async move { TcpStream::connect(address).await.map(drop) });
                 connected.await?.or_fail(format!("connect to {address:?}"))
             }

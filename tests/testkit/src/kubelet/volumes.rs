@@ -13,7 +13,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use super::{
     Cluster, TokenWish,
     facts::Facts,
-    manifest::{ConfigMap, DownwardApi, EmptyDir, Item, Medium, Pod, Source, TokenSource, Volume},
+    manifest::{ConfigMap, DownwardApi, EmptyDir, Item, Medium, Pod, Secret, Source, TokenSource, Volume},
     quantity,
 };
 use crate::{Failure, OrFail};
@@ -77,21 +77,28 @@ impl Volumes {
         }
         fs::create_dir_all(&path).or_fail(format!("create {}", path.display()))?;
         match volume {
-            Volume { empty_dir: Some(empty), projected: None, config_map: None, downward_api: None, .. } => {
+            Volume {
+                empty_dir: Some(empty),
+                projected: None,
+                config_map: None,
+                secret: None,
+                downward_api: None,
+                ..
+            } => {
                 self.empty(&path, empty)?;
                 // Anybody may write there, as in Kubernetes; with fsGroup, what is made there is of the group.
                 let mode = if pod.spec.security_context.fs_group.is_some() { 0o2777 } else { 0o777 };
                 chown(&path, None, pod.spec.security_context.fs_group).or_fail("give it to fsGroup")?;
                 fs::set_permissions(&path, fs::Permissions::from_mode(mode)).or_fail("open it")
             }
-            Volume { empty_dir: None, projected, config_map, downward_api, .. }
-                if [projected.is_some(), config_map.is_some(), downward_api.is_some()]
+            Volume { empty_dir: None, projected, config_map, secret, downward_api, .. }
+                if [projected.is_some(), config_map.is_some(), secret.is_some(), downward_api.is_some()]
                     .iter()
                     .filter(|is| **is)
                     .count()
                     == 1 =>
             {
-                // No token touches a disk.
+                // No token and no secret touches a disk.
                 self.memory(&path, "mode=0755")?;
                 let made = ProjectedVolume::create(&path, &[]).or_fail(format!("create {}", path.display()))?;
                 self.projected.insert(volume.name.clone(), made);
@@ -130,6 +137,9 @@ impl Projection<'_> {
     fn files(mut self, volume: &Volume) -> Result<Vec<ProjectedFile>, Failure> {
         if let Some(map) = &volume.config_map {
             self.config_map(map, map.default_mode.unwrap_or(MODE))?;
+        }
+        if let Some(secret) = &volume.secret {
+            self.secret(secret)?;
         }
         if let Some(downward) = &volume.downward_api {
             self.downward(downward, downward.default_mode.unwrap_or(MODE))?;
@@ -181,6 +191,15 @@ impl Projection<'_> {
             let content = data.remove(key).ok_or_else(missing)?;
             self.push(path, content, own.unwrap_or(mode), None);
         }
+        Ok(())
+    }
+
+    fn secret(&mut self, secret: &Secret) -> Result<(), Failure> {
+        let (namespace, name) = (&self.facts.pod.metadata.namespace, &secret.secret_name);
+        let data = self.cluster.secret(namespace, name)?;
+        let data = data.ok_or_else(|| Failure::new(format!("there is no Secret {name}")))?;
+        let mode = secret.default_mode.unwrap_or(MODE);
+        data.into_iter().for_each(|(name, content)| self.push(&name, content, mode, None));
         Ok(())
     }
 

@@ -8,6 +8,7 @@ mod objects;
 mod tools;
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -62,6 +63,11 @@ impl Cluster {
     /// `https://HOST:PORT` of the API server.
     pub fn url(&self) -> String {
         self.configuration.url()
+    }
+
+    /// Its loopback address.
+    pub fn address(&self) -> SocketAddr {
+        self.configuration.address()
     }
 
     /// File with the root that the API server's certificate chains to.

@@ -7,6 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use openssl::base64::decode_block;
 use serde_json::{Value, json};
 
 use super::{Cluster, object, program};
@@ -57,15 +58,28 @@ impl kubelet::Cluster for Asking {
     }
 
     fn config_map(&self, namespace: &str, name: &str) -> Result<Option<BTreeMap<String, String>>, Failure> {
-        let answer = self.ask(&["get", "configmap", name, "-n", namespace, "--ignore-not-found", "-o", "json"], "")?;
-        if answer.is_empty() {
-            return Ok(None);
+        self.data("configmap", namespace, name)
+    }
+
+    fn secret(&self, namespace: &str, name: &str) -> Result<Option<BTreeMap<String, String>>, Failure> {
+        let Some(mut data) = self.data("secret", namespace, name)? else { return Ok(None) };
+        for (key, content) in &mut data {
+            let decoded = decode_block(content).or_fail(format!("decode {key}"))?;
+            *content = String::from_utf8(decoded).or_fail(format!("read {key}"))?;
         }
-        serde_json::from_value(object(&answer)?["data"].take()).or_fail(format!("read the ConfigMap {name}"))
+        Ok(Some(data))
     }
 }
 
 impl Asking {
+    fn data(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<BTreeMap<String, String>>, Failure> {
+        let answer = self.ask(&["get", kind, name, "-n", namespace, "--ignore-not-found", "-o", "json"], "")?;
+        if answer.is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_value(object(&answer)?["data"].take()).or_fail(format!("read the {kind} {name}")).map(Some)
+    }
+
     fn ask(&self, arguments: &[&str], input: &str) -> Result<String, Failure> {
         let mut command = Command::new(&self.kubectl);
         command.args(arguments).env_clear().env("KUBECONFIG", &self.kubeconfig).env("HOME", &self.home);

@@ -3,6 +3,7 @@
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{FieldRef, Seccomp};
+use crate::Failure;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -34,9 +35,9 @@ pub(in super::super) struct Container {
     _termination_message_policy: Option<IgnoredAny>,
     #[serde(rename = "imagePullPolicy")]
     _image_pull_policy: Option<IgnoredAny>,
-    /// They say which ports there are and open none.
-    #[serde(default, rename = "ports")]
-    _ports: Vec<Port>,
+    /// They give ports names and open none.
+    #[serde(default)]
+    pub(in super::super) ports: Vec<Port>,
 }
 
 #[derive(Deserialize)]
@@ -46,13 +47,32 @@ pub(in super::super) enum SidecarPolicy {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Port {
-    #[serde(rename = "containerPort")]
-    _container_port: u16,
-    #[serde(rename = "name")]
-    _name: Option<String>,
+pub(in super::super) struct Port {
+    pub(in super::super) container_port: u16,
+    pub(in super::super) name: Option<String>,
     #[serde(rename = "protocol")]
     _protocol: Option<Protocol>,
+}
+
+/// A port by its number, or by the name that a container gives it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(in super::super) enum PortRef {
+    Number(u16),
+    Name(String),
+}
+
+impl PortRef {
+    /// Its number, where these are the ports that there are.
+    pub(in super::super) fn number<'a>(&self, mut ports: impl Iterator<Item = &'a Port>) -> Result<u16, Failure> {
+        match self {
+            Self::Number(number) => Ok(*number),
+            Self::Name(name) => {
+                let found = ports.find(|port| port.name.as_ref() == Some(name));
+                found.map(|port| port.container_port).ok_or_else(|| Failure::new(format!("no port is called {name}")))
+            }
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -151,7 +171,7 @@ pub(in super::super) struct Exec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(in super::super) struct HttpGet {
     pub(in super::super) path: String,
-    pub(in super::super) port: u16,
+    pub(in super::super) port: PortRef,
     #[serde(rename = "scheme")]
     _scheme: Option<Scheme>,
 }
@@ -165,7 +185,7 @@ enum Scheme {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in super::super) struct TcpSocket {
-    pub(in super::super) port: u16,
+    pub(in super::super) port: PortRef,
 }
 
 #[derive(Default, Deserialize)]

@@ -1,5 +1,5 @@
 //! Pods and services as Kubernetes' API gives them, as far as they are understood here. A field that is not, such as a
-//! volume with a secret or of the host, is an error: nothing of a manifest is left out silently. Fields with an
+//! volume of the host, is an error: nothing of a manifest is left out silently. Fields with an
 //! underscore are for others than kubelet: the scheduler, admission, the image store.
 
 mod container;
@@ -194,7 +194,7 @@ enum ServiceType {
 pub(super) struct ServicePort {
     pub(super) name: Option<String>,
     pub(super) port: u16,
-    pub(super) target_port: Option<u16>,
+    pub(super) target_port: Option<PortRef>,
     #[serde(rename = "appProtocol")]
     _app_protocol: Option<IgnoredAny>,
     #[serde(rename = "protocol")]

@@ -12,8 +12,16 @@ pub(in super::super) struct Volume {
     pub(in super::super) empty_dir: Option<EmptyDir>,
     pub(in super::super) projected: Option<Projected>,
     pub(in super::super) config_map: Option<ConfigMap>,
+    pub(in super::super) secret: Option<Secret>,
     #[serde(rename = "downwardAPI")]
     pub(in super::super) downward_api: Option<DownwardApi>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in super::super) struct Secret {
+    pub(in super::super) secret_name: String,
+    pub(in super::super) default_mode: Option<u32>,
 }
 
 #[derive(Deserialize)]
