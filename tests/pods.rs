@@ -106,7 +106,10 @@ async fn the_application_starts_only_when_the_certificate_is_there() -> Outcome 
         "metadata": { "name": "sds-shim", "namespace": "foo" },
         "spec": { "ports": [{ "port": 80 }] },
     }))?;
-    let manifest = scene.manifest("sleep", "foo")?;
+    let mut manifest = scene.manifest("sleep", "foo")?;
+    // The shim with its own profile, under which the probes' commands run as well.
+    manifest["spec"]["initContainers"][0]["securityContext"]["seccompProfile"] =
+        json!({ "type": "Localhost", "localhostProfile": "sds-shim.json" });
     let mut starting = Box::pin(scene.node.run(&manifest));
     tokio::select! {
         pod = &mut starting => panic!("it started without a certificate: {:?}", pod.map(|pod| pod.name())),
@@ -195,7 +198,7 @@ fn nothing_private_is_mounted(pod: &RunningPod) -> Outcome {
         assert_eq!(written.findings, [], "in the root of {container} of {}", pod.name());
         let process = format!("/proc/{}", pod.pid(container)?);
         let mounts = fs::read_to_string(format!("{process}/mounts")).or_fail("read the mounts")?;
-        let mut searched = 0;
+        let (mut searched, mut found) = (0, 0);
         for line in mounts.lines() {
             let [_, place, kind, ..] = line.split(' ').collect::<Vec<_>>()[..] else { continue };
             let path = format!("{process}/root{place}");
@@ -205,11 +208,13 @@ fn nothing_private_is_mounted(pod: &RunningPod) -> Outcome {
             }
             searched += 1;
             for finding in scan(Path::new(&path)).or_fail(format!("search {place}"))?.findings {
+                found += 1;
                 // The one thing that is given: whom to trust.
                 assert!(place == ROOT && finding.what == "certificate (PEM)", "{}: {finding:?}", pod.name());
             }
         }
         assert!(searched > 0, "no mount of {container} was searched");
+        assert_eq!(found > 0, container == "sds-shim", "the root certificate shows that the search finds things");
     }
     Ok(())
 }

@@ -220,7 +220,7 @@ fn not_root(user: Option<u32>, image: &str) -> Result<(), Failure> {
 /// A profile of a node, which is one of those that are shipped.
 fn profile(name: &str) -> Result<PathBuf, Failure> {
     let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
-    let path = workspace().join("packaging/seccomp").join(Path::new(name).file_name().unwrap_or_default());
+    let path = workspace().join("packaging/seccomp").join(name);
     match plain && path.is_file() {
         true => Ok(path),
         false => Err(Failure::new(format!("the node has no seccomp profile {name}"))),
