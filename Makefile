@@ -59,7 +59,7 @@ test-kubernetes: build envoy kubernetes istio-injector podman curl ## the Helm c
 	@$(CARGO) build --quiet --package testkit --package development-ca --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_envoy --test kubernetes_injection \
-		--test kubernetes_istio --test kubernetes_readme -- --include-ignored --nocapture --test-threads=1
+		--test kubernetes_istio --test kubernetes_readme --test kubernetes_values -- --include-ignored --nocapture --test-threads=1
 	@tests/testkit/search-output.sh target/test-output 100
 
 conformance-istio: build pilot-agent ## the rules of SDS held against Istio's agent beside ours; writes src/manual/conformance.md

@@ -4,7 +4,7 @@ mod kubernetes_stage;
 
 use std::path::Path;
 
-use kubernetes_stage::{CA, CA_TOKEN, CHART, Stage, VOLUME, authority};
+use kubernetes_stage::{CA, CA_TOKEN, CHART, Stage, VOLUME, authority, simple_pod};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use testkit::{
@@ -66,6 +66,12 @@ fn id(token: &str) -> Result<String, Failure> {
 async fn the_mesh_has_its_identities_from_tokens_of_the_cluster() -> Result<(), Failure> {
     let stage = Stage::set().await?;
     let cluster = &stage.cluster;
+    // The pods of the samples were let in for what they are: others are not.
+    let mut careless = simple_pod("sleep");
+    careless["metadata"]["namespace"] = "foo".into();
+    careless["spec"]["securityContext"] = json!({});
+    let told = cluster.create(&careless).await.expect_err("a pod that is not restricted");
+    assert!(told.what().contains("violates PodSecurity \"restricted:latest\""), "{told}");
     let world = stage.world(Method::TokenReview).await?;
     let mut mesh = Mesh::start(&world, &stage.scratch.path().join("mesh"), TokenSource::File, |shim| shim)
         .await
