@@ -6,12 +6,12 @@
 mod scene;
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write,
     path::{Path, PathBuf},
 };
 
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use testkit::{
     Failure, OrFail, confined,
@@ -66,7 +66,7 @@ async fn four_pods_call_each_other_over_mutual_tls_without_a_secret_in_any_mount
     token_is_rewritten(first).await?;
     mesh.calls().await?;
     mesh.delete(&scene.node).await?;
-    scene.leaves_nothing()
+    scene.leaves_nothing().await
 }
 
 /// As with Istio's CNI plugin: nobody is told of the sidecar, iptables leads there what goes out and what comes in.
@@ -89,7 +89,7 @@ async fn the_same_pods_call_each_other_where_iptables_leads_through_the_sidecar(
         }
     }
     mesh.delete(&scene.node).await?;
-    scene.leaves_nothing()
+    scene.leaves_nothing().await
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn the_application_starts_only_when_the_certificate_is_there() -> Outcome 
     assert!(environment.contains("SDS_SHIM_SERVICE_HOST=10.96."), "{environment}");
     // A pod that is not deleted in order is removed as well.
     drop(pod);
-    scene.leaves_nothing()
+    scene.leaves_nothing().await
 }
 
 #[tokio::test]
@@ -150,7 +150,7 @@ async fn a_pod_that_asks_for_what_is_not_understood_is_refused() -> Outcome {
             Err(failure) => assert!(failure.what().contains(told), "{failure}"),
         }
     }
-    scene.leaves_nothing()
+    scene.leaves_nothing().await
 }
 
 /// The properties that the container's manifest asks for, seen from outside and told by the shim itself.
@@ -260,8 +260,9 @@ async fn token_is_rewritten(pod: &RunningPod) -> Outcome {
     Ok(())
 }
 
-fn network_namespace(process: u32) -> Result<PathBuf, Failure> {
-    fs::read_link(format!("/proc/{process}/ns/net")).or_fail(format!("see the network namespace of process {process}"))
+fn network_namespace(pod: &RunningPod, container: &str) -> Result<PathBuf, Failure> {
+    let path = format!("/proc/{}/ns/net", pod.pid(container)?);
+    fs::read_link(&path).or_fail(format!("read {path}"))
 }
 
 impl scene::Mesh {
@@ -269,24 +270,15 @@ impl scene::Mesh {
     async fn delete(self, node: &Node) -> Outcome {
         for pod in self.into_pods() {
             let (name, application) = (pod.name(), pod.containers().nth(2).unwrap_or_default().to_owned());
-            let processes: Vec<_> = pod.containers().map(|container| pod.pid(container)).collect::<Result<_, _>>()?;
-            let namespace = network_namespace(processes[0])?;
-            assert!(processes.iter().all(|one| network_namespace(*one).is_ok_and(|of| of == namespace)));
+            let namespaces: BTreeSet<_> =
+                pod.containers().map(|one| network_namespace(&pod, one)).collect::<Result<_, _>>()?;
+            assert_eq!(namespaces.len(), 1, "{namespaces:?}");
             let exits = pod.delete(node).await?;
             println!("{name} is deleted: {exits:?}");
             let exit = |container: &str, code| Exit { container: container.to_owned(), code: Some(code) };
             // sleep does not heed SIGTERM, as the first process of its container.
             let code = if application == "sleep" { 137 } else { 0 };
             assert_eq!(exits, [exit(&application, code), exit("sds-shim-envoy", 0), exit("sds-shim", 0)]);
-            let others = fs::read_dir("/proc").or_fail("list processes")?.flatten();
-            let others = others.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-            let there: Vec<u32> =
-                others.filter(|one| network_namespace(*one).is_ok_and(|of| of == namespace)).collect();
-            assert!(there.is_empty(), "{there:?} are in the network namespace of {name}");
-            for process in processes {
-                let gone = nix::sys::signal::kill(Pid::from_raw(process.cast_signed()), None);
-                assert_eq!(gone, Err(nix::errno::Errno::ESRCH), "process {process}");
-            }
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::{Value, json};
 use testkit::{
-    Failure, OrFail,
+    Failure, OrFail, PATIENCE, POLL,
     container::{Images, ProgramImage, podman},
     development_ca::{CaOptions, DevelopmentCa, Pki, TokenIssuer, TokenRequest},
     kubelet::{Cluster, Node, RunningPod, TokenWish},
@@ -20,6 +20,7 @@ use testkit::{
     workload::spiffe_id,
     workspace,
 };
+use tokio::time::{Instant, sleep};
 
 pub(crate) const NAMESPACES: [&str; 2] = ["foo", "bar"];
 /// Port of the CA, istiod's.
@@ -105,7 +106,6 @@ impl Scene {
 
     /// Starts the servers, then the clients.
     pub(crate) async fn mesh(&self) -> Result<Mesh, Failure> {
-        let mut mesh = Mesh { clients: Vec::new(), servers: Vec::new() };
         for namespace in NAMESPACES {
             let mut service = read("httpbin-service")?;
             service["metadata"]["namespace"] = namespace.into();
@@ -113,12 +113,16 @@ impl Scene {
                 service["spec"]["ports"][0]["targetPort"] = APPLICATION.into();
             }
             self.node.service(&service)?;
-            mesh.servers.push(self.node.run(&self.manifest("httpbin", namespace)?).await?);
         }
-        for namespace in NAMESPACES {
-            mesh.clients.push(self.node.run(&self.manifest("sleep", namespace)?).await?);
-        }
-        Ok(mesh)
+        Ok(Mesh { servers: self.both("httpbin").await?, clients: self.both("sleep").await? })
+    }
+
+    /// Starts a pod of this name in each namespace at the same time.
+    async fn both(&self, name: &str) -> Result<Vec<RunningPod>, Failure> {
+        let [first, second] = NAMESPACES.map(|namespace| self.manifest(name, namespace));
+        let (first, second) = (first?, second?);
+        let pods = tokio::try_join!(self.node.run(&first), self.node.run(&second))?;
+        Ok(<[_; 2]>::from(pods).into())
     }
 
     /// The pod as the API server has it.
@@ -133,9 +137,14 @@ impl Scene {
         Ok(pod)
     }
 
-    /// After its pods: no container, and no mount; and of the node itself nothing either.
-    pub(crate) fn leaves_nothing(self) -> Result<(), Failure> {
+    /// After its pods: no container, no namespace and no mount; and of the node itself nothing either.
+    pub(crate) async fn leaves_nothing(self) -> Result<(), Failure> {
         assert_eq!(self.node.containers()?, BTreeSet::new());
+        let deadline = Instant::now() + PATIENCE;
+        while self.node.joined()? > 0 {
+            assert!(Instant::now() < deadline, "the network namespace of a pod is still there");
+            sleep(POLL).await;
+        }
         let path = self.scratch.path().display().to_string();
         let mounts = fs::read_to_string("/proc/self/mounts").or_fail("read the mounts")?;
         assert_eq!(mounts.lines().find(|line| line.contains(&path)), None, "a volume is still mounted");

@@ -187,6 +187,12 @@ impl Node {
         Ok(listed.lines().map(str::to_owned).collect())
     }
 
+    /// How many network namespaces are joined to it: those of its pods, and of deleted ones until the kernel has cleared
+    /// them away, which it does when their last process has ended.
+    pub fn joined(&self) -> Result<usize, Failure> {
+        self.network.joined()
+    }
+
     /// podman's labels of a container: those of Kubernetes' container runtimes, and whose node it is.
     fn labels(&self, metadata: &Metadata, container: &str) -> Vec<String> {
         let names = [metadata.name.as_str(), metadata.namespace.as_str(), container];

@@ -49,13 +49,13 @@ where
     answer.or_fail(format!("enter the network namespace of process {pid}"))
 }
 
-/// Runs a program in the network namespace of a process, with this on its standard input.
-fn run(pid: u32, command: &[&str], input: &str) -> Result<(), Failure> {
+/// Runs a program in the network namespace of a process, with this on its standard input; what it writes.
+fn run(pid: u32, command: &[&str], input: &str) -> Result<String, Failure> {
     let mut child = Command::new("nsenter")
         .arg(format!("--net=/proc/{pid}/ns/net"))
         .args(command)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .or_fail("run nsenter")?;
@@ -64,14 +64,14 @@ fn run(pid: u32, command: &[&str], input: &str) -> Result<(), Failure> {
     }
     let output = child.wait_with_output().or_fail(format!("wait for {command:?}"))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(Failure::new(format!("{command:?} failed: {}; it had {input:?}", said.trim_end())))
 }
 
 fn ip(pid: u32, commands: &str) -> Result<(), Failure> {
-    run(pid, &["ip", "-batch", "-"], commands)
+    run(pid, &["ip", "-batch", "-"], commands).map(drop)
 }
 
 /// Names of services and their addresses.
@@ -129,6 +129,11 @@ impl Network {
         ip(pod, &far)
     }
 
+    /// How many pods are connected.
+    pub(super) fn joined(&self) -> Result<usize, Failure> {
+        Ok(run(self.node, &["ip", "-oneline", "link", "show", "type", "veth"], "")?.lines().count())
+    }
+
     /// Leads what comes for a port of a service to its pod, as kube-proxy does.
     pub(super) fn endpoint(&self, service: (Ipv4Addr, u16), pod: (Ipv4Addr, u16)) -> Result<(), Failure> {
         self.proxy("-A", service, pod)
@@ -149,7 +154,7 @@ impl Network {
         let rules = format!(
             "*nat\n{action} PREROUTING {rule}\n{action} OUTPUT {rule}\n{action} POSTROUTING {hairpin}\nCOMMIT\n"
         );
-        run(self.node, &["iptables-restore", "--noflush"], &rules)
+        run(self.node, &["iptables-restore", "--wait", "--noflush"], &rules).map(drop)
     }
 }
 
@@ -164,5 +169,5 @@ pub(super) fn capture(pod: u32, excluded: &[u16]) -> Result<(), Failure> {
         rules += &format!("-A PREROUTING -p tcp --dport {port} -j RETURN\n");
     }
     rules += &format!("-A PREROUTING -p tcp -j REDIRECT --to-ports {INBOUND}\nCOMMIT\n");
-    run(pod, &["iptables-restore", "--noflush"], &rules)
+    run(pod, &["iptables-restore", "--wait", "--noflush"], &rules).map(drop)
 }
