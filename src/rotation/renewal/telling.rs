@@ -47,7 +47,8 @@ impl<T: TokenSource> Renewal<T> {
         let why = match (failure, &self.token) {
             (Failure::Attempt(error), Some(token)) if error.is_authentication() => {
                 format!(
-                    "{failure}; {token}: check that the CA knows its issuer, wants this audience and has the same time"
+                    "{failure}; {token}: check that the CA knows its issuer, wants this audience and has the same time, \
+                     and that the pod and its service account are still there"
                 )
             }
             _ => failure.to_string(),
