@@ -60,7 +60,7 @@ test-kubernetes: build envoy kubernetes istio-injector podman curl ## the Helm c
 	@rm -rf target/test-output
 	@$(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_envoy --test kubernetes_injection \
 		--test kubernetes_istio --test kubernetes_readme --test kubernetes_values -- --include-ignored --nocapture --test-threads=1
-	@tests/testkit/search-output.sh target/test-output 100
+	@tests/testkit/search-output.sh target/test-output 50
 
 conformance-istio: build pilot-agent ## the rules of SDS held against Istio's agent beside ours; writes src/manual/conformance.md
 	@CONFORMANCE_TABLE=1 $(CARGO) test --test sds_conformance -- --nocapture

@@ -17,7 +17,7 @@ operator_kinds="
 8ce88c52c51209993511cae093089c9525f5552def88119e3f559123ee9d454b  monitoring.coreos.com_podmonitors.yaml
 98fd16c9ab79fba8dcd6ef62c957c98cd6546ab74ce0a4ecf09ddf2fda03020e  monitoring.coreos.com_prometheusrules.yaml"
 # What the first build leaves behind at most, modules and compiled packages together, in MB.
-needed=8000
+needed=5000
 
 say() { echo "install-kubernetes: $*"; }
 fail() { echo "install-kubernetes: $*" >&2; exit 1; }
