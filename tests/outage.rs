@@ -124,9 +124,9 @@ impl Upstream {
     }
 }
 
-/// Each wait is within the back-off's bound; RESOURCE_EXHAUSTED has the longest one from the start.
+/// Each wait is within the back-off's bound; that of RESOURCE_EXHAUSTED is half a minute from the start.
 fn within_bounds(waits: &[u64], overload: bool) -> bool {
-    let bound = |attempt| if overload { attempts::bound(usize::MAX) } else { attempts::bound(attempt) };
+    let bound = if overload { attempts::bound_of_overloaded } else { attempts::bound };
     waits.iter().enumerate().all(|(attempt, wait)| *wait <= bound(attempt))
 }
 

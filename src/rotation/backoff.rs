@@ -3,36 +3,63 @@
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(250);
+/// The longest wait, but for a CA that is asked too much or that has been away for long.
 const CAP: Duration = Duration::from_secs(30);
+/// The longest wait of all. A hundred thousand who wait so long for the same CA come back within what one CA can bear
+/// (500 a second; `make fleet`).
+const LONGEST: Duration = Duration::from_secs(300);
+/// A sidecar has the certificate that it waits for within a sixth of the time that it has waited already.
+const SHARE: u32 = 6;
 
-/// Exponential back-off with full jitter, so that those who failed together do not come back together.
+/// Exponential back-off with jitter, so that those who failed together do not come back together.
 #[derive(Debug, Default)]
 pub struct Backoff {
     failures: u32,
+    waited: Duration,
 }
 
 impl Backoff {
-    /// The wait after one more failure: uniform up to a bound that doubles from 0.25 s to 30 s. `random` is uniform
-    /// in 0..1.
+    /// The wait after one more failure, uniform up to a bound that doubles from 0.25 s to 30 s, and to a sixth of all
+    /// waits so far once that is more, but 5 min at the most. `random` is uniform in 0..1.
     pub fn next(&mut self, random: f64) -> Duration {
-        self.next_within(CAP, random)
+        self.next_within(Duration::MAX, random)
     }
 
     /// The same with a bound that is never above `most`.
     pub fn next_within(&mut self, most: Duration, random: f64) -> Duration {
-        let bound = FIRST.saturating_mul(1 << self.failures.min(16)).min(CAP).min(most);
-        self.failures = self.failures.saturating_add(1);
-        bound.mul_f64(random)
+        self.draw(CAP.max(self.waited / SHARE), most, random)
     }
 
-    /// Whoever is asked says that it is too much: the next bound is the longest.
-    pub fn exhaust(&mut self) {
-        self.failures = u32::MAX;
+    /// The same for a CA that has more to do than it can: the bound doubles to 5 min.
+    pub fn next_for_strained(&mut self, most: Duration, random: f64) -> Duration {
+        self.draw(LONGEST, most, random)
+    }
+
+    /// The next bound is so long at least, as far as there are such.
+    pub fn at_least(&mut self, wait: Duration) {
+        while self.bound() < wait.min(LONGEST) {
+            self.failures += 1;
+        }
     }
 
     /// Starts again at the shortest bound.
     pub fn reset(&mut self) {
-        self.failures = 0;
+        *self = Self::default();
+    }
+
+    fn draw(&mut self, cap: Duration, most: Duration, random: f64) -> Duration {
+        let (grown, bound) = (self.bound(), self.bound().min(cap).min(LONGEST).min(most));
+        // Full jitter spreads those who failed together as widely as can be. Where the bound is not the usual one any
+        // more, they are spread, and short waits would only be more calls.
+        let least = if grown > bound && bound != CAP { bound * 2 / 3 } else { Duration::ZERO };
+        let wait = least + (bound - least).mul_f64(random);
+        self.failures = self.failures.saturating_add(1);
+        self.waited = self.waited.saturating_add(wait);
+        wait
+    }
+
+    fn bound(&self) -> Duration {
+        FIRST.saturating_mul(1 << self.failures.min(16))
     }
 }
 
@@ -44,34 +71,47 @@ mod tests {
     /// What happens to a back-off.
     #[derive(Clone, Copy, Debug)]
     enum Event {
-        Failure(f64, Duration),
-        Overload,
+        Failure { strained: bool, random: f64, most: Duration },
+        Overload(Duration),
         Success,
     }
 
     fn event() -> impl Strategy<Value = Event> {
-        prop_oneof![8 => (0.0..1.0, 0_u64..60).prop_map(|(random, most)| Event::Failure(random, Duration::from_secs(most))), 1 => Just(Event::Overload), 1 => Just(Event::Success)]
+        let seconds = |most: u64| (0..most).prop_map(Duration::from_secs);
+        let failure = (prop::bool::ANY, 0.0..1.0, seconds(600));
+        prop_oneof![
+            8 => failure.prop_map(|(strained, random, most)| Event::Failure { strained, random, most }),
+            1 => seconds(600).prop_map(Event::Overload),
+            1 => Just(Event::Success)
+        ]
     }
 
     proptest! {
         #[test]
         fn each_wait_is_within_the_bound_of_its_failure(events in prop::collection::vec(event(), 1..100)) {
-            let (mut backoff, mut bound) = (Backoff::default(), FIRST);
+            let (mut backoff, mut grown, mut waited) = (Backoff::default(), FIRST, Duration::ZERO);
             for event in events {
                 match event {
-                    Event::Failure(random, most) => {
-                        let wait = backoff.next_within(most, random);
-                        let uniform = bound.min(most).mul_f64(random);
-                        prop_assert!(wait <= CAP && wait.abs_diff(uniform) < Duration::from_micros(1));
-                        bound = (bound * 2).min(CAP);
+                    Event::Failure { strained, random, most } => {
+                        let cap = if strained { LONGEST } else { CAP.max(waited / 6).min(LONGEST) };
+                        let bound = grown.min(cap).min(most);
+                        let wait = match strained {
+                            true => backoff.next_for_strained(most, random),
+                            false => backoff.next_within(most, random),
+                        };
+                        prop_assert!(wait <= bound && (grown <= bound || bound == CAP || wait >= bound * 2 / 3));
+                        prop_assert!(wait.abs_diff(bound) <= bound.mul_f64(1.0 - random) + Duration::from_micros(1));
+                        (grown, waited) = ((grown * 2).min(LONGEST * 2), waited + wait);
                     }
-                    Event::Overload => {
-                        backoff.exhaust();
-                        bound = CAP;
+                    Event::Overload(least) => {
+                        backoff.at_least(least);
+                        while grown < least.min(LONGEST) {
+                            grown *= 2;
+                        }
                     }
                     Event::Success => {
                         backoff.reset();
-                        bound = FIRST;
+                        (grown, waited) = (FIRST, Duration::ZERO);
                     }
                 }
             }
@@ -81,18 +121,35 @@ mod tests {
     #[test]
     fn doubles_up_to_the_cap_and_starts_again() {
         let mut backoff = Backoff::default();
-        let bounds: Vec<_> = (0..10).map(|_| backoff.next(1.0).as_millis()).collect();
-        assert_eq!(bounds, [250, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
+        let bounds: Vec<_> = (0..11).map(|_| backoff.next(1.0).as_millis()).collect();
+        assert_eq!(bounds, [250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000, 30_000]);
+        assert_eq!(backoff.next(0.0), Duration::ZERO, "the jitter is full");
         backoff.reset();
         assert_eq!(backoff.next(1.0), FIRST);
-        backoff.exhaust();
-        assert_eq!(backoff.next(1.0), CAP);
         assert_eq!(Backoff::default().next(0.0), Duration::ZERO);
     }
 
     #[test]
-    fn an_endless_outage_does_not_overflow() {
-        let mut backoff = Backoff { failures: u32::MAX };
-        assert_eq!(backoff.next(1.0), CAP);
+    fn a_long_outage_makes_for_long_waits_that_are_a_part_of_it() {
+        let (mut backoff, mut waited, mut calls) = (Backoff::default(), Duration::ZERO, 1);
+        while waited < Duration::from_secs(3600) {
+            let wait = backoff.next(0.5);
+            assert!(wait <= (waited / 6).clamp(CAP, LONGEST), "{wait:?} after {waited:?}");
+            (waited, calls) = (waited + wait, calls + 1);
+        }
+        assert!((40..=60).contains(&calls), "{calls} calls in an hour");
+        assert_eq!((backoff.next(1.0), backoff.next(0.0)), (LONGEST, LONGEST * 2 / 3));
+    }
+
+    #[test]
+    fn a_strained_ca_is_left_alone_for_longer() {
+        let mut backoff = Backoff::default();
+        backoff.at_least(Duration::from_secs(30));
+        assert_eq!(backoff.next_for_strained(Duration::MAX, 1.0), Duration::from_secs(32));
+        backoff.at_least(Duration::from_secs(30));
+        assert_eq!(backoff.next_for_strained(Duration::MAX, 1.0), Duration::from_secs(64), "it goes on from there");
+        backoff.at_least(Duration::MAX);
+        assert_eq!(backoff.next_for_strained(Duration::MAX, 0.0), LONGEST * 2 / 3);
+        assert_eq!(backoff.next_for_strained(Duration::from_secs(12), 0.0), Duration::from_secs(8));
     }
 }

@@ -5,6 +5,7 @@ use std::{
 
 use tracing::warn;
 
+use super::patience::Strain;
 use crate::{
     ca::{CaError, CitadelClient, ClientCertificate},
     clock,
@@ -69,12 +70,14 @@ impl AttemptError {
         }
     }
 
-    /// Whether the CA, or each of them, says that it is asked too much.
-    pub(super) fn is_overload(&self) -> bool {
+    /// Whether the CA has more to do than it can; of several, what the least strained says.
+    pub(super) fn strain(&self) -> Strain {
         match self {
-            Self::Token(_) => false,
-            Self::CertificateAlone { ca, .. } | Self::Ca(ca) => ca.is_overload(),
-            Self::Everywhere(all) => all.iter().all(|(_, error)| error.is_overload()),
+            Self::Token(_) => Strain::None,
+            Self::CertificateAlone { ca: CaError::Deadline(_), .. } | Self::Ca(CaError::Deadline(_)) => Strain::Late,
+            Self::CertificateAlone { ca, .. } | Self::Ca(ca) if ca.is_overload() => Strain::Overload,
+            Self::CertificateAlone { .. } | Self::Ca(_) => Strain::None,
+            Self::Everywhere(all) => all.iter().map(|(_, error)| error.strain()).min().unwrap_or(Strain::None),
         }
     }
 }

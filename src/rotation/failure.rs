@@ -1,6 +1,9 @@
 use openssl::error::ErrorStack;
 
-use super::caller::AttemptError;
+use super::{
+    caller::AttemptError,
+    patience::{Setback, Strain},
+};
 use crate::{identity::SvidError, status::Reason};
 
 /// Why an attempt brought nothing that can be published.
@@ -42,6 +45,15 @@ impl Failure {
     /// Whether it is pointless to ask again before there is another token.
     pub(super) fn needs_token(&self) -> bool {
         matches!(self, Self::Attempt(error) if error.needs_token())
+    }
+
+    /// What it says of when to ask again.
+    pub(super) fn setback(&self) -> Setback {
+        match self {
+            Self::Attempt(error) if error.needs_token() => Setback::Token,
+            Self::Attempt(error) => Setback::Failed { strain: error.strain(), asked: error.retry_after() },
+            Self::Key(_) | Self::Answer(_) => Setback::Failed { strain: Strain::None, asked: None },
+        }
     }
 
     /// Whether another token may be just what is missing. Nothing else makes a change of the token a reason to ask:

@@ -5,6 +5,7 @@ mod caller;
 mod failover;
 mod failure;
 mod mounted;
+mod patience;
 mod projected;
 mod reason;
 mod renewal;
@@ -16,6 +17,7 @@ mod trouble;
 
 pub use backoff::Backoff;
 pub use mounted::Mounted;
+pub use patience::{Setback, Strain, bearable, wait_after};
 pub use projected::ProjectedToken;
 pub use renewal::{Renewal, RenewalEnded, RenewalSettings, TokenSource};
 pub use request_borne::{RequestBorne, RequestToken};

@@ -12,8 +12,8 @@ use tokio::{
 use tracing::info;
 
 use super::{
-    backoff::Backoff, failover::Failover, failure::Failure, mounted::Mounted, root_publisher::RootPublisher,
-    schedule::renewal_after, trouble::Trouble,
+    backoff::Backoff, failover::Failover, failure::Failure, mounted::Mounted, patience::bearable,
+    root_publisher::RootPublisher, schedule::renewal_after, trouble::Trouble,
 };
 use waiting::random;
 
@@ -289,8 +289,7 @@ impl<T: TokenSource> Renewal<T> {
         // An expired certificate would only be refused, and one of another identity would speak for that one.
         let own = self.held.as_ref().filter(|held| held.validity().1 > now && *id == self.identity);
         let token = token.as_deref().map_err(Clone::clone);
-        let bearable = self.bearable();
-        let answer = self.failover.attempt(request.csr_pem(), token, own, bearable).await?;
+        let answer = self.failover.attempt(request.csr_pem(), token, own, bearable(self.left())).await?;
         let verified = X509Svid::verify(&answer.chain, request.key(), id, clock::now());
         let issued = verified.and_then(|issued| self.check_start(&issued.svid).map(|()| issued));
         let issued = issued.inspect_err(|_| self.failover.distrust(answer.from))?;

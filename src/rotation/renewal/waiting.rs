@@ -15,18 +15,11 @@ use crate::{
     identity::{PeerTrust, SvidError, TrustDomain, X509Svid},
     rotation::{
         failure::Failure,
+        patience::wait_after,
         schedule::{MIN_INTERVAL, can_meet},
     },
 };
 
-/// How long a token that cannot be used is left alone when its file does not change: the clock may have been wrong.
-const TOKEN_RECHECK: Duration = Duration::from_secs(30);
-/// The longest wait that a CA may ask for.
-const LONGEST_REQUESTED_WAIT: Duration = Duration::from_secs(3600);
-/// The least wait that a CA may ask for however little life is left.
-const REQUESTED_WAIT: Duration = Duration::from_secs(30);
-/// The back-off's bound however little life is left.
-const SHORT_WAIT: Duration = Duration::from_secs(2);
 /// How far in the future (seconds) a certificate may begin to be held until then. More means that a clock is wrong.
 const HELD_UNTIL_VALID: i64 = 60;
 /// Whoever verifies it may read a clock that ticks in steps of some milliseconds.
@@ -70,41 +63,16 @@ impl<T: TokenSource> Renewal<T> {
 
     /// How long to leave the CA alone after a failure.
     fn wait_after(&mut self, failure: &Failure) -> Duration {
-        let (wait, due) = (self.wait_for_ca(failure), self.due.saturating_sub(clock::now()));
+        let wait = wait_after(failure.setback(), self.left(), &mut self.backoff, random());
+        let due = self.due.saturating_sub(clock::now());
         // What is held is renewed in time, whether or not it is to give way to another identity.
         if due > 0 { wait.min(Duration::from_secs(due as u64)) } else { wait }
     }
 
-    fn wait_for_ca(&mut self, failure: &Failure) -> Duration {
-        let left = self.left();
-        // A short certificate must not lapse in a wait between two attempts.
-        let most = if left.is_zero() { Duration::MAX } else { (left / 4).max(SHORT_WAIT) };
-        let Failure::Attempt(error) = failure else { return self.backoff.next_within(most, random()) };
-        if error.needs_token() {
-            return TOKEN_RECHECK;
-        }
-        if error.is_overload() && error.retry_after().is_none() {
-            self.backoff.exhaust();
-        }
-        // On top of the wait that is asked for, so that all who were told the same do not come back together.
-        let wait = self.backoff.next_within(most, random());
-        let Some(asked) = error.retry_after() else { return wait };
-        // Nor may a CA that asks for patience make the certificate lapse.
-        asked.min(self.bearable()) + wait
-    }
-
-    /// The longest wait that a CA may ask for now.
-    pub(super) fn bearable(&self) -> Duration {
-        match self.held {
-            Some(_) => (self.left() / 2).max(REQUESTED_WAIT).min(LONGEST_REQUESTED_WAIT),
-            None => LONGEST_REQUESTED_WAIT,
-        }
-    }
-
-    /// The life that is left of what is held.
-    fn left(&self) -> Duration {
-        let left = self.held.as_ref().map_or(0, |held| held.validity().1.saturating_sub(clock::now()).max(0));
-        Duration::from_secs(left as u64)
+    /// The life that is left of what is held, if anything is.
+    pub(super) fn left(&self) -> Option<Duration> {
+        let left = |held: &X509Svid| Duration::from_secs(held.validity().1.saturating_sub(clock::now()).max(0) as u64);
+        self.held.as_ref().map(left)
     }
 
     /// Refuses a certificate that begins too far in the future, unless it is all that we could have.
