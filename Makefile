@@ -18,8 +18,9 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build image image-ca openssl envoy gdb podman prometheus systemd pilot-agent istio-ca istio-injector kubernetes curl demo demo-migration demo-control-plane \
-  test test-kubernetes conformance-istio soak seccomp check fuzz fuzz-short asan distribution clean
+.PHONY: help build image image-ca openssl envoy gdb podman prometheus systemd pilot-agent istio-ca istio-injector kubernetes curl \
+  demo demo-migration demo-control-plane test test-kubernetes conformance-istio soak fleet seccomp check fuzz fuzz-short asan \
+  distribution clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -68,6 +69,10 @@ conformance-istio: build pilot-agent ## the rules of SDS held against Istio's ag
 soak: build envoy ## ten minutes of hostile clients and a CA that floods, and of faults under load; SOAK_SECONDS=n for another time
 	@$(CARGO) build --quiet --package testkit --bins
 	@SOAK_SECONDS=$(or $(SOAK_SECONDS),600) $(CARGO) test --test soak --test soak_rotation -- --nocapture
+
+fleet: build pilot-agent ## what a fleet costs its CA: 100,000 sidecars simulated, and as many real ones as the machine bears; report in target/fleet
+	@$(CARGO) build --quiet --package fleet
+	@target/debug/fleet
 
 seccomp: build envoy gdb podman distribution ## the whole suite with SDS_SHIM_SECCOMP=strict
 	@$(CARGO) build --quiet --package testkit --bins

@@ -96,6 +96,31 @@ fn unsafe_stays_in_the_locked_crate() {
     only_in("unsafe fn", &[]);
 }
 
+/// What tests link cannot share the shim's mistakes. The simulated fleet is the exception: it has no decisions of its own,
+/// but the pure functions that ship.
+#[test]
+fn tests_are_built_from_none_of_the_shims_modules_but_its_decisions_on_when_to_call() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    for kit in ["tests/testkit/Cargo.toml", "tests/development-ca/Cargo.toml"] {
+        assert!(!read(kit).lines().any(|line| line.starts_with("sds-shim =")), "{kit}");
+    }
+    let mut pending = vec![root().join("tests/fleet/src")];
+    let mut uses = String::new();
+    while let Some(path) = pending.pop() {
+        match path.is_dir() {
+            true => pending.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path())),
+            false => {
+                let text = fs::read_to_string(path).unwrap();
+                let found = text.split(';').filter(|statement| statement.contains("sds_shim::"));
+                uses.extend(found.flat_map(|statement| statement.split_whitespace()));
+            }
+        }
+    }
+    let decisions = "rotation::{Backoff,Setback,Strain,renewal_after,wait_after},}";
+    assert!(uses.ends_with(&format!("usesds_shim::{{config::Schedule,{decisions}")), "{uses}");
+    assert_eq!(uses.matches("sds_shim").count(), 1);
+}
+
 #[test]
 fn main_stays_thin() {
     let main = fs::read_to_string(root().join("src/main.rs")).unwrap();

@@ -17,3 +17,17 @@ fn the_table_of_variables_is_that_of_the_binary() {
         .collect();
     assert_eq!(told, expected);
 }
+
+/// `CAPACITY_PAGE=1 make fleet` writes both.
+#[test]
+fn what_a_fleet_costs_is_what_the_capacity_page_says() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = |file: &str| {
+        let text = fs::read_to_string(root.join(file)).unwrap();
+        let lines = text.lines().skip_while(|line| !line.starts_with("| what | 1,000 sidecars"));
+        lines.take_while(|line| line.starts_with('|')).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let told = table("README.md");
+    assert!(told.len() > 5, "{told:?}");
+    assert_eq!(told, table("src/manual/capacity.md"));
+}

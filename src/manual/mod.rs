@@ -14,3 +14,6 @@ pub mod threat_model {}
 
 #[doc = include_str!("budgets.md")]
 pub mod budgets {}
+
+#[doc = include_str!("capacity.md")]
+pub mod capacity {}

@@ -18,6 +18,11 @@ impl Rng {
         Self(seed)
     }
 
+    /// With the same numbers each time.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// Another source, for a part that draws in its own order.
     #[must_use]
     pub fn split(&mut self) -> Self {

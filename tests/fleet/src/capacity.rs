@@ -1,0 +1,205 @@
+//! The capacity page: what fleets of three sizes cost, from what was measured and simulated in the same run.
+
+use std::fmt::Write as _;
+
+use testkit::Failure;
+
+use crate::{
+    clients::{Agent, Shim},
+    goals::Figures,
+    real::{Cost, Costs, Run},
+    report::{Row, markdown},
+    scenarios::{self, Scenario},
+    simulation::Client,
+};
+
+const SIZES: [u32; 3] = [1000, 10_000, 100_000];
+const DAY: f64 = 86_400.0;
+const GIB: f64 = (1 << 30) as f64;
+const MIB: f64 = (1 << 20) as f64;
+
+/// One line of the table: what it is, how it is written, and the figures of ours and theirs for each size.
+struct Line {
+    what: &'static str,
+    command: &'static str,
+    figures: Vec<[String; 2]>,
+}
+
+/// How the table begins, here and in the README.
+const HEAD: &str =
+    "| what | 1,000 sidecars | 10,000 sidecars | 100,000 sidecars | measured by |\n|---|---|---|---|---|\n";
+
+/// What fleets of three sizes cost.
+pub fn table(costs: &Costs) -> String {
+    let mut text = HEAD.to_owned();
+    for Line { what, command, figures } in lines(costs) {
+        let cells: Vec<_> = figures.iter().map(|[ours, theirs]| format!("**{ours}** / {theirs}")).collect();
+        let _ = writeln!(text, "| {what} | {} | {command} |", cells.join(" | "));
+    }
+    text
+}
+
+/// A text with this table in the place of the one that it has.
+///
+/// # Errors
+/// When it has none.
+pub fn with_table(text: &str, table: &str) -> Result<String, Failure> {
+    let head = HEAD.lines().next().unwrap_or_default();
+    let (before, after) =
+        text.split_once(head).ok_or_else(|| Failure::new("there is no table of what a fleet costs"))?;
+    let rest: String = after.split_inclusive('\n').skip(1).skip_while(|line| line.starts_with('|')).collect();
+    Ok(format!("{before}{table}{rest}"))
+}
+
+/// The page in Markdown.
+pub fn page(clients: u32, rows: &[Row], run: &Run, costs: &Costs, table: &str) -> String {
+    let mut text = format!("{INTRODUCTION}\n{table}");
+    let _ = write!(text, "\n# One process\n\n{}\n{ABOUT_COSTS}\n", costs.markdown());
+    let _ = write!(text, "\n# The model against processes\n\n{}", run.markdown());
+    let _ = write!(
+        text,
+        "\n# {} sidecars, simulated\n\n{ABOUT_SIMULATION}\n\n{}",
+        thousands(f64::from(clients)),
+        markdown(rows)
+    );
+    text
+}
+
+const INTRODUCTION: &str = "What a fleet of sidecars costs, with `sds-shim` (**first figure**) and with Istio's \
+agent. This page is written by `CAPACITY_PAGE=1 make fleet`: memory and processor time are those of real processes \
+on one machine, multiplied; the calls to the CA are simulated in virtual time, with the shipped functions of \
+schedule and back-off, and for Istio's agent with its own constants (a half of the life, give or take a hundredth; \
+five attempts of a signing; Envoy's back-off). Certificates live for a day.
+";
+
+const ABOUT_COSTS: &str = "Proportional memory counts what processes share in shares, here of the twenty of each \
+kind that ran. A shim opens a connection to the CA for each rotation, and the agent keeps one; what the agent does \
+while nothing happens is the larger part of its time. Istio's agent makes ECDSA keys here, which is its quicker \
+kind. A sidecar's Envoy is not counted, on either side.";
+
+const ABOUT_SIMULATION: &str = "The CA issues 1 certificate a second for each 200 sidecars, lets 2 s' worth of calls \
+wait and refuses the others with `RESOURCE_EXHAUSTED`, unless the row says otherwise. A call is what a client \
+attempts: while a connection is refused, gRPC makes one for about two of Istio's five attempts. Istio's agents, \
+which make so many calls, are simulated ten or a hundred times fewer, and their calls multiplied. Peaks are counted \
+in 10 s; the peak of the renewals afterwards, in a hundredth of the certificate's life, is held against the mean of \
+a fleet that has run for long. After an outage two things are wanted that differ: the calls of the recovery are to \
+be at most 3 times their own mean, so that the CA's return is no spike; and 100,000 who all wait are to be served \
+within 10 min at 500 a second without more than that being asked. Three times the mean of the steady state would be \
+6 calls a second for them, with which a recovery takes hours. When the CA was away for some minutes only, nobody's \
+waits have grown long yet, and nobody knows how many others there are: then more is asked than the CA can issue, and \
+it has to refuse some. A CA that refuses nobody, and works on calls whose clients have given up, loses that work: a \
+start of everybody at once takes it an hour. Istio's agent has no deadline and waits, which is quicker there, and \
+for ever where the CA never answers.";
+
+fn lines(costs: &Costs) -> Vec<Line> {
+    const PROCESS: &str = "`make fleet`, one process";
+    const SIMULATED: &str = "`make fleet`, simulated";
+    let both = |of: fn(&Cost, f64, f64) -> String| -> Vec<[String; 2]> {
+        let sizes = SIZES.map(f64::from);
+        sizes.map(|size| [of(&costs.ours, size, 0.55), of(&costs.theirs, size, 0.5)]).into()
+    };
+    let simulated = |scenario: fn(u32) -> Scenario, of: fn(&Figures, &Scenario) -> f64| -> Vec<[String; 2]> {
+        let figure = |size| {
+            let scenario = scenario(size);
+            let share = scenario.peer_share.min(size / 1000);
+            let theirs = figures::<Agent>(&scenario, share);
+            [of(&figures::<Shim>(&scenario, 1), &scenario), of(&theirs, &scenario)].map(thousands)
+        };
+        SIZES.map(figure).into()
+    };
+    let line = |what, command, figures| Line { what, command, figures };
+    vec![
+        line("memory, proportional, GiB", PROCESS, both(|cost, size, _| three(size * cost.proportional / GIB))),
+        line("memory, mapped, GiB", PROCESS, both(|cost, size, _| three(size * cost.mapped / GIB))),
+        line(
+            "processor, cores in the mean",
+            PROCESS,
+            both(|cost, size, renewed| three(size * (cost.idle + cost.rotation / (renewed * DAY)))),
+        ),
+        line("CA calls a day", SIMULATED, simulated(scenarios::steady, |figures, _| figures.calls)),
+        line(
+            "CA calls while all pods are restarted",
+            SIMULATED,
+            simulated(scenarios::restarted, |figures, _| figures.calls),
+        ),
+        line(
+            "CA calls around an outage of 1 h, until 30 min after it",
+            SIMULATED,
+            simulated(scenarios::outage, |figures, _| figures.calls),
+        ),
+        line(
+            "CA calls beyond the usual when trust anchors change",
+            SIMULATED,
+            simulated(scenarios::roots, |figures, scenario| {
+                (figures.calls - 2.0 * scenario.steady_rate() * scenario.view.len() as f64).max(0.0)
+            }),
+        ),
+    ]
+}
+
+fn figures<C: Client + Default>(scenario: &Scenario, share: u32) -> Figures {
+    Figures::of(scenario, &scenario.run::<C>(scenario.clients / share, 1), share)
+}
+
+/// With three significant digits.
+fn three(figure: f64) -> String {
+    match figure {
+        ..=0.0 => "0".to_owned(),
+        _ => {
+            let digits = (2 - figure.log10().floor() as i32).max(0) as usize;
+            match digits {
+                0 => thousands(figure),
+                _ => format!("{figure:.digits$}"),
+            }
+        }
+    }
+}
+
+/// Whole, with commas.
+fn thousands(figure: f64) -> String {
+    let digits = format!("{figure:.0}");
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    groups.join(",")
+}
+
+impl Costs {
+    /// For people.
+    pub fn markdown(&self) -> String {
+        let mut text = String::from("| one process | sds-shim | Istio's agent | ratio |\n|---|---|---|---|\n");
+        let mut line = |what: &str, unit: f64, of: fn(&Cost) -> f64| {
+            let (ours, theirs) = (of(&self.ours) / unit, of(&self.theirs) / unit);
+            let ratio = if ours > 0.0 { format!("{:.1}", theirs / ours) } else { "-".to_owned() };
+            let _ = writeln!(text, "| {what} | {} | {} | {ratio} |", three(ours), three(theirs));
+        };
+        line("proportional memory, MiB", MIB, |cost| cost.proportional);
+        line("resident memory, MiB", MIB, |cost| cost.resident);
+        line("mapped memory, MiB", MIB, |cost| cost.mapped);
+        line("processor time of a rotation, ms", 1e-3, |cost| cost.rotation);
+        line("processor time of an idle hour, ms", 1e-3 / 3600.0, |cost| cost.idle);
+        text
+    }
+
+    /// For programs.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({ "sds-shim": self.ours.json(), "pilot-agent": self.theirs.json() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_takes_the_place_of_the_old_one() {
+        let old = format!("a\n\n{HEAD}| x | 1 |\n| y | 2 |\n\nb\n");
+        assert_eq!(with_table(&old, "new\n").unwrap(), "a\n\nnew\n\nb\n");
+        assert!(with_table("none", "new\n").is_err());
+    }
+
+    #[test]
+    fn figures_are_written_for_people() {
+        let written = [0.0, 0.001_234, 1.234, 12.34, 123.4, 1234.0, 1_234_567.0].map(three);
+        assert_eq!(written, ["0", "0.00123", "1.23", "12.3", "123", "1,234", "1,234,567"]);
+        assert_eq!(thousands(999.4), "999");
+    }
+}
