@@ -93,6 +93,10 @@ for ever where the CA never answers.";
 
 fn lines(costs: &Costs) -> Vec<Line> {
     const PROCESS: &str = "`make fleet`, one process";
+    let processor = match costs.rotations_by {
+        "make fleet" => PROCESS,
+        _ => "`make fleet` while idle, `make bench` in rotations",
+    };
     const SIMULATED: &str = "`make fleet`, simulated";
     let both = |of: fn(&Cost, f64, f64) -> String| -> Vec<[String; 2]> {
         let sizes = SIZES.map(f64::from);
@@ -113,7 +117,7 @@ fn lines(costs: &Costs) -> Vec<Line> {
         line("memory, mapped, GiB", PROCESS, both(|cost, size, _| three(size * cost.mapped / GIB))),
         line(
             "processor, cores in the mean",
-            PROCESS,
+            processor,
             both(|cost, size, renewed| three(size * (cost.idle + cost.rotation / (renewed * DAY)))),
         ),
         line("CA calls a day", SIMULATED, simulated(scenarios::steady, |figures, _| figures.calls)),
@@ -176,6 +180,9 @@ impl Costs {
         line("mapped memory, MiB", MIB, |cost| cost.mapped);
         line("processor time of a rotation, ms", 1e-3, |cost| cost.rotation);
         line("processor time of an idle hour, ms", 1e-3 / 3600.0, |cost| cost.idle);
+        if self.rotations_by != "make fleet" {
+            let _ = writeln!(text, "\nThe processor time of a rotation is that of `{}`.", self.rotations_by);
+        }
         text
     }
 

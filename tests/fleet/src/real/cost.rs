@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::{Failure, OrFail};
+use testkit::{Failure, OrFail, workspace};
 use tokio::time::sleep;
 
 use super::{issued, pods::Pods};
@@ -37,6 +37,8 @@ pub struct Costs {
     pub ours: Cost,
     /// Istio's agent, with ECDSA keys.
     pub theirs: Cost,
+    /// The command that measured the rotations.
+    pub rotations_by: &'static str,
 }
 
 impl Cost {
@@ -93,7 +95,25 @@ fn field(pid: u32, file: &str, name: &str) -> Result<f64, Failure> {
 /// # Errors
 /// When a process cannot be started.
 pub async fn costs() -> Result<Costs, Failure> {
-    Ok(Costs { ours: of_kind(shims).await?, theirs: of_kind(agents).await? })
+    let (mut ours, mut theirs) = (of_kind(shims).await?, of_kind(agents).await?);
+    let mut rotations_by = "make fleet";
+    if let Some(closer) = benchmark() {
+        ([ours.rotation, theirs.rotation], rotations_by) = (closer, "make bench");
+    }
+    Ok(Costs { ours, theirs, rotations_by })
+}
+
+/// The processor time of a rotation, in seconds, of ours and theirs, from the report of `make bench` where there is
+/// one: it looks at one process in many runs. A quick run's figures are rough.
+fn benchmark() -> Option<[f64; 2]> {
+    let text = std::fs::read_to_string(workspace().join("target/bench/report.json")).ok()?;
+    let report: Value = serde_json::from_str(&text).ok()?;
+    if report["quick"] != Value::Bool(false) {
+        return None;
+    }
+    let figure = report["figures"].as_array()?.iter().find(|figure| figure["id"] == "streams.1.rotation.cpu")?;
+    let median = |of: &str| Some(figure["results"][of]["median"].as_f64()? / 1e3);
+    (figure["unit"] == "ms").then_some([median("sds-shim")?, median("pilot-agent")?])
 }
 
 /// The processor time of an idle second, and the memory.
