@@ -7,8 +7,6 @@ set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 source=$root/tests/istio-ca
 directory=$root/target/istio-ca
-# The oldest Go that fetches a newer one by itself.
-least=1.21
 
 say() { echo "install-istio-ca: $*"; }
 fail() { echo "install-istio-ca: $*" >&2; exit 1; }
@@ -18,17 +16,9 @@ if [ -x "$directory/istio-ca" ] && [ "$(cat "$directory/sources" 2>/dev/null)" =
     exit 0
 fi
 
-if ! command -v go >/dev/null; then
-    [ "$(id -u)" = 0 ] || fail "go is missing; install Go $least or newer, or run this as root once"
-    command -v apt-get >/dev/null || fail "go is missing and there is no apt-get to install it with"
-    say "installing golang-go (apt-get)"
-    apt-get -qq update >/dev/null \
-        && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends golang-go >/dev/null \
-        || fail "apt-get could not install golang-go"
-fi
-version=$(cd / && go env GOVERSION | sed 's/^go//; s/[^0-9.].*//')
-[ "$(printf '%s\n' "$least" "$version" | sort -V | head -n 1)" = "$least" ] \
-    || fail "Go $version is too old to build Istio; install Go $least or newer"
+go=$("$root/tests/testkit/install-go.sh") || fail "there is no Go to build with"
+PATH=$go:$PATH
+version=$(cd / && go env GOVERSION | sed 's/^go//')
 
 mkdir -p "$directory"
 say "building Istio's CA with Go $version (some minutes the first time)"

@@ -9,8 +9,6 @@ set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 source=$root/tests/kubernetes
 directory=$root/target/kubernetes
-# The oldest Go that fetches a newer one by itself.
-least=1.21
 # Where the kinds of the Prometheus operator are from. Its module is no requirement of ours, so the files have digests.
 operator=github.com/prometheus-operator/prometheus-operator@v0.85.0
 operator_kinds="
@@ -29,17 +27,9 @@ if [ -x "$directory/helm" ] && [ "$(cat "$directory/sources" 2>/dev/null)" = "$h
     exit 0
 fi
 
-if ! command -v go >/dev/null; then
-    [ "$(id -u)" = 0 ] || fail "go is missing; install Go $least or newer, or run this as root once"
-    command -v apt-get >/dev/null || fail "go is missing and there is no apt-get to install it with"
-    say "installing golang-go (apt-get)"
-    apt-get -qq update >/dev/null \
-        && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends golang-go >/dev/null \
-        || fail "apt-get could not install golang-go"
-fi
-version=$(cd / && go env GOVERSION | sed 's/^go//; s/[^0-9.].*//')
-[ "$(printf '%s\n' "$least" "$version" | sort -V | head -n 1)" = "$least" ] \
-    || fail "Go $version is too old to build Kubernetes; install Go $least or newer"
+go=$("$root/tests/testkit/install-go.sh") || fail "there is no Go to build with"
+PATH=$go:$PATH
+version=$(cd / && go env GOVERSION | sed 's/^go//')
 
 kubernetes=$(sed -n 's/^\tk8s.io\/kubernetes //p' "$source/go.mod")
 helm=$(sed -n 's/^\thelm.sh\/helm\/v3 \([^ ]*\).*/\1/p' "$source/go.mod")

@@ -14,10 +14,9 @@ if [ -x "$directory/pilot-agent" ] && [ "$(cat "$directory/version" 2>/dev/null)
     exit 0
 fi
 
-command -v go >/dev/null || fail "go is missing: install Go 1.21 or later (a newer toolchain is fetched as a module when one is needed)"
-case $(go env GOVERSION) in
-    go1.? | go1.?.* | go1.1? | go1.1?.* | go1.20 | go1.20.*) fail "$(go env GOVERSION) is too old: Go 1.21 or later is needed" ;;
-esac
+
+go=$("$root/tests/testkit/install-go.sh") || fail "there is no Go to build with"
+PATH=$go:$PATH
 
 mkdir -p "$directory"
 say "building istio.io/istio/pilot/cmd/pilot-agent $version, once; it takes 1 to 5 minutes and some 1.5 GB for modules and cache"
