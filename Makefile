@@ -18,9 +18,9 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build image image-ca openssl envoy gdb podman prometheus systemd pilot-agent istio-ca istio-injector kubernetes curl \
-  demo demo-migration demo-control-plane test test-kubernetes conformance-istio soak fleet seccomp check fuzz fuzz-short asan \
-  distribution clean
+.PHONY: help build image image-ca openssl envoy gdb perf valgrind vegeta podman prometheus systemd pilot-agent istio-ca \
+  istio-injector kubernetes curl demo demo-migration demo-control-plane test test-kubernetes conformance-istio bench fleet soak \
+  seccomp check fuzz fuzz-short asan distribution clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -66,6 +66,12 @@ test-kubernetes: build envoy kubernetes istio-injector podman curl ## the Helm c
 conformance-istio: build pilot-agent ## the rules of SDS held against Istio's agent beside ours; writes src/manual/conformance.md
 	@CONFORMANCE_TABLE=1 $(CARGO) test --test sds_conformance -- --nocapture
 
+bench: build image envoy pilot-agent perf valgrind vegeta ## ours, Istio's agent and a bare program measured in turn; tables, JSON and plots in target/bench; BENCH_QUICK=1 takes 3 minutes instead of 20
+	@RUSTFLAGS="$(DIST_FLAGS) $(REMAP)" $(CARGO) build --quiet --profile dist --target $(TARGET) --package floor
+	@install -D target/$(TARGET)/dist/floor target/bench/floor
+	@$(CARGO) build --quiet --release --package bench
+	@target/release/bench
+
 soak: build envoy ## ten minutes of hostile clients and a CA that floods, and of faults under load; SOAK_SECONDS=n for another time
 	@$(CARGO) build --quiet --package testkit --bins
 	@SOAK_SECONDS=$(or $(SOAK_SECONDS),600) $(CARGO) test --test soak --test soak_rotation -- --nocapture
@@ -103,6 +109,15 @@ openssl:
 
 envoy:
 	@tests/testkit/install-envoy.sh
+
+perf:
+	@tests/testkit/install-perf.sh
+
+valgrind:
+	@tests/testkit/install-valgrind.sh
+
+vegeta:
+	@tests/testkit/install-vegeta.sh
 
 gdb:
 	@tests/testkit/install-gdb.sh

@@ -310,8 +310,8 @@ fn token(reader: &mut Reader<'_>) -> TokenConfig {
 
 /// The arena as it is made before the environment is read.
 const ARENA_KIB: usize = 2944;
-/// As much as the allocator can manage in one block.
-const MAX_ARENA_KIB: usize = 64 * 1024;
+/// Room for some 20,000 streams; beyond it, one process for so many is a mistake.
+const MAX_ARENA_KIB: usize = 256 * 1024;
 
 fn schedule(reader: &mut Reader<'_>, compat: bool) -> Schedule {
     let ratio = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO);

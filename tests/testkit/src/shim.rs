@@ -151,6 +151,12 @@ type Build = (&'static str, &'static str, &'static str);
 const SHIPPED: Build = ("SHIM_BINARY", "target/dist/sds-shim", "run `make build`");
 const DISTRIBUTION: Build = ("DISTRIBUTION_BINARY", "target/distribution/debug/sds-shim", "run `make distribution`");
 
+/// The shipped binary.
+pub fn program() -> Result<PathBuf, Failure> {
+    let (variable, place, remedy) = SHIPPED;
+    binary(variable, place, remedy)
+}
+
 impl ShimBuilder {
     /// Sets a variable.
     #[must_use]
@@ -216,6 +222,11 @@ impl ShimBuilder {
     pub fn distribution(mut self) -> Self {
         self.build = DISTRIBUTION;
         self
+    }
+
+    /// All variables, for who starts it by other means.
+    pub fn variables(&self) -> BTreeMap<String, String> {
+        self.env.clone()
     }
 
     /// Starts the binary that `SHIM_BINARY` names, else `target/dist/sds-shim`. With `SHIM_SECCOMP` set, every shim
