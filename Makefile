@@ -49,7 +49,7 @@ demo-control-plane: build envoy ## the same mesh, configured over ADS with mutua
 	@$(CARGO) build --quiet --package testkit --bin demo
 	@target/debug/demo control-plane
 
-test: check build envoy gdb podman prometheus systemd pilot-agent istio-ca distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
+test: check build envoy gdb valgrind podman prometheus systemd pilot-agent istio-ca distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --workspace --all-targets

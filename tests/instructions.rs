@@ -1,0 +1,65 @@
+//! What a start and a rotation cost in instructions in user mode, counted by valgrind's callgrind: the same in every run,
+//! nearly, however busy the machine is, and so a guard where times are none. Valgrind knows no secret memory, so the
+//! shim has the ordinary kind here, which takes the same instructions. `make bench` tells the figures beside times.
+
+mod common;
+
+use std::{fs, path::Path};
+
+use common::{Logged, Site};
+use nix::sys::signal::Signal;
+use testkit::{Failure, OrFail, sds};
+
+/// In millions, as measured; `src/manual/budgets.md` has them as well.
+const START: f64 = 22.5;
+const ROTATION: f64 = 15.9;
+/// How far they may be exceeded: keys and nonces are random, and libc and OpenSSL take other paths on other processors.
+const MARGIN: f64 = 1.15;
+/// Below this share of it the figure is out of date.
+const STALE: f64 = 0.7;
+/// Rotations of one run: their share of the noise is small then.
+const ROTATIONS: usize = 20;
+
+/// Instructions from exec to the end, with this many rotations, in millions.
+async fn count(rotations: usize) -> Result<f64, Failure> {
+    let site = Site::new().await?;
+    let out = site.workload.path().join("callgrind.out");
+    let file = format!("--callgrind-out-file={}", out.display());
+    let shim = site.shim().env("SDS_SHIM_REQUIRE_LOCKED", "none");
+    let shim = shim.through(&["/usr/bin/valgrind", "--quiet", "--tool=callgrind", &file]);
+    let mut shim = Logged(shim.start()?);
+    let client = shim.connect().await?;
+    let mut stream = client.stream();
+    stream.send(sds::request(&["default"]));
+    for _ in 0..rotations {
+        let answer = stream.recv().await?;
+        stream.send(sds::ack(&answer, &["default"]));
+        shim.signal(Signal::SIGUSR1)?;
+    }
+    stream.recv().await?;
+    shim.terminate().await?;
+    total(&out)
+}
+
+fn total(out: &Path) -> Result<f64, Failure> {
+    let text = fs::read_to_string(out).or_fail("read callgrind's output")?;
+    let total = text.lines().find_map(|line| line.strip_prefix("totals: ").or(line.strip_prefix("summary: ")));
+    let total: Option<f64> = total.and_then(|total| total.trim().parse().ok());
+    Ok(total.ok_or_else(|| Failure::new("callgrind's output has no total"))? / 1e6)
+}
+
+#[tokio::test]
+async fn a_start_and_a_rotation_take_no_more_instructions_than_they_did() -> Result<(), Failure> {
+    let start = count(0).await?;
+    let rotation = (count(ROTATIONS).await? - start) / ROTATIONS as f64;
+    println!("start: {start:.1} million, rotation: {rotation:.1} million");
+    for (what, measured, known) in [("a start", start, START), ("a rotation", rotation, ROTATION)] {
+        assert!(
+            measured <= known * MARGIN,
+            "{what} takes {measured:.1} million instructions, and took {known} million"
+        );
+        // A guard far above what it guards lets the next regression through.
+        assert!(measured >= known * STALE, "{what} takes only {measured:.1} million instructions: lower the {known}");
+    }
+    Ok(())
+}
