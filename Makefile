@@ -69,6 +69,9 @@ conformance-istio: build pilot-agent ## the rules of SDS held against Istio's ag
 bench: build image envoy pilot-agent perf valgrind vegeta ## ours, Istio's agent and a bare program measured in turn; tables, JSON and plots in target/bench; BENCH_QUICK=1 takes 3 minutes instead of 20
 	@RUSTFLAGS="$(DIST_FLAGS) $(REMAP)" $(CARGO) build --quiet --profile dist --target $(TARGET) --package floor
 	@install -D target/$(TARGET)/dist/floor target/bench/floor
+	@CARGO_PROFILE_DIST_STRIP=false RUSTFLAGS="$(DIST_FLAGS) $(REMAP)" $(CARGO) build --quiet --profile dist --target $(TARGET) \
+		--bin sds-shim --target-dir target/with-symbols
+	@install target/with-symbols/$(TARGET)/dist/sds-shim target/bench/sds-shim-with-symbols
 	@$(CARGO) build --quiet --release --package bench
 	@target/release/bench
 

@@ -3,7 +3,7 @@
 use std::{
     cell::Cell,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -26,7 +26,6 @@ pub(crate) struct Ground {
     /// What it signs with.
     pub(crate) pki: Arc<Pki>,
     tokens: Arc<TokenIssuer>,
-    answers: Arc<Mutex<Vec<Instant>>>,
     end: Arc<AtomicBool>,
     scratch: Scratch,
     pods: Cell<usize>,
@@ -36,15 +35,14 @@ impl Ground {
     /// Starts the CA.
     pub(crate) fn new() -> Result<Self, Failure> {
         let tokens = Arc::new(TokenIssuer::new());
-        let answers = Arc::<Mutex<Vec<Instant>>>::default();
         let end = Arc::new(AtomicBool::new(false));
         let (started, start) = mpsc::channel();
         let pki = Arc::new(Pki::new("bench"));
         let (signer, issuer) = (Arc::clone(&pki), Arc::clone(&tokens));
-        let (stamps, ended) = (Arc::clone(&answers), Arc::clone(&end));
-        thread::spawn(move || serve(signer, issuer, &stamps, &ended, &started));
+        let ended = Arc::clone(&end);
+        thread::spawn(move || serve(signer, issuer, &ended, &started));
         let ca = start.recv().or_fail("start the CA's thread")?.or_fail("start the CA")?;
-        Ok(Self { ca, pki, tokens, answers, end, scratch: Scratch::new("bench-runs")?, pods: Cell::new(0) })
+        Ok(Self { ca, pki, tokens, end, scratch: Scratch::new("bench-runs")?, pods: Cell::new(0) })
     }
 
     /// A new pod for the workload `sleep` in `foo`, with its token.
@@ -63,9 +61,9 @@ impl Ground {
         Ok(pod)
     }
 
-    /// When the CA's latest answer was sent.
-    pub(crate) fn latest_answer(&self) -> Option<Instant> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).last().copied()
+    /// When the CA sent its latest answer before this moment.
+    pub(crate) fn answer_before(&self, moment: Instant) -> Option<Instant> {
+        self.ca.calls().iter().filter_map(|call| call.settled).rfind(|settled| *settled <= moment)
     }
 }
 
@@ -77,14 +75,8 @@ impl Drop for Ground {
 
 type Started = Result<Arc<DevelopmentCa>, std::io::Error>;
 
-/// Runs the CA and notes when it answers, until `end`.
-fn serve(
-    pki: Arc<Pki>,
-    tokens: Arc<TokenIssuer>,
-    stamps: &Mutex<Vec<Instant>>,
-    end: &AtomicBool,
-    started: &mpsc::Sender<Started>,
-) {
+/// Runs the CA until `end`.
+fn serve(pki: Arc<Pki>, tokens: Arc<TokenIssuer>, end: &AtomicBool, started: &mpsc::Sender<Started>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return drop(started.send(Err(error))),
@@ -95,12 +87,8 @@ fn serve(
             Err(error) => return drop(started.send(Err(error))),
         };
         let _ = started.send(Ok(Arc::clone(&ca)));
-        let mut answered = 0;
         while !end.load(Ordering::Relaxed) {
-            if tokio::time::timeout(LOOK, ca.wait_for_outcomes(answered + 1)).await.is_ok() {
-                answered += 1;
-                stamps.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
-            }
+            tokio::time::sleep(LOOK).await;
         }
     });
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod callgrind;
 mod ground;
 mod idle;
 mod instructions;

@@ -39,6 +39,9 @@ impl Plan {
         if let Some(unknown) = parts.iter().find(|part| !PARTS.contains(&part.as_str())) {
             return Err(Failure::new(format!("BENCH_ONLY: there is no {unknown:?}, but {}", PARTS.join(", "))));
         }
+        if !parts.is_empty() && !matches!(text("BENCH_README").as_str(), "" | "0") {
+            return Err(Failure::new("BENCH_README=1 puts all parts into README.md: leave BENCH_ONLY out"));
+        }
         let seconds = Duration::from_secs;
         Ok(if matches!(text("BENCH_QUICK").as_str(), "" | "0") {
             Self {

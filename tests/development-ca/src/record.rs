@@ -1,6 +1,6 @@
 //! What arrived and what became of it.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::watch;
 use tonic::Code;
@@ -24,6 +24,8 @@ pub struct Call {
     pub peer: Option<Peer>,
     /// What became of it so far.
     pub outcome: Outcome,
+    /// When that was decided, just before the answer is sent.
+    pub settled: Option<Instant>,
 }
 
 impl Call {
@@ -111,6 +113,7 @@ impl<'a> Settle<'a> {
         self.record.send_modify(|record| {
             if let Some(call) = record.calls.get_mut(self.index).filter(|call| call.outcome == Outcome::Pending) {
                 call.outcome = outcome;
+                call.settled = Some(Instant::now());
             }
         });
     }

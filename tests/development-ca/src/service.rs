@@ -206,6 +206,7 @@ impl Citadel {
             authorization: headers.get("authorization").map(|value| redact(value.to_str().unwrap_or_default())),
             peer: self.client.as_ref().map(|client| client.peer.clone()),
             outcome: Outcome::Pending,
+            settled: None,
         }
     }
 }

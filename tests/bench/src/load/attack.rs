@@ -11,7 +11,7 @@ use super::hop::Hop;
 use crate::summary::milliseconds;
 
 /// When the first rotation comes, and the time from one to the next.
-const FIRST: Duration = Duration::from_secs(1);
+const FIRST: Duration = Duration::from_millis(1500);
 const EVERY: Duration = Duration::from_secs(5);
 /// Workers of a saturating attack.
 const WORKERS: &str = "8";
@@ -46,7 +46,7 @@ impl Attack {
         let mut next = start + FIRST;
         while child.0.try_wait().or_fail("wait for vegeta")?.is_none() {
             if Instant::now() >= next && start.elapsed() < self.time {
-                hop.rotate()?;
+                hop.rotate(runtime)?;
                 next += EVERY;
             }
             thread::sleep(LOOK);

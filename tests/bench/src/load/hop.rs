@@ -71,6 +71,8 @@ pub(super) struct Hop<'a> {
     // Fields drop in this order: Envoys end before their shims.
     client: Sidecar<'a>,
     server: Sidecar<'a>,
+    /// What client's Envoys had counted that have been replaced: the new one begins at 0.
+    replaced: (f64, f64),
 }
 
 /// One Envoy, possibly with predecessors that still drain, and where its certificates come from.
@@ -101,7 +103,7 @@ impl<'a> Hop<'a> {
         let upstream = Upstream { host: "httpbin.foo".to_owned(), address: server.address(), spiffe_id: upstream };
         let listen = |bootstrap: Bootstrap| bootstrap.outbound(std::slice::from_ref(&upstream));
         let client = Sidecar::start(way, ground, client_pod, listen, runtime)?;
-        Ok(Self { client, server })
+        Ok(Self { client, server, replaced: (0.0, 0.0) })
     }
 
     /// Where requests go.
@@ -115,7 +117,10 @@ impl<'a> Hop<'a> {
     }
 
     /// Gives both a new certificate, as their way has it.
-    pub(super) fn rotate(&mut self) -> Result<(), Failure> {
+    pub(super) fn rotate(&mut self, runtime: &Runtime) -> Result<(), Failure> {
+        if self.client.way == Way::Restart {
+            self.replaced = self.counters(runtime)?;
+        }
         self.server.rotate()?;
         self.client.rotate()
     }
@@ -124,7 +129,8 @@ impl<'a> Hop<'a> {
     pub(super) fn counters(&self, runtime: &Runtime) -> Result<(f64, f64), Failure> {
         let stats = runtime.block_on(self.client.admin().stats("cluster.httpbin.foo."))?;
         let value = |name: &str| stats.iter().find(|(known, _)| known.ends_with(name)).map_or(0.0, |(_, v)| *v as f64);
-        Ok((value("ssl.handshake"), value("upstream_cx_destroy_with_active_rq")))
+        let (handshakes, lost) = self.replaced;
+        Ok((handshakes + value("ssl.handshake"), lost + value("upstream_cx_destroy_with_active_rq")))
     }
 
     /// Adds what both said to a failure.
@@ -147,6 +153,8 @@ impl<'a> Sidecar<'a> {
         let bootstrap = listen(Bootstrap::new(&pod.name(), SdsTransport::EnvoyGrpc).port(port.port()));
         let mut bootstrap = bootstrap.build();
         keep_connections(&mut bootstrap);
+        // In a hot restart, counters of the old process reach the new one as often as this.
+        bootstrap["stats_flush_interval"] = json!("0.2s");
         way.apply(&mut bootstrap);
         fs::write(pod.path().join("envoy.json"), bootstrap.to_string()).or_fail("write Envoy's configuration")?;
         let mut sidecar = Self { envoys: Vec::new(), source, pod, way, ground, base: None, epoch: 0, port };

@@ -5,6 +5,8 @@ mod attack;
 mod hop;
 mod way;
 
+use std::time::Duration;
+
 use testkit::{Failure, OrFail};
 use tokio::runtime::{Builder, Runtime};
 
@@ -20,6 +22,8 @@ use way::Way;
 
 /// Requests a second at the fixed rate: a fraction of what two processors bear with all that runs on them.
 const RATE: u32 = 500;
+/// Shorter than the time to the first rotation.
+const WARM_UP: Duration = Duration::from_secs(1);
 
 /// Everything of one way, over all runs.
 struct Seen {
@@ -45,6 +49,8 @@ pub(crate) fn measure(ground: &Ground, plan: &Plan) -> Result<Section, Failure> 
 impl Seen {
     fn attack(&mut self, ground: &Ground, plan: &Plan, rt: &Runtime, app: &hop::Application) -> Result<(), Failure> {
         let mut hop = Hop::start(self.way, ground, app, rt)?;
+        // Connections are there, and caches warm, before anything counts.
+        Attack { rate: Some(RATE), time: WARM_UP }.run(&mut hop, rt)?;
         self.fixed.push(Attack { rate: Some(RATE), time: plan.fixed }.run(&mut hop, rt)?);
         self.saturated.push(Attack { rate: None, time: plan.saturated }.run(&mut hop, rt)?);
         Ok(())

@@ -41,18 +41,22 @@ fn draw_all(report: &Report, path: &Path) -> Drawn {
 /// A bar for each result of each figure, from zero to the median, with a line from minimum to maximum.
 fn bars(report: &Report, area: &Canvas<'_>, title: &str, ids: &[&str]) -> Drawn {
     let figures: Vec<&Figure> = ids.iter().filter_map(|id| report.figure(id)).collect();
-    let bars: Vec<_> = figures.iter().flat_map(|figure| &figure.results).collect();
-    let top = bars.iter().map(|(_, summary)| summary.maximum).fold(0.0, f64::max);
+    let mut bars = Vec::new();
+    for figure in &figures {
+        let kind = figure.id.split('.').nth(1).filter(|_| figures.len() > 1).unwrap_or_default();
+        bars.extend(figure.results.iter().map(|(of, summary)| (of, format!("{of} {kind}"), summary)));
+    }
+    let top = bars.iter().map(|(_, _, summary)| summary.maximum).fold(0.0, f64::max);
     if bars.is_empty() || top <= 0.0 {
         return Ok(());
     }
     let mut chart = ChartBuilder::on(area);
     chart.caption(title, ("sans-serif", 18)).margin(15).x_label_area_size(30).y_label_area_size(60);
     let mut chart = chart.build_cartesian_2d(0.0..bars.len() as f64, 0.0..top * 1.1)?;
-    let label = |at: &f64| bars.get(*at as usize).map_or(String::new(), |(of, _)| of.clone());
+    let label = |at: &f64| bars.get(*at as usize).map_or(String::new(), |(_, label, _)| label.clone());
     let labels = move |at: &f64| if (at.fract() - 0.5).abs() < 0.01 { label(at) } else { String::new() };
     chart.configure_mesh().disable_x_mesh().x_labels(bars.len() * 2 + 1).x_label_formatter(&labels).draw()?;
-    for (at, (of, summary)) in bars.iter().enumerate() {
+    for (at, (of, _, summary)) in bars.iter().enumerate() {
         let (at, colour) = (at as f64, colour(&figures, of));
         chart.draw_series([Rectangle::new([(at + 0.2, 0.0), (at + 0.8, summary.median)], colour.filled())])?;
         let middle = at + 0.5;
@@ -92,7 +96,8 @@ fn lines(report: &Report, area: &Canvas<'_>, title: &str, part: &str) -> Drawn {
         let drawn = chart.draw_series(LineSeries::new(line, colour.stroke_width(2)).point_size(3))?;
         drawn.label(of).legend(move |(x, y)| PathElement::new([(x, y), (x + 15, y)], colour.stroke_width(2)));
     }
-    chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+    let labels = &mut chart.configure_series_labels();
+    labels.position(SeriesLabelPosition::UpperLeft).border_style(BLACK).background_style(WHITE).draw()?;
     Ok(())
 }
 

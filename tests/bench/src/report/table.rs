@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Figure, Report, Section};
+use super::{Figure, Report};
 
 /// What every table is read by.
 const LEGEND: &str = "Each cell: minimum / median / maximum (number of runs), and how many times the median of the first \
@@ -16,7 +16,7 @@ pub(super) fn render(report: &Report) -> String {
     let _ = writeln!(out, "{LEGEND}\n");
     for section in &report.sections {
         let _ = writeln!(out, "## {}\n\n{}\n", section.title, section.method);
-        table(section, &mut out);
+        table(&section.figures.iter().collect::<Vec<_>>(), &mut out);
         for remark in &section.remarks {
             let _ = writeln!(out, "{remark}\n");
         }
@@ -24,10 +24,10 @@ pub(super) fn render(report: &Report) -> String {
     out
 }
 
-/// The section's figures, a row each, with a column for everybody who was measured.
-pub(super) fn table(section: &Section, out: &mut String) {
+/// Figures, a row each, with a column for everybody who was measured.
+pub(super) fn table(figures: &[&Figure], out: &mut String) {
     let mut columns: Vec<&str> = Vec::new();
-    for (of, _) in section.figures.iter().flat_map(|figure| &figure.results) {
+    for (of, _) in figures.iter().flat_map(|figure| &figure.results) {
         if !columns.contains(&of.as_str()) {
             columns.push(of);
         }
@@ -36,7 +36,7 @@ pub(super) fn table(section: &Section, out: &mut String) {
         return;
     }
     let _ = writeln!(out, "| | {} |\n|---|{}", columns.join(" | "), "---|".repeat(columns.len()));
-    for figure in &section.figures {
+    for figure in figures {
         let cells: Vec<_> = columns.iter().map(|of| cell(figure, of)).collect();
         let _ = writeln!(out, "| {}, {} | {} |", figure.what, figure.unit, cells.join(" | "));
     }
@@ -80,7 +80,7 @@ pub(super) fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::summary::Summary;
+    use crate::{report::Section, summary::Summary};
 
     #[test]
     fn numbers_have_three_digits_that_count() {
@@ -100,7 +100,7 @@ mod tests {
         figure("two", "theirs", &[7.0]);
         assert_eq!(section.figures[0].results[0].1, Summary { minimum: 1.0, median: 2.0, maximum: 3.0, runs: 3 });
         let mut out = String::new();
-        table(&section, &mut out);
+        table(&section.figures.iter().collect::<Vec<_>>(), &mut out);
         let rows: Vec<_> = out.lines().collect();
         assert_eq!(rows[0], "| | ours | theirs |");
         assert_eq!(rows[2], "| the one, ms | 1.00 / 2.00 / 3.00 (3) | 5.00, × 2.50 |");
