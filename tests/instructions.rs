@@ -1,6 +1,6 @@
-//! What a start and a rotation cost in instructions in user mode, counted by valgrind's callgrind: the same in every run,
-//! nearly, however busy the machine is, and so a guard where times are none. Valgrind knows no secret memory, so the
-//! shim has the ordinary kind here, which takes the same instructions. `make bench` tells the figures beside times.
+//! What a start and a rotation cost in instructions in user mode, counted by valgrind's callgrind: the same in every
+//! run, nearly, however busy the machine is, and so a guard where times are none. Valgrind knows no secret memory, so
+//! the shim has the ordinary kind here, which takes the same instructions. `make bench` tells the figures beside times.
 
 mod common;
 

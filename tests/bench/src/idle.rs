@@ -27,8 +27,9 @@ pub(crate) fn measure(ground: &Ground, plan: &Plan) -> Result<Section, Failure> 
     let mut section = Section::new(
         "idle",
         "Idle",
-        "With the two streams of a sidecar (`default`, `ROOTCA`), certificate held, nothing to do; over 60 s, in a quick run \
-         5 s. Of the agent alone, without the Envoy that it would run. System calls as the kernel's tracepoint counts them.",
+        "With the two streams of a sidecar (`default`, `ROOTCA`), certificate held, nothing to do; over 60 s, in a \
+         quick run 5 s. Of the agent alone, without the Envoy that it would run. System calls as the kernel's \
+         tracepoint counts them.",
     );
     let mut two = Vec::new();
     for of in [OURS, PEER] {

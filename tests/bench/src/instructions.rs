@@ -24,9 +24,9 @@ pub(crate) fn measure(ground: &Ground, plan: &Plan) -> Result<Section, Failure> 
     let mut section = Section::new(
         "instructions",
         "Instructions, in user mode",
-        "Counted by valgrind's callgrind from exec to the end, with one client; a rotation is a twentieth of what twenty of \
-         them add. Istio's agent does not run under valgrind. By function: `target/bench/flame-start.svg` and \
-         `flame-rotation.svg`.",
+        "Counted by valgrind's callgrind from exec to the end, with one client; a rotation is a twentieth of what \
+         twenty of them add. Istio's agent does not run under valgrind. By function: `target/bench/flame-start.svg` \
+         and `flame-rotation.svg`.",
     );
     if Command::new("valgrind").arg("--version").output().is_err() {
         section.remarks.push("valgrind is missing.".to_owned());

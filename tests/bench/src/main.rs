@@ -1,8 +1,8 @@
 //! `make bench`: sds-shim, Istio's agent and a bare program that does only what cannot be avoided, in turn, in one run,
 //! against one development CA. Prints what it measures and writes `target/bench/report.{json,md,svg}`.
 //!
-//! `BENCH_QUICK=1` takes few runs of everything; `BENCH_ONLY=start,load` runs these parts alone; `BENCH_README=1` puts the
-//! tables into README.md.
+//! `BENCH_QUICK=1` takes few runs of everything; `BENCH_ONLY=start,load` runs these parts alone; `BENCH_README=1` puts
+//! the tables into README.md.
 #![forbid(unsafe_code)]
 
 mod agent;

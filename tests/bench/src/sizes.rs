@@ -20,8 +20,8 @@ pub(crate) fn measure(_: &Ground, _: &Plan) -> Result<Section, Failure> {
     let mut section = Section::new(
         "sizes",
         "Sizes",
-        "Istio's agent has no image of its own: what is compared is the program, built as Istio builds it but stripped here. \
-         The image of sds-shim holds its binary and the list of its parts.",
+        "Istio's agent has no image of its own: what is compared is the program, built as Istio builds it but stripped \
+         here. The image of sds-shim holds its binary and the list of its parts.",
     );
     let peer = pilot_agent::program()?;
     let stripped = crate::report::directory()?.join("pilot-agent.stripped");

@@ -79,9 +79,9 @@ pub(crate) fn measure(ground: &Ground, plan: &Plan) -> Result<Section, Failure> 
     let mut section = Section::new(
         "start",
         "Start: exec to the first certificate",
-        "From the moment before exec; `default` counts when the last byte of it has arrived at the client. The floor is a \
-         bare program that makes a key and a CSR, and has one TLS 1.3 handshake, one HTTP/2 request to the same CA and \
-         one write to a socket.",
+        "From the moment before exec; `default` counts when the last byte of it has arrived at the client. The floor \
+         is a bare program that makes a key and a CSR, and has one TLS 1.3 handshake, one HTTP/2 request to the same \
+         CA and one write to a socket.",
     );
     for (part, what) in [("first_default", "first `default`"), ("accepts", "the socket accepts")] {
         for (kind, (accepts, first)) in KINDS.iter().zip(&times) {

@@ -1,6 +1,6 @@
 //! What a first certificate costs at least: a P-256 key, a CSR, one TLS 1.3 handshake, one HTTP/2 request to the CA,
-//! and one write to a Unix socket. Nothing is protected, checked, kept or renewed; it is what `make bench` holds the shim
-//! against, built as the shipped binary is.
+//! and one write to a Unix socket. Nothing is protected, checked, kept or renewed; it is what `make bench` holds the
+//! shim against, built as the shipped binary is.
 //!
 //! `floor SOCKET PORT ROOT TOKEN SPIFFE_ID` listens at SOCKET, asks the CA at that loopback port under the PEM file
 //! ROOT with the token in the file TOKEN, and answers the first connection as an SDS server would, in one write. It

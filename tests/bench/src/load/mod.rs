@@ -20,7 +20,7 @@ use attack::{Attack, Outcome};
 use hop::Hop;
 use way::Way;
 
-/// Requests a second at the fixed rate: a fraction of what two processors bear with all that runs on them.
+/// Requests a second at the fixed rate: a fraction of what a small machine bears with all that runs on it.
 const RATE: u32 = 500;
 /// Shorter than the time to the first rotation.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -61,12 +61,13 @@ fn tell(seen: &[Seen]) -> Section {
     let mut section = Section::new(
         "load",
         "Requests through two Envoys while certificates rotate",
-        "vegeta to a client's Envoy, mutual TLS with connections that are kept, a server's Envoy, an application; all on this \
-         machine. At 500 requests a second, sent when they are due whether or not earlier ones are answered, and saturated \
-         by 8 workers. Both Envoys get a new certificate every 5 s: from sds-shim over SDS; not at all; in files that Envoy \
-         watches; in files that Envoy reads when it starts, with a hot restart for each (2 s to drain, the old process \
-         ends after 3 s), as it was before SDS. Handshakes are those between the two Envoys during the measurement, resets \
-         what either Envoy or the client lost with a request on it, errors all answers but 200, whatever the reason.",
+        "vegeta to a client's Envoy, mutual TLS with connections that are kept, a server's Envoy, an application; all \
+         on this machine. At 500 requests a second, sent when they are due whether or not earlier ones are answered, \
+         and saturated by 8 workers. Both Envoys get a new certificate every 5 s: from sds-shim over SDS; not at all; \
+         in files that Envoy watches; in files that Envoy reads when it starts, with a hot restart for each (2 s to \
+         drain, the old process ends after 3 s), as it was before SDS. Handshakes are those between the two Envoys \
+         during the measurement, resets what either Envoy or the client lost with a request on it, errors all answers \
+         but 200, whatever the reason.",
     );
     type Value = fn(&Outcome) -> f64;
     let parts: [(&str, &str, &'static str, Value); 7] = [

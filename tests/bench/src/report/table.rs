@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use super::{Figure, Report};
 
 /// What every table is read by.
-const LEGEND: &str = "Each cell: minimum / median / maximum (number of runs), and how many times the median of the first \
-                      column the median is.";
+const LEGEND: &str = "Each cell: minimum / median / maximum (number of runs), and how many times the median of the \
+                      first column the median is.";
 
 pub(super) fn render(report: &Report) -> String {
     let mut out = String::from("# Measured\n\n");
