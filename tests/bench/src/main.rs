@@ -1,8 +1,8 @@
 //! `make bench`: sds-shim, Istio's agent and a bare program that does only what cannot be avoided, in turn, in one run,
 //! against one development CA. Prints what it measures and writes `target/bench/report.{json,md,svg}`.
 //!
-//! `BENCH_QUICK=1` takes few runs of everything; `BENCH_ONLY=start,load` runs these parts alone; `BENCH_README=1` puts
-//! the tables into README.md.
+//! `BENCH_QUICK=1` takes few runs of everything; `BENCH_ONLY=start,load` runs these parts alone, into `part.*`;
+//! `BENCH_README=1` puts the tables into README.md.
 #![forbid(unsafe_code)]
 
 mod agent;
@@ -37,10 +37,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(text) => {
             print!("{text}");
-            println!(
-                "bench: done in {:.0} s; target/bench has report.md, report.json, report.svg",
-                start.elapsed().as_secs_f64()
-            );
+            println!("bench: done in {:.0} s; the report is in target/bench", start.elapsed().as_secs_f64());
             ExitCode::SUCCESS
         }
         Err(failure) => {
@@ -61,7 +58,7 @@ fn run() -> Result<String, Failure> {
         ("sizes", sizes::measure),
         ("load", load::measure),
     ];
-    let mut report = Report { quick: plan.quick, sections: Vec::new() };
+    let mut report = Report { quick: plan.quick, whole: plan.is_whole(), sections: Vec::new() };
     for (name, part) in parts.into_iter().filter(|(name, _)| plan.has(name)) {
         let since = Instant::now();
         report.sections.push(part(&ground, &plan).map_err(|failure| failure.context(name))?);

@@ -72,6 +72,11 @@ impl Plan {
         })
     }
 
+    /// Whether all parts are to run.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.parts.is_empty()
+    }
+
     /// Whether this part is to run.
     pub(crate) fn has(&self, part: &str) -> bool {
         self.parts.is_empty() || self.parts.iter().any(|named| named == part)

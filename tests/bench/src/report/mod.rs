@@ -36,6 +36,8 @@ pub(crate) struct Figure {
 /// Everything.
 pub(crate) struct Report {
     pub(crate) quick: bool,
+    /// Whether no part was left out. Others must not stand in the place of a whole report.
+    pub(crate) whole: bool,
     pub(crate) sections: Vec<Section>,
 }
 
@@ -78,13 +80,14 @@ impl Report {
     pub(crate) fn write(&self) -> Result<String, Failure> {
         let directory = directory()?;
         let text = table::render(self);
-        let write = |name: &str, text: &str| {
-            let path = directory.join(name);
+        let name = if self.whole { "report" } else { "part" };
+        let write = |form: &str, text: &str| {
+            let path = directory.join(name).with_extension(form);
             fs::write(&path, text).or_fail(format!("write {}", path.display()))
         };
-        write("report.md", &text)?;
-        write("report.json", &json::render(self))?;
-        plots::draw(self, &directory.join("report.svg"))?;
+        write("md", &text)?;
+        write("json", &json::render(self))?;
+        plots::draw(self, &directory.join(name).with_extension("svg"))?;
         if std::env::var_os("BENCH_README").is_some_and(|set| !set.is_empty() && set != "0") {
             readme::update(self)?;
         }
