@@ -24,14 +24,14 @@ unsafe extern "C" {
     safe fn CRYPTO_set_mem_functions(malloc: Malloc, realloc: Realloc, free: Free) -> c_int;
 }
 
-// The texts of 3,400 errors take 220 KiB, and each page of secret memory takes some 20 µs to be had: most processes never
+// The texts of 3,400 errors take 100 KiB, and each page of secret memory takes some 20 µs to be had: most processes never
 // need one. OpenSSL offers no way to have them later, but in a static link its own can be called.
 #[cfg(target_feature = "crt-static")]
 mod texts {
     use std::{
         ffi::{c_int, c_void},
         ptr,
-        sync::Once,
+        sync::{Mutex, PoisonError},
     };
 
     unsafe extern "C" {
@@ -43,18 +43,24 @@ mod texts {
     /// OPENSSL_INIT_NO_LOAD_CRYPTO_STRINGS, OPENSSL_INIT_NO_LOAD_SSL_STRINGS, OPENSSL_INIT_NO_ATEXIT.
     const WITHOUT: u64 = 0x1 | 0x0010_0000 | 0x0008_0000;
 
+    /// What they take of the heap, in bytes.
+    const SIZE: usize = 104 * 1024;
+    /// Their place, which nobody else may take: they are loaded when things go badly. It costs no memory until then.
+    static PLACE: Mutex<Option<Vec<u8>>> = Mutex::new(None);
+
     /// Has OpenSSL begin without them.
     pub(super) fn leave_out() {
+        *PLACE.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::with_capacity(SIZE));
         // SAFETY: there are no settings. A failure shows in whatever is done next.
         unsafe { OPENSSL_init_crypto(WITHOUT, ptr::null()) };
     }
 
     pub(super) fn load() {
-        static ONCE: Once = Once::new();
-        ONCE.call_once(|| {
+        let mut place = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.take().is_some() {
             ossl_err_load_crypto_strings();
             ossl_err_load_SSL_strings();
-        });
+        }
     }
 }
 
