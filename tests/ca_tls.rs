@@ -116,7 +116,7 @@ async fn a_server_without_tls_is_named() -> Tested {
     let scene = Scene::with(CaOptions { plaintext: true, ..CaOptions::default() }).await?;
     let shim = scene.shim().start()?;
     let line = shim.wait_for_log("TLS handshake with localhost:").await?;
-    // In words: OpenSSL has those of its errors only from the first one on that is told.
+    // In words, not by OpenSSL's number.
     assert!(line.contains("wrong version number"), "{line}");
     assert_eq!(scene.ca.calls().len(), 0, "the token does not go over a connection without TLS");
     Ok(())

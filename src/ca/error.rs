@@ -80,10 +80,7 @@ impl CaError {
     }
 
     pub(super) fn openssl(what: &'static str) -> impl Fn(ErrorStack) -> Self {
-        move |cause| {
-            locked::load_error_texts();
-            Self::OpenSsl { what, cause }
-        }
+        move |cause| Self::OpenSsl { what, cause }
     }
 
     /// How long the CA asks us to wait before the next call.

@@ -68,7 +68,6 @@ pub(super) async fn connect(
     let ssl = ssl(config, &address.server_name, certificate)?;
     let mut stream = SslStream::new(ssl, Tcp(tcp(address, config.timeout).await?)).map_err(CaError::openssl(SET_UP))?;
     let Err(error) = Pin::new(&mut stream).connect().await else { return Ok(Watched { stream, alert }) };
-    locked::load_error_texts();
     let verified = stream.ssl().verify_result();
     if certificate.is_some() && verified == X509VerifyResult::OK && is_alert(&error) {
         return Err(CaError::ClientCertificateRefused(error.to_string()));
@@ -162,7 +161,6 @@ impl Watched {
             && let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<openssl::ssl::Error>())
             && is_alert(tls)
         {
-            locked::load_error_texts();
             *self.alert.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(tls.to_string());
         }
         polled

@@ -22,7 +22,7 @@ pub use arena::for_each_arena_byte_range;
 pub use arena::{LockedAllocator, Usage, extend, has_room, usage};
 pub use child::{Inherited, reap};
 pub use mapping::Kind;
-pub use openssl::{TooLate, adopt_openssl, load_error_texts};
+pub use openssl::{TooLate, adopt_openssl};
 #[cfg(fuzzing)]
 pub use pool::model::exercise_pool;
 pub use process::{ProcessLock, harden_process, lock_process};

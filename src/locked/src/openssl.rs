@@ -24,58 +24,6 @@ unsafe extern "C" {
     safe fn CRYPTO_set_mem_functions(malloc: Malloc, realloc: Realloc, free: Free) -> c_int;
 }
 
-// The texts of 3,400 errors take 100 KiB, and each page of secret memory takes some 20 µs to be had: most processes never
-// need one. OpenSSL offers no way to have them later, but in a static link its own can be called.
-#[cfg(target_feature = "crt-static")]
-mod texts {
-    use std::{
-        ffi::{c_int, c_void},
-        ptr,
-        sync::{Mutex, PoisonError},
-    };
-
-    unsafe extern "C" {
-        fn OPENSSL_init_crypto(options: u64, settings: *const c_void) -> c_int;
-        safe fn ossl_err_load_crypto_strings() -> c_int;
-        safe fn ossl_err_load_SSL_strings() -> c_int;
-    }
-
-    /// OPENSSL_INIT_NO_LOAD_CRYPTO_STRINGS, OPENSSL_INIT_NO_LOAD_SSL_STRINGS, OPENSSL_INIT_NO_ATEXIT.
-    const WITHOUT: u64 = 0x1 | 0x0010_0000 | 0x0008_0000;
-
-    /// What they take of the heap, in bytes.
-    const SIZE: usize = 104 * 1024;
-    /// Their place, which nobody else may take: they are loaded when things go badly. It costs no memory until then.
-    static PLACE: Mutex<Option<Vec<u8>>> = Mutex::new(None);
-
-    /// Has OpenSSL begin without them.
-    pub(super) fn leave_out() {
-        *PLACE.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::with_capacity(SIZE));
-        // SAFETY: there are no settings. A failure shows in whatever is done next.
-        unsafe { OPENSSL_init_crypto(WITHOUT, ptr::null()) };
-    }
-
-    pub(super) fn load() {
-        let mut place = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
-        if place.take().is_some() {
-            ossl_err_load_crypto_strings();
-            ossl_err_load_SSL_strings();
-        }
-    }
-}
-
-#[cfg(not(target_feature = "crt-static"))]
-mod texts {
-    pub(super) fn leave_out() {}
-
-    pub(super) fn load() {}
-}
-
-/// Has OpenSSL know its errors by text and not only by number. Call it before one is told.
-pub fn load_error_texts() {
-    texts::load();
-}
-
 /// OpenSSL has allocated memory already, so some of it would lie outside of the arena.
 #[derive(Debug)]
 pub struct TooLate;
@@ -93,11 +41,7 @@ impl Error for TooLate {}
 /// # Errors
 /// When OpenSSL has allocated already.
 pub fn adopt_openssl() -> Result<(), TooLate> {
-    if CRYPTO_set_mem_functions(malloc, realloc, free) != 1 {
-        return Err(TooLate);
-    }
-    texts::leave_out();
-    Ok(())
+    if CRYPTO_set_mem_functions(malloc, realloc, free) == 1 { Ok(()) } else { Err(TooLate) }
 }
 
 extern "C" fn malloc(size: usize, _file: *const c_char, _line: c_int) -> *mut c_void {

@@ -13,7 +13,6 @@ use crate::{
 impl<T: TokenSource> Renewal<T> {
     /// Tells a failure, in the log and in public, with what is done after `wait`.
     pub(super) fn failed(&mut self, failure: &Failure, wait: Duration, next: &str) {
-        locked::load_error_texts();
         self.tell(failure, next);
         let now = clock::now();
         self.shown.failed(now, now.saturating_add(wait.as_secs() as i64), failure.reason(), self.explain(failure));
