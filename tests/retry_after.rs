@@ -135,8 +135,8 @@ async fn long_waits_are_borne_as_the_certificate_allows_and_a_signal_ends_them()
     decision(metadata("retry-after", "999999999999"), None, hour..=hour + 300_000).await?;
     decision(retry_info(Code::ResourceExhausted, 60), Some("24h"), minute..=minute + 64_000).await?;
     // Half of what is left, so that a CA's patience does not make the certificate lapse; but half a minute always.
-    decision(metadata("retry-after", "600"), Some("200s"), 105_000..=125_000).await?;
-    decision(metadata("retry-after", "600"), Some("40s"), 31_000..=33_000).await?;
+    decision(metadata("retry-after", "600"), Some("200s"), 115_000..=150_000).await?;
+    decision(metadata("retry-after", "600"), Some("40s"), 32_000..=36_000).await?;
     let date = http_date(SystemTime::now() + Duration::from_secs(100));
     decision(http(503, &date, ""), None, 70_000..=228_000).await?;
     // What cannot be read is no wish.

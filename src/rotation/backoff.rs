@@ -8,8 +8,8 @@ const CAP: Duration = Duration::from_secs(30);
 /// The longest wait of all. A hundred thousand who wait so long for the same CA come back within what one CA can bear
 /// (500 a second; `make fleet`).
 const LONGEST: Duration = Duration::from_secs(300);
-/// A sidecar has the certificate that it waits for within a sixth of the time that it has waited already.
-const SHARE: u32 = 6;
+/// A sidecar has the certificate that it waits for within a quarter of the time that it has waited already.
+const SHARE: u32 = 4;
 
 /// Exponential back-off with jitter, so that those who failed together do not come back together.
 #[derive(Debug, Default)]
@@ -19,7 +19,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The wait after one more failure, uniform up to a bound that doubles from 0.25 s to 30 s, and to a sixth of all
+    /// The wait after one more failure, uniform up to a bound that doubles from 0.25 s to 30 s, and to a quarter of all
     /// waits so far once that is more, but 5 min at the most. `random` is uniform in 0..1.
     pub fn next(&mut self, random: f64) -> Duration {
         self.next_within(Duration::MAX, random)
@@ -48,18 +48,20 @@ impl Backoff {
     }
 
     fn draw(&mut self, cap: Duration, most: Duration, random: f64) -> Duration {
-        let (grown, bound) = (self.bound(), self.bound().min(cap).min(LONGEST).min(most));
+        let cap = cap.min(LONGEST);
+        let (grown, bound) = (self.bound(), self.bound().min(cap).min(most));
         // Full jitter spreads those who failed together as widely as can be. Where the bound is not the usual one any
         // more, they are spread, and short waits would only be more calls.
         let least = if grown > bound && bound != CAP { bound * 2 / 3 } else { Duration::ZERO };
         let wait = least + (bound - least).mul_f64(random);
-        self.failures = self.failures.saturating_add(1);
+        // It grows no further than it must: another kind of failure may have a longer bound.
+        self.failures += u32::from(grown < cap);
         self.waited = self.waited.saturating_add(wait);
         wait
     }
 
     fn bound(&self) -> Duration {
-        FIRST.saturating_mul(1 << self.failures.min(16))
+        FIRST.saturating_mul(1 << self.failures)
     }
 }
 
@@ -93,7 +95,7 @@ mod tests {
             for event in events {
                 match event {
                     Event::Failure { strained, random, most } => {
-                        let cap = if strained { LONGEST } else { CAP.max(waited / 6).min(LONGEST) };
+                        let cap = if strained { LONGEST } else { CAP.max(waited / 4).min(LONGEST) };
                         let bound = grown.min(cap).min(most);
                         let wait = match strained {
                             true => backoff.next_for_strained(most, random),
@@ -101,7 +103,7 @@ mod tests {
                         };
                         prop_assert!(wait <= bound && (grown <= bound || bound == CAP || wait >= bound * 2 / 3));
                         prop_assert!(wait.abs_diff(bound) <= bound.mul_f64(1.0 - random) + Duration::from_micros(1));
-                        (grown, waited) = ((grown * 2).min(LONGEST * 2), waited + wait);
+                        (grown, waited) = (if grown < cap { grown * 2 } else { grown }, waited + wait);
                     }
                     Event::Overload(least) => {
                         backoff.at_least(least);
@@ -121,8 +123,8 @@ mod tests {
     #[test]
     fn doubles_up_to_the_cap_and_starts_again() {
         let mut backoff = Backoff::default();
-        let bounds: Vec<_> = (0..11).map(|_| backoff.next(1.0).as_millis()).collect();
-        assert_eq!(bounds, [250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000, 30_000]);
+        let bounds: Vec<_> = (0..9).map(|_| backoff.next(1.0).as_millis()).collect();
+        assert_eq!(bounds, [250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
         assert_eq!(backoff.next(0.0), Duration::ZERO, "the jitter is full");
         backoff.reset();
         assert_eq!(backoff.next(1.0), FIRST);
@@ -134,10 +136,10 @@ mod tests {
         let (mut backoff, mut waited, mut calls) = (Backoff::default(), Duration::ZERO, 1);
         while waited < Duration::from_secs(3600) {
             let wait = backoff.next(0.5);
-            assert!(wait <= (waited / 6).clamp(CAP, LONGEST), "{wait:?} after {waited:?}");
+            assert!(wait <= (waited / 4).clamp(CAP, LONGEST), "{wait:?} after {waited:?}");
             (waited, calls) = (waited + wait, calls + 1);
         }
-        assert!((40..=60).contains(&calls), "{calls} calls in an hour");
+        assert!((30..=50).contains(&calls), "{calls} calls in an hour");
         assert_eq!((backoff.next(1.0), backoff.next(0.0)), (LONGEST, LONGEST * 2 / 3));
     }
 

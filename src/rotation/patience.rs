@@ -52,7 +52,7 @@ pub fn wait_after(setback: Setback, left: Option<Duration>, backoff: &mut Backof
     let asked = asked.unwrap_or_default();
     // A short certificate must not lapse in a wait between two attempts.
     let most = match left {
-        Some(left) if !left.is_zero() => (left.saturating_sub(asked) / 4).max(SHORT_WAIT),
+        Some(left) if !left.is_zero() => (left.saturating_sub(asked) / 2).max(SHORT_WAIT),
         _ => Duration::MAX,
     };
     asked
@@ -96,7 +96,7 @@ mod tests {
             (OVERLOADED, day, [0, 32_000]),
             (OVERLOADED, None, [0, 32_000]),
             // It must not lapse in the wait; nor may it be asked all the time.
-            (OVERLOADED, Some(seconds(20)), [3333, 5000]),
+            (OVERLOADED, Some(seconds(20)), [6666, 10_000]),
             (OVERLOADED, Some(seconds(1)), [1333, 2000]),
             (OVERLOADED, Some(seconds(0)), [0, 32_000]),
             // What is asked for is waited for, and the spread comes on top.
@@ -104,8 +104,8 @@ mod tests {
             (asked(60), day, [60_000, 124_000]),
             (asked(999_999), None, [3_800_000, 3_900_000]),
             // Half of the life is what a CA may ask for, but half a minute always.
-            (asked(600), Some(seconds(200)), [116_666, 125_000]),
-            (asked(600), Some(seconds(40)), [31_666, 32_500]),
+            (asked(600), Some(seconds(200)), [133_333, 150_000]),
+            (asked(600), Some(seconds(40)), [33_333, 35_000]),
             (asked(600), Some(seconds(1)), [31_333, 32_000]),
         ];
         for (setback, left, [shortest, longest]) in rows {
@@ -119,9 +119,9 @@ mod tests {
         let longest = |strain| {
             let mut backoff = Backoff::default();
             let setback = Setback::Failed { strain, asked: None };
-            (0..12).map(|_| wait_after(setback, None, &mut backoff, 1.0)).max()
+            (0..12).map(|_| wait_after(setback, None, &mut backoff, 0.5)).max()
         };
-        assert_eq!([longest(Strain::None), longest(Strain::Late)], [Some(seconds(30)), Some(seconds(300))]);
+        assert_eq!([longest(Strain::None), longest(Strain::Late)], [Some(seconds(15)), Some(seconds(250))]);
     }
 
     /// From half of a day's life on without an answer: the attempts go on to the end, and always leave time for another.

