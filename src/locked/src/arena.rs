@@ -16,7 +16,8 @@ use crate::{
 
 /// guard | stack | guard | heap | guard
 const ARENA: usize = 2944 << 10;
-pub(crate) const STACK: usize = 256 << 10;
+// Unoptimized code, as in a plain `cargo build`, takes several times the stack.
+pub(crate) const STACK: usize = if cfg!(debug_assertions) { 512 << 10 } else { 256 << 10 };
 const STACK_START: usize = PAGE;
 const HEAP_START: usize = STACK_START + STACK + PAGE;
 const EXTENSIONS: usize = 8;
