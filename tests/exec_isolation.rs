@@ -53,8 +53,11 @@ async fn the_command_gets_what_the_shim_was_started_with() -> Outcome {
     // Started with a loose umask, a limit of cores, a descriptor, an ignored signal and an argument that is no text.
     let starter = "umask 0027; ulimit -S -c 100; ulimit -H -c 200; exec 7</dev/null; trap '' HUP
         echo of standard input | \"$@\" 'two words' '' -- \"$(printf '\\377')\"";
+    // The shell reads its own state: it blocks all signals for a moment when it starts something that would.
     let script = "echo umask=$(umask) core=$(ulimit -S -c),$(ulimit -H -c); ls /proc/$$/fd | xargs echo fds=
-        sed -n 's/^\\(Sig[BI][lg][kn]\\|VmLck\\):[[:space:]]*/\\1=/p' /proc/$$/status
+        while read -r name value unit; do case $name in
+            SigBlk:|SigIgn:|VmLck:) echo \"${name%:}=$value${unit:+ $unit}\";;
+        esac; done </proc/$$/status
         echo secret mappings=$(grep -c secretmem /proc/$$/maps); echo stdin=$(cat)
         echo \"arguments=$#,$1,$2,$3,$(printf %s \"$4\" | od -An -tx1)\"; pwd
         echo $SDS_SHIM_LOG,$RUST_BACKTRACE,$RUST_LIB_BACKTRACE; echo standard error >&2";
