@@ -85,10 +85,11 @@ in 10 s; the peak of the renewals afterwards, in a hundredth of the certificate'
 a fleet that has run for long. After an outage two things are wanted that differ: the calls of the recovery are to \
 be at most 3 times their own mean, so that the CA's return is no spike; and 100,000 who all wait are to be served \
 within 10 min at 500 a second without more than that being asked. Three times the mean of the steady state would be \
-6 calls a second for them, with which a recovery takes hours. When the CA was away for some minutes only, nobody's \
-waits have grown long yet, and nobody knows how many others there are: then more is asked than the CA can issue, and \
-it has to refuse some. A CA that refuses nobody, and works on calls whose clients have given up, loses that work: a \
-start of everybody at once takes it an hour. Istio's agent has no deadline and waits, which is quicker there, and \
+6 calls a second for them, with which a recovery takes hours. When the CA was away for less than half an hour or so, \
+waits have not grown to their longest, because a single sidecar shall not wait for minutes after it, and nobody knows \
+how many others there are: then more may be asked than the CA can issue, and it has to refuse some. A CA that refuses \
+nobody, and works on calls whose clients have given up, loses that work: a start of everybody at once takes it two \
+hours. Istio's agent has no deadline and waits, which is quicker there, and \
 for ever where the CA never answers.";
 
 fn lines(costs: &Costs) -> Vec<Line> {
