@@ -101,9 +101,16 @@ async fn whoever_asks_for_two_seconds_gets_them() -> Tested {
     Ok(())
 }
 
+/// A shim that has met a fault, and the stream that waits for the certificate which comes after it.
+struct Waiting {
+    scene: Scene,
+    shim: Shim,
+    stream: Open,
+}
+
 /// What the shim decides on when the first call meets `fault`, without (`held` is `None`) or with a certificate of
-/// this life; and that SIGUSR1 overrides it.
-async fn decision(fault: Fault, held: Option<&str>, expected: RangeInclusive<u64>) -> Tested {
+/// this life.
+async fn decision(fault: Fault, held: Option<&str>, expected: RangeInclusive<u64>) -> Result<Waiting, Failure> {
     let scene = Scene::new().await?;
     let shim = scene.shim().env("SDS_SHIM_LOG", "debug").env("SECRET_TTL", held.unwrap_or("24h"));
     if held.is_none() {
@@ -120,28 +127,41 @@ async fn decision(fault: Fault, held: Option<&str>, expected: RangeInclusive<u64
     }
     let wait = decided(&shim, mark).await?;
     assert!(expected.contains(&wait), "{wait} ms");
-    let made = scene.ca.calls().len();
-    renew(&shim)?;
-    stream.next(&shim).await?;
-    assert_eq!(scene.ca.calls().len(), made + 1);
-    Ok(())
+    Ok(Waiting { scene, shim, stream })
 }
 
 #[tokio::test]
 async fn long_waits_are_borne_as_the_certificate_allows_and_a_signal_ends_them() -> Tested {
     let (minute, hour) = (60_000, 3_600_000);
-    // All who were told the same spread over as long again, rounded up to a bound of the back-off.
-    decision(retry_info(Code::Unavailable, 60), None, minute..=minute + 64_000).await?;
-    decision(metadata("retry-after", "999999999999"), None, hour..=hour + 300_000).await?;
-    decision(retry_info(Code::ResourceExhausted, 60), Some("24h"), minute..=minute + 64_000).await?;
-    // Half of what is left, so that a CA's patience does not make the certificate lapse; but half a minute always.
-    decision(metadata("retry-after", "600"), Some("200s"), 115_000..=150_000).await?;
-    decision(metadata("retry-after", "600"), Some("40s"), 32_000..=36_000).await?;
     let date = http_date(SystemTime::now() + Duration::from_secs(100));
-    decision(http(503, &date, ""), None, 70_000..=228_000).await?;
-    // What cannot be read is no wish.
-    decision(http(503, "soon", ""), None, 0..=FIRST_BOUND).await?;
-    decision(metadata("grpc-retry-pushback-ms", "-1"), None, 0..=FIRST_BOUND).await
+    let rows = [
+        // All who were told the same spread over as long again, rounded up to a bound of the back-off.
+        (retry_info(Code::Unavailable, 60), None, minute..=minute + 64_000),
+        (metadata("retry-after", "999999999999"), None, hour..=hour + 300_000),
+        (retry_info(Code::ResourceExhausted, 60), Some("24h"), minute..=minute + 64_000),
+        // Half of what is left, so that a CA's patience does not make the certificate lapse; but half a minute always.
+        (metadata("retry-after", "600"), Some("200s"), 115_000..=150_000),
+        (metadata("retry-after", "600"), Some("40s"), 32_000..=36_000),
+        (http(503, &date, ""), None, 65_000..=228_000),
+    ];
+    for (fault, held, expected) in rows {
+        let Waiting { scene, shim, mut stream } = decision(fault, held, expected).await?;
+        let made = scene.ca.calls().len();
+        renew(&shim)?;
+        stream.next(&shim).await?;
+        assert_eq!(scene.ca.calls().len(), made + 1);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_no_wish() -> Tested {
+    for fault in [http(503, "soon", ""), metadata("grpc-retry-pushback-ms", "-1")] {
+        let Waiting { scene, shim, mut stream } = decision(fault, None, 0..=FIRST_BOUND).await?;
+        stream.next(&shim).await?;
+        assert_eq!(scene.ca.calls().len(), 2);
+    }
+    Ok(())
 }
 
 /// A moment as HTTP writes it, by the means of the system.
