@@ -63,7 +63,7 @@ async fn the_command_gets_what_the_shim_was_started_with() -> Outcome {
         echo $SDS_SHIM_LOG,$RUST_BACKTRACE,$RUST_LIB_BACKTRACE; echo standard error >&2";
     let lines = run(|shim| {
         let shim = shim.env("SDS_SHIM_LOG", "info").env("RUST_BACKTRACE", "full").env("RUST_LIB_BACKTRACE", "0");
-        shim.through(&["sh", "-c", starter, "sh"]).exec(&["sh", "-c", script, "sh"])
+        shim.through(&["env", "--default-signal", "sh", "-c", starter, "sh"]).exec(&["sh", "-c", script, "sh"])
     })
     .await?;
     for expected in [
