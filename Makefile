@@ -15,10 +15,11 @@ REMAP = $$(for d in "$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/*; do echo "--r
   --remap-path-prefix=$(CURDIR)=sds-shim
 CARGO := cargo --locked
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+PACKAGES := tests/testkit/install-packages.sh
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build image image-ca openssl envoy gdb perf valgrind vegeta podman prometheus systemd pilot-agent istio-ca \
+.PHONY: help build image image-ca openssl envoy gdb strace perf valgrind vegeta podman prometheus systemd pilot-agent istio-ca \
   istio-injector kubernetes curl demo demo-migration demo-control-plane test test-kubernetes conformance-istio bench fleet soak \
   seccomp check fuzz fuzz-short asan distribution clean
 
@@ -49,7 +50,7 @@ demo-control-plane: build envoy ## the same mesh, configured over ADS with mutua
 	@$(CARGO) build --quiet --package testkit --bin demo
 	@target/debug/demo control-plane
 
-test: check build envoy gdb valgrind podman prometheus systemd pilot-agent istio-ca distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
+test: check build envoy gdb strace valgrind podman prometheus systemd pilot-agent istio-ca distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --workspace --all-targets
@@ -83,7 +84,7 @@ fleet: build pilot-agent ## what a fleet costs its CA: 100,000 sidecars simulate
 	@$(CARGO) build --quiet --package fleet
 	@target/debug/fleet
 
-seccomp: build envoy gdb podman distribution ## the whole suite with SDS_SHIM_SECCOMP=strict
+seccomp: build envoy gdb strace valgrind podman distribution ## the whole suite with SDS_SHIM_SECCOMP=strict
 	@$(CARGO) build --quiet --package testkit --bins
 	@SHIM_SECCOMP=strict $(CARGO) test
 
@@ -114,22 +115,25 @@ envoy:
 	@tests/testkit/install-envoy.sh
 
 perf:
-	@tests/testkit/install-perf.sh
+	@$(PACKAGES) linux-perf perf
 
 valgrind:
-	@tests/testkit/install-valgrind.sh
+	@$(PACKAGES) valgrind valgrind
 
 vegeta:
 	@tests/testkit/install-vegeta.sh
 
+strace:
+	@$(PACKAGES) strace strace
+
 gdb:
-	@tests/testkit/install-gdb.sh
+	@$(PACKAGES) gdb gcore
 
 pilot-agent:
 	@tests/testkit/install-pilot-agent.sh
 
 podman:
-	@tests/testkit/install-podman.sh
+	@$(PACKAGES) "podman runc iproute2 iptables" podman runc ip iptables-restore
 
 prometheus:
 	@tests/testkit/install-prometheus.sh
@@ -141,13 +145,13 @@ istio-injector: ## Istio's own injector and its chart for the tests, at target/i
 	@tests/testkit/install-istio-injector.sh
 
 curl:
-	@tests/testkit/install-curl.sh
+	@$(PACKAGES) curl /usr/bin/curl
 
 kubernetes: ## Kubernetes' API server and Helm for the tests, at target/kubernetes
 	@tests/testkit/install-kubernetes.sh
 
 systemd:
-	@tests/testkit/install-systemd.sh
+	@$(PACKAGES) systemd systemd-analyze
 
 clean: ## remove everything that was built
 	@rm -rf target

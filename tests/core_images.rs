@@ -1,6 +1,6 @@
 //! Core images of a running shim: no key is in them. Each search is made once more where keys are not protected, and
 //! must find one there. These tests start the shim as another user and trace it, so they need root; and `gcore`,
-//! which `tests/testkit/install-gdb.sh` installs.
+//! which `make gdb` installs.
 
 mod common;
 

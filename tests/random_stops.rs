@@ -1,6 +1,6 @@
 //! Where key bytes are at random moments of rotations: the process is stopped a hundred times, and each time all of
 //! its memory is read, and its registers when it sleeps. These tests need root, and `gcore`, which
-//! `tests/testkit/install-gdb.sh` installs.
+//! `make gdb` installs.
 
 mod common;
 

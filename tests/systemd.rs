@@ -13,7 +13,7 @@ fn unit() -> String {
 
 fn analyze(arguments: &[&str], unit: &Path) -> (bool, String) {
     let ran = Command::new("systemd-analyze").args(arguments).arg(unit).env("SYSTEMD_COLORS", "0").output();
-    let ran = ran.expect("run tests/testkit/install-systemd.sh");
+    let ran = ran.expect("run make systemd");
     let told = format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
     (ran.status.success(), told)
 }

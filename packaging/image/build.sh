@@ -15,7 +15,7 @@ openssl=${OPENSSL_DIR:-target/openssl/install}
 budget=5120
 
 fail() { echo "image: $*" >&2; exit 1; }
-command -v podman >/dev/null || fail "podman is missing; run tests/testkit/install-podman.sh"
+command -v podman >/dev/null || fail "podman is missing; run make podman"
 [ -x "$binary" ] || fail "$binary is missing: run \`make build\`, or set SHIM_BINARY"
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)

@@ -312,7 +312,7 @@ fn output(command: &mut Command) -> Result<String, Failure> {
 pub(crate) fn program() -> Result<PathBuf, Failure> {
     let places = ["/usr/bin/podman", "/usr/local/bin/podman"].map(PathBuf::from);
     let found = places.into_iter().find(|path| path.is_file());
-    found.ok_or_else(|| Failure::new("podman is missing: run tests/testkit/install-podman.sh"))
+    found.ok_or_else(|| Failure::new("podman is missing: run `make podman`"))
 }
 
 /// Debian's crun does not start containers everywhere where runc does.

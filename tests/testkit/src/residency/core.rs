@@ -71,7 +71,7 @@ pub async fn gcore(pid: u32, directory: &Path, everything: bool) -> Result<Gdb, 
     command.args(["-nx", "-batch", "-p", &pid.to_string(), "-ex", &excluded]);
     command.args(["-ex", &format!("gcore {}", image.display())]);
     command.args(["-ex", &format!("maint print raw-registers {}", registers.display())]).kill_on_drop(true);
-    let output = command.output().await.or_fail("run gdb (tests/testkit/install-gdb.sh installs it)")?;
+    let output = command.output().await.or_fail("run gdb (`make gdb` installs it)")?;
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said).into_owned();
     let read = || -> Result<_, Failure> {
