@@ -137,6 +137,7 @@ fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
     memory::protect(&config.memory)?;
     // Before anything else: whoever starts after us looks for the socket.
     let socket = SdsSocket::bind(&config.sds)?;
+    locked::fill_openssl_tables();
     runtime()?.block_on(serve_on(&socket, config, launch))
 }
 

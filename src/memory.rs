@@ -21,7 +21,7 @@ pub struct TooLittleProtection {
 /// # Errors
 /// When that is less than the configuration requires.
 pub fn protect(config: &MemoryConfig) -> Result<(), TooLittleProtection> {
-    let more = config.arena_bytes.saturating_sub(locked::report().arena_mapped);
+    let more = config.arena_bytes.saturating_sub(locked::mapped());
     if more > 0
         && let Err(error) = locked::extend(more)
     {

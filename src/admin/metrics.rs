@@ -314,7 +314,7 @@ fn histogram(metric: &mut MetricEncoder<'_>, address: &str, facts: &EndpointFact
 }
 
 fn leaf(secret: &Secret) -> Option<&crate::identity::CertificateFacts> {
-    secret.facts().first().filter(|_| !secret.is_anchors())
+    secret.facts().first().filter(|_| !secret.is_anchors()).map(AsRef::as_ref)
 }
 
 /// `VmRSS` in bytes.

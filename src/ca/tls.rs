@@ -9,7 +9,7 @@ use std::{
 use openssl::{
     error::ErrorStack,
     ssl::{ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslVerifyMode, SslVersion},
-    x509::{X509VerifyResult, store::X509StoreBuilder},
+    x509::{X509, X509VerifyResult, store::X509StoreBuilder},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -84,8 +84,8 @@ fn ssl(config: &CaConfig, server_name: &ServerName, certificate: Option<&ClientC
     context(certificate)
         .and_then(|mut context| {
             let mut store = X509StoreBuilder::new()?;
-            if !anchors.add_to(&mut store)? {
-                return Ok(None);
+            for anchor in anchors {
+                store.add_cert(anchor)?;
             }
             context.set_cert_store(store.build());
             let mut ssl = Ssl::new(&context.build())?;
@@ -96,10 +96,9 @@ fn ssl(config: &CaConfig, server_name: &ServerName, certificate: Option<&ClientC
                 }
                 ServerName::Ip(address) => ssl.param_mut().set_ip(*address)?,
             }
-            Ok(Some(ssl))
+            Ok(ssl)
         })
-        .map_err(CaError::openssl(SET_UP))?
-        .ok_or_else(|| no_room(&config.roots_file()))
+        .map_err(CaError::openssl(SET_UP))
 }
 
 fn context(certificate: Option<&ClientCertificate>) -> Result<SslContextBuilder, ErrorStack> {
@@ -118,7 +117,7 @@ fn context(certificate: Option<&ClientCertificate>) -> Result<SslContextBuilder,
     Ok(context)
 }
 
-fn anchors(config: &CaConfig) -> Result<TrustBundle, CaError> {
+fn anchors(config: &CaConfig) -> Result<Vec<X509>, CaError> {
     let file = &config.roots_file();
     let limit = if matches!(config.roots, CaRoots::System(_)) { MAX_SYSTEM_ROOTS } else { MAX_ROOTS };
     let problem = |cause: String| CaError::Roots { path: file.display().to_string(), cause };
@@ -130,8 +129,11 @@ fn anchors(config: &CaConfig) -> Result<TrustBundle, CaError> {
     }
     let content = bounded::read(file, limit).map_err(|error| problem(error.to_string()))?;
     // What is left out of it is told by whoever serves the file's anchors.
-    let bundle = TrustBundle::from_pem(&String::from_utf8_lossy(&content), clock::now());
-    Ok(bundle.map_err(|error| problem(error.to_string()))?.0)
+    let mut anchors = Vec::new();
+    let look = |anchor: &X509| anchors.push(anchor.clone());
+    TrustBundle::from_pem_with(&String::from_utf8_lossy(&content), clock::now(), look)
+        .map_err(|error| problem(error.to_string()))?;
+    Ok(anchors)
 }
 
 fn no_room(file: &Path) -> CaError {

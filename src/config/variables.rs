@@ -127,7 +127,7 @@ variables! {
         "Where the reason is written when the process ends by itself; only a file that is there already.";
     SDS_SHIM_REQUIRE_LOCKED: "secret, locked or none", "locked",
         "Least protection of keys with which to start: secret memory and the whole process locked; locked memory; any.";
-    SDS_SHIM_ARENA_KIB: "number of KiB", "2944",
+    SDS_SHIM_ARENA_KIB: "number of KiB", "2464",
         "Size of the memory that holds keys and everything that is allocated; more serves more streams.";
     SDS_SHIM_SECCOMP: "strict or off", "off",
         "With strict, the kernel refuses every system call that serving does not take; with `sds-shim exec` from the start of its command on, which is not bound.";

@@ -169,7 +169,7 @@ impl OutputWriter {
         let part = |name| (self.decode)(snapshot.get(name)?.resource());
         match (part(CERTIFICATE)?, part(ROOTS)?) {
             (Content::TlsCertificate { chain, key }, Content::ValidationContext(roots)) => {
-                Some(Generation { chain, key, anchors: roots.anchors })
+                Some(Generation { chain: chain.pem, key, anchors: roots.anchors.pem })
             }
             _ => None,
         }

@@ -123,10 +123,9 @@ fn read(files: &FileResource) -> Result<(Content, i64, Option<String>), String> 
             let text = file(path)?;
             let (bundle, bad) = TrustBundle::from_pem(&String::from_utf8_lossy(&text), clock::now())
                 .map_err(|error| format!("{}: {error}", path.display()))?;
-            let anchors = bundle.to_pem().map_err(|error| error.to_string())?;
             let bad: Vec<_> = bad.iter().map(|bad| format!("{}: {bad}", path.display())).collect();
             let trouble = (!bad.is_empty()).then(|| bad.join("; "));
-            Ok((Content::anchors(anchors), i64::MAX, trouble))
+            Ok((Content::anchors(bundle.certificates()), i64::MAX, trouble))
         }
     }
 }
@@ -144,7 +143,7 @@ pub fn read_certificate(chain: &Path, key: &Path) -> Result<(Content, i64), Stri
     };
     let credential = Credential::from_pem(&String::from_utf8_lossy(&text), key_text.as_ref().unwrap_or(&text))
         .map_err(|error| format!("{}: {error}", both()))?;
-    let chain = credential.chain_pem().map_err(|error| error.to_string())?;
+    let chain = credential.chain().map_err(|error| error.to_string())?;
     let key = credential.key_pem().map_err(|error| error.to_string())?;
     Ok((Content::TlsCertificate { chain, key }, credential.not_after()))
 }

@@ -1,16 +1,13 @@
 use std::{cmp::Ordering, collections::BTreeSet, sync::Arc};
 
-use openssl::{
-    error::ErrorStack,
-    sha::sha256,
-    x509::{X509, X509NameRef, X509Ref, store::X509StoreBuilderRef},
-};
+use openssl::x509::{X509, X509NameRef, X509Ref};
 
 use crate::clock::rfc3339;
 
 use super::{
+    facts::{CertificateFacts, Certificates},
     pem::{self, PemError},
-    validity::{is_ca, validity},
+    validity::is_ca,
 };
 
 /// Whether one more certificate may be parsed, which takes about a dozen KiB. What is kept free of clients is for this
@@ -23,33 +20,32 @@ fn has_room() -> bool {
 #[derive(Debug)]
 pub struct TrustAnchor {
     der: Vec<u8>,
-    digest: [u8; 32],
-    not_after: i64,
+    facts: Arc<CertificateFacts>,
 }
 
 impl TrustAnchor {
     /// The anchor, if it can serve as one at `now` (Unix seconds).
     fn new(certificate: &X509Ref, now: i64) -> Result<Self, String> {
         let der = certificate.to_der().map_err(|error| error.to_string())?;
-        let (_, not_after) = validity(certificate);
-        if not_after <= now {
-            return Err(format!("expired at {}", rfc3339(not_after)));
+        let facts = CertificateFacts::new(certificate, &der);
+        if facts.not_after <= now {
+            return Err(format!("expired at {}", rfc3339(facts.not_after)));
         }
         // Version 1 has no extensions that could say so.
         if certificate.version() > 0 && !is_ca(certificate).map_err(|error| error.to_string())? {
             return Err("is not a CA certificate".to_owned());
         }
-        Ok(Self { digest: sha256(&der), der, not_after })
+        Ok(Self { der, facts: Arc::new(facts) })
     }
 
     /// SHA-256 of its DER.
     pub fn digest(&self) -> &[u8; 32] {
-        &self.digest
+        &self.facts.fingerprint
     }
 
     /// Its NotAfter in Unix seconds.
     pub fn not_after(&self) -> i64 {
-        self.not_after
+        self.facts.not_after
     }
 
     /// Bytes of its DER.
@@ -81,13 +77,30 @@ impl TrustBundle {
     /// # Errors
     /// When it holds no certificate, or none that can be used.
     pub fn from_pem(text: &str, now: i64) -> Result<(Self, Vec<BadAnchor>), PemError> {
+        Self::from_pem_with(text, now, |_| {})
+    }
+
+    /// The same, and shows each of its anchors to `look` in its parsed form.
+    ///
+    /// # Errors
+    /// As for [`TrustBundle::from_pem`].
+    pub fn from_pem_with(
+        text: &str,
+        now: i64,
+        mut look: impl FnMut(&X509),
+    ) -> Result<(Self, Vec<BadAnchor>), PemError> {
         let (mut anchors, mut bad) = (Vec::new(), Vec::new());
         for (index, certificate) in pem::blocks(text).enumerate() {
             if !has_room() {
                 return Err(PemError::NoRoom { position: index + 1 });
             }
             let anchor = certificate.map_err(|_| "cannot be parsed".to_owned());
-            match anchor.and_then(|certificate| TrustAnchor::new(&certificate, now)) {
+            let anchor = anchor.and_then(|certificate| {
+                let anchor = TrustAnchor::new(&certificate, now)?;
+                look(&certificate);
+                Ok(anchor)
+            });
+            match anchor {
                 Ok(anchor) => anchors.push(Arc::new(anchor)),
                 Err(reason) => bad.push(BadAnchor { position: index + 1, reason }),
             }
@@ -104,7 +117,7 @@ impl TrustBundle {
     /// A bundle of these, each once.
     pub fn new(mut anchors: Vec<Arc<TrustAnchor>>) -> Self {
         let mut seen = BTreeSet::new();
-        anchors.retain(|anchor| seen.insert(anchor.digest));
+        anchors.retain(|anchor| seen.insert(*anchor.digest()));
         Self { anchors }
     }
 
@@ -115,62 +128,27 @@ impl TrustBundle {
 
     /// Whether both hold the same anchors, in whatever order.
     pub fn is_same_set(&self, other: &Self) -> bool {
-        let digests = |bundle: &Self| bundle.anchors.iter().map(|anchor| anchor.digest).collect::<BTreeSet<_>>();
+        let digests = |bundle: &Self| bundle.anchors.iter().map(|anchor| *anchor.digest()).collect::<BTreeSet<_>>();
         digests(self) == digests(other)
     }
 
-    /// The anchors as PEM, each ending with a newline.
-    ///
-    /// # Errors
-    /// What OpenSSL says; it fails only for want of memory.
-    pub fn to_pem(&self) -> Result<Vec<u8>, ErrorStack> {
-        let mut text = Vec::new();
-        for anchor in &self.anchors {
-            text.extend_from_slice(&X509::from_der(&anchor.der)?.to_pem()?);
-        }
-        Ok(text)
-    }
-
-    /// Adds the anchors to what OpenSSL verifies against; `false` when there was no room for all of them.
-    ///
-    /// # Errors
-    /// What OpenSSL says; it fails only for want of memory.
-    pub fn add_to(&self, store: &mut X509StoreBuilderRef) -> Result<bool, ErrorStack> {
-        self.add_those(store, |_| true)
-    }
-
-    /// Adds those that one of these certificates names as its issuer, or that are one of them.
-    ///
-    /// # Errors
-    /// As for [`TrustBundle::add_to`].
-    pub(super) fn add_issuers(&self, store: &mut X509StoreBuilderRef, of: &[&X509Ref]) -> Result<bool, ErrorStack> {
-        // As OpenSSL compares names: in their canonical form, not byte by byte.
-        let same = |one: &X509NameRef, other| one.try_cmp(other).is_ok_and(Ordering::is_eq);
-        self.add_those(store, |anchor| {
-            let name = anchor.subject_name();
-            of.iter().any(|one| same(name, one.issuer_name()) || same(name, one.subject_name()))
-        })
-    }
-
-    fn add_those(
-        &self,
-        store: &mut X509StoreBuilderRef,
-        wanted: impl Fn(&X509Ref) -> bool,
-    ) -> Result<bool, ErrorStack> {
-        for anchor in &self.anchors {
-            if !has_room() {
-                return Ok(false);
-            }
-            let anchor = X509::from_der(&anchor.der)?;
-            if wanted(&anchor) {
-                store.add_cert(anchor)?;
-            }
-        }
-        Ok(true)
+    /// The anchors as they are served.
+    pub fn certificates(&self) -> Certificates {
+        let mut all = Certificates::default();
+        self.anchors.iter().for_each(|anchor| all.push(&anchor.der, Arc::clone(&anchor.facts)));
+        all
     }
 
     /// Whether this certificate is one of them.
     pub fn contains(&self, certificate: &X509Ref) -> bool {
         certificate.to_der().is_ok_and(|der| self.anchors.iter().any(|anchor| anchor.der == der))
     }
+}
+
+/// Whether `anchor` may have issued one of these certificates, or is one of them.
+pub(super) fn may_have_issued(anchor: &X509Ref, of: &[&X509Ref]) -> bool {
+    // As OpenSSL compares names: in their canonical form, not byte by byte.
+    let same = |one: &X509NameRef, other| one.try_cmp(other).is_ok_and(Ordering::is_eq);
+    let name = anchor.subject_name();
+    of.iter().any(|one| same(name, one.issuer_name()) || same(name, one.subject_name()))
 }

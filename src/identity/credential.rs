@@ -5,6 +5,7 @@ use openssl::{
 };
 
 use super::{
+    facts::Certificates,
     pem::{PemError, certificates},
     validity::validity,
 };
@@ -54,16 +55,12 @@ impl Credential {
         self.chain.first().map_or(i64::MIN, |leaf| validity(leaf).1)
     }
 
-    /// The chain as PEM, leaf first.
+    /// The chain, leaf first.
     ///
     /// # Errors
     /// What OpenSSL says; it fails only for want of memory.
-    pub fn chain_pem(&self) -> Result<Vec<u8>, ErrorStack> {
-        let mut text = Vec::new();
-        for certificate in &self.chain {
-            text.extend_from_slice(&certificate.to_pem()?);
-        }
-        Ok(text)
+    pub fn chain(&self) -> Result<Certificates, ErrorStack> {
+        Certificates::of(self.chain.iter().map(AsRef::as_ref))
     }
 
     /// The key as PKCS#8 PEM.
@@ -89,7 +86,7 @@ mod tests {
     fn a_pair_is_read_and_written_in_order() {
         let issued = issued();
         let credential = Credential::from_pem(&issued.chain_pem, issued.key_pem.as_bytes()).unwrap();
-        assert_eq!(String::from_utf8(credential.chain_pem().unwrap()).unwrap(), issued.chain_pem);
+        assert_eq!(String::from_utf8(credential.chain().unwrap().pem).unwrap(), issued.chain_pem);
         assert!(credential.key_pem().unwrap().starts_with(b"-----BEGIN PRIVATE KEY-----"));
     }
 
@@ -98,7 +95,7 @@ mod tests {
         let Issued { chain_pem, key_pem, .. } = issued();
         for bundle in [format!("{key_pem}{chain_pem}"), format!("{chain_pem}{key_pem}")] {
             let credential = Credential::from_pem(&bundle, bundle.as_bytes()).unwrap();
-            assert_eq!(String::from_utf8(credential.chain_pem().unwrap()).unwrap(), chain_pem);
+            assert_eq!(String::from_utf8(credential.chain().unwrap().pem).unwrap(), chain_pem);
         }
     }
 

@@ -1,11 +1,13 @@
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 use openssl::{
+    base64,
+    error::ErrorStack,
     sha::sha256,
     x509::{X509NameRef, X509Ref},
 };
 
-use super::{pem::blocks, validity::validity};
+use super::validity::validity;
 use crate::bounded::foreign_text;
 
 /// Characters of a name that are told.
@@ -31,27 +33,64 @@ pub struct CertificateFacts {
 }
 
 impl CertificateFacts {
-    /// Of each certificate in a PEM text, in its order; what cannot be read is left out.
-    pub fn from_pem(text: &str) -> Vec<Self> {
-        blocks(text).flatten().filter_map(|certificate| Self::new(&certificate)).collect()
-    }
-
-    fn new(certificate: &X509Ref) -> Option<Self> {
+    /// Those of a certificate, given its DER as well.
+    pub(super) fn new(certificate: &X509Ref, der: &[u8]) -> Self {
         let (not_before, not_after) = validity(certificate);
-        Some(Self {
+        Self {
             serial: serial(certificate),
             subject: name(certificate.subject_name()),
             issuer: name(certificate.issuer_name()),
             not_before,
             not_after,
-            fingerprint: sha256(&certificate.to_der().ok()?),
+            fingerprint: sha256(der),
             is_crl: false,
-        })
+        }
     }
 
     /// The SHA-256 of its DER in lower-case hexadecimal.
     pub fn fingerprint(&self) -> String {
         hexadecimal(&self.fingerprint)
+    }
+}
+
+/// Certificates as PEM, each ending with a newline, and what everybody may know of them: to parse them anew for that
+/// would take longer than all else that is done with them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Certificates {
+    /// The text.
+    pub pem: Vec<u8>,
+    /// Of each, in the order of the text.
+    pub facts: Vec<Arc<CertificateFacts>>,
+}
+
+impl Certificates {
+    /// A text that is only passed on, of which nothing is known.
+    pub fn unread(pem: Vec<u8>) -> Self {
+        Self { pem, facts: Vec::new() }
+    }
+
+    /// These, in their order.
+    ///
+    /// # Errors
+    /// What OpenSSL says; it fails only for want of memory.
+    pub(super) fn of<'a>(certificates: impl IntoIterator<Item = &'a X509Ref>) -> Result<Self, ErrorStack> {
+        let mut all = Self::default();
+        for certificate in certificates {
+            let der = certificate.to_der()?;
+            all.push(&der, Arc::new(CertificateFacts::new(certificate, &der)));
+        }
+        Ok(all)
+    }
+
+    pub(super) fn push(&mut self, der: &[u8], facts: Arc<CertificateFacts>) {
+        self.pem.extend_from_slice(b"-----BEGIN CERTIFICATE-----\n");
+        // 48 bytes are the 64 characters of a line (RFC 7468, section 2).
+        for line in der.chunks(48) {
+            self.pem.extend_from_slice(base64::encode_block(line).as_bytes());
+            self.pem.push(b'\n');
+        }
+        self.pem.extend_from_slice(b"-----END CERTIFICATE-----\n");
+        self.facts.push(facts);
     }
 }
 
@@ -83,26 +122,26 @@ pub(super) fn name(name: &X509NameRef) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::certificates;
     use super::*;
     use std::time::Duration;
     use testkit::development_ca::{Leaf, Pki};
 
     #[test]
-    fn the_facts_are_those_of_the_certificates() {
+    fn text_and_facts_are_those_of_the_certificates() {
         let pki = Pki::new("facts");
         let issued = pki.issue(&Leaf::workload("spiffe://td/ns/a/sa/b", Duration::from_secs(3600)));
-        let facts = CertificateFacts::from_pem(&format!("{}{}", issued.chain_pem, pki.root_pem()));
+        let text = format!("{}{}", issued.chain_pem, pki.root_pem());
+        let parsed = certificates(&text).unwrap();
+        let of_them = Certificates::of(parsed.iter().map(AsRef::as_ref)).unwrap();
+        assert_eq!(String::from_utf8(of_them.pem).unwrap(), text, "as OpenSSL writes it");
+        let facts = of_them.facts;
         let (leaf, root) = (&facts[0], facts.last().unwrap());
-        assert_eq!(leaf.serial, serial(&super::super::certificates(&issued.chain_pem).unwrap()[0]));
+        assert_eq!(facts.len(), parsed.len());
+        assert_eq!(leaf.serial, serial(&parsed[0]));
         assert!((3600..4000).contains(&(leaf.not_after - leaf.not_before)), "{leaf:?}");
         assert_eq!(root.issuer, root.subject);
         assert!(root.subject.contains("facts"), "{}", root.subject);
         assert_eq!(root.fingerprint().len(), 64);
-    }
-
-    #[test]
-    fn what_is_no_certificate_is_left_out() {
-        assert_eq!(CertificateFacts::from_pem("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), []);
-        assert_eq!(CertificateFacts::from_pem(""), []);
     }
 }

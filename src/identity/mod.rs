@@ -15,7 +15,7 @@ mod validity;
 pub use bundle::{BadAnchor, TrustAnchor, TrustBundle};
 pub use credential::{Credential, CredentialError};
 pub use crl::RevocationList;
-pub use facts::CertificateFacts;
+pub use facts::{CertificateFacts, Certificates};
 pub use key::{CertificateRequest, KeyAlgorithm, KeyEncoding, KeySpec};
 pub use peers::{PeerTrust, same_domains};
 pub use pem::{PemError, certificates};

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, iter};
 
 use openssl::{
     error::ErrorStack,
@@ -15,8 +15,8 @@ use openssl::{
 use crate::clock::rfc3339;
 
 use super::{
-    bundle::{BadAnchor, TrustBundle},
-    facts::serial,
+    bundle::{BadAnchor, TrustBundle, may_have_issued},
+    facts::{Certificates, serial},
     key::KeySpec,
     pem::{PemError, certificates},
     spiffe::SpiffeId,
@@ -67,9 +67,6 @@ pub enum SvidError {
     /// The chain does not lead to a root of the answer.
     #[error("the chain does not lead to a root of the answer: {0}")]
     Chain(String),
-    /// There is no room for what would be needed to verify it.
-    #[error("there is no room to verify it now; SDS_SHIM_ARENA_KIB makes more")]
-    NoRoom,
     /// OpenSSL failed.
     #[error("OpenSSL: {0}")]
     OpenSsl(#[from] ErrorStack),
@@ -124,8 +121,12 @@ impl X509Svid {
         if not_after <= now.max(not_before) {
             return Err(SvidError::Time { not_before, not_after, now });
         }
-        let (roots, bad_anchors) = TrustBundle::from_pem(roots, now).map_err(at(chain.len()))?;
-        let path = verified_path(&leaf, &others, &roots, now.max(not_before));
+        // Only those that the path can lead to: parsed, a hundred of them would fill the arena.
+        let (mut issuers, below) =
+            (Vec::new(), iter::once(&leaf).chain(&others).map(AsRef::as_ref).collect::<Vec<_>>());
+        let look = |anchor: &X509| issuers.extend(may_have_issued(anchor, &below).then(|| anchor.clone()));
+        let (roots, bad_anchors) = TrustBundle::from_pem_with(roots, now, look).map_err(at(chain.len()))?;
+        let path = verified_path(&leaf, &others, issuers, now.max(not_before));
         // OpenSSL leaves the reasons of a "no" in a queue that the next TLS operation would take for its own.
         drop(ErrorStack::get());
         let Some((anchor, path)) = path?.split_last().map(|(anchor, path)| (anchor.clone(), path.to_vec())) else {
@@ -143,16 +144,12 @@ impl X509Svid {
         self.validity
     }
 
-    /// Leaf and intermediates as PEM, leaf first, for Envoy.
+    /// Leaf and intermediates, leaf first, for Envoy.
     ///
     /// # Errors
     /// What OpenSSL says; it fails only for want of memory.
-    pub fn chain_pem(&self) -> Result<Vec<u8>, ErrorStack> {
-        let mut text = self.leaf.to_pem()?;
-        for intermediate in &self.intermediates {
-            text.extend_from_slice(&intermediate.to_pem()?);
-        }
-        Ok(text)
+    pub fn chain(&self) -> Result<Certificates, ErrorStack> {
+        Certificates::of(iter::once(&self.leaf).chain(&self.intermediates).map(AsRef::as_ref))
     }
 
     /// The key as PEM, for Envoy.
@@ -209,16 +206,14 @@ fn check_usage(leaf: &X509Ref) -> Result<(), SvidError> {
 }
 
 /// The certificates from the leaf to the root, as OpenSSL builds them.
-fn verified_path(leaf: &X509, others: &[X509], roots: &TrustBundle, now: i64) -> Result<Vec<X509>, SvidError> {
+fn verified_path(leaf: &X509, others: &[X509], roots: Vec<X509>, now: i64) -> Result<Vec<X509>, SvidError> {
     let mut param = X509VerifyParam::new()?;
     param.set_time(now);
     // As Envoy does: whatever the CA calls a root is one, also an intermediate.
     param.set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
     let mut store = X509StoreBuilder::new()?;
-    // Only those that the path can lead to: parsed, a hundred of them would fill the arena.
-    let chain: Vec<&X509Ref> = [leaf].into_iter().chain(others).map(AsRef::as_ref).collect();
-    if !roots.add_issuers(&mut store, &chain)? {
-        return Err(SvidError::NoRoom);
+    for root in roots {
+        store.add_cert(root)?;
     }
     store.set_param(&param)?;
     let mut untrusted = Stack::new()?;

@@ -295,7 +295,7 @@ impl<T: TokenSource> Renewal<T> {
         let issued = issued.inspect_err(|_| self.failover.distrust(answer.from))?;
         self.wait_for_start(&issued.svid).await;
         let certificate = Content::TlsCertificate {
-            chain: issued.svid.chain_pem().map_err(SvidError::from)?,
+            chain: issued.svid.chain().map_err(SvidError::from)?,
             key: issued.svid.key_pem(&self.key).map_err(SvidError::from)?,
         };
         self.roots.publish(&issued, id.domain(), certificate).await.map_err(SvidError::from)?;

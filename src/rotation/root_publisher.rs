@@ -203,9 +203,8 @@ impl State {
             0 => {}
             count => self.tell(format!("{count} trust anchors find no room and are left out")),
         }
-        let anchors = bundle.to_pem()?;
-        let pem = |(domain, bundle): &(TrustDomain, TrustBundle)| Ok((domain.to_string(), bundle.to_pem()?));
-        let told_apart = domains.iter().map(pem).collect::<Result<_, ErrorStack>>()?;
+        let anchors = bundle.certificates();
+        let told_apart = domains.iter().map(|(domain, bundle)| (domain.to_string(), bundle.certificates())).collect();
         self.waited_for = false;
         self.published = Some(Published { roots: bundle, domains, crl: crl.clone() });
         Ok(Some(Content::ValidationContext(Validation { anchors, crl, domains: told_apart })))

@@ -7,7 +7,7 @@ const MAX_CONNECTIONS: usize = 16;
 /// Streams at a time, over all connections, likewise. Envoy opens one for each secret.
 const MAX_STREAMS: usize = 256;
 /// Bytes of the usual arena's heap, nearly: a larger one has proportionally more places.
-const USUAL_ARENA: usize = 2400 * 1024;
+const USUAL_ARENA: usize = 1920 * 1024;
 /// Bytes of one request. Node metadata of real sidecars stays well below.
 pub(super) const MAX_REQUEST: usize = 64 * 1024;
 /// Bytes of the headers of one request; they may carry a token.

@@ -114,14 +114,17 @@ fn pieces(head: &impl Message, resources: impl Iterator<Item = (Vec<u8>, Bytes)>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Content, SecretStore, View};
+    use crate::{
+        identity::Certificates,
+        store::{Content, SecretStore, View},
+    };
 
     fn outcome() -> Outcome {
         let store = SecretStore::new(|_, content| {
             let Content::ValidationContext(roots) = content else { unreachable!("only those are published") };
-            roots.anchors.into()
+            roots.anchors.pem.into()
         });
-        let content = |anchors: &[u8]| Content::anchors(anchors.to_vec());
+        let content = |anchors: &[u8]| Content::anchors(Certificates::unread(anchors.to_vec()));
         store.publish([("ROOTCA", content(&[7; 300]), 1), ("default", content(b"short"), 1)]);
         let View::Open(snapshot) = store.view().borrow().clone() else { unreachable!("nothing ended the store") };
         let send = snapshot.iter().map(|(name, secret)| (name.clone(), secret.clone())).collect();

@@ -11,7 +11,10 @@ use sds_shim_proto::{
     google::protobuf::Any,
 };
 
-use crate::store::{Content, Validation};
+use crate::{
+    identity::Certificates,
+    store::{Content, Validation},
+};
 
 /// The name of Envoy's validator that tells trust domains apart, and the type of its configuration.
 const SPIFFE_VALIDATOR: &str = "envoy.tls.cert_validator.spiffe";
@@ -22,13 +25,13 @@ const SPIFFE_VALIDATOR_URL: &str =
 pub fn encode(name: &str, content: Content) -> Bytes {
     let r#type = match content {
         Content::TlsCertificate { chain, key } => {
-            Type::TlsCertificate(TlsCertificate { certificate_chain: inline(chain), private_key: inline(key) })
+            Type::TlsCertificate(TlsCertificate { certificate_chain: inline(chain.pem), private_key: inline(key) })
         }
         Content::ValidationContext(Validation { anchors, crl, domains }) => {
             let has_crl = !crl.is_empty();
             let validator = (!domains.is_empty()).then(|| spiffe_validator(domains, &crl));
             Type::ValidationContext(CertificateValidationContext {
-                trusted_ca: inline(anchors),
+                trusted_ca: inline(anchors.pem),
                 crl: has_crl.then(|| inline(crl)).flatten(),
                 // Else a CRL of every CA up to the root would be needed, and a missing one would refuse every peer.
                 only_verify_leaf_cert_crl: has_crl,
@@ -48,17 +51,18 @@ pub fn decode(resource: &Bytes) -> Option<Content> {
     };
     match Secret::decode(resource.clone()).ok()?.r#type? {
         Type::TlsCertificate(TlsCertificate { certificate_chain, private_key }) => {
-            Some(Content::TlsCertificate { chain: bytes(certificate_chain)?, key: bytes(private_key)? })
+            let chain = Certificates::unread(bytes(certificate_chain)?);
+            Some(Content::TlsCertificate { chain, key: bytes(private_key)? })
         }
-        Type::ValidationContext(context) => Some(Content::anchors(bytes(context.trusted_ca)?)),
+        Type::ValidationContext(context) => Some(Content::anchors(Certificates::unread(bytes(context.trusted_ca)?))),
     }
 }
 
 /// Envoy's SPIFFE validator: anchors vouch for their own trust domain alone. It looks for revocation lists among the
 /// anchors of a domain, and we know those of our own, which comes first.
-fn spiffe_validator(domains: Vec<(String, Vec<u8>)>, crl: &[u8]) -> TypedExtensionConfig {
+fn spiffe_validator(domains: Vec<(String, Certificates)>, crl: &[u8]) -> TypedExtensionConfig {
     let mut crl = Some(crl);
-    let trust_domains = domains.into_iter().map(|(name, mut bundle)| {
+    let trust_domains = domains.into_iter().map(|(name, Certificates { pem: mut bundle, .. })| {
         bundle.extend_from_slice(crl.take().unwrap_or_default());
         TrustDomain { name, trust_bundle: inline(bundle) }
     });

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use openssl::sha::Sha256;
 use tokio::sync::watch;
 
-use crate::identity::{BearerToken, CertificateFacts, RevocationList, TokenError};
+use crate::identity::{BearerToken, CertificateFacts, Certificates, RevocationList, TokenError};
 use consumer::Receipts;
 
 pub use consumer::Consumer;
@@ -28,8 +28,8 @@ pub const ROOTS: &str = "ROOTCA";
 pub enum Content {
     /// A key and its certificate chain.
     TlsCertificate {
-        /// Leaf first, PEM.
-        chain: Vec<u8>,
+        /// Leaf first.
+        chain: Certificates,
         /// The private key, PEM.
         key: Vec<u8>,
     },
@@ -40,36 +40,32 @@ pub enum Content {
 /// What peers are verified against; all of it is public.
 #[derive(Debug, Default)]
 pub struct Validation {
-    /// Trust anchors, PEM.
-    pub anchors: Vec<u8>,
+    /// Trust anchors.
+    pub anchors: Certificates,
     /// Certificate revocation lists, PEM; empty for none.
     pub crl: Vec<u8>,
-    /// Trust domains, each with the anchors that vouch for it alone, PEM; empty where they are not told apart.
-    pub domains: Vec<(String, Vec<u8>)>,
+    /// Trust domains, each with the anchors that vouch for it alone; empty where they are not told apart.
+    pub domains: Vec<(String, Certificates)>,
 }
 
 impl Content {
-    /// Trust anchors and nothing else, PEM.
-    pub fn anchors(anchors: Vec<u8>) -> Self {
+    /// Trust anchors and nothing else.
+    pub fn anchors(anchors: Certificates) -> Self {
         Self::ValidationContext(Validation { anchors, ..Validation::default() })
     }
 
     /// What everybody may know of it.
-    fn facts(&self) -> Vec<CertificateFacts> {
-        let facts = |pem: &[u8]| CertificateFacts::from_pem(&String::from_utf8_lossy(pem));
+    fn facts(&self) -> Vec<Arc<CertificateFacts>> {
         match self {
-            Self::TlsCertificate { chain, .. } => facts(chain),
+            Self::TlsCertificate { chain, .. } => chain.facts.clone(),
             Self::ValidationContext(validation) => {
-                let mut all = facts(&validation.anchors);
-                for (_, anchors) in &validation.domains {
-                    let more = facts(anchors);
-                    all.extend(
-                        more.into_iter()
-                            .filter(|one| all.iter().all(|known| known.fingerprint != one.fingerprint))
-                            .collect::<Vec<_>>(),
-                    );
+                let mut all = validation.anchors.facts.clone();
+                for more in validation.domains.iter().flat_map(|(_, anchors)| &anchors.facts) {
+                    if all.iter().all(|known| known.fingerprint != more.fingerprint) {
+                        all.push(Arc::clone(more));
+                    }
                 }
-                all.extend(RevocationList::facts(&String::from_utf8_lossy(&validation.crl)));
+                all.extend(RevocationList::facts(&String::from_utf8_lossy(&validation.crl)).into_iter().map(Arc::new));
                 all
             }
         }
@@ -79,13 +75,13 @@ impl Content {
     fn version(&self) -> String {
         let mut digest = Sha256::new();
         match self {
-            Self::TlsCertificate { chain, .. } => digest.update(chain),
+            Self::TlsCertificate { chain, .. } => digest.update(&chain.pem),
             Self::ValidationContext(Validation { anchors, crl, domains }) => {
-                digest.update(anchors);
+                digest.update(&anchors.pem);
                 digest.update(crl);
                 for (name, anchors) in domains {
                     digest.update(name.as_bytes());
-                    digest.update(anchors);
+                    digest.update(&anchors.pem);
                 }
             }
         }
@@ -105,7 +101,7 @@ pub struct Secret {
     resource: Bytes,
     not_after: i64,
     is_anchors: bool,
-    facts: Vec<CertificateFacts>,
+    facts: Vec<Arc<CertificateFacts>>,
 }
 
 impl Secret {
@@ -130,7 +126,7 @@ impl Secret {
     }
 
     /// What everybody may know of its certificates, in their order.
-    pub fn facts(&self) -> &[CertificateFacts] {
+    pub fn facts(&self) -> &[Arc<CertificateFacts>] {
         &self.facts
     }
 

@@ -12,24 +12,30 @@ use nix::errno::Errno;
 use crate::{
     mapping::{Kind, Mapping, PAGE},
     pool::Pool,
+    tables::Tables,
 };
 
 /// guard | stack | guard | heap | guard
-const ARENA: usize = 2944 << 10;
+const ARENA: usize = 2464 << 10;
 // Unoptimized code, as in a plain `cargo build`, takes several times the stack.
 pub(crate) const STACK: usize = if cfg!(debug_assertions) { 512 << 10 } else { 256 << 10 };
 const STACK_START: usize = PAGE;
 const HEAP_START: usize = STACK_START + STACK + PAGE;
 const EXTENSIONS: usize = 8;
 
-static STATE: Mutex<Arena> =
-    Mutex::new(Arena { main: None, extensions: [const { None }; EXTENSIONS], pool: Pool::new() });
+static STATE: Mutex<Arena> = Mutex::new(Arena {
+    main: None,
+    extensions: [const { None }; EXTENSIONS],
+    pool: Pool::new(),
+    tables: Tables::new(),
+});
 
 /// What the process has of the arena. All of it is guarded by one lock, which allocates nothing.
 pub(crate) struct Arena {
     main: Option<Result<Mapping, Errno>>,
     extensions: [Option<Mapping>; EXTENSIONS],
     pub(crate) pool: Pool,
+    pub(crate) tables: Tables,
 }
 
 /// The arena as Rust's allocator: every block is wiped when it is freed, and a full arena gives none.
@@ -53,6 +59,12 @@ pub struct Usage {
 pub fn usage() -> Usage {
     let arena = lock();
     Usage { used: arena.pool.used, peak: arena.pool.peak, capacity: arena.pool.capacity, blocks: arena.pool.blocks }
+}
+
+/// Bytes that the arena has mapped, guard pages included.
+#[must_use]
+pub fn mapped() -> usize {
+    lock().mapped()
 }
 
 /// Whether blocks of these sizes (bytes) could all be had at the same time. Without an arena there is no limit.
@@ -87,6 +99,13 @@ pub fn extend(bytes: usize) -> io::Result<()> {
     unsafe { arena.pool.insert(region) };
     arena.extensions[free] = Some(mapping);
     Ok(())
+}
+
+/// Calls `f` with the memory of OpenSSL's tables, which is no part of the arena.
+#[cfg(feature = "dump")]
+pub fn for_the_tables_bytes(f: impl FnOnce(&[u8])) {
+    // SAFETY: the region is a static that can be read; that OpenSSL changes it is told to the caller, a test.
+    f(unsafe { crate::tables::region().as_ref() });
 }
 
 /// Calls `f` with each range of the arena that can be read: the stack, the heap, the extensions. The bytes change

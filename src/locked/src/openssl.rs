@@ -8,7 +8,10 @@ use std::{
     ptr::{self, NonNull},
 };
 
-use crate::arena::lock;
+use crate::{
+    arena::{Arena, lock},
+    pool::Pool,
+};
 
 // The link to libcrypto, whichever it is.
 use openssl_sys as _;
@@ -44,14 +47,21 @@ pub fn adopt_openssl() -> Result<(), TooLate> {
     if CRYPTO_set_mem_functions(malloc, realloc, free) == 1 { Ok(()) } else { Err(TooLate) }
 }
 
-extern "C" fn malloc(size: usize, _file: *const c_char, _line: c_int) -> *mut c_void {
+pub(crate) extern "C" fn malloc(size: usize, _file: *const c_char, _line: c_int) -> *mut c_void {
     let Some(layout) = layout(size).filter(|_| size > 0) else { return ptr::null_mut() };
-    with_size(lock().pool.allocate(layout), size)
+    let mut arena = lock();
+    let block = arena.tables.allocate(layout).or_else(|| arena.pool.allocate(layout));
+    with_size(block, size)
 }
 
 /// # Safety
 /// As C's: the block is null or from `malloc` above, and only what is returned is used from here on.
-unsafe extern "C" fn realloc(block: *mut c_void, size: usize, file: *const c_char, line: c_int) -> *mut c_void {
+pub(crate) unsafe extern "C" fn realloc(
+    block: *mut c_void,
+    size: usize,
+    file: *const c_char,
+    line: c_int,
+) -> *mut c_void {
     if block.is_null() {
         return malloc(size, file, line);
     }
@@ -66,18 +76,45 @@ unsafe extern "C" fn realloc(block: *mut c_void, size: usize, file: *const c_cha
         return ptr::null_mut();
     }
     // SAFETY: `start` was allocated with this layout, and the caller drops the old block if there is a new one.
-    let resized = unsafe { lock().pool.resize(start, old, size + HEADER) };
+    let resized = unsafe { resize(&mut lock(), start, old, size + HEADER) };
     with_size(resized, size)
 }
 
 /// # Safety
 /// As C's: the block is null or from `malloc` above, and nobody uses it any more.
-unsafe extern "C" fn free(block: *mut c_void, _file: *const c_char, _line: c_int) {
+pub(crate) unsafe extern "C" fn free(block: *mut c_void, _file: *const c_char, _line: c_int) {
     // SAFETY: the caller says that the block is null or from here.
     if let Some((start, layout)) = unsafe { whole(block) } {
         // SAFETY: `start` was allocated with this layout, and the caller has given it up.
-        unsafe { lock().pool.free(start, layout) };
+        unsafe { pool_of(&mut lock(), start).free(start, layout) };
     }
+}
+
+/// Where a block lies.
+fn pool_of(arena: &mut Arena, block: NonNull<u8>) -> &mut Pool {
+    if arena.tables.hold(block) { &mut arena.tables.pool } else { &mut arena.pool }
+}
+
+/// # Safety
+/// As for [`Pool::resize`], wherever the block lies.
+unsafe fn resize(arena: &mut Arena, block: NonNull<u8>, old: Layout, new: usize) -> Option<NonNull<u8>> {
+    let may_stay = !arena.tables.hold(block) || arena.tables.filling || new <= old.size();
+    if may_stay {
+        // SAFETY: the caller's promise is the same, and this is the block's pool.
+        let resized = unsafe { pool_of(arena, block).resize(block, old, new) };
+        if resized.is_some() {
+            return resized;
+        }
+    }
+    if !arena.tables.hold(block) {
+        return None;
+    }
+    let place = arena.pool.allocate(Layout::from_size_align(new, old.align()).ok()?)?;
+    // SAFETY: the new block overlaps no other, and both are that long.
+    unsafe { place.copy_from_nonoverlapping(block, old.size().min(new)) };
+    // SAFETY: the block is one of the tables', has this layout, and the caller has given it up.
+    unsafe { arena.tables.pool.free(block, old) };
+    Some(place)
 }
 
 fn layout(size: usize) -> Option<Layout> {

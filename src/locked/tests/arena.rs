@@ -2,10 +2,14 @@
 
 use std::{alloc::Layout, hint::black_box, thread};
 
-use locked::{LockedAllocator, for_each_arena_byte_range, has_room, usage};
+use locked::{LockedAllocator, for_each_arena_byte_range, for_the_tables_bytes, has_room, usage};
 use openssl::{
     ec::{EcGroup, EcKey},
+    hash::MessageDigest,
     nid::Nid,
+    pkey::{PKey, Private},
+    sign::{Signer, Verifier},
+    ssl::{SslContext, SslMethod},
 };
 
 #[global_allocator]
@@ -32,20 +36,55 @@ fn rust_and_openssl_live_in_the_arena_and_leave_nothing() {
     // The standard library's hook would look for symbols: with more memory than the arena has, so it would hang.
     std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
     locked::adopt_openssl().unwrap();
+    openssls_tables_are_elsewhere();
     an_openssl_key_is_in_the_arena();
     a_vector_that_grew_leaves_nothing();
     threads_share_it();
     a_full_arena_refuses_and_an_extension_helps();
 }
 
-fn an_openssl_key_is_in_the_arena() {
+/// All of the kinds of algorithms that making a key, using it and reading certificates need.
+fn openssls_tables_are_elsewhere() {
+    let before = usage().used;
+    locked::fill_openssl_tables();
+    // Whichever OpenSSL this is, and however much it has.
+    let filled = usage().used;
+    for_the_tables_bytes(|bytes| assert!(bytes.iter().filter(|byte| **byte != 0).count() > 50_000));
+    println!("{} bytes of tables found no room", filled - before);
+    let key = PKey::from_ec_key(ec_key()).unwrap();
+    let mut signer = Signer::new(MessageDigest::sha256(), &key).unwrap();
+    let signature = signer.sign_oneshot_to_vec(b"text").unwrap();
+    assert!(Verifier::new(MessageDigest::sha256(), &key).unwrap().verify_oneshot(&signature, b"text").unwrap());
+    let public = key.public_key_to_der().unwrap();
+    PKey::public_key_from_der(&public).unwrap();
+    SslContext::builder(SslMethod::tls_client()).unwrap();
+    drop((signer, key));
+    let more = usage().used - filled;
+    assert!(more < 80_000, "{more} bytes more in the arena: some tables are made later");
+}
+
+fn ec_key() -> EcKey<Private> {
     let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
-    let key = EcKey::generate(&group).unwrap();
+    EcKey::generate(&group).unwrap()
+}
+
+fn occurrences_in_tables(masked: &[u8]) -> usize {
+    let mut found = 0;
+    for_the_tables_bytes(|bytes| {
+        let same = |window: &&[u8]| window.iter().zip(masked).all(|(a, b)| *a == !*b);
+        found = bytes.windows(masked.len()).filter(same).count();
+    });
+    found
+}
+
+fn an_openssl_key_is_in_the_arena() {
+    let key = ec_key();
     let mut scalar = key.private_key().to_vec();
     // OpenSSL keeps numbers in words of its machine's order; the low half of the words is long enough.
     scalar.reverse();
     invert(&mut scalar);
     assert!(occurrences(&scalar[..16]) > 0, "the key is not in the arena");
+    assert_eq!(occurrences_in_tables(&scalar[..16]), 0, "it is where no key should be");
     let mut pem = key.private_key_to_pem().unwrap();
     let mut middle = pem[60..90].to_vec();
     invert(&mut middle);

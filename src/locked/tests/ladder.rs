@@ -115,7 +115,7 @@ fn four_mib_lock_the_arena_alone() {
     let report = Probe::new().report(4 * MIB);
     report.expect("level", "locked");
     report.expect("kind", "Secret");
-    report.expect("locked_kib", "2944");
+    report.expect("locked_kib", "2464");
     report.misses(&["the process as a whole is not locked in memory", "RLIMIT_MEMLOCK", "is 4096 KiB"]);
 }
 
@@ -125,8 +125,8 @@ fn less_than_the_arena_locks_nothing_and_works() {
         report.expect("level", "none");
         report.expect("kind", "Anonymous");
         report.expect("key", "256");
-        report.misses(&["keys are not in secret memory: it needs 2944 KiB", kib, "raise it to at least 2944 KiB"]);
-        report.misses(&["keys can be swapped out: 2944 KiB could not be locked in memory", kib]);
+        report.misses(&["keys are not in secret memory: it needs 2464 KiB", kib, "raise it to at least 2464 KiB"]);
+        report.misses(&["keys can be swapped out: 2464 KiB could not be locked in memory", kib]);
         report.misses(&["the process as a whole is not locked in memory", kib]);
     }
 }

@@ -1,5 +1,8 @@
 use super::*;
-use crate::store::{Content, SecretStore, View};
+use crate::{
+    identity::Certificates,
+    store::{Content, SecretStore, View},
+};
 use bytes::Bytes;
 
 const NOW: i64 = 1000;
@@ -7,8 +10,11 @@ const NOW: i64 = 1000;
 /// A snapshot with one secret for each `(name, content)`.
 fn snapshot(secrets: &[(&'static str, &str)]) -> Snapshot {
     let store = SecretStore::new(|_, _| Bytes::from_static(b"resource"));
-    store
-        .publish(secrets.iter().map(|(name, content)| (*name, Content::anchors(content.as_bytes().to_vec()), NOW + 1)));
+    store.publish(
+        secrets.iter().map(|(name, content)| {
+            (*name, Content::anchors(Certificates::unread(content.as_bytes().to_vec())), NOW + 1)
+        }),
+    );
     let View::Open(snapshot) = store.view().borrow().clone() else { unreachable!("nothing ended the store") };
     snapshot
 }
@@ -241,7 +247,7 @@ fn requests_beyond_the_limits_are_refused() {
 fn a_clock_that_is_set_back_brings_the_streams_what_had_seemed_expired() {
     const YEAR: i64 = 31_536_000;
     let store = SecretStore::new(|_, _| Bytes::from_static(b"resource"));
-    store.publish([("default", Content::anchors(b"a".to_vec()), NOW + 1)]);
+    store.publish([("default", Content::anchors(Certificates::unread(b"a".to_vec())), NOW + 1)]);
     let mut consumer = store.consumer();
     let View::Open(held) = consumer.views.borrow_and_update().clone() else { unreachable!("nothing ended the store") };
     let (mut before, mut whole, mut incremental) = (Subscription::new(1), Subscription::new(2), Subscription::new(3));
