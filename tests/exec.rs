@@ -11,7 +11,7 @@ use nix::{
     unistd::Pid,
 };
 use testkit::{
-    Failure, OrFail, confined::helper, development_ca::Fault, scratch::Scratch, sds, shim::ShimBuilder,
+    Failure, OrFail, PATIENCE, POLL, confined::helper, development_ca::Fault, scratch::Scratch, sds, shim::ShimBuilder,
     workload::SOCKET,
 };
 use tonic::Code;
@@ -240,11 +240,21 @@ async fn orphans_come_to_it_also_when_it_is_not_the_first_process() -> Outcome {
 #[tokio::test]
 async fn the_command_is_not_waited_for_by_those_that_it_leaves_behind() -> Outcome {
     let alone = Alone::new()?;
-    // The one that stays has no hold on our output, and ends with the directory.
-    let script = "sh -c 'while [ -d . ] && [ ! -e end ]; do sleep 0.05; done' >/dev/null 2>&1 & exit 9";
+    // The one that stays has no hold on our output.
+    let script = "sh -c 'until [ -e end ]; do sleep 0.05; done' >/dev/null 2>&1 & echo left: $!; exit 9";
     let mut shim = alone.script(script)?;
     assert_eq!(shim.wait_exit().await?.code(), Some(9));
-    fs::write(alone.file("end"), "").or_fail("end what is left")
+    let left = shim.log().lines().iter().find_map(|line| line.strip_prefix("left: ").map(str::to_owned));
+    let left = PathBuf::from("/proc").join(left.ok_or_else(|| shim.failure("nothing is left behind"))?).join("exe");
+    assert!(fs::read_link(&left).is_ok(), "it has ended as well");
+    fs::write(alone.file("end"), "").or_fail("end what is left")?;
+    // The directory must not go away before it has seen that.
+    let ended = async {
+        while fs::read_link(&left).is_ok() {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ended).await.or_fail("see the end of what is left behind")
 }
 
 #[tokio::test]
