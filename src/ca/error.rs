@@ -91,6 +91,14 @@ impl CaError {
         }
     }
 
+    /// Whether the request may have reached the CA.
+    pub fn was_asked(&self) -> bool {
+        !matches!(
+            self,
+            Self::Resolve { .. } | Self::Connect { .. } | Self::Roots { .. } | Self::Tls { .. } | Self::OpenSsl { .. }
+        )
+    }
+
     /// Whether the CA says that it is asked too much (`RESOURCE_EXHAUSTED`).
     pub fn is_overload(&self) -> bool {
         matches!(self, Self::Status { code: Code::ResourceExhausted, .. })

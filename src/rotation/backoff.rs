@@ -19,8 +19,9 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The wait after one more failure, uniform up to a bound that doubles from 0.25 s to 30 s, and to a quarter of all
-    /// waits so far once that is more, but 5 min at the most. `random` is uniform in 0..1.
+    /// The wait after one more failure, uniform up to a bound that doubles from 0.25 s to 30 s; once a quarter of all
+    /// waits so far is more, that is the bound, 5 min at the most, and two thirds of it are the least. `random` is
+    /// uniform in 0..1.
     pub fn next(&mut self, random: f64) -> Duration {
         self.next_within(Duration::MAX, random)
     }
@@ -40,6 +41,11 @@ impl Backoff {
         while self.bound() < wait.min(LONGEST) {
             self.failures += 1;
         }
+    }
+
+    /// So much of the last wait was not waited.
+    pub fn cut_short(&mut self, unwaited: Duration) {
+        self.waited = self.waited.saturating_sub(unwaited);
     }
 
     /// Starts again at the shortest bound.

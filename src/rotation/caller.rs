@@ -10,8 +10,8 @@ use crate::{
     ca::{CaError, CitadelClient, ClientCertificate},
     clock,
     config::{CaAddress, MutualTls},
-    identity::{BearerToken, TokenError},
-    status::Endpoint,
+    identity::{BearerToken, SpiffeId, SvidError, TokenError, X509Svid},
+    status::{Endpoint, Reason},
 };
 
 /// Why no certificate came of an attempt.
@@ -31,6 +31,9 @@ pub(super) enum AttemptError {
         /// The CA's answer.
         ca: CaError,
     },
+    /// What the CA answered must not be published.
+    #[error("the CA's answer is not used: {0}")]
+    Answer(#[from] SvidError),
     /// No address of the CA brought a certificate; each with what it said.
     #[error("{}", everywhere(.0))]
     Everywhere(Vec<(CaAddress, AttemptError)>),
@@ -47,15 +50,33 @@ impl AttemptError {
         match self {
             Self::Token(_) => true,
             Self::CertificateAlone { ca, .. } => ca.is_authentication(),
-            Self::Ca(_) => false,
+            Self::Ca(_) | Self::Answer(_) => false,
             Self::Everywhere(all) => all.iter().all(|(_, error)| error.needs_token()),
+        }
+    }
+
+    /// Whether the CA, or one of them, does not give us what we ask for, for what it knows of us.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Token(_) | Self::CertificateAlone { .. } | Self::Answer(_) => true,
+            Self::Ca(_) => matches!(self.reason(), Reason::Refused | Reason::Unauthenticated),
+            Self::Everywhere(all) => all.iter().any(|(_, error)| error.is_refusal()),
+        }
+    }
+
+    /// Whether the CA, or one of them, may have seen the request; or would have, with another credential.
+    pub(super) fn was_asked(&self) -> bool {
+        match self {
+            Self::Token(_) | Self::CertificateAlone { .. } | Self::Answer(_) => true,
+            Self::Ca(error) => error.was_asked(),
+            Self::Everywhere(all) => all.iter().any(|(_, error)| error.was_asked()),
         }
     }
 
     /// Whether the CA, or one of them, did not accept who we say we are.
     pub(super) fn is_authentication(&self) -> bool {
         match self {
-            Self::Token(_) => false,
+            Self::Token(_) | Self::Answer(_) => false,
             Self::CertificateAlone { ca, .. } | Self::Ca(ca) => ca.is_authentication(),
             Self::Everywhere(all) => all.iter().any(|(_, error)| error.is_authentication()),
         }
@@ -64,7 +85,7 @@ impl AttemptError {
     /// How long the CA asks us to wait; where there are several, the one that wants to be asked first.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Token(_) => None,
+            Self::Token(_) | Self::Answer(_) => None,
             Self::CertificateAlone { ca, .. } | Self::Ca(ca) => ca.retry_after(),
             Self::Everywhere(all) => all.iter().map(|(_, error)| error.retry_after()).min().flatten(),
         }
@@ -73,13 +94,31 @@ impl AttemptError {
     /// Whether the CA has more to do than it can; of several, what the least strained says.
     pub(super) fn strain(&self) -> Strain {
         match self {
-            Self::Token(_) => Strain::None,
+            Self::Token(_) | Self::Answer(_) => Strain::None,
             Self::CertificateAlone { ca: CaError::Deadline(_), .. } | Self::Ca(CaError::Deadline(_)) => Strain::Late,
             Self::CertificateAlone { ca, .. } | Self::Ca(ca) if ca.is_overload() => Strain::Overload,
             Self::CertificateAlone { .. } | Self::Ca(_) => Strain::None,
             Self::Everywhere(all) => all.iter().map(|(_, error)| error.strain()).min().unwrap_or(Strain::None),
         }
     }
+}
+
+/// What the CA is asked.
+pub(super) struct Request<'a> {
+    pub(super) csr_pem: &'a str,
+    /// The identity that the CSR is for.
+    pub(super) id: &'a SpiffeId,
+    pub(super) token: Result<&'a BearerToken, TokenError>,
+    /// The certificate of this identity that we hold, if any.
+    pub(super) own: Option<&'a X509Svid>,
+}
+
+/// Which certificate is presented.
+enum Chosen {
+    None,
+    /// None, to see whether it was the certificate that the CA did not like.
+    Suspected,
+    Present(ClientCertificate),
 }
 
 /// Calls the CA with the credentials that we have: the token, and a client certificate where that is possible.
@@ -89,9 +128,9 @@ pub(super) struct Caller {
     endpoint: Option<Arc<Endpoint>>,
     /// The certificate that the CA has refused: it is not presented again.
     refused: Option<[u8; 32]>,
-    /// The certificate that was presented, beside a token, in a call that the CA answered with an authentication
-    /// error: the next call tells which of the two it was.
-    suspect: Option<[u8; 32]>,
+    /// Certificates that were presented, beside a token, in a call that the CA answered with an authentication error,
+    /// each with the identity that was asked for: the next call for the same one tells which of the two it was.
+    suspects: Vec<(SpiffeId, [u8; 32])>,
     told_refused: bool,
     /// What is wrong with the certificate in PROV_CERT, once that was told.
     told_provisioned: Option<String>,
@@ -104,32 +143,35 @@ impl Caller {
     }
 
     pub(super) fn new(ca: CitadelClient, endpoint: Option<Arc<Endpoint>>) -> Self {
-        Self { ca, endpoint, refused: None, suspect: None, told_refused: false, told_provisioned: None }
+        Self { ca, endpoint, refused: None, suspects: Vec::new(), told_refused: false, told_provisioned: None }
     }
 
-    /// One attempt. `own` is the certificate that we hold, if any.
-    pub(super) async fn attempt(
-        &mut self,
-        csr_pem: &str,
-        token: Result<&BearerToken, TokenError>,
-        own: Option<ClientCertificate>,
-    ) -> Result<Vec<String>, AttemptError> {
-        let certificate = self.certificate(own, token.is_err())?;
-        match (token, certificate) {
-            (Ok(token), None) => {
+    /// One attempt.
+    pub(super) async fn attempt(&mut self, request: &Request<'_>) -> Result<Vec<String>, AttemptError> {
+        let csr_pem = request.csr_pem;
+        match (&request.token, self.certificate(request)?) {
+            (Ok(token), Chosen::None) => Ok(self.ask(csr_pem, Some(token), None).await?),
+            (Ok(token), Chosen::Suspected) => {
                 let answer = self.ask(csr_pem, Some(token), None).await;
-                if let Some(suspect) = self.suspect.take().filter(|_| answer.is_ok()) {
+                // If the answer is another refusal, the next call is with both again.
+                if let (Some(suspect), true) = (self.cleared(request.id), answer.is_ok()) {
                     self.refuse(suspect, &"it answers the token alone");
                 }
                 Ok(answer?)
             }
-            (Ok(token), Some(certificate)) => self.attempt_with_both(csr_pem, token, &certificate).await,
-            (Err(error), None) => Err(error.into()),
-            (Err(error), Some(certificate)) => self
+            (Ok(token), Chosen::Present(certificate)) => self.attempt_with_both(request, token, &certificate).await,
+            (Err(error), Chosen::None | Chosen::Suspected) => Err(error.clone().into()),
+            (Err(error), Chosen::Present(certificate)) => self
                 .ask(csr_pem, None, Some(&certificate))
                 .await
-                .map_err(|ca| AttemptError::CertificateAlone { token: error, ca }),
+                .map_err(|ca| AttemptError::CertificateAlone { token: error.clone(), ca }),
         }
+    }
+
+    /// Takes back what was suspected in calls for this identity.
+    fn cleared(&mut self, id: &SpiffeId) -> Option<[u8; 32]> {
+        let at = self.suspects.iter().position(|(of, _)| of == id)?;
+        Some(self.suspects.swap_remove(at).1)
     }
 
     /// One call.
@@ -149,11 +191,11 @@ impl Caller {
 
     async fn attempt_with_both(
         &mut self,
-        csr_pem: &str,
+        request: &Request<'_>,
         token: &BearerToken,
         certificate: &ClientCertificate,
     ) -> Result<Vec<String>, AttemptError> {
-        let answer = self.ask(csr_pem, Some(token), Some(certificate)).await;
+        let answer = self.ask(request.csr_pem, Some(token), Some(certificate)).await;
         let Err(error) = answer else { return Ok(answer?) };
         if self.ca.config().mutual_tls != MutualTls::Auto || !error.is_authentication() {
             return Err(error.into());
@@ -161,23 +203,23 @@ impl Caller {
         if let CaError::ClientCertificateRefused(reason) = &error {
             // The CA has not seen the CSR: asking again at once costs it nothing.
             self.refuse(certificate.fingerprint(), reason);
-            return Ok(self.ask(csr_pem, Some(token), None).await?);
+            return Ok(self.ask(request.csr_pem, Some(token), None).await?);
         }
-        self.suspect = Some(certificate.fingerprint());
+        self.cleared(request.id);
+        // There are two identities at the most: what is held, and what is wanted.
+        self.suspects.truncate(1);
+        self.suspects.push((request.id.clone(), certificate.fingerprint()));
         Err(error.into())
     }
 
     /// The certificate to present: PROV_CERT's, else our own.
-    fn certificate(
-        &mut self,
-        own: Option<ClientCertificate>,
-        no_token: bool,
-    ) -> Result<Option<ClientCertificate>, CaError> {
+    fn certificate(&mut self, request: &Request<'_>) -> Result<Chosen, CaError> {
         let config = self.ca.config();
         let always = config.mutual_tls == MutualTls::Always;
         if config.mutual_tls == MutualTls::Never || self.ca.address().is_plaintext() {
-            return Ok(None);
+            return Ok(Chosen::None);
         }
+        let own = request.own.map(ClientCertificate::own);
         let certificate = match &config.provisioned {
             Some(directory) => match ClientCertificate::provisioned(directory, clock::now()) {
                 Ok(certificate) => {
@@ -192,9 +234,16 @@ impl Caller {
             },
             None => own,
         };
-        // With no token to fall back to, a suspicion must not keep us from the only credential that is left.
-        let avoided = |print: [u8; 32]| self.refused == Some(print) || (!no_token && self.suspect == Some(print));
-        Ok(certificate.filter(|certificate| always || !avoided(certificate.fingerprint())))
+        let suspected =
+            |print: [u8; 32]| self.suspects.iter().any(|(id, suspect)| id == request.id && *suspect == print);
+        Ok(match certificate {
+            Some(certificate) if always => Chosen::Present(certificate),
+            Some(certificate) if self.refused == Some(certificate.fingerprint()) => Chosen::None,
+            // With no token to fall back to, a suspicion must not keep us from the only credential that is left.
+            Some(certificate) if request.token.is_ok() && suspected(certificate.fingerprint()) => Chosen::Suspected,
+            Some(certificate) => Chosen::Present(certificate),
+            None => Chosen::None,
+        })
     }
 
     /// Tells once why the certificate in PROV_CERT is not presented.

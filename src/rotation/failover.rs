@@ -5,11 +5,11 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::caller::{AttemptError, Caller};
+use super::caller::{AttemptError, Caller, Request};
 use crate::{
-    ca::{CitadelClient, ClientCertificate},
+    ca::CitadelClient,
     config::{CaAddress, CaConfig},
-    identity::{BearerToken, TokenError, X509Svid},
+    identity::SvidError,
     status::Status,
 };
 
@@ -36,12 +36,6 @@ struct Health {
     patience: Option<Instant>,
 }
 
-/// The CA's answer, and which address it came from.
-pub(super) struct Answer {
-    pub(super) chain: Vec<String>,
-    pub(super) from: usize,
-}
-
 impl Failover {
     /// # Errors
     /// When an address cannot stand in a request.
@@ -55,23 +49,32 @@ impl Failover {
         Ok(Self { upstreams, last: None })
     }
 
-    /// Asks one address after the other until one answers. Those that asked for patience are left out, but no longer
-    /// than `bearable`, and unless all did: then how long to wait was the caller's decision.
-    pub(super) async fn attempt(
+    /// Asks one address after the other until one answers with something that passes `verify`: one that gives another
+    /// identity than asked for is of no more use than one that is down. Those that asked for patience are left out, but
+    /// no longer than `bearable`, and unless all did: then how long to wait was the caller's decision.
+    pub(super) async fn attempt<V>(
         &mut self,
-        csr_pem: &str,
-        token: Result<&BearerToken, TokenError>,
-        own: Option<&X509Svid>,
+        request: &Request<'_>,
         bearable: Duration,
-    ) -> Result<Answer, AttemptError> {
+        verify: impl Fn(&[String]) -> Result<V, SvidError>,
+    ) -> Result<V, AttemptError> {
         let (mut errors, mut unasked) = (Vec::new(), None);
         for index in order(self.upstreams.iter().map(|upstream| upstream.health).collect(), Instant::now()) {
             let upstream = &mut self.upstreams[index];
-            match upstream.caller.attempt(csr_pem, token.clone(), own.map(ClientCertificate::own)).await {
-                Ok(chain) => {
+            let verified = match upstream.caller.attempt(request).await {
+                Ok(chain) => verify(&chain).map_err(AttemptError::Answer),
+                Err(error) => Err(error),
+            };
+            match verified {
+                Ok(verified) => {
                     upstream.health = Health::default();
+                    // Unlike one that is down, it seems to work.
+                    for (address, error) in errors.iter().filter(|(_, error)| matches!(error, AttemptError::Answer(_)))
+                    {
+                        warn!(%address, "{error}; another address has answered");
+                    }
                     self.tell_change(index);
-                    return Ok(Answer { chain, from: index });
+                    return Ok(verified);
                 }
                 // Where there is no TLS, a certificate cannot stand in for the token; elsewhere it may.
                 Err(error @ AttemptError::Token(_)) => unasked = Some(error),
@@ -93,11 +96,6 @@ impl Failover {
     /// Asks all of them the next time, whatever they said.
     pub(super) fn forget_patience(&mut self) {
         self.upstreams.iter_mut().for_each(|upstream| upstream.health.patience = None);
-    }
-
-    /// The answer that came from there was of no use: the others are asked first for a while.
-    pub(super) fn distrust(&mut self, index: usize) {
-        self.upstreams[index].health.failed = Some(Instant::now());
     }
 
     fn tell_change(&mut self, index: usize) {

@@ -8,6 +8,7 @@ impl AttemptError {
     pub(super) fn reason(&self) -> Reason {
         match self {
             Self::Token(_) => Reason::Token,
+            Self::Answer(_) => Reason::Answer,
             Self::CertificateAlone { ca, .. } if ca.is_authentication() => Reason::Token,
             Self::CertificateAlone { ca, .. } | Self::Ca(ca) => of_ca(ca),
             Self::Everywhere(all) => all.first().map_or(Reason::Internal, |(_, error)| error.reason()),

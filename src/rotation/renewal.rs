@@ -12,10 +12,10 @@ use tokio::{
 use tracing::info;
 
 use super::{
-    backoff::Backoff, failover::Failover, failure::Failure, mounted::Mounted, patience::bearable,
+    backoff::Backoff, caller::Request, failover::Failover, failure::Failure, mounted::Mounted, patience::bearable,
     root_publisher::RootPublisher, schedule::renewal_after, trouble::Trouble,
 };
-use waiting::random;
+use waiting::{check_start, random};
 
 use crate::{
     clock::{self, WallTimer},
@@ -80,6 +80,8 @@ pub struct RenewalSettings {
 pub struct Renewal<T> {
     /// The identity of what is held, or of what is asked for as long as nothing is.
     identity: SpiffeId,
+    /// The one in the trust domain of the configuration.
+    configured: SpiffeId,
     /// The trust domain that the last attempt asked for.
     asked: TrustDomain,
     /// When that was.
@@ -115,7 +117,7 @@ impl<T: TokenSource> Renewal<T> {
     /// When the kernel has no timer for us, or the CA's name cannot stand in a request.
     pub fn new(settings: &RenewalSettings, identity: SpiffeId, tokens: T, store: Arc<SecretStore>) -> io::Result<Self> {
         let asked = settings.file_roots.borrow().own.clone();
-        let identity = identity.in_domain(&asked);
+        let (identity, configured) = (identity.in_domain(&asked), identity);
         let shown = settings.status.workload(identity.to_string(), &store);
         let mounted = settings.mounted.clone();
         let roots = RootPublisher::new(Arc::clone(&store), &settings.rotation.roots, mounted.is_some());
@@ -126,6 +128,7 @@ impl<T: TokenSource> Renewal<T> {
             mounted: mounted.map(beside),
             shown,
             identity,
+            configured,
             asked,
             tried: Instant::now(),
             key: settings.key,
@@ -214,8 +217,8 @@ impl<T: TokenSource> Renewal<T> {
         }
     }
 
-    /// One attempt in the trust domain that is wanted now. Where the CA refuses it and what is held is due, another
-    /// one under the identity of that: it must not end before the CA knows us by the new name.
+    /// One attempt in the trust domain that is wanted now. Where that fails and what is held is due, or nothing is held
+    /// and the CA refuses it, another one under the identity that is held or configured.
     async fn attempt(&mut self, requests: &mut Requests) -> Result<X509Svid, Failure> {
         self.asked = self.file_roots.borrow().own.clone();
         self.tried = Instant::now();
@@ -224,7 +227,7 @@ impl<T: TokenSource> Renewal<T> {
             self.identity = wanted.clone();
         }
         self.shown.identify(self.identity.as_str(), wanted.as_str());
-        requests.retain(|(id, _)| [&self.identity, &wanted].contains(&id));
+        requests.retain(|(id, _)| [&self.identity, &self.configured, &wanted].contains(&id));
         let failure = match self.attempt_as(&wanted, requests).await {
             Ok(svid) => {
                 if self.identity != wanted {
@@ -238,16 +241,24 @@ impl<T: TokenSource> Renewal<T> {
             }
             Err(failure) => failure,
         };
-        if self.identity == wanted || !failure.is_refusal() || clock::now() < self.due {
+        let before = match &self.held {
+            // What is held must not end before the CA knows us by the new name.
+            Some(_) if failure.may_be_for_the_name() && clock::now() >= self.due => self.identity.clone(),
+            // Who starts while the CA does not know it yet is not worse off than those who run.
+            None if failure.is_refusal() => self.configured.clone(),
+            _ => return Err(failure),
+        };
+        if before == wanted {
             return Err(failure);
         }
-        let held = self.identity.clone();
-        match self.attempt_as(&held, requests).await {
+        match self.attempt_as(&before, requests).await {
             Ok(svid) => {
+                self.shown.identify(before.as_str(), wanted.as_str());
+                self.identity = before;
                 self.refused = Some(failure);
                 Ok(svid)
             }
-            Err(_) => Err(failure),
+            Err(other) => Err(Failure::Both { wanted: Box::new(failure), before: Box::new(other) }),
         }
     }
 
@@ -289,10 +300,13 @@ impl<T: TokenSource> Renewal<T> {
         // An expired certificate would only be refused, and one of another identity would speak for that one.
         let own = self.held.as_ref().filter(|held| held.validity().1 > now && *id == self.identity);
         let token = token.as_deref().map_err(Clone::clone);
-        let answer = self.failover.attempt(request.csr_pem(), token, own, bearable(self.left())).await?;
-        let verified = X509Svid::verify(&answer.chain, request.key(), id, clock::now());
-        let issued = verified.and_then(|issued| self.check_start(&issued.svid).map(|()| issued));
-        let issued = issued.inspect_err(|_| self.failover.distrust(answer.from))?;
+        let holds = self.held.as_ref().is_some_and(|held| held.validity().1 > now);
+        let verify = |chain: &[String]| {
+            let issued = X509Svid::verify(chain, request.key(), id, clock::now())?;
+            check_start(&issued.svid, holds).map(|()| issued)
+        };
+        let question = Request { csr_pem: request.csr_pem(), id, token, own };
+        let issued = self.failover.attempt(&question, bearable(self.left()), verify).await?;
         self.wait_for_start(&issued.svid).await;
         let certificate = Content::TlsCertificate {
             chain: issued.svid.chain().map_err(SvidError::from)?,

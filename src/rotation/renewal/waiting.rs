@@ -15,7 +15,7 @@ use crate::{
     identity::{PeerTrust, SvidError, TrustDomain, X509Svid},
     rotation::{
         failure::Failure,
-        patience::wait_after,
+        patience::{Setback, Strain, wait_after},
         schedule::{MIN_INTERVAL, can_meet},
     },
 };
@@ -42,16 +42,20 @@ impl<T: TokenSource> Renewal<T> {
             false => self.failed(failure, wait, &format!("tried again in {:.1} s", wait.as_secs_f64())),
         }
         debug!(wait_ms = wait.as_millis() as u64, "waiting before the next attempt");
+        let since = Instant::now();
         tokio::select! {
-            // Nor does an outage keep the streams from what is valid again once the clock is set right.
-            () = self.timer.pause(wait, || self.store.look_again()) => {}
+            biased;
+            // First: what somebody wants counts also when the wait is over at the same moment.
             () = forced => {
                 self.asked_for();
                 self.failover.forget_patience();
             }
             () = moved(self.file_roots.clone(), &self.asked, self.tried) => self.backoff.reset(),
             true = self.tokens.changed(), if failure.concerns_token() => self.backoff.reset(),
+            // Nor does an outage keep the streams from what is valid again once the clock is set right.
+            () = self.timer.pause(wait, || self.store.look_again()) => {}
         }
+        self.backoff.cut_short(wait.saturating_sub(since.elapsed()));
         Ok(())
     }
 
@@ -63,33 +67,28 @@ impl<T: TokenSource> Renewal<T> {
 
     /// How long to leave the CA alone after a failure.
     fn wait_after(&mut self, failure: &Failure) -> Duration {
-        let wait = wait_after(failure.setback(), self.left(), &mut self.backoff, random());
+        let mut setback = failure.setback();
+        // A name that the CA does not know yet can wait, and a whole fleet may be ahead of its CA.
+        if let (Setback::Failed { strain: strain @ Strain::None, .. }, true) = (&mut setback, self.awaits(failure)) {
+            *strain = Strain::Late;
+        }
+        let drawn = wait_after(setback, self.left(), &mut self.backoff, random());
         let due = self.due.saturating_sub(clock::now());
         // What is held is renewed in time, whether or not it is to give way to another identity.
-        if due > 0 { wait.min(Duration::from_secs(due as u64)) } else { wait }
+        let wait = if due > 0 { drawn.min(Duration::from_secs(due as u64)) } else { drawn };
+        self.backoff.cut_short(drawn - wait);
+        wait
+    }
+
+    /// Whether what is held serves while the CA refuses its successor.
+    fn awaits(&self, failure: &Failure) -> bool {
+        self.held.is_some() && self.identity != self.wanted() && failure.is_refusal()
     }
 
     /// The life that is left of what is held, if anything is.
     pub(super) fn left(&self) -> Option<Duration> {
         let left = |held: &X509Svid| Duration::from_secs(held.validity().1.saturating_sub(clock::now()).max(0) as u64);
         self.held.as_ref().map(left)
-    }
-
-    /// Refuses a certificate that begins too far in the future, unless it is all that we could have.
-    pub(super) fn check_start(&self, svid: &X509Svid) -> Result<(), SvidError> {
-        let ((not_before, not_after), now) = (svid.validity(), clock::now());
-        if not_before.saturating_sub(now) <= HELD_UNTIL_VALID {
-            return Ok(());
-        }
-        if self.held.as_ref().is_some_and(|held| held.validity().1 > now) {
-            return Err(SvidError::Time { not_before, not_after, now });
-        }
-        warn!(
-            not_before = clock::rfc3339(not_before),
-            now = clock::rfc3339(now),
-            "the certificate begins in the future: the clock here or the CA's is wrong; it is served nevertheless"
-        );
-        Ok(())
     }
 
     /// Holds a certificate back whose time comes within a minute; the old one is served meanwhile.
@@ -122,9 +121,10 @@ impl<T: TokenSource> Renewal<T> {
     pub(super) async fn sleep_until_renewal(&mut self, wait: Duration) {
         debug!(arena_used = locked::usage().used, "waiting for the renewal");
         tokio::select! {
-            () = self.until(clock::wall_clock() + wait) => {}
+            biased;
             () = self.force.notified() => self.asked_for(),
             () = moved(self.file_roots.clone(), &self.asked, self.tried) => {}
+            () = self.until(clock::wall_clock() + wait) => {}
         }
     }
 
@@ -135,14 +135,40 @@ impl<T: TokenSource> Renewal<T> {
     }
 }
 
+/// Refuses a certificate that begins too far in the future, unless it is all that we could have: `holds` is whether
+/// there is another one.
+///
+/// # Errors
+/// That it does.
+pub(super) fn check_start(svid: &X509Svid, holds: bool) -> Result<(), SvidError> {
+    let ((not_before, not_after), now) = (svid.validity(), clock::now());
+    if not_before.saturating_sub(now) <= HELD_UNTIL_VALID {
+        return Ok(());
+    }
+    if holds {
+        return Err(SvidError::Time { not_before, not_after, now });
+    }
+    warn!(
+        not_before = clock::rfc3339(not_before),
+        now = clock::rfc3339(now),
+        "the certificate begins in the future: the clock here or the CA's is wrong; it is served nevertheless"
+    );
+    Ok(())
+}
+
 /// Waits until another trust domain is wanted than the one that was asked for at `tried`.
 async fn moved(mut files: watch::Receiver<PeerTrust>, asked: &TrustDomain, tried: Instant) {
-    if files.wait_for(|trust| trust.own != *asked).await.is_err() {
-        // Nobody watches files.
-        future::pending::<()>().await;
+    loop {
+        if files.wait_for(|trust| trust.own != *asked).await.is_err() {
+            // Nobody watches files.
+            future::pending::<()>().await;
+        }
+        // Nor does a file that changes all the time make a busy loop; and it may have changed back.
+        sleep_until(tried + MIN_INTERVAL).await;
+        if files.borrow().own != *asked {
+            return;
+        }
     }
-    // Nor does a file that changes all the time make a busy loop.
-    sleep_until(tried + MIN_INTERVAL).await;
 }
 
 /// Uniform in 0..1.
