@@ -1,11 +1,40 @@
 //! The unit for virtual machines, held by systemd's own tool.
 
-use std::{fs, path::Path, process::Command};
+mod common;
 
-use testkit::{scratch::Scratch, workspace};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use common::{Logged, Site};
+use nix::unistd::getegid;
+use testkit::{Failure, OrFail, PATIENCE, scratch::Scratch, sds, workspace};
 
 /// What `systemd-analyze security` may say at most: 0 is a service that can do nothing, 10 one that can do all.
 const MOST_EXPOSED: f64 = 1.4;
+
+/// What a start takes beside the calls of serving, with protected memory and all; and what those are told with flags.
+const STARTING: &[&str] = &[
+    "arch_prctl",
+    "clone",
+    "clone3",
+    "close_range",
+    "execve",
+    "ftruncate",
+    "memfd_secret",
+    "mlock",
+    "mlock2",
+    "mlockall",
+    "mmap",
+    "mprotect",
+    "seccomp",
+    "set_tid_address",
+    "socket",
+];
 
 fn unit() -> String {
     fs::read_to_string(workspace().join("packaging/systemd/sds-shim.service")).expect("the unit")
@@ -45,4 +74,91 @@ fn the_unit_gives_what_the_program_needs() {
     }
     let socket = sds_shim::config::SOCKET_DIRECTORY.trim_start_matches("./var/run/");
     assert!(unit.contains(&format!("RuntimeDirectory={socket}\n")), "the socket's directory is another one");
+}
+
+/// The sets of system calls that systemd knows, by name, as `systemd-analyze syscall-filter` lists them.
+fn sets() -> BTreeMap<String, Vec<String>> {
+    let ran =
+        Command::new("systemd-analyze").args(["syscall-filter", "--no-pager"]).env("SYSTEMD_COLORS", "0").output();
+    let text = String::from_utf8(ran.expect("run make systemd").stdout).expect("it is text");
+    let mut sets = BTreeMap::<_, Vec<_>>::new();
+    let mut last = None;
+    for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
+        if line.starts_with('@') {
+            last = Some(sets.entry(line.to_owned()).or_default());
+        } else if let (Some(set), true) = (&mut last, line.starts_with(' ')) {
+            set.push(line.trim().to_owned());
+        }
+    }
+    sets
+}
+
+fn expand(name: &str, sets: &BTreeMap<String, Vec<String>>, into: &mut BTreeSet<String>) {
+    match name.starts_with('@') {
+        true => sets[name].iter().for_each(|part| expand(part, sets, into)),
+        false => drop(into.insert(name.to_owned())),
+    }
+}
+
+/// The system calls that the unit allows: each of its lines adds some or, with a tilde, takes some away.
+fn allowed() -> BTreeSet<String> {
+    let (sets, unit) = (sets(), unit());
+    let mut allowed = BTreeSet::new();
+    // systemd adds this one to every list of what is allowed.
+    expand("@default", &sets, &mut allowed);
+    for line in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        let mut named = BTreeSet::new();
+        line.trim_start_matches('~').split_whitespace().for_each(|name| expand(name, &sets, &mut named));
+        match line.starts_with('~') {
+            true => allowed.retain(|call| !named.contains(call)),
+            false => allowed.extend(named),
+        }
+    }
+    allowed
+}
+
+#[test]
+fn the_unit_allows_every_call_that_the_filter_of_the_program_allows() {
+    let allowed = allowed();
+    let ours = locked::SERVING_CALLS.iter().chain(locked::FOLLOWING_CALLS);
+    let ours = ours.filter_map(|name| name.strip_prefix("SYS_")).chain(STARTING.iter().copied());
+    let refused: Vec<_> = ours.filter(|call| !allowed.contains(*call)).collect();
+    assert!(refused.is_empty(), "the unit refuses {refused:?}");
+    for call in ["ptrace", "mount", "setuid", "keyctl", "bpf"] {
+        assert!(!allowed.contains(call), "the unit allows {call}");
+    }
+}
+
+/// What a whole life takes, from its start to its end, is not only what we think that it takes.
+#[tokio::test]
+async fn the_unit_allows_every_call_of_a_life() -> Result<(), Failure> {
+    let site = Site::new().await?;
+    let (output, trace) = (site.workload.path().join("output"), site.workload.path().join("trace"));
+    // Beside the shim instead of above it, so that the shim is what the test ends.
+    let launcher = ["strace", "-D", "-f", "-qq", "-e", "signal=none", "-o", &trace.display().to_string()];
+    let shim = site.shim().through(&launcher).env("SDS_SHIM_SECCOMP", "strict");
+    let shim = shim.env("OUTPUT_CERTS", output.display().to_string()).env("SDS_SHIM_OUTPUT_GID", getegid().to_string());
+    // Whoever is traced may not be able to protect its memory as usual.
+    let mut shim = Logged(shim.env("SDS_SHIM_REQUIRE_LOCKED", "none").start()?);
+    let mut stream = shim.connect().await?.stream();
+    stream.send(sds::request(&["default"]));
+    stream.recv().await?;
+    tokio::time::timeout(PATIENCE, async {
+        while !output.join("key.pem").exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .map_err(|_| shim.failure("no certificate is written"))?;
+    assert_eq!(shim.terminate().await?.code(), Some(0));
+    let text = fs::read_to_string(&trace).or_fail("read what was traced")?;
+    let name = |line: &str| line.split_once(' ')?.1.trim_start().split_once('(').map(|(name, _)| name.to_owned());
+    let made: BTreeSet<_> = text.lines().filter_map(name).filter(|name| !name.starts_with('<')).collect();
+    for call in ["execve", "seccomp", "chown", "accept4"] {
+        assert!(made.contains(call), "{call} is not in what was traced: {made:?}");
+    }
+    let allowed = allowed();
+    let refused: Vec<_> = made.difference(&allowed).collect();
+    assert!(refused.is_empty(), "the unit refuses {refused:?}");
+    Ok(())
 }
