@@ -76,6 +76,52 @@ fn the_unit_gives_what_the_program_needs() {
     assert!(unit.contains(&format!("RuntimeDirectory={socket}\n")), "the socket's directory is another one");
 }
 
+/// What is made at each boot leads from where the program looks to what lasts.
+#[test]
+fn the_links_lead_from_where_the_program_looks() {
+    let scratch = Scratch::new("tests").expect("a directory");
+    let root = format!("--root={}", scratch.path().display());
+    let made = Command::new("systemd-tmpfiles")
+        .args(["--create", &root])
+        .arg(workspace().join("packaging/systemd/sds-shim.conf"))
+        .output()
+        .expect("run make systemd");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    for (path, file) in [("tokens/istio-token", "istio-token"), ("istio/root-cert.pem", "root-cert.pem")] {
+        let link = fs::read_link(scratch.path().join("run/secrets").join(path)).expect("it is a link");
+        assert_eq!(link, Path::new("/etc/sds-shim").join(file));
+    }
+}
+
+/// A machine that was off for longer than its token lasts: what `OUTPUT_CERTS` left vouches for the next certificate.
+#[tokio::test]
+async fn a_restart_takes_no_token_where_the_last_certificate_is_kept() -> Result<(), Failure> {
+    let mut site = Site::new().await?;
+    let kept = site.workload.path().join("certs");
+    let shim = site.shim().env("OUTPUT_CERTS", kept.display().to_string()).env("PROV_CERT", kept.display().to_string());
+    let shim = shim.env("CA_ROOT_CA", site.workload.root_certificate().display().to_string());
+    let mut first = Logged(shim.clone().start()?);
+    first.connect().await?;
+    file_of(&first, &kept.join("root-cert.pem")).await?;
+    first.terminate().await?;
+    site.workload.remove_token().or_fail("remove the token")?;
+    let mut second = Logged(shim.start()?);
+    let mut stream = second.connect().await?.stream();
+    stream.send(sds::request(&["default"]));
+    stream.recv().await?;
+    Ok(())
+}
+
+/// Waits for a file that `shim` writes.
+async fn file_of(shim: &Logged, path: &Path) -> Result<(), Failure> {
+    let there = async {
+        while !path.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, there).await.map_err(|_| shim.failure(format!("no {}", path.display())))
+}
+
 /// The sets of system calls that systemd knows, by name, as `systemd-analyze syscall-filter` lists them.
 fn sets() -> BTreeMap<String, Vec<String>> {
     let ran =
@@ -143,13 +189,7 @@ async fn the_unit_allows_every_call_of_a_life() -> Result<(), Failure> {
     let mut stream = shim.connect().await?.stream();
     stream.send(sds::request(&["default"]));
     stream.recv().await?;
-    tokio::time::timeout(PATIENCE, async {
-        while !output.join("key.pem").exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .map_err(|_| shim.failure("no certificate is written"))?;
+    file_of(&shim, &output.join("root-cert.pem")).await?;
     assert_eq!(shim.terminate().await?.code(), Some(0));
     let text = fs::read_to_string(&trace).or_fail("read what was traced")?;
     let name = |line: &str| line.split_once(' ')?.1.trim_start().split_once('(').map(|(name, _)| name.to_owned());
