@@ -16,6 +16,8 @@ REMAP = $$(for d in "$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/*; do echo "--r
 CARGO := cargo --locked
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 PACKAGES := tests/testkit/install-packages.sh
+# What the tests run beside the shim.
+TEST_TOOLS := envoy gdb strace valgrind podman prometheus systemd pilot-agent istio-ca distribution
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
@@ -50,7 +52,7 @@ demo-control-plane: build envoy ## the same mesh, configured over ADS with mutua
 	@$(CARGO) build --quiet --package testkit --bin demo
 	@target/debug/demo control-plane
 
-test: check build envoy gdb strace valgrind podman prometheus systemd pilot-agent istio-ca distribution asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
+test: check build $(TEST_TOOLS) asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --workspace --all-targets
@@ -84,7 +86,7 @@ fleet: build pilot-agent ## what a fleet costs its CA: 100,000 sidecars simulate
 	@$(CARGO) build --quiet --package fleet
 	@target/debug/fleet
 
-seccomp: build envoy gdb strace valgrind podman distribution ## the whole suite with SDS_SHIM_SECCOMP=strict
+seccomp: build $(TEST_TOOLS) ## the whole suite with SDS_SHIM_SECCOMP=strict
 	@$(CARGO) build --quiet --package testkit --bins
 	@SHIM_SECCOMP=strict $(CARGO) test
 
