@@ -25,6 +25,9 @@ FUZZ_SECONDS ?= 60
   istio-injector kubernetes curl demo demo-migration demo-control-plane test test-kubernetes conformance-istio bench fleet soak \
   seccomp check fuzz fuzz-short asan distribution clean
 
+# Who installs something finds what the others have installed, and each has the processors for itself.
+.NOTPARALLEL:
+
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 

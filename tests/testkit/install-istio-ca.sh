@@ -8,13 +8,11 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 source=$root/tests/istio-ca
 directory=$root/target/istio-ca
 
-say() { echo "install-istio-ca: $*"; }
-fail() { echo "install-istio-ca: $*" >&2; exit 1; }
-
 hash=$(cd "$source" && cat go.mod go.sum ./*.go "$root/tests/testkit/install-istio-ca.sh" | sha256sum | cut -d ' ' -f 1)
 if [ -x "$directory/istio-ca" ] && [ "$(cat "$directory/sources" 2>/dev/null)" = "$hash" ]; then
     exit 0
 fi
+. "$root/tests/testkit/install.sh"
 
 go=$("$root/tests/testkit/install-go.sh") || fail "there is no Go to build with"
 PATH=$go:$PATH
@@ -23,8 +21,9 @@ version=$(cd / && go env GOVERSION | sed 's/^go//')
 mkdir -p "$directory"
 say "building Istio's CA with Go $version (some minutes the first time)"
 cd "$source"
+export GOFLAGS=-mod=readonly
 # Two compilers at a time leave memory for what else runs.
-GOFLAGS=-mod=readonly GOTOOLCHAIN=${GOTOOLCHAIN:-auto} go build -p=2 -trimpath -ldflags="-s -w" -tags=disable_pgv \
+retry go build -p=2 -trimpath -ldflags="-s -w" -tags=disable_pgv \
     -o "$directory/istio-ca.new" . || fail "go build failed in $source; its message is above"
 mv -f "$directory/istio-ca.new" "$directory/istio-ca"
 echo "$hash" >"$directory/sources"

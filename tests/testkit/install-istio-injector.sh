@@ -9,13 +9,11 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 source=$root/tests/istio-injector
 directory=$root/target/istio-injector
 
-say() { echo "install-istio-injector: $*"; }
-fail() { echo "install-istio-injector: $*" >&2; exit 1; }
-
 hash=$(cd "$source" && cat go.mod go.sum ./*.go "$root/tests/testkit/install-istio-injector.sh" | sha256sum | cut -d ' ' -f 1)
 if [ -x "$directory/istio-injector" ] && [ "$(cat "$directory/sources" 2>/dev/null)" = "$hash" ]; then
     exit 0
 fi
+. "$root/tests/testkit/install.sh"
 
 go=$("$root/tests/testkit/install-go.sh") || fail "there is no Go to build with"
 PATH=$go:$PATH
@@ -24,10 +22,11 @@ version=$(cd / && go env GOVERSION | sed 's/^go//')
 mkdir -p "$directory"
 say "building Istio's injector with Go $version (some minutes the first time)"
 cd "$source"
+export GOFLAGS=-mod=readonly
 # Two compilers at a time leave memory for what else runs.
-GOFLAGS=-mod=readonly GOTOOLCHAIN=${GOTOOLCHAIN:-auto} go build -p=2 -trimpath -ldflags="-s -w" -tags=disable_pgv \
+retry go build -p=2 -trimpath -ldflags="-s -w" -tags=disable_pgv \
     -o "$directory/istio-injector.new" . || fail "go build failed in $source; its message is above"
-module=$(GOFLAGS=-mod=readonly go list -m -f '{{.Dir}}' istio.io/istio) || fail "the sources of Istio are not where Go has them"
+module=$(go list -m -f '{{.Dir}}' istio.io/istio) || fail "the sources of Istio are not where Go has them"
 rm -rf "$directory/istiod" "$directory/base"
 cp -r "$module/manifests/charts/istio-control/istio-discovery" "$directory/istiod"
 cp -r "$module/manifests/charts/base" "$directory/base"

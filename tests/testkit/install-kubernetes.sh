@@ -17,15 +17,13 @@ operator_kinds="
 # What the first build leaves behind at most, modules and compiled packages together, in MB.
 needed=5000
 
-say() { echo "install-kubernetes: $*"; }
-fail() { echo "install-kubernetes: $*" >&2; exit 1; }
-
 istio=$root/tests/istio-ca
 hash=$(cd "$source" && cat go.mod go.sum ./*.go "$istio/go.sum" "$root/tests/testkit/install-kubernetes.sh" \
     | sha256sum | cut -d ' ' -f 1)
 if [ -x "$directory/helm" ] && [ "$(cat "$directory/sources" 2>/dev/null)" = "$hash" ]; then
     exit 0
 fi
+. "$root/tests/testkit/install.sh"
 
 go=$("$root/tests/testkit/install-go.sh") || fail "there is no Go to build with"
 PATH=$go:$PATH
@@ -43,21 +41,23 @@ free=$(df -Pm "$directory" | awk 'NR == 2 { print $4 }')
 [ "$free" -gt "$needed" ] || say "only $free MB are free here; the first build may need $needed"
 say "building Kubernetes $kubernetes and Helm $helm with Go $version (the first time a quarter of an hour and more)"
 cd "$source"
-export GOFLAGS=-mod=readonly GOTOOLCHAIN=${GOTOOLCHAIN:-auto}
+export GOFLAGS=-mod=readonly
 started=$(date +%s)
-go mod download || fail "the modules that $source/go.mod names cannot be had; go's message is above"
+retry go mod download || fail "the modules that $source/go.mod names cannot be had; go's message is above"
 rm -rf "$directory/new"
 # Where the module $1 lies, as the go.mod of this directory or its own version names it.
 module() {
-    go mod download -json "$1" 2>/dev/null | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p'
+    retry go mod download "$1" >&2 || fail "the module $1 cannot be had; go's message is above"
+    go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p'
 }
 mkdir -p "$directory/new/kinds"
-from=$(module "$operator")/example/prometheus-operator-crd
-cd "$from" || fail "the module $operator cannot be had"
+from=$(module "$operator")
+cd "$from/example/prometheus-operator-crd" || fail "the module $operator has no kinds"
 echo "$operator_kinds" | sed 1d | sha256sum --check --quiet - || fail "$operator is not what it was"
 cp monitoring.coreos.com_podmonitors.yaml monitoring.coreos.com_prometheusrules.yaml "$directory/new/kinds"
 cd "$istio"
-from=$(module istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml
+from=$(module istio.io/api)
+from=$from/kubernetes/customresourcedefinitions.gen.yaml
 # All of Istio's kinds stand in one file.
 awk -v RS='---\n' '/\n  name: peerauthentications\.security\.istio\.io\n/' "$from" >"$directory/new/kinds/peerauthentications.yaml"
 [ -s "$directory/new/kinds/peerauthentications.yaml" ] || fail "$from has no PeerAuthentication"

@@ -3,23 +3,19 @@
 # Usage: install-packages.sh "package..." program...
 set -eu
 
-fail() { echo "install-packages: $*" >&2; exit 1; }
+root=$(cd "$(dirname "$0")/../.." && pwd)
+PATH=$PATH:/usr/sbin:/sbin
 
-packages=$1
-shift
-missing=
-for program; do
-    command -v "$program" >/dev/null || missing="$missing $program"
-done
-[ -n "$missing" ] || exit 0
+missing() {
+    shift
+    for program; do
+        command -v "$program" >/dev/null || printf ' %s' "$program"
+    done
+}
 
-[ "$(id -u)" = 0 ] || fail "missing:$missing; install them (Debian: apt-get install $packages) or run this as root once"
-command -v apt-get >/dev/null || fail "missing:$missing, and there is no apt-get to install $packages with"
-echo "install-packages: installing $packages (apt-get)"
-export DEBIAN_FRONTEND=noninteractive
-# shellcheck disable=SC2086 # several words
-apt-get -qq update >/dev/null && apt-get -qq install -y --no-install-recommends $packages >/dev/null ||
-    fail "apt-get could not install $packages"
-for program in $missing; do
-    command -v "$program" >/dev/null || fail "$packages are installed, and there is still no $program"
-done
+[ -n "$(missing "$@")" ] || exit 0
+. "$root/tests/testkit/install.sh"
+# shellcheck disable=SC2046,SC2086 # several words
+packages "$(echo $(missing "$@"))" $1
+left=$(missing "$@")
+[ -z "$left" ] || fail "$1: installed, and there is still no$left"
