@@ -17,13 +17,13 @@ CARGO := cargo --locked
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 PACKAGES := tests/testkit/install-packages.sh
 # What the tests run beside the shim.
-TEST_TOOLS := envoy gdb strace valgrind podman prometheus systemd pilot-agent istio-ca distribution
+TEST_TOOLS := envoy gdb strace valgrind podman pod-network prometheus systemd pilot-agent istio-ca distribution
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build image image-ca openssl envoy gdb strace perf valgrind vegeta podman prometheus systemd pilot-agent istio-ca \
-  istio-injector kubernetes curl demo demo-migration demo-control-plane test test-kubernetes conformance-istio bench fleet soak \
-  seccomp check fuzz fuzz-short asan distribution clean
+.PHONY: help build image image-ca demo demo-migration demo-control-plane test test-kubernetes conformance-istio bench soak \
+  fleet seccomp check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta strace gdb pilot-agent podman \
+  pod-network python prometheus istio-ca istio-injector curl kubernetes systemd clean
 
 # Who installs something finds what the others have installed, and each has the processors for itself.
 .NOTPARALLEL:
@@ -36,10 +36,10 @@ build: openssl ## the shipped binary, at target/dist/sds-shim
 	@RUSTFLAGS="$(DIST_FLAGS) $(REMAP)" $(CARGO) build --profile dist --target $(TARGET) --bin sds-shim
 	@install -D target/$(TARGET)/dist/sds-shim $(SHIM_BINARY)
 
-image: build podman ## container images with podman: the binary alone, and with BASE=image a sidecar's; how in packaging/image/build.sh
+image: build podman python ## container images with podman: the binary alone, and with BASE=image a sidecar's; how in packaging/image/build.sh
 	@packaging/image/build.sh $(BASE)
 
-image-ca: build podman ## the same with the image of the development CA, for trials of the Helm chart
+image-ca: build podman python ## the same with the image of the development CA, for trials of the Helm chart
 	@RUSTFLAGS="-C target-feature=+crt-static $(REMAP)" $(CARGO) build --quiet --release --target $(TARGET) --package development-ca --bins
 	@DEVELOPMENT_CA=target/$(TARGET)/release/development-ca packaging/image/build.sh $(BASE)
 
@@ -62,7 +62,7 @@ test: check build $(TEST_TOOLS) asan fuzz-short ## everything: format, lints, un
 	@tests/testkit/search-output.sh target/test-output
 
 # One cluster at a time: each takes most of a gigabyte.
-test-kubernetes: build envoy kubernetes istio-injector podman curl ## the Helm chart, tokens and the mesh against a real Kubernetes API server; the first build takes a quarter of an hour
+test-kubernetes: build envoy kubernetes istio-injector podman pod-network curl ## the Helm chart, tokens and the mesh against a real Kubernetes API server; the first build takes a quarter of an hour
 	@$(CARGO) build --quiet --package testkit --package development-ca --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_envoy --test kubernetes_injection \
@@ -138,7 +138,13 @@ pilot-agent:
 	@tests/testkit/install-pilot-agent.sh
 
 podman:
-	@$(PACKAGES) "podman runc iproute2 iptables" podman runc ip iptables-restore
+	@$(PACKAGES) "podman runc" podman runc
+
+pod-network:
+	@$(PACKAGES) "iproute2 iptables" ip iptables-restore
+
+python:
+	@$(PACKAGES) python3 python3
 
 prometheus:
 	@tests/testkit/install-prometheus.sh
