@@ -31,3 +31,22 @@ fn what_a_fleet_costs_is_what_the_capacity_page_says() {
     assert!(told.len() > 5, "{told:?}");
     assert_eq!(told, table("src/manual/capacity.md"));
 }
+
+#[test]
+fn what_it_takes_to_build_and_test_is_told() {
+    let read = |file: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let (readme, makefile) = (read("README.md"), read("Makefile"));
+    let told = readme.lines().find(|line| line.starts_with("Both set up what they need")).unwrap();
+    assert!(told.contains(concat!("Rust ", env!("CARGO_PKG_RUST_VERSION"), " or newer")), "{told}");
+    let mut packages = 0;
+    for line in makefile.lines().filter_map(|line| line.strip_prefix("\t@$(PACKAGES) ")) {
+        let named = line.strip_prefix('"').and_then(|line| line.split('"').next());
+        for package in named.unwrap_or_else(|| line.split(' ').next().unwrap()).split(' ') {
+            // As a person calls it.
+            let name = if package == "python3" { "Python 3" } else { package };
+            assert!(told.contains(name), "{package} is not in: {told}");
+            packages += 1;
+        }
+    }
+    assert!(packages > 8, "{packages}");
+}
