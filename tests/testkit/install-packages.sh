@@ -13,9 +13,10 @@ missing() {
     done
 }
 
-[ -n "$(missing "$@")" ] || exit 0
+lacking=$(missing "$@")
+[ -n "$lacking" ] || exit 0
 . "$root/tests/testkit/install.sh"
-# shellcheck disable=SC2046,SC2086 # several words
-packages "$(echo $(missing "$@"))" $1
-left=$(missing "$@")
-[ -z "$left" ] || fail "$1: installed, and there is still no$left"
+# shellcheck disable=SC2086 # several words
+packages "${lacking# }" $1
+lacking=$(missing "$@")
+[ -z "$lacking" ] || fail "$1: installed, and there is still no$lacking"
