@@ -16,6 +16,7 @@ budget=5120
 
 fail() { echo "image: $*" >&2; exit 1; }
 command -v podman >/dev/null || fail "podman is missing; run make podman"
+command -v python3 >/dev/null || fail "python3 is missing; run make python"
 [ -x "$binary" ] || fail "$binary is missing: run \`make build\`, or set SHIM_BINARY"
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
