@@ -34,7 +34,9 @@ help: ## list the targets
 build: openssl ## the shipped binary, at target/dist/sds-shim
 	@$(CARGO) fetch --quiet --target $(TARGET)
 	@RUSTFLAGS="$(DIST_FLAGS) $(REMAP)" $(CARGO) build --profile dist --target $(TARGET) --bin sds-shim
-	@install -D target/$(TARGET)/dist/sds-shim $(SHIM_BINARY)
+	@# Another terminal may be running it.
+	@cmp -s target/$(TARGET)/dist/sds-shim $(SHIM_BINARY) || { install -D target/$(TARGET)/dist/sds-shim $(SHIM_BINARY).new && \
+		mv -f $(SHIM_BINARY).new $(SHIM_BINARY); }
 
 image: build podman python ## container images with podman: the binary alone, and with BASE=image a sidecar's; how in packaging/image/build.sh
 	@packaging/image/build.sh $(BASE)
