@@ -82,7 +82,7 @@ async fn two_at_a_time_wait_for_each_other_and_install_once() -> Outcome {
     let first = tree.start(PROBE, &[], &[])?;
     first.wait_for_log("install-probe: has begun").await?;
     let second = tree.start(PROBE, &[], &[])?;
-    second.wait_for_log("install-probe: waiting for another installation in ").await?;
+    second.wait_for_log("install-probe: waiting for another run of this in ").await?;
     fs::write(&go, "once\n").or_fail("let it go on")?;
     let (first, second) = (ended(first).await?, ended(second).await?);
     assert_eq!((first.0, second.0), (Some(0), Some(0)), "{}\n{}", first.1, second.1);

@@ -1,6 +1,6 @@
 # What the scripts share that install something. Each sources this once it has found that there is something to do, and
-# names the top of the tree as $root before. Two that run in one tree at the same time, from two terminals, wait for each
-# other: whoever has waited starts again from the beginning, and finds what the other has installed.
+# names the top of the tree as $root before. Two runs of one of them in one tree, from two terminals, wait for each other:
+# whoever has waited starts again from the beginning, and finds what the other has installed. So do two apt-get.
 # shellcheck shell=sh
 : "${root:?}" "${as:=$(basename "$0" .sh)}"
 
@@ -17,7 +17,10 @@ retry() {
     "$@"
 }
 
-debian() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" >/dev/null; }
+debian() {
+    DEBIAN_FRONTEND=noninteractive flock -o "$root/target/install-apt.lock" \
+        apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" >/dev/null
+}
 
 # Installs Debian packages; the first argument says what is missing of them.
 packages() {
@@ -38,11 +41,11 @@ export PATH GOTOOLCHAIN=auto
 # In a shell, what is to be done at the end is done after a signal only when that is caught.
 trap 'exit 1' HUP INT TERM
 
-lock=$root/target/install.lock
+lock=$root/target/$as.lock
 if [ "${SHIM_INSTALLING:-}" != "$lock" ]; then
     mkdir -p "$root/target"
     # Held by whatever the script starts as well, until the last of it has ended.
     exec 9>"$lock"
-    flock -n 9 || { say "waiting for another installation in $root"; flock 9; }
+    flock -n 9 || { say "waiting for another run of this in $root"; flock 9; }
     SHIM_INSTALLING=$lock exec "$0" "$@"
 fi
