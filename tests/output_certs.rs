@@ -17,7 +17,7 @@ use std::{
 use common::{Logged, Site};
 use nix::sys::signal::Signal;
 use openssl::{pkey::PKey, x509::X509};
-use testkit::{Failure, OrFail, PATIENCE};
+use testkit::{Failure, OrFail, PATIENCE, POLL};
 
 type Tested = Result<(), Failure>;
 
@@ -147,6 +147,42 @@ async fn a_directory_that_cannot_be_written_is_named_and_tried_again() -> Tested
     fs::remove_file(&directory).or_fail("clear the way")?;
     next(&directory, None, &shim).await?;
     shim.wait_for_log("written again").await?;
+    Ok(())
+}
+
+/// What lies in the directory under the name of a generation.
+fn generations(directory: &Path) -> usize {
+    let names = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter(|name| name.to_string_lossy().contains('_')).count()
+}
+
+#[tokio::test]
+async fn a_name_that_cannot_be_replaced_is_told_and_leaves_one_key_behind() -> Tested {
+    let site = Site::new().await?;
+    let directory = output(&site);
+    let key = directory.join("key.pem");
+    fs::create_dir_all(&key).or_fail("make a directory in the way")?;
+    let shim = Logged(site.shim().env("OUTPUT_CERTS", directory.display().to_string()).start()?);
+    let current = directory.join("..data");
+    let mut held = next(&current, None, &shim).await?;
+    for _ in 0..3 {
+        shim.signal(Signal::SIGUSR1)?;
+        held = next(&current, Some(&held), &shim).await?;
+    }
+    let removed = async {
+        while generations(&directory) != 1 {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    let removed = tokio::time::timeout(Duration::from_secs(3), removed).await;
+    removed.map_err(|_| shim.failure(format!("{} generations lie there", generations(&directory))))?;
+    let told = format!("{}: Is a directory (os error 21); the new files are in ..data, but", key.display());
+    shim.wait_for_log(&told).await?;
+    assert_eq!((shim.log().count("Is a directory"), shim.log().count("of before stay")), (1, 0));
+    fs::remove_dir(&key).or_fail("clear the way")?;
+    next(&directory, None, &shim).await?;
+    shim.wait_for_log("written again").await?;
+    assert!(is_a_pair(&directory) && generations(&directory) == 1);
     Ok(())
 }
 

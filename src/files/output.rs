@@ -111,7 +111,7 @@ impl OutputWriter {
 
     fn tell(&mut self, error: &str) {
         let text = format!(
-            "OUTPUT_CERTS={}: {error}; the files of before stay; tried again every {} s",
+            "OUTPUT_CERTS={}: {error}; tried again every {} s",
             self.config.directory.display(),
             PAUSE.as_secs()
         );
@@ -128,6 +128,21 @@ impl OutputWriter {
     /// What is wrong with which file or directory.
     fn write(&mut self, snapshot: &Snapshot) -> Result<(), String> {
         let Some(generation) = self.decoded(snapshot) else { return Ok(()) };
+        let (name, before) = self.place(&generation).map_err(|error| format!("{error}; the files of before stay"))?;
+        let directory = &self.config.directory;
+        let named = lead_names(directory);
+        // Its key must not stay, whatever became of the names: it is no longer the current one.
+        before.iter().for_each(|before| drop(fs::remove_dir_all(before)));
+        sweep(directory, &name);
+        named.map_err(|error| format!("{error}; the new files are in {CURRENT}, but not under each name"))?;
+        if self.told.take().is_some() {
+            info!("OUTPUT_CERTS={}: written again", directory.display());
+        }
+        Ok(())
+    }
+
+    /// Makes it the current generation. Answers with its name, and where the one before is.
+    fn place(&mut self, generation: &Generation) -> Result<(String, Option<PathBuf>), String> {
         let directory = &self.config.directory;
         make(directory)?;
         // A name that no earlier process of ours can have left half written.
@@ -142,22 +157,12 @@ impl OutputWriter {
         };
         let place = directory.join(&name);
         let placed = self
-            .fill(&place, &generation)
+            .fill(&place, generation)
             .and_then(|()| make_current(directory, &name).map_err(|error| describe(directory, &error)));
         match placed {
-            Ok(before) => {
-                before.iter().for_each(|before| drop(fs::remove_dir_all(before)));
-                sweep(directory, &name);
-                if self.told.take().is_some() {
-                    info!("OUTPUT_CERTS={}: written again", directory.display());
-                }
-                Ok(())
-            }
+            Ok(before) => Ok((name, before)),
             Err(error) => {
-                // Once it is the current one it is whole, and all that there is.
-                if fs::read_link(directory.join(CURRENT)).ok().as_deref() != Some(Path::new(&name)) {
-                    let _ = fs::remove_dir_all(&place);
-                }
+                let _ = fs::remove_dir_all(&place);
                 // The next attempt is under the same name, so that the same trouble is told once.
                 self.generation -= 1;
                 Err(error)
@@ -240,20 +245,24 @@ fn versions(snapshot: &Snapshot) -> Option<[String; 2]> {
     Some([version(CERTIFICATE)?, version(ROOTS)?])
 }
 
-/// Swaps the link, and makes the names lead through it. Answers with what the link pointed to.
+/// Swaps the link. Answers with what it pointed to.
 fn make_current(directory: &Path, name: &str) -> io::Result<Option<PathBuf>> {
     let current = directory.join(CURRENT);
     let before = fs::read_link(&current).ok().filter(|before| before.as_os_str() != name);
     replace_link(directory, Path::new(name), &current)?;
+    Ok(before.map(|before| directory.join(before)))
+}
+
+/// Makes the names lead through the link.
+fn lead_names(directory: &Path) -> Result<(), String> {
     for file in [KEY, CHAIN, ANCHORS] {
         let (path, target) = (directory.join(file), Path::new(CURRENT).join(file));
         // Files that Istio's agent has left give way, each at once.
         if fs::read_link(&path).ok().as_deref() != Some(&target) {
-            replace_link(directory, &target, &path)?;
+            replace_link(directory, &target, &path).map_err(|error| describe(&path, &error))?;
         }
     }
-    File::open(directory)?.sync_all()?;
-    Ok(before.map(|before| directory.join(before)))
+    File::open(directory).and_then(|opened| opened.sync_all()).map_err(|error| describe(directory, &error))
 }
 
 fn replace_link(directory: &Path, target: &Path, link: &Path) -> io::Result<()> {
