@@ -6,7 +6,7 @@ mod mount;
 
 use std::{
     fs::{self, Permissions},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -278,5 +278,44 @@ async fn a_mount_that_rotates_in_the_middle_of_the_way_to_the_ca_is_followed_and
     files(&one.chain_pem, &one.key_pem)?;
     served.quiet().await?;
     assert!(served.source().await?.starts_with("the CA"));
+    Ok(())
+}
+
+/// Whether a process has the kernel watch this file.
+fn watches(pid: u32, file: &Path) -> Result<bool, Failure> {
+    let inode = format!(" ino:{:x} ", fs::metadata(file).or_fail("look at a file")?.ino());
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).or_fail("list the descriptors")?.flatten();
+    let mut told = descriptors.filter_map(|file| fs::read_to_string(file.path()).ok());
+    Ok(told.any(|text| text.lines().any(|line| line.starts_with("inotify ") && line.contains(&inode))))
+}
+
+#[tokio::test]
+async fn once_the_ca_has_issued_nobody_cares_what_becomes_of_the_mount() -> Tested {
+    let scene = Scene::new().await?;
+    let mount = Mount::new(&scene, "./etc/certs", ISTIO)?;
+    scene.ca.set_fault(Some(Fault::Status(Code::Unavailable, "down for the test".to_owned())));
+    let edit = |shim| mounted(shim).env("SDS_SHIM_SOURCE", "auto").env("SDS_SHIM_FILE_CHECK", "0s");
+    let mut served = Served::start(scene, edit).await?;
+    served.certificate().await?;
+    served.anchors().await?;
+    let chain = mount.volume.dir().join("cert-chain.pem");
+    assert!(watches(served.shim.pid(), &chain)?);
+    // It tries again by itself, and nothing has the files read meanwhile.
+    served.scene.ca.set_fault(None);
+    served.certificate().await?;
+    write(&chain, "nothing of use")?;
+    let deadline = Instant::now() + SOON;
+    while watches(served.shim.pid(), &chain)? {
+        assert!(Instant::now() < deadline, "the file is still watched: {:#?}", served.shim.log().lines());
+        sleep(POLL).await;
+    }
+    // Nor does it matter to who asks for another one.
+    renew(&served.shim)?;
+    served.certificate().await?;
+    let status = served.status().await?;
+    assert!(status["workloads"][0]["trouble"].is_null(), "{status:#}");
+    for told in ["the mounted certificate: ", "the mounted files are read again"] {
+        assert_eq!(served.shim.log().count(told), 0, "{told}");
+    }
     Ok(())
 }

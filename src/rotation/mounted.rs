@@ -64,6 +64,7 @@ impl Mounted {
             // Watched and listened to before they are read, so that no change and no signal falls in between.
             let forced = force.notified();
             if !self.publish().await {
+                drop(changes);
                 return future::pending().await;
             }
             if asked {
@@ -72,6 +73,9 @@ impl Mounted {
             asked = tokio::select! {
                 () = changes.next() => false,
                 () = forced => {
+                    if self.roots.by_ca() {
+                        continue;
+                    }
                     info!("the mounted files are read again, as was asked for");
                     // The anchors that may be new as well come first.
                     tokio::time::sleep(self.config.debounce).await;
@@ -83,6 +87,10 @@ impl Mounted {
 
     /// Reads and publishes; `false` when nothing more is to be read.
     async fn publish(&mut self) -> bool {
+        // What is wrong with files that nobody needs any more is no trouble.
+        if self.roots.by_ca() {
+            return false;
+        }
         let now = clock::now();
         let read = read_certificate(&self.files.chain, &self.files.key).and_then(|(content, end)| match end > now {
             true => Ok((content, end)),

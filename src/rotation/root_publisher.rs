@@ -112,10 +112,15 @@ impl RootPublisher {
         Ok(())
     }
 
+    /// Whether the CA has issued a certificate, so that what is mounted is served no more.
+    pub(super) fn by_ca(&self) -> bool {
+        self.lock().by_ca
+    }
+
     /// Publishes a mounted certificate, likewise after the trust anchors. Answers `false`, and publishes nothing, once
     /// the CA has issued one.
     pub(super) async fn publish_mounted(&self, certificate: Content, not_after: i64) -> bool {
-        if !self.lock().by_ca && self.store.holds(CERTIFICATE) {
+        if !self.by_ca() && self.store.holds(CERTIFICATE) {
             self.acknowledged().await;
         }
         let mut state = self.lock();
