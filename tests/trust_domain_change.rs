@@ -282,18 +282,22 @@ async fn those_who_bring_their_tokens_move_as_well() -> Tested {
     Ok(())
 }
 
+fn peer_id(domain: &str) -> String {
+    format!("spiffe://{domain}/ns/bar/sa/peer")
+}
+
+fn peer(pki: &Pki, domain: &str) -> Issued {
+    pki.issue(&Leaf::workload(&peer_id(domain), Duration::from_secs(3600)))
+}
+
 #[tokio::test]
 async fn where_trust_domains_are_told_apart_our_anchors_vouch_for_both_of_ours() -> Tested {
-    let peer = |pki: &Pki, domain: &str| -> Issued {
-        let peer = format!("spiffe://{domain}/ns/bar/sa/peer");
-        pki.issue(&Leaf::workload(&peer, Duration::from_secs(3600)))
-    };
     let (scene, other) = (Scene::new().await?, Pki::new("other"));
     scene.ca.set_trust_domains(&[OLD, NEW]);
     let path = scene.workload.path();
     write(&path.join(FILE), OLD)?;
     write(&path.join("other.pem"), &other.root_pem())?;
-    let names = [OLD, NEW, "other.example"].map(|domain| format!("spiffe://{domain}/ns/bar/sa/peer"));
+    let names = [OLD, NEW, "other.example"].map(peer_id);
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     let edit = |shim: ShimBuilder| with_file(shim).env("SDS_SHIM_BUNDLES", "other.example=./other.pem");
     let gate = Gate::start(scene, &names, edit).await?;
@@ -312,6 +316,36 @@ async fn where_trust_domains_are_told_apart_our_anchors_vouch_for_both_of_ours()
         assert!(!gate.lets_in(&peer(&other, domain)).await?, "the other one must not vouch for {domain}");
     }
     assert!(!gate.lets_in(&peer(ours, "other.example")).await?, "nor we for that");
+    Ok(())
+}
+
+/// It has the name that it has, and so have its peers.
+#[tokio::test]
+async fn our_anchors_vouch_for_the_trust_domain_of_a_mounted_certificate_as_well() -> Tested {
+    let (scene, other) = (Scene::new().await?, Pki::new("other"));
+    let path = scene.workload.path();
+    let mount = path.join("etc/certs");
+    fs::create_dir_all(&mount).or_fail("make the mount")?;
+    let Issued { chain_pem, key_pem } = scene.issue(&id(OLD));
+    let root_pem = scene.pki.root_pem();
+    for (file, content) in [("cert-chain.pem", chain_pem), ("key.pem", key_pem), ("root-cert.pem", root_pem)] {
+        write(&mount.join(file), &content)?;
+    }
+    write(&path.join(FILE), OLD)?;
+    write(&path.join("other.pem"), &other.root_pem())?;
+    let edit = |shim: ShimBuilder| {
+        let shim = with_file(shim).env("FILE_MOUNTED_CERTS", "true");
+        shim.env("SDS_SHIM_BUNDLES", "other.example=./other.pem")
+    };
+    let names = [OLD, NEW].map(peer_id);
+    let gate = Gate::start(scene, &names.each_ref().map(String::as_str), edit).await?;
+    let ours = &gate.scene.pki;
+    assert!(gate.lets_in(&peer(ours, OLD)).await? && !gate.lets_in(&peer(ours, NEW)).await?);
+    write(&gate.scene.workload.path().join(FILE), NEW)?;
+    gate.until("peers of the new trust domain come in", || async { gate.lets_in(&peer(ours, NEW)).await }).await?;
+    assert!(gate.lets_in(&peer(ours, OLD)).await?, "ours is of the old one still");
+    assert!(!gate.lets_in(&peer(&other, OLD)).await?, "the other one must not vouch for it");
+    assert_eq!(gate.scene.ca.connections(), 0, "nobody asks the CA");
     Ok(())
 }
 

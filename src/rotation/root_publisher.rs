@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use openssl::error::ErrorStack;
+use openssl::{error::ErrorStack, x509::X509};
 use tokio::sync::{Notify, watch};
 use tracing::warn;
 
@@ -117,10 +117,22 @@ impl RootPublisher {
         self.lock().by_ca
     }
 
-    /// Publishes a mounted certificate, likewise after the trust anchors. Answers `false`, and publishes nothing, once
-    /// the CA has issued one.
+    /// Publishes a mounted certificate, likewise after the trust anchors, which from then on vouch for its trust domain
+    /// as well. Answers `false`, and publishes nothing, once the CA has issued one.
     pub(super) async fn publish_mounted(&self, certificate: Content, not_after: i64) -> bool {
-        if !self.by_ca() && self.store.holds(CERTIFICATE) {
+        {
+            let mut state = self.lock();
+            if state.by_ca {
+                return false;
+            }
+            if let Some(domain) = domain_of(&certificate)
+                && state.held.insert(domain, not_after) != Some(not_after)
+            {
+                self.push(&mut state, clock::now());
+                self.deadlines.notify_one();
+            }
+        }
+        if self.store.holds(CERTIFICATE) {
             self.acknowledged().await;
         }
         let mut state = self.lock();
@@ -129,6 +141,15 @@ impl RootPublisher {
             self.store.publish([(CERTIFICATE, certificate, not_after)]);
         }
         !state.by_ca
+    }
+
+    /// Publishes the trust anchors where they have changed.
+    fn push(&self, state: &mut State, now: i64) {
+        match state.change(now) {
+            Ok(Some(roots)) => self.store.publish([(ROOTS, roots, i64::MAX)]),
+            Ok(None) => {}
+            Err(error) => warn!("the trust anchors cannot be published: {error}"),
+        }
     }
 
     /// Waits until every Envoy has answered to the anchors that are held.
@@ -153,11 +174,7 @@ impl RootPublisher {
                 let ends = left.chain(state.next_crl_end(now)).min();
                 let next = state.roots.expire(now).into_iter().chain(ends).min();
                 if state.published.is_some() || state.mounted {
-                    match state.change(now) {
-                        Ok(Some(roots)) => self.store.publish([(ROOTS, roots, i64::MAX)]),
-                        Ok(None) => {}
-                        Err(error) => warn!("the trust anchors cannot be published: {error}"),
-                    }
+                    self.push(&mut state, now);
                 }
                 next
             };
@@ -183,6 +200,13 @@ impl RootPublisher {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The trust domain in the leaf's URI SAN.
+fn domain_of(certificate: &Content) -> Option<TrustDomain> {
+    let Content::TlsCertificate { chain, .. } = certificate else { return None };
+    let names = X509::from_pem(&chain.pem).ok()?.subject_alt_names()?;
+    names.iter().find_map(|name| name.uri()?.strip_prefix("spiffe://")?.split('/').next()?.parse().ok())
 }
 
 async fn until(moment: Option<i64>, now: i64) {
@@ -215,9 +239,9 @@ impl State {
         Ok(Some(Content::ValidationContext(Validation { anchors, crl, domains: told_apart })))
     }
 
-    /// Trust domains with the anchors that vouch for them, those of our own certificates first; none where they are not told apart. Where
-    /// we moved from another one, our anchors vouch for that as well until our last certificate of it has ended:
-    /// peers may not have moved yet.
+    /// Trust domains with the anchors that vouch for them, those of our own certificates first; none where they are not
+    /// told apart. Where we moved from another one, our anchors vouch for that as well until our last certificate of it
+    /// has ended: peers may not have moved yet.
     fn told_apart(&self, ours: &TrustBundle) -> Vec<(TrustDomain, TrustBundle)> {
         if self.domains.is_empty() {
             return Vec::new();
