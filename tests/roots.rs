@@ -4,8 +4,10 @@
 mod ca_common;
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -281,5 +283,39 @@ async fn a_missing_extra_file_is_named_and_found_later() -> Tested {
     fs::create_dir_all(file(&served.scene, "not/yet")).or_fail("make a directory")?;
     write(&extra, &later)?;
     assert_eq!(served.pushed().await?, own + &later);
+    Ok(())
+}
+
+/// Lets the user namespace of a shim have no more inotify watches than it has now.
+fn no_more_watches(shim: &Shim) -> Tested {
+    let pid = shim.pid();
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).or_fail("list the descriptors")?.flatten();
+    let told: String = descriptors.filter_map(|file| fs::read_to_string(file.path()).ok()).collect();
+    // The instance has two descriptors.
+    let held = told.lines().filter(|line| line.starts_with("inotify ")).collect::<BTreeSet<_>>().len();
+    let script = format!("echo {held} > /proc/sys/user/max_inotify_watches");
+    let mut command = Command::new("nsenter");
+    let command = command.arg(format!("--user=/proc/{pid}/ns/user")).args(["sh", "-c", &script]);
+    let status = command.status().or_fail("run nsenter")?;
+    assert!(status.success() && held > 0, "{status}, {held} watches");
+    Ok(())
+}
+
+/// Needs root. A renewal that is asked for has the files read in the middle of the pause between two looks.
+#[tokio::test]
+async fn where_the_kernel_watches_no_more_files_are_looked_at() -> Tested {
+    let scene = Scene::new().await?;
+    let extra = Path::new("./deep/extra.pem");
+    let edit = |shim| with_files(&[extra])(shim).through(&["unshare", "--user", "--map-root-user"]);
+    let (mut served, _) = Served::start(scene, edit).await?;
+    served.shim.wait_for_log("extra.pem: No such file").await?;
+    no_more_watches(&served.shim)?;
+    let directory = served.scene.workload.path().join("deep");
+    fs::create_dir(&directory).or_fail("make the directory")?;
+    served.shim.wait_for_log("No space left on device (os error 28) (fs.inotify.max_user_watches may be").await?;
+    served.renew().await?;
+    let next = Pki::new("next").root_pem();
+    write(&directory.join("extra.pem"), &next)?;
+    assert!(served.pushed().await?.ends_with(&next));
     Ok(())
 }

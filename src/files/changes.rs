@@ -47,12 +47,16 @@ impl Changes {
             Ok(()) => {}
             Err(error) => {
                 if !self.told {
+                    // ENOSPC.
+                    let few = if error.kind() == io::ErrorKind::StorageFull { "watches" } else { "instances" };
                     warn!(
                         "files cannot be watched, they are looked at every 5 s: {error} \
-                         (fs.inotify.max_user_instances may be too low for the pods of this node)"
+                         (fs.inotify.max_user_{few} may be too low for the pods of this node)"
                     );
                     self.told = true;
                 }
+                // Who gives up waiting here must not find a watcher again that sees only a part of the way.
+                self.watcher = Err(error);
                 tokio::time::sleep(WITHOUT_WATCHER).await;
                 self.watcher = watch(&self.paths);
             }
