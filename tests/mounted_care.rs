@@ -116,6 +116,44 @@ async fn files_that_are_missing_cost_no_processor_time() -> Tested {
     Ok(())
 }
 
+#[tokio::test]
+async fn what_others_do_in_a_directory_on_the_way_costs_no_processor_time() -> Tested {
+    const WHILE: Duration = Duration::from_secs(1);
+    let scene = Scene::new().await?;
+    let passed = scene.workload.path().join("etc");
+    // It is the end of the way as long as the mount is missing.
+    fs::create_dir(&passed).or_fail("make a directory")?;
+    let edit = |shim| mounted(shim).env("SDS_SHIM_SOURCE", "files").env("SDS_SHIM_FILE_CHECK", "0s");
+    let mut served = Served::start(scene, edit).await?;
+    served.shim.wait_for_log("cert-chain.pem: No such file").await?;
+    let mount = Mount::new(&served.scene, "./etc/certs", ISTIO)?;
+    served.certificate().await?;
+    served.anchors().await?;
+    let (mut before, deadline) = (0, Instant::now() + PATIENCE);
+    while wakeups(served.shim.pid())? != before {
+        assert!(Instant::now() < deadline, "it does not come to rest");
+        before = wakeups(served.shim.pid())?;
+        sleep(WHILE).await;
+    }
+    for number in 0..20 {
+        write(&passed.join(number.to_string()), "of others")?;
+    }
+    sleep(WHILE).await;
+    assert_eq!(wakeups(served.shim.pid())?, before, "it woke up");
+    // And it sees what concerns it.
+    let serial = mount.rotate()?;
+    assert_eq!(served.certificate().await?.serial()?, serial);
+    let mark = served.shim.log().mark();
+    fs::rename(&passed, passed.with_extension("old")).or_fail("move it away")?;
+    served.shim.wait_for_log_after(mark, "cert-chain.pem: No such file").await?;
+    let next = Mount::new(&served.scene, "./etc/certs", ISTIO)?;
+    assert_eq!(served.anchors().await?.matches("BEGIN").count(), 2);
+    served.certificate().await?;
+    let serial = next.rotate()?;
+    assert_eq!(served.certificate().await?.serial()?, serial);
+    Ok(())
+}
+
 /// A shim in a mount namespace of its own, which serves a credential bundle.
 struct Apart {
     served: Served,

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::AsFd,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -29,7 +29,15 @@ pub(super) type Wanted = BTreeMap<WatchDescriptor, AddWatchFlags>;
 pub(super) struct Instance {
     inotify: Inotify,
     events: Readable,
-    watches: Mutex<BTreeMap<WatchDescriptor, Vec<Watch>>>,
+    places: Mutex<BTreeMap<WatchDescriptor, Place>>,
+}
+
+/// A place that is watched.
+struct Place {
+    path: PathBuf,
+    /// What the kernel tells of it.
+    mask: AddWatchFlags,
+    watches: Vec<Watch>,
 }
 
 /// That somebody wants to be woken for some events of a place.
@@ -55,7 +63,7 @@ impl Instance {
             }
             let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
             let events = Readable::new(inotify.as_fd().try_clone_to_owned()?)?;
-            let instance = Arc::new(Self { inotify, events, watches: Mutex::default() });
+            let instance = Arc::new(Self { inotify, events, places: Mutex::default() });
             *shared = Arc::downgrade(&instance);
             Ok(instance)
         })
@@ -73,14 +81,23 @@ impl Instance {
         wake: &Arc<Notify>,
         wanted: &mut Wanted,
     ) -> io::Result<()> {
+        let mut all = self.places();
         let descriptor = match self.inotify.add_watch(place, flags | MASK_ADD) {
             Ok(descriptor) => descriptor,
             Err(error @ (Errno::ENOSPC | Errno::ENOMEM)) => return Err(error.into()),
             Err(_) => return Ok(()),
         };
         *wanted.entry(descriptor).or_insert(AddWatchFlags::empty()) |= flags;
-        let mut all = self.watches();
-        let watches = all.entry(descriptor).or_default();
+        let Place { path, mask, watches } = all.entry(descriptor).or_insert_with(|| Place {
+            path: PathBuf::new(),
+            mask: AddWatchFlags::empty(),
+            watches: Vec::new(),
+        });
+        *mask |= flags;
+        // Where it was before it was moved.
+        if path != place {
+            place.clone_into(path);
+        }
         match watches.iter_mut().find(|watch| Arc::ptr_eq(&watch.wake, wake)) {
             Some(watch) => watch.flags |= flags,
             None => watches.push(Watch { wake: Arc::clone(wake), flags }),
@@ -90,9 +107,9 @@ impl Instance {
 
     /// Watches for `wake` only what is wanted of the places that it was told of in `held`.
     pub(super) fn keep_only(&self, wanted: &Wanted, held: &Wanted, wake: &Arc<Notify>) {
-        let mut all = self.watches();
+        let mut all = self.places();
         for descriptor in held.keys() {
-            let Some(watches) = all.get_mut(descriptor) else { continue };
+            let Some(Place { watches, .. }) = all.get_mut(descriptor) else { continue };
             match wanted.get(descriptor) {
                 Some(flags) => watches
                     .iter_mut()
@@ -104,7 +121,30 @@ impl Instance {
                 all.remove(descriptor);
                 // What is gone is no longer watched anyway.
                 let _ = self.inotify.rm_watch(*descriptor);
+            } else {
+                self.narrow(&mut all, *descriptor);
             }
+        }
+    }
+
+    /// Has the kernel tell of a place no more than somebody wants to know: others may be busy in it.
+    fn narrow(&self, all: &mut BTreeMap<WatchDescriptor, Place>, descriptor: WatchDescriptor) {
+        let Some(place) = all.get(&descriptor) else { return };
+        let wanted = place.watches.iter().fold(AddWatchFlags::empty(), |all, watch| all | watch.flags);
+        if wanted == place.mask {
+            return;
+        }
+        // What is not there any more tells nothing.
+        let Ok(found) = self.inotify.add_watch(&place.path, wanted) else { return };
+        match all.get_mut(&found) {
+            Some(place) => {
+                place.mask = wanted;
+                // Another place is there by now, of which more may be wanted: whoever watches it looks at it again.
+                if found != descriptor {
+                    place.watches.iter().for_each(|watch| watch.wake.notify_one());
+                }
+            }
+            None => drop(self.inotify.rm_watch(found)),
         }
     }
 
@@ -126,13 +166,13 @@ impl Instance {
     /// Reads what the kernel has to tell, and wakes those whom it concerns.
     fn dispatch(&self) -> io::Result<()> {
         let events = self.inotify.read_events()?;
-        let mut all = self.watches();
+        let mut all = self.places();
         for event in events {
             if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                all.values().flatten().for_each(|watch| watch.wake.notify_one());
+                all.values().flat_map(|place| &place.watches).for_each(|watch| watch.wake.notify_one());
             } else if event.mask.contains(AddWatchFlags::IN_IGNORED) {
                 all.remove(&event.wd);
-            } else if let Some(watches) = all.get(&event.wd) {
+            } else if let Some(Place { watches, .. }) = all.get(&event.wd) {
                 let concerned = watches.iter().filter(|watch| event.mask.intersects(watch.flags | ALWAYS));
                 concerned.for_each(|watch| watch.wake.notify_one());
             }
@@ -140,7 +180,7 @@ impl Instance {
         Ok(())
     }
 
-    fn watches(&self) -> MutexGuard<'_, BTreeMap<WatchDescriptor, Vec<Watch>>> {
-        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    fn places(&self) -> MutexGuard<'_, BTreeMap<WatchDescriptor, Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

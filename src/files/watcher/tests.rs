@@ -45,6 +45,25 @@ async fn sees_a_file_appear_where_no_directory_was() {
     assert!(file.exists());
 }
 
+/// Somebody else passes the directory that was there before, of which less is wanted from then on.
+#[tokio::test]
+async fn a_directory_that_took_the_place_of_another_is_watched_for_all_that_is_wanted() {
+    let scratch = Scratch::new("watcher").unwrap();
+    let [one, two, away] = ["one", "two", "away"].map(|name| scratch.path().join(name));
+    fs::create_dir_all(one.join("sub")).unwrap();
+    fs::create_dir(&two).unwrap();
+    let file = one.join("token");
+    let mut watcher = FileWatcher::new(&[&file]).unwrap();
+    let _passing = FileWatcher::new(&[&one.join("sub/token")]).unwrap();
+    fs::rename(&one, &away).unwrap();
+    fs::rename(&two, &one).unwrap();
+    watcher.changed().await.unwrap();
+    for content in ["x", "y", "z"] {
+        fs::write(&file, content).unwrap();
+        tokio::time::timeout(SOON, watcher.changed()).await.expect("it is seen").unwrap();
+    }
+}
+
 #[test]
 fn a_loop_of_links_ends() {
     let directory = Scratch::new("watcher").unwrap();
