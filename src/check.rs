@@ -8,7 +8,7 @@ use crate::{
     bounded::{self, foreign_text},
     clock,
     config::{CaRoots, Config, Env, Mistake, MutualTls, RootsConfig, Schedule, ServerName, VARIABLES},
-    identity::{BearerToken, Credential, KeyAlgorithm, KeyEncoding, KeySpec, TrustBundle, TrustDomain},
+    identity::{BearerToken, Credential, KeyAlgorithm, KeyEncoding, KeySpec, SpiffeId, TrustBundle, TrustDomain},
     memory,
 };
 
@@ -90,13 +90,8 @@ impl Findings {
     }
 
     fn effective(&mut self, config: &Config) {
-        let Config { identity, key, token, ca, rotation, output, sds, admin, .. } = config;
-        let identity =
-            identity.spiffe_id.as_ref().map_or("that of the token of each SDS request".to_owned(), |id| id.to_string());
-        self.line(&format!("  identity {identity}"));
-        if let Some(file) = &rotation.roots.trust_domain_file {
-            self.line(&format!("           in the trust domain that {} tells", file.display()));
-        }
+        let Config { key, token, ca, rotation, output, sds, admin, .. } = config;
+        self.identity(config);
         match &token.file {
             Some(file) => self.line(&format!("  token    {}", file.display())),
             None => self.line("  token    that of each SDS request"),
@@ -148,6 +143,20 @@ impl Findings {
         config.notes.iter().for_each(|note| self.line(&format!("  note     {note}")));
     }
 
+    /// Who is asked for, in the trust domain that counts now.
+    fn identity(&mut self, config: &Config) {
+        let file = config.rotation.roots.trust_domain_file.as_deref();
+        let own = file.and_then(|file| trust_domain(file).ok());
+        let asked_for = |id: &SpiffeId| own.as_ref().map_or_else(|| id.clone(), |own| id.in_domain(own)).to_string();
+        let identity =
+            config.identity.spiffe_id.as_ref().map_or("that of the token of each SDS request".to_owned(), asked_for);
+        self.line(&format!("  identity {identity}"));
+        if let Some(file) = file {
+            let (of, one) = if own.is_some() { ("that", "") } else { ("of TRUST_DOMAIN until", " one") };
+            self.line(&format!("           in the trust domain {of} {} tells{one}", file.display()));
+        }
+    }
+
     fn files(&mut self, config: &Config) {
         let now = clock::now();
         if let Some(files) = &config.source.files {
@@ -173,7 +182,12 @@ impl Findings {
             self.verdict(anchors(file, now, false));
         }
         if let Some(file) = &config.rotation.roots.trust_domain_file {
-            self.verdict(trust_domain(file));
+            match trust_domain(file) {
+                Err(bad) if fs::metadata(file).is_err_and(|error| error.kind() == ErrorKind::NotFound) => {
+                    self.line(&format!("  note     {bad}; TRUST_DOMAIN counts until it is there"));
+                }
+                found => self.verdict(found.map(|domain| format!("{}: the trust domain {domain}", file.display()))),
+            }
         }
         if let Some(directory) = &config.ca.provisioned {
             self.verdict(certificate(&directory.join("cert-chain.pem"), &directory.join("key.pem"), now));
@@ -257,9 +271,8 @@ fn read(file: &Path) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&content).into_owned())
 }
 
-fn trust_domain(file: &Path) -> Result<String, String> {
-    let domain = read(file)?.trim().parse::<TrustDomain>().map_err(|error| format!("{}: {error}", file.display()))?;
-    Ok(format!("{}: the trust domain {domain}", file.display()))
+fn trust_domain(file: &Path) -> Result<TrustDomain, String> {
+    read(file)?.trim().parse().map_err(|error| format!("{}: {error}", file.display()))
 }
 
 fn anchors(file: &Path, now: i64, lenient: bool) -> Result<String, String> {

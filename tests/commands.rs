@@ -275,19 +275,34 @@ async fn check_tells_all_mistakes_and_shows_no_secret() -> Tested {
     }
     assert!(!text.contains("Some(") && !text.contains("Dns("), "{text}");
 
-    let shim = scene.shim().env("SDS_SHIM_TRUST_DOMAIN_FILE", "./td");
-    for (content, code, expected) in [
-        ("", 64, "MISTAKE  ./td: a trust domain has only lower-case letters"),
-        ("td.example\n", 0, "ok       ./td: the trust domain td.example"),
-    ] {
-        std::fs::write(scene.workload.path().join("td"), content).or_fail("write the file")?;
-        let (ended, text) = run(shim.clone(), &["check"]).await?;
-        assert_eq!((ended, text.contains(expected)), (code, true), "{text}");
-        assert!(text.contains("in the trust domain that ./td tells"), "{text}");
-    }
-
     let (code, text) = run(scene.shim().env("SECRET_TTL", "x").env("SDS_SHIM_X", "y"), &["check"]).await?;
     assert_eq!((code, text.contains("2 mistakes")), (64, true), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_tells_the_identity_that_will_be_asked_for() -> Tested {
+    let scene = Scene::new().await?;
+    let shim = scene.shim().env("SDS_SHIM_TRUST_DOMAIN_FILE", "./td");
+    for (content, code, domain, told, verdict) in [
+        (
+            None,
+            0,
+            "cluster.local",
+            "of TRUST_DOMAIN until",
+            "note     ./td: No such file or directory (os error 2); TRUST",
+        ),
+        (Some(""), 64, "cluster.local", "of TRUST_DOMAIN until", "MISTAKE  ./td: a trust domain has only lower-case"),
+        (Some("td.example\n"), 0, "td.example", "that", "ok       ./td: the trust domain td.example"),
+    ] {
+        if let Some(content) = content {
+            std::fs::write(scene.workload.path().join("td"), content).or_fail("write the file")?;
+        }
+        let (ended, text) = run(shim.clone(), &["check"]).await?;
+        assert_eq!((ended, text.contains(verdict)), (code, true), "{text}");
+        let identity = format!("identity spiffe://{domain}/ns/foo/sa/sleep\n");
+        assert!(text.contains(&identity) && text.contains(&format!("in the trust domain {told} ./td tells")), "{text}");
+    }
     Ok(())
 }
 
