@@ -4,7 +4,11 @@ mod ca_common;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use ca_common::{Open, Scene, Tested, attempts::failed, renew, token, tokens, within};
+use ca_common::{
+    Open, Scene, Tested,
+    attempts::{failed, waits},
+    renew, token, tokens, within,
+};
 use testkit::{
     OrFail,
     development_ca::{CaOptions, DevelopmentCa, Fault, Outcome, Pki},
@@ -69,6 +73,25 @@ async fn error_is_named_and_outlived(code: Code, name: &str) -> Tested {
     renew(&shim)?;
     let secret = stream.next(&shim).await?;
     assert_eq!(scene.issued().first(), Some(&secret.serial()?));
+    Ok(())
+}
+
+/// A gateway before the CA that is less patient than we are, and says so for it.
+#[tokio::test]
+async fn a_ca_that_is_late_for_others_is_left_alone_for_as_long_as_one_that_is_late_for_us() -> Tested {
+    let scene = Scene::new().await?;
+    scene.ca.set_fault(Some(Fault::Status(Code::DeadlineExceeded, "upstream request timeout".to_owned())));
+    let shim = scene.shim().env("SDS_SHIM_LOG", "debug").start()?;
+    // The bound is the longest of all by then, and the wait no less than two thirds of it.
+    const FAILURES: usize = 13;
+    for failures in 1..=FAILURES {
+        failed(&shim, 0, failures).await?;
+        if failures < FAILURES {
+            renew(&shim)?;
+        }
+    }
+    let waits = waits(&shim, 0);
+    assert!(waits.last().is_some_and(|wait| (200_000..=300_000).contains(wait)), "{waits:?}");
     Ok(())
 }
 
