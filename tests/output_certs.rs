@@ -4,7 +4,7 @@ mod common;
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -224,6 +224,25 @@ async fn what_a_crash_left_behind_is_swept_and_nothing_else() -> Tested {
     assert!(!there("..7_0"), "the generation that was left behind is still there");
     assert!(there("..8_1"), "another process may be writing it");
     assert!(there("..2026_11_25_00_00_00.1") && there("7_0"), "these are not ours");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_link_of_somebody_else_led_to_stays() -> Tested {
+    let site = Site::new().await?;
+    let directory = output(&site);
+    let theirs = site.workload.path().join("theirs");
+    for place in [&directory, &theirs] {
+        fs::create_dir(place).or_fail("make a directory")?;
+    }
+    fs::write(theirs.join("key.pem"), "theirs").or_fail("write a file")?;
+    symlink("../theirs", directory.join("..data")).or_fail("link to it")?;
+    let shim = Logged(site.shim().env("OUTPUT_CERTS", directory.display().to_string()).start()?);
+    let held = next(&directory, None, &shim).await?;
+    // The second time tells that the first is over.
+    shim.signal(Signal::SIGUSR1)?;
+    next(&directory, Some(&held), &shim).await?;
+    assert_eq!(fs::read_to_string(theirs.join("key.pem")).or_fail("read their file")?, "theirs");
     Ok(())
 }
 

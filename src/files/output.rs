@@ -1,5 +1,6 @@
 use std::{
     convert::Infallible,
+    ffi::OsStr,
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink},
@@ -225,18 +226,22 @@ fn make(directory: &Path) -> Result<(), String> {
 /// Removes generations that processes have left behind that ended before they were done.
 fn sweep(directory: &Path, current: &str) {
     let now = clock::wall_clock();
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let (name, old) = (entry.file_name(), |entry: &fs::DirEntry| {
             let written = entry.metadata().ok().filter(fs::Metadata::is_dir)?.modified().ok()?;
             now.duration_since(written).ok().filter(|age| *age >= LEFT_BEHIND)
         });
-        let ours =
-            name.to_str().filter(|name| *name != current).and_then(|name| name.strip_prefix("..")?.split_once('_'));
-        if ours.is_some_and(|(pid, number)| is_number(pid) && is_number(number)) && old(&entry).is_some() {
+        if name != current && is_generation(&name) && old(&entry).is_some() {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
+}
+
+/// Whether that is a name that we give.
+fn is_generation(name: &OsStr) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let parts = name.to_str().and_then(|name| name.strip_prefix("..")?.split_once('_'));
+    parts.is_some_and(|(pid, number)| is_number(pid) && is_number(number))
 }
 
 /// Versions of what belongs together; `None` as long as something is missing.
@@ -245,10 +250,11 @@ fn versions(snapshot: &Snapshot) -> Option<[String; 2]> {
     Some([version(CERTIFICATE)?, version(ROOTS)?])
 }
 
-/// Swaps the link. Answers with what it pointed to.
+/// Swaps the link. Answers with the generation that it pointed to: what somebody else had it point to is not ours.
 fn make_current(directory: &Path, name: &str) -> io::Result<Option<PathBuf>> {
     let current = directory.join(CURRENT);
-    let before = fs::read_link(&current).ok().filter(|before| before.as_os_str() != name);
+    let ours = |before: &PathBuf| before.as_os_str() != name && is_generation(before.as_os_str());
+    let before = fs::read_link(&current).ok().filter(ours);
     replace_link(directory, Path::new(name), &current)?;
     Ok(before.map(|before| directory.join(before)))
 }
