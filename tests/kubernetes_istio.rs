@@ -40,8 +40,7 @@ async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
     }
     let values = "mode=istio,namespaces={foo},metrics.enabled=true,env.SDS_SHIM_LOG=debug";
     cluster.helm(&["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "--set", values]).await?;
-    let strict = cluster.get(&["peerauthentication", "default", "-n", "istio-system"]).await?;
-    assert_eq!(strict["spec"]["mtls"]["mode"], "STRICT");
+    strictness_is_asked_for(&cluster).await?;
     policies(&cluster).await?;
     configure(&cluster, "").await?;
 
@@ -71,6 +70,19 @@ async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
     }
     the_annotation_names_the_image(&cluster).await?;
     cluster.stop().await
+}
+
+/// The rest of the mesh is left alone, until somebody wants it otherwise.
+async fn strictness_is_asked_for(cluster: &Cluster) -> Outcome {
+    let names = cluster.kubectl(&["get", "peerauthentications", "-A", "-o", "name"]).await?;
+    assert_eq!(names.trim(), "");
+    let value = "istio.peerAuthentication=true";
+    let told =
+        cluster.helm(&["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reuse-values", "--set", value]).await?;
+    assert!(told.contains("Mutual TLS is STRICT in the whole mesh"), "{told}");
+    let strict = cluster.get(&["peerauthentication", "default", "-n", "istio-system"]).await?;
+    assert_eq!(strict["spec"]["mtls"]["mode"], "STRICT");
+    Ok(())
 }
 
 /// Istio starts the container that redirects traffic from the image of the annotation, too.

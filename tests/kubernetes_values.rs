@@ -39,10 +39,10 @@ fn combinations() -> Result<Vec<(Value, usize)>, Failure> {
         (with(mesh.clone(), &json!({ "developmentCA": { "enabled": true } })), 11),
         (with(mesh.clone(), &json!({ "developmentCA": { "enabled": true, "verify": "jwks" } })), 11),
         (with(mesh, &json!({ "injection": "patch" })), 2),
-        (istio.clone(), 4),
-        (with(istio.clone(), &all), 7),
-        (with(istio.clone(), &json!({ "istio": { "policy": false } })), 2),
-        (with(istio, &json!({ "istio": { "peerAuthentication": false } })), 3),
+        (istio.clone(), 3),
+        (with(istio.clone(), &all), 6),
+        (with(istio.clone(), &json!({ "istio": { "policy": false } })), 1),
+        (with(istio, &json!({ "istio": { "peerAuthentication": true } })), 4),
     ])
 }
 
