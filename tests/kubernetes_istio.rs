@@ -39,7 +39,9 @@ async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
         cluster.helm(&["install", release, chart, "-n", "istio-system", "--create-namespace"]).await?;
     }
     let values = "mode=istio,namespaces={foo},metrics.enabled=true,env.SDS_SHIM_LOG=debug";
-    cluster.helm(&["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "--set", values]).await?;
+    let install = ["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "--set", values];
+    let notes = cluster.helm(&install).await?;
+    istiod_keeps_its_version(&cluster, &notes).await?;
     strictness_is_asked_for(&cluster).await?;
     policies(&cluster).await?;
     configure(&cluster, "").await?;
@@ -136,12 +138,29 @@ async fn made(cluster: &Cluster, namespace: &str, annotations: &Value) -> Result
     object(&cluster.kubectl_on(&pod, &["create", "--dry-run=server", "-o", "json", "-f", "-"]).await?)
 }
 
+/// README's command that gives istiod our template.
+fn command() -> Result<String, Failure> {
+    let readme = fs::read_to_string(workspace().join("README.md")).or_fail("read README.md")?;
+    let begin = "kubectl -n sds-shim get configmap sds-shim-istio ";
+    let (_, rest) = readme.split_once(begin).ok_or_else(|| Failure::new("README.md has no such command"))?;
+    Ok(format!("{begin}{}", rest.split("\n```").next().unwrap_or_default()))
+}
+
+/// Who gives it a template must not upgrade istiod: Helm is told the version that is there.
+async fn istiod_keeps_its_version(cluster: &Cluster, notes: &str) -> Outcome {
+    let command = command()?;
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
+    assert!(words(notes).contains(&words(&command)), "the notes have another command: {notes}");
+    let version = command.split_once("--version ").map_or("", |(_, version)| version);
+    let told = cluster.script(&format!("echo {version}")).await?.success()?;
+    let chart = fs::read_to_string(workspace().join(ISTIOD).join("Chart.yaml")).or_fail("read istiod's chart")?;
+    assert!(chart.contains(&format!("\nversion: {}\n", told.trim())), "{told:?} is not the version in {chart}");
+    Ok(())
+}
+
 /// Gives istiod our template as the manual has it, with a value besides, and takes what the injector would have then.
 async fn configure(cluster: &Cluster, value: &str) -> Outcome {
-    let script = format!(
-        "kubectl -n sds-shim get configmap sds-shim-istio -o jsonpath='{{.data.values\\.yaml}}' |
-           helm upgrade istiod {ISTIOD} -n istio-system --reuse-values -f - --set '{value}'"
-    );
+    let script = format!("{} --set '{value}'", command()?.replace("istio/istiod", ISTIOD));
     cluster.script(&script).await?.success()?;
     let map = cluster.get(&["configmap", "istio-sidecar-injector", "-n", "istio-system"]).await?;
     for name in ["config", "values"] {
