@@ -58,6 +58,9 @@ async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
         let arguments = proxy["args"].as_array().into_iter().flatten().filter_map(Value::as_str);
         assert_eq!(arguments.take(2).collect::<Vec<_>>(), ["proxy", "sidecar"], "Istio's arguments stay");
         assert_eq!(proxy["command"], Value::Null, "the image's entrypoint stays");
+        let probe = &proxy["startupProbe"];
+        assert_eq!(probe["httpGet"]["path"], "/healthz/ready", "Istio's own stays");
+        assert_eq!((&probe["periodSeconds"], &probe["failureThreshold"]), (&json!(1), &json!(86400)), "it is a day");
         let set = |name: &str| variable(proxy, name);
         assert_eq!((set("SDS_SHIM_LOG"), set("SDS_SHIM_ADMIN")), (Some("debug"), Some("0.0.0.0:15022")));
         assert!(set("CA_ADDR").is_some(), "Istio's own stay");

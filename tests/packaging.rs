@@ -142,6 +142,34 @@ fn the_chart_knows_the_variables_of_the_binary() {
     assert_eq!(env["additionalProperties"], false);
 }
 
+/// Who is ended while the CA is away forgets how long to wait, and then waits for kubelet as well.
+#[test]
+fn start_up_probes_outlast_an_outage_of_the_ca() {
+    const DAY: u64 = 86400;
+    for pod in ["sleep", "httpbin"] {
+        let pod: Value =
+            serde_json::from_str(&read(&workspace().join(format!("tests/pods/{pod}.json")))).expect("JSON");
+        let sidecars = pod["spec"]["initContainers"].as_array().expect("it has sidecars");
+        for sidecar in sidecars {
+            let number = |name: &str| sidecar["startupProbe"][name].as_u64().expect("it has such a probe");
+            assert!(number("periodSeconds") * number("failureThreshold") >= DAY, "{sidecar}");
+        }
+        assert_eq!(sidecars.len(), 2);
+    }
+    let readme = read(&workspace().join("README.md"));
+    let probes: Vec<_> = readme.split("  startupProbe:\n").skip(1).collect();
+    assert!(!probes.is_empty());
+    for probe in probes {
+        let fields = probe.lines().take_while(|line| line.starts_with("    "));
+        let fields: Vec<_> = fields.filter_map(|line| line.trim().split_once(": ")).collect();
+        let number = |name: &str| {
+            let (_, value) = fields.iter().find(|(field, _)| *field == name).expect("it is told");
+            value.split(' ').next().and_then(|value| value.parse::<u64>().ok()).expect("it is a number")
+        };
+        assert!(number("periodSeconds") * number("failureThreshold") >= DAY, "{fields:?}");
+    }
+}
+
 /// What is shipped in the chart lies where it always was, too.
 #[test]
 fn the_chart_has_the_alerts_and_the_dashboard() {

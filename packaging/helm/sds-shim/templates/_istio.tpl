@@ -20,6 +20,12 @@ spec:
 {{ `{{- if not $named }}` }}
     image: {{ .Values.istio.image | quote }}
 {{ `{{- end }}` }}
+{{ `{{- $port := annotation .ObjectMeta "status.sidecar.istio.io/port" .Values.global.proxy.statusPort }}` }}
+{{ `{{- if and .Values.global.proxy.startupProbe.enabled (ne $port "0") }}` }}
+    startupProbe:
+      # A day: Istio's ten minutes are less than an outage of the CA, and its end would end the shim's waiting, too.
+      failureThreshold: 86400
+{{ `{{- end }}` }}
     {{- with (include "sds-shim.variables" . | fromYaml) }}
     env:
     {{- range $name, $value := . }}

@@ -20,7 +20,7 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
       command: [/usr/local/bin/sds-shim, wait, --timeout, {{ printf "%ds" (max 1 (sub .timeoutSeconds 1)) }}]
     periodSeconds: {{ .periodSeconds }}
     timeoutSeconds: {{ .timeoutSeconds }}
-    failureThreshold: {{ .failureThreshold }}
+    failureThreshold: {{ .failureThreshold | int64 }}
 {{- end }}
 {{- end }}
 {{- with .Values.probes.readiness }}
@@ -83,7 +83,8 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
       port: {{ .Values.proxy.healthPort }}
     periodSeconds: 1
     timeoutSeconds: 3
-    failureThreshold: 300
+    # A day: it waits for the first certificate where the shim's own probe is off.
+    failureThreshold: 86400
   readinessProbe:
     httpGet:
       path: /ready

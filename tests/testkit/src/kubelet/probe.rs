@@ -16,6 +16,9 @@ use crate::{Failure, OrFail, container::Container, http, process::Process};
 /// Between two looks: kubelet looks once in a period, and we are in more of a hurry.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Where a probe allows more, such as a day for an outage, it only bounds failures.
+const LONGEST: u64 = 300;
+
 /// Whom probes ask, and from where: the node.
 pub(super) struct Target<'a> {
     pub(super) container: &'a Container,
@@ -29,6 +32,7 @@ impl Target<'_> {
     /// until it counts as failed.
     pub(super) async fn wait_for(&self, probe: &Probe, process: &mut Process) -> Result<(), Failure> {
         let allowed = probe.initial_delay_seconds + probe.period_seconds.max(1) * probe.failure_threshold;
+        let allowed = allowed.min(LONGEST);
         let deadline = Instant::now() + Duration::from_secs(allowed);
         let mut successes = 0;
         loop {
