@@ -38,13 +38,13 @@ async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
     for (release, chart) in [("istio-base", "target/istio-injector/base"), ("istiod", ISTIOD)] {
         cluster.helm(&["install", release, chart, "-n", "istio-system", "--create-namespace"]).await?;
     }
-    let values = "mode=istio,namespaces={foo},metrics.enabled=true,env.SDS_SHIM_LOG=debug";
+    let values = "mode=istio,metrics.enabled=true,env.SDS_SHIM_LOG=debug";
     let install = ["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "--set", values];
     let notes = cluster.helm(&install).await?;
     istiod_keeps_its_version(&cluster, &notes).await?;
     strictness_is_asked_for(&cluster).await?;
+    istiod_knows_the_template_first(&cluster).await?;
     policies(&cluster).await?;
-    configure(&cluster, "").await?;
 
     // Beside the application, and as a native sidecar.
     for (annotations, list) in [
@@ -75,6 +75,18 @@ async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
     }
     the_annotation_names_the_image(&cluster).await?;
     cluster.stop().await
+}
+
+/// Until then Istio would make no pod in the namespaces at all.
+async fn istiod_knows_the_template_first(cluster: &Cluster) -> Outcome {
+    let upgrade = ["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reuse-values", "--set", "namespaces={foo}"];
+    let Err(refused) = cluster.helm(&upgrade).await else {
+        return Err(Failure::new("namespaces are taken before istiod knows the template"));
+    };
+    assert!(refused.to_string().contains("give istiod the values in the ConfigMap sds-shim-istio"), "{refused}");
+    assert_eq!(made(cluster, "foo", &json!({})).await?["metadata"]["annotations"][TEMPLATES], Value::Null);
+    configure(cluster, "").await?;
+    cluster.helm(&upgrade).await.map(drop)
 }
 
 /// The rest of the mesh is left alone, until somebody wants it otherwise.
