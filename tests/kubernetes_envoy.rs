@@ -24,27 +24,35 @@ use tokio::{
 
 type Outcome = Result<(), Failure>;
 
-/// The ports of a pod, which this machine shares with others.
-struct Ports([Reservation; 3]);
+/// The ports of a pod, which this machine shares with others: inbound, outbound, health, and the application's.
+struct Ports([Reservation; 4]);
 
 impl Ports {
     fn new() -> Result<Self, Failure> {
         let reserve = || Reservation::new().or_fail("reserve a port");
-        Ok(Self([reserve()?, reserve()?, reserve()?]))
+        Ok(Self([reserve()?, reserve()?, reserve()?, reserve()?]))
     }
 
     fn values(&self, proxy: &Value, mode: &str) -> Value {
-        let [inbound, outbound, health] = self.0.each_ref().map(Reservation::port);
+        let [inbound, outbound, health, _] = self.0.each_ref().map(Reservation::port);
         let mut proxy = proxy.clone();
         proxy["inboundPort"] = inbound.into();
         proxy["outboundPort"] = outbound.into();
         proxy["healthPort"] = health.into();
-        json!({ "namespaces": ["foo"], "proxy": proxy, "mutualTLS": { "mode": mode } })
+        json!({ "namespaces": ["foo"], "injection": "patch", "proxy": proxy, "mutualTLS": { "mode": mode } })
     }
 }
 
-/// The files in the ConfigMap that these values make, with the paths of a pod below `root`.
-fn files(values: &Value, root: &Path) -> BTreeMap<String, String> {
+/// What an injected Envoy is given.
+struct Given {
+    /// In its arguments.
+    bootstrap: String,
+    /// In its volume.
+    files: BTreeMap<String, String>,
+}
+
+/// What these values give an Envoy with these ports, with the paths of a pod below `root`.
+fn given(values: &Value, ports: &Ports, root: &Path) -> Given {
     let mut command = Command::new(workspace().join("target/kubernetes/helm"));
     command.args(["template", "sds-shim", "packaging/helm/sds-shim", "-s", "templates/configuration.yaml"]);
     command.args(["--kube-version", "1.37.2", "-f", "-"]).current_dir(workspace());
@@ -55,13 +63,27 @@ fn files(values: &Value, root: &Path) -> BTreeMap<String, String> {
     let output = child.wait_with_output().expect("helm ends");
     let manifest = String::from_utf8_lossy(&output.stdout).into_owned();
     let root = root.display();
-    let content = |name: &str| {
-        let (_, rest) = manifest.split_once(&format!("\n  {name}: |\n")).expect("it is in the ConfigMap");
-        let lines: Vec<_> = rest.lines().map_while(|line| line.strip_prefix("    ")).collect();
-        let text = lines.join("\n").replace("/etc/sds-shim", &format!("{root}/etc/sds-shim"));
-        (name.to_owned(), text.replace("/var/run/", &format!("{root}/var/run/")))
+    let moved = |text: &str| {
+        let text = text.replace("/etc/sds-shim", &format!("{root}/etc/sds-shim"));
+        text.replace("/var/run/", &format!("{root}/var/run/"))
     };
-    ["envoy.json", "listeners.json", "clusters.json"].map(content).into()
+    let [inbound, outbound, _, application] = ports.0.each_ref().map(Reservation::port);
+    let content = |name: &str, key: &str| {
+        let (_, rest) = manifest.split_once(&format!("\n  {key}: |\n")).expect("it is in the ConfigMap");
+        let lines: Vec<_> = rest.lines().map_while(|line| line.strip_prefix("    ")).collect();
+        (name.to_owned(), moved(&lines.join("\n")))
+    };
+    let (_, arguments) = manifest.split_once("- --config-yaml\n").expect("it is an argument");
+    let argument = arguments.lines().next().and_then(|line| line.trim().strip_prefix("- ")).unwrap_or_default();
+    let bootstrap: String = serde_json::from_str(argument).expect("it is quoted");
+    Given {
+        bootstrap: moved(&bootstrap.replace("@APP_PORT@", &application.to_string())),
+        files: [
+            content("listeners.json", &format!("listeners-ipv4-{inbound}-{outbound}.json")),
+            content("clusters.json", "clusters.json"),
+        ]
+        .into(),
+    }
 }
 
 /// An Envoy as the injected container starts it.
@@ -72,18 +94,12 @@ struct Proxy {
 }
 
 impl Proxy {
-    fn start(root: &Path, files: &BTreeMap<String, String>) -> Result<Self, Failure> {
-        let volume = ProjectedVolume::create(&root.join("etc/sds-shim"), &borrowed(files));
+    fn start(root: &Path, given: &Given) -> Result<Self, Failure> {
+        let volume = ProjectedVolume::create(&root.join("etc/sds-shim"), &borrowed(&given.files));
         let volume = volume.or_fail("write the ConfigMap's files")?;
         let socket = root.join("var/run/sds-shim-envoy/admin.sock");
         fs::create_dir_all(socket.parent().unwrap_or(root)).or_fail("make the directory of its socket")?;
-        let application = json!({
-            "name": "application", "type": "STATIC", "connect_timeout": "1s",
-            "load_assignment": { "cluster_name": "application", "endpoints": [] },
-        });
-        let own = json!({ "static_resources": { "clusters": [application] } }).to_string();
-        let path = root.join("etc/sds-shim/envoy.json").display().to_string();
-        let arguments = ["--config-path", &path, "--config-yaml", &own, "--service-node", "app.foo"];
+        let arguments = ["--config-yaml", &given.bootstrap, "--service-node", "app.foo"];
         let more = ["--service-cluster", "sleep.foo", "--concurrency", "1", "--disable-hot-restart"];
         let arguments: Vec<_> = arguments.iter().chain(&more).map(ToString::to_string).collect();
         let usual = || workspace().join("target/envoy/envoy");
@@ -135,8 +151,8 @@ async fn envoy_takes_what_the_values_make_of_its_configuration() -> Outcome {
         (json!({ "allowedClients": clients, "outbound": [service("a", "127.0.0.1"), again] }), "STRICT"),
     ] {
         let ports = Ports::new()?;
-        let files = files(&ports.values(&proxy, mode), site.workload.path());
-        let mut envoy = Proxy::start(site.workload.path(), &files)?;
+        let given = given(&ports.values(&proxy, mode), &ports, site.workload.path());
+        let mut envoy = Proxy::start(site.workload.path(), &given)?;
         envoy.has_taken(1).await?;
         let listeners = envoy.admin.get("/listeners").await?;
         let names: Vec<_> = listeners.lines().filter_map(|line| line.split("::").next()).collect();
@@ -157,15 +173,15 @@ async fn a_change_of_the_values_reaches_a_running_envoy() -> Outcome {
         let client = format!("spiffe://cluster.local/ns/foo/sa/{client}");
         ports.values(&json!({ "allowedClients": [client], "outbound": services }), mode)
     };
-    let first = files(&values("sleep", json!([service("a", "127.0.0.1")]), "PERMISSIVE"), root);
+    let first = given(&values("sleep", json!([service("a", "127.0.0.1")]), "PERMISSIVE"), &ports, root);
     let mut envoy = Proxy::start(root, &first)?;
     envoy.has_taken(1).await?;
-    // Of the sidecar, which has no application.
+    // Of the sidecar, whose application does not run.
     assert_eq!(plaintext(&ports).await?, Some(503));
 
     let services = json!([service("a", "127.0.0.1"), service("b", "127.0.0.1")]);
-    let second = files(&values("other", services, "STRICT"), root);
-    envoy.volume.replace(&borrowed(&second)).or_fail("swap the files as kubelet does")?;
+    let second = given(&values("other", services, "STRICT"), &ports, root);
+    envoy.volume.replace(&borrowed(&second.files)).or_fail("swap the files as kubelet does")?;
     envoy.has_taken(2).await?;
     let dump = envoy.admin.get("/config_dump").await?;
     assert!(dump.contains("spiffe://cluster.local/ns/foo/sa/other"), "{dump}");

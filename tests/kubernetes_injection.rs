@@ -1,7 +1,13 @@
 //! What a real API server makes of pods once the chart is installed: `make test-kubernetes`.
 
-use std::{fs, time::Duration};
+#[path = "kubernetes_injection/pods.rs"]
+mod pods;
 
+use std::fs;
+
+use pods::{
+    IN_FORCE, POLL, bootstrap, cleaned, made, made_so, names, namespaces, pod, port, sidecar, stripped, unusual,
+};
 use serde_json::{Value, json};
 use testkit::{
     Failure, OrFail,
@@ -14,9 +20,6 @@ type Outcome = Result<(), Failure>;
 
 const CHART: &str = "packaging/helm/sds-shim";
 const SAMPLE: &str = "packaging/helm/sds-shim/samples/values.yaml";
-/// How long a changed policy may take to be in force: it only bounds failures.
-const IN_FORCE: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(200);
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
@@ -54,6 +57,7 @@ async fn pods_of_the_mesh_get_their_sidecars_and_others_do_not() -> Outcome {
     }
     ports(&cluster, &container).await?;
     the_authority_outlives_an_upgrade(&cluster).await?;
+    pods_keep_their_ports(&cluster, &injected).await?;
     cluster.stop().await
 }
 
@@ -102,6 +106,40 @@ async fn the_authority_outlives_an_upgrade(cluster: &Cluster) -> Outcome {
     assert_eq!(before["data"], after["data"], "the root is another one");
     let map = cluster.get(&["configmap", "sds-shim", "-n", "bar"]).await?;
     assert!(map["data"]["root-cert.pem"].as_str().is_some_and(|root| root.starts_with("-----BEGIN CERTIFICATE")));
+    Ok(())
+}
+
+/// Probes and services of a pod that runs are for the ports that it was made with; what else changes reaches it.
+async fn pods_keep_their_ports(cluster: &Cluster, pod: &Value) -> Outcome {
+    let key = |pod: &Value| {
+        let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+        let mut items = volumes.flat_map(|volume| volume["configMap"]["items"].as_array().into_iter().flatten());
+        let item = items.find(|item| item["path"] == "listeners.json").unwrap_or(&Value::Null);
+        item["key"].as_str().unwrap_or_default().to_owned()
+    };
+    let before = key(pod);
+    let values =
+        "proxy.inboundPort=16006,proxy.healthPort=16021,mutualTLS.mode=PERMISSIVE,mutualTLS.networkPolicy=true";
+    cluster.helm(&["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reuse-values", "--set", values]).await?;
+    let simple = self::pod(json!({}), json!({}));
+    let after = made_so(cluster, &simple, |pod| key(pod) != before).await?;
+    let map = cluster.get(&["configmap", "sds-shim", "-n", "foo"]).await?;
+    for (key, port) in [(before, 15006), (key(&after), 16006)] {
+        let listeners = object(map["data"][&key].as_str().unwrap_or_default())?;
+        let inbound = &listeners["resources"][0];
+        assert_eq!(inbound["address"]["socket_address"]["port_value"], port, "{key}");
+        assert_eq!(inbound["filter_chains"].as_array().map(Vec::len), Some(2), "plaintext is taken, too");
+    }
+    let policy = cluster.get(&["networkpolicy", "sds-shim", "-n", "foo"]).await?;
+    let open = policy["spec"]["ingress"][0]["ports"].as_array().into_iter().flatten().map(|port| &port["port"]);
+    assert_eq!(open.collect::<Vec<_>>(), [16006, 15006, 16021]);
+    let health = |pod: &Value| {
+        let probe = &sidecar(pod, 1)["startupProbe"]["httpGet"];
+        let listens = bootstrap(pod)?["static_resources"]["listeners"][0]["address"]["socket_address"].clone();
+        Some((probe["port"].clone(), listens["port_value"].clone()))
+    };
+    assert_eq!(health(pod), Some((json!(15021), json!(15021))));
+    assert_eq!(health(&after), Some((json!(16021), json!(16021))));
     Ok(())
 }
 
@@ -227,15 +265,6 @@ async fn the_pods_that_run_without_a_cluster_are_those_of_the_api_server() -> Ou
     cluster.stop().await
 }
 
-/// Without what is another one each time.
-fn stripped(object: Value) -> Value {
-    let mut object = cleaned(&object);
-    if let Some(fields) = object.as_object_mut() {
-        fields.remove("status");
-    }
-    object
-}
-
 /// What a release makes and could leave behind, by kind, namespace and name.
 async fn everything(cluster: &Cluster) -> Result<Vec<String>, Failure> {
     let kinds = "configmaps,networkpolicies,secrets,services,serviceaccounts,deployments,clusterrolebindings,\
@@ -249,113 +278,4 @@ async fn everything(cluster: &Cluster) -> Result<Vec<String>, Failure> {
         format!("{} {}/{}", text(&item["kind"]), text(&metadata["namespace"]), text(&metadata["name"]))
     });
     Ok(named.filter(|name| name.contains("sds-shim")).collect())
-}
-
-/// Without what only the API server may set.
-fn cleaned(pod: &Value) -> Value {
-    let mut pod = pod.clone();
-    if let Some(metadata) = pod["metadata"].as_object_mut() {
-        metadata.retain(|name, _| ["name", "namespace", "labels", "annotations"].contains(&name.as_str()));
-    }
-    pod["status"] = json!({});
-    pod
-}
-
-/// Nearly all that can be chosen, chosen otherwise than by default.
-fn unusual() -> Value {
-    json!({
-        "namespaces": ["foo"],
-        "trustDomain": "example.org",
-        "mutualTLS": { "mode": "PERMISSIVE", "networkPolicy": true },
-        "ca": {
-            "address": "ca.example.org:443,10.0.0.1:15012", "serverName": "ca.example.org", "audience": "other",
-            "tokenSeconds": 3600,
-            "root": { "source": "clusterTrustBundle", "clusterTrustBundle": { "signerName": "example.org/mesh" } },
-        },
-        "image": { "repository": "example.org/shim", "digest": format!("sha256:{}", "a".repeat(64)) },
-        "env": { "CA_HEADER_X": "\"quoted\" \\ 'text' <&> é", "WORKLOAD_IDENTITY_SOCKET_FILE": "other" },
-        "securityContext": {
-            "runAsUser": null, "runAsGroup": null,
-            "seccompProfile": { "type": "Localhost", "localhostProfile": "sds-shim.json" },
-        },
-        "probes": { "startup": { "enabled": false }, "readiness": { "enabled": false } },
-        "proxy": {
-            "bindAddress": "::",
-            "allowedClients": ["spiffe://example.org/ns/foo/*"],
-            "outbound": [
-                { "service": "a", "namespace": "foo", "serviceAccount": "a", "port": 80 },
-                { "service": "a", "namespace": "foo", "serviceAccount": "a", "port": 81, "address": "10.0.0.2" },
-            ],
-        },
-        "metrics": { "enabled": true },
-        "dashboard": { "enabled": true },
-    })
-}
-
-/// A pod that the restricted Pod Security Standard allows.
-fn pod(metadata: Value, spec: Value) -> Value {
-    let container = json!({
-        "name": "app", "image": "app",
-        "securityContext": { "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } },
-    });
-    let mut pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "app", "namespace": "foo" },
-        "spec": {
-            "securityContext": { "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } },
-            "containers": [container],
-        },
-    });
-    for (part, changes) in [("metadata", metadata), ("spec", spec)] {
-        for (name, value) in changes.as_object().into_iter().flatten() {
-            pod[part][name] = value.clone();
-        }
-    }
-    pod
-}
-
-/// What the API server would make of a pod.
-async fn made(cluster: &Cluster, pod: &Value) -> Result<Value, Failure> {
-    let arguments = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
-    object(&cluster.kubectl_on(pod, &arguments).await?)
-}
-
-/// The same, as soon as it is as expected.
-async fn made_so(cluster: &Cluster, pod: &Value, expected: impl Fn(&Value) -> bool) -> Result<Value, Failure> {
-    let deadline = Instant::now() + IN_FORCE;
-    loop {
-        let made = made(cluster, pod).await;
-        match made {
-            Ok(made) if expected(&made) => return Ok(made),
-            made if Instant::now() > deadline => {
-                return Err(cluster.explain(Failure::new(format!("the policy is not in force: {made:?}"))));
-            }
-            // Nobody tells when a policy is in force.
-            _ => sleep(POLL).await,
-        }
-    }
-}
-
-fn names<'a>(pod: &'a Value, list: &str) -> Vec<&'a str> {
-    pod["spec"][list].as_array().into_iter().flatten().filter_map(|entry| entry["name"].as_str()).collect()
-}
-
-fn sidecar(pod: &Value, index: usize) -> &Value {
-    &pod["spec"]["initContainers"][index]
-}
-
-fn port(pod: &Value) -> Option<u64> {
-    let text = sidecar(pod, 1)["args"][3].as_str()?;
-    let configuration: Value = serde_json::from_str(text).ok()?;
-    let endpoint = &configuration["static_resources"]["clusters"][0]["load_assignment"]["endpoints"][0];
-    endpoint["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["port_value"].as_u64()
-}
-
-async fn namespaces(cluster: &Cluster) -> Outcome {
-    for namespace in ["foo", "bar"] {
-        cluster.kubectl(&["create", "namespace", namespace]).await?;
-        let label = "pod-security.kubernetes.io/enforce=restricted";
-        cluster.kubectl(&["label", "namespace", namespace, label]).await?;
-        cluster.kubectl(&["wait", "--for=create", "-n", namespace, "sa/default"]).await?;
-    }
-    Ok(())
 }

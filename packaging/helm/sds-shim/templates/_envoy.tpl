@@ -1,6 +1,13 @@
-{{- /* What an Envoy starts with. It has its listeners and clusters from files beside it, and follows them: kubelet brings
-what changes in the ConfigMap. What each pod has for itself is in the arguments, see sds-shim.envoy.application. */}}
+{{- /* What an Envoy starts with, as the text of an argument: it is the pod's own, because probes and mounts of the pod go
+with it; @APP_PORT@ stands for a number. Listeners and clusters it has from files beside it, and follows them: kubelet
+brings what changes in the ConfigMap. */}}
 {{- define "sds-shim.envoy" -}}
+{{- $bootstrap := include "sds-shim.envoy.bootstrap" . | fromYaml }}
+{{- if hasKey $bootstrap "Error" }}{{ fail (printf "Envoy's configuration: %s" $bootstrap.Error) }}{{ end }}
+{{- $bootstrap | toJson | replace "\"@APP_PORT@\"" "@APP_PORT@" }}
+{{- end }}
+
+{{- define "sds-shim.envoy.bootstrap" -}}
 {{- with .Values.proxy }}
 admin:
   address:
@@ -48,17 +55,47 @@ static_resources:
       endpoints:
       - lb_endpoints:
         - endpoint: { address: { pipe: { path: /var/run/sds-shim-envoy/admin.sock } } }
+  - name: application
+    type: STATIC
+    connect_timeout: 1s
+    typed_extension_protocol_options:
+      {{- include "sds-shim.envoy.protocols" $ | nindent 6 }}
+    load_assignment:
+      cluster_name: application
+      endpoints:
+      - lb_endpoints:
+        - endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: "@APP_PORT@" } } }
 {{- end }}
 {{- end }}
 
-{{- /* Who comes in and goes out. */}}
-{{- define "sds-shim.envoy.listeners" -}}
+{{- /* Where an Envoy listens, as part of a file's name: a pod keeps the file that it was made with, and its ports. */}}
+{{- define "sds-shim.envoy.ports" -}}
 {{- with .Values.proxy }}
+{{- printf "%s-%d-%d" (ternary "ipv6" "ipv4" (contains ":" .bindAddress)) (int64 .inboundPort) (int64 .outboundPort) }}
+{{- end }}
+{{- end }}
+
+{{- /* Those of the chart, and those that pods of before have in this namespace: (context, namespace), as a list. */}}
+{{- define "sds-shim.envoy.allPorts" -}}
+{{- $context := index . 0 }}
+{{- $all := list (include "sds-shim.envoy.ports" $context) }}
+{{- range $file, $_ := (lookup "v1" "ConfigMap" (index . 1) (include "sds-shim.name" $context)).data | default dict }}
+{{- $ports := regexFind "ipv[46]-[0-9]+-[0-9]+" $file }}
+{{- if eq $file (printf "listeners-%s.json" $ports) }}{{ $all = append $all $ports }}{{ end }}
+{{- end }}
+{{- $all | uniq | toYaml }}
+{{- end }}
+
+{{- /* Who comes in and goes out: (context, ports). */}}
+{{- define "sds-shim.envoy.listeners" -}}
+{{- $ports := splitList "-" (index . 1) }}
+{{- $address := ternary "::" "0.0.0.0" (eq (index $ports 0) "ipv6") }}
+{{- with index . 0 }}
 resources:
 - name: inbound
   "@type": type.googleapis.com/envoy.config.listener.v3.Listener
-  address: { socket_address: { address: {{ .bindAddress | quote }}, port_value: {{ .inboundPort }} } }
-{{- if eq $.Values.mutualTLS.mode "PERMISSIVE" }}
+  address: { socket_address: { address: {{ $address | quote }}, port_value: {{ index $ports 1 }} } }
+{{- if eq .Values.mutualTLS.mode "PERMISSIVE" }}
   listener_filters:
   - name: envoy.filters.listener.tls_inspector
     typed_config:
@@ -66,7 +103,7 @@ resources:
 {{- end }}
   filter_chains:
   - name: mutual-tls
-{{- if eq $.Values.mutualTLS.mode "PERMISSIVE" }}
+{{- if eq .Values.mutualTLS.mode "PERMISSIVE" }}
     filter_chain_match: { transport_protocol: tls }
 {{- end }}
     transport_socket:
@@ -76,17 +113,17 @@ resources:
         require_client_certificate: true
         common_tls_context:
           alpn_protocols: [h2, http/1.1]
-          {{- include "sds-shim.envoy.tls" (list $ .allowedClients) | nindent 10 }}
+          {{- include "sds-shim.envoy.tls" (list . .Values.proxy.allowedClients) | nindent 10 }}
     filters:
-    {{- include "sds-shim.envoy.inbound" $ | nindent 4 }}
-{{- if eq $.Values.mutualTLS.mode "PERMISSIVE" }}
+    {{- include "sds-shim.envoy.inbound" . | nindent 4 }}
+{{- if eq .Values.mutualTLS.mode "PERMISSIVE" }}
   - name: plaintext
     filters:
-    {{- include "sds-shim.envoy.inbound" $ | nindent 4 }}
+    {{- include "sds-shim.envoy.inbound" . | nindent 4 }}
 {{- end }}
 - name: outbound
   "@type": type.googleapis.com/envoy.config.listener.v3.Listener
-  address: { socket_address: { address: 127.0.0.1, port_value: {{ .outboundPort }} } }
+  address: { socket_address: { address: 127.0.0.1, port_value: {{ index $ports 2 }} } }
   filter_chains:
   - filters:
     - {{- include "sds-shim.envoy.http" (dict "name" "outbound") | nindent 6 }}
@@ -94,7 +131,7 @@ resources:
           name: outbound
           # The two files are read one after the other, and a cluster may still be on its way.
           validate_clusters: false
-          virtual_hosts: {{ include "sds-shim.envoy.hosts" $ | fromYamlArray | toJson }}
+          virtual_hosts: {{ include "sds-shim.envoy.hosts" . | fromYamlArray | toJson }}
 {{- end }}
 {{- end }}
 
@@ -221,14 +258,4 @@ typed_config:
 envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
   "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
   use_downstream_protocol_config: { http_protocol_options: {}, http2_protocol_options: {} }
-{{- end }}
-
-{{- /* The part that each pod has for itself, as the text of an argument; @APP_PORT@ stands for a number. */}}
-{{- define "sds-shim.envoy.application" -}}
-{{- $protocols := include "sds-shim.envoy.protocols" . | fromYaml }}
-{{- $address := dict "socket_address" (dict "address" "127.0.0.1" "port_value" "@APP_PORT@") }}
-{{- $endpoint := dict "endpoint" (dict "address" $address) }}
-{{- $assignment := dict "cluster_name" "application" "endpoints" (list (dict "lb_endpoints" (list $endpoint))) }}
-{{- $cluster := dict "name" "application" "type" "STATIC" "connect_timeout" "1s" "typed_extension_protocol_options" $protocols "load_assignment" $assignment }}
-{{- dict "static_resources" (dict "clusters" (list $cluster)) | toJson | replace "\"@APP_PORT@\"" "@APP_PORT@" }}
 {{- end }}

@@ -57,10 +57,8 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
   command:
     {{- toYaml .Values.proxy.command | nindent 2 }}
   args:
-  - --config-path
-  - /etc/sds-shim/envoy.json
   - --config-yaml
-  - {{ include "sds-shim.envoy.application" . | quote }}
+  - {{ include "sds-shim.envoy" . | quote }}
   - --service-node
   - $(POD_NAME).$(POD_NAMESPACE)
   - --service-cluster
@@ -202,10 +200,10 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
   configMap:
     name: {{ include "sds-shim.name" . }}
     items:
-{{- range list "envoy.json" "listeners.json" "clusters.json" }}
-    - key: {{ . }}
-      path: {{ . }}
-{{- end }}
+    - key: listeners-{{ include "sds-shim.envoy.ports" . }}.json
+      path: listeners.json
+    - key: clusters.json
+      path: clusters.json
 - name: sds-shim-admin
   emptyDir:
     medium: Memory

@@ -1,0 +1,141 @@
+//! Pods, and what becomes of them at an API server with the chart.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testkit::{
+    Failure,
+    kubernetes::{Cluster, object},
+};
+use tokio::time::{Instant, sleep};
+
+/// How long a changed policy may take to be in force: it only bounds failures.
+pub(crate) const IN_FORCE: Duration = Duration::from_secs(60);
+pub(crate) const POLL: Duration = Duration::from_millis(200);
+
+/// Without what is another one each time.
+pub(crate) fn stripped(object: Value) -> Value {
+    let mut object = cleaned(&object);
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
+    }
+    object
+}
+
+/// Without what only the API server may set.
+pub(crate) fn cleaned(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    if let Some(metadata) = pod["metadata"].as_object_mut() {
+        metadata.retain(|name, _| ["name", "namespace", "labels", "annotations"].contains(&name.as_str()));
+    }
+    pod["status"] = json!({});
+    pod
+}
+
+/// Nearly all that can be chosen, chosen otherwise than by default.
+pub(crate) fn unusual() -> Value {
+    json!({
+        "namespaces": ["foo"],
+        "trustDomain": "example.org",
+        "mutualTLS": { "mode": "PERMISSIVE", "networkPolicy": true },
+        "ca": {
+            "address": "ca.example.org:443,10.0.0.1:15012", "serverName": "ca.example.org", "audience": "other",
+            "tokenSeconds": 3600,
+            "root": { "source": "clusterTrustBundle", "clusterTrustBundle": { "signerName": "example.org/mesh" } },
+        },
+        "image": { "repository": "example.org/shim", "digest": format!("sha256:{}", "a".repeat(64)) },
+        "env": { "CA_HEADER_X": "\"quoted\" \\ 'text' <&> é", "WORKLOAD_IDENTITY_SOCKET_FILE": "other" },
+        "securityContext": {
+            "runAsUser": null, "runAsGroup": null,
+            "seccompProfile": { "type": "Localhost", "localhostProfile": "sds-shim.json" },
+        },
+        "probes": { "startup": { "enabled": false }, "readiness": { "enabled": false } },
+        "proxy": {
+            "bindAddress": "::",
+            "allowedClients": ["spiffe://example.org/ns/foo/*"],
+            "outbound": [
+                { "service": "a", "namespace": "foo", "serviceAccount": "a", "port": 80 },
+                { "service": "a", "namespace": "foo", "serviceAccount": "a", "port": 81, "address": "10.0.0.2" },
+            ],
+        },
+        "metrics": { "enabled": true },
+        "dashboard": { "enabled": true },
+    })
+}
+
+/// A pod that the restricted Pod Security Standard allows.
+pub(crate) fn pod(metadata: Value, spec: Value) -> Value {
+    let container = json!({
+        "name": "app", "image": "app",
+        "securityContext": { "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } },
+    });
+    let mut pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "app", "namespace": "foo" },
+        "spec": {
+            "securityContext": { "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } },
+            "containers": [container],
+        },
+    });
+    for (part, changes) in [("metadata", metadata), ("spec", spec)] {
+        for (name, value) in changes.as_object().into_iter().flatten() {
+            pod[part][name] = value.clone();
+        }
+    }
+    pod
+}
+
+/// What the API server would make of a pod.
+pub(crate) async fn made(cluster: &Cluster, pod: &Value) -> Result<Value, Failure> {
+    let arguments = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
+    object(&cluster.kubectl_on(pod, &arguments).await?)
+}
+
+/// The same, as soon as it is as expected.
+pub(crate) async fn made_so(
+    cluster: &Cluster,
+    pod: &Value,
+    expected: impl Fn(&Value) -> bool,
+) -> Result<Value, Failure> {
+    let deadline = Instant::now() + IN_FORCE;
+    loop {
+        let made = made(cluster, pod).await;
+        match made {
+            Ok(made) if expected(&made) => return Ok(made),
+            made if Instant::now() > deadline => {
+                return Err(cluster.explain(Failure::new(format!("the policy is not in force: {made:?}"))));
+            }
+            // Nobody tells when a policy is in force.
+            _ => sleep(POLL).await,
+        }
+    }
+}
+
+pub(crate) fn names<'a>(pod: &'a Value, list: &str) -> Vec<&'a str> {
+    pod["spec"][list].as_array().into_iter().flatten().filter_map(|entry| entry["name"].as_str()).collect()
+}
+
+pub(crate) fn sidecar(pod: &Value, index: usize) -> &Value {
+    &pod["spec"]["initContainers"][index]
+}
+
+pub(crate) fn bootstrap(pod: &Value) -> Option<Value> {
+    serde_json::from_str(sidecar(pod, 1)["args"][1].as_str()?).ok()
+}
+
+pub(crate) fn port(pod: &Value) -> Option<u64> {
+    let configuration = bootstrap(pod)?;
+    let clusters = configuration["static_resources"]["clusters"].as_array()?;
+    let application = clusters.iter().find(|cluster| cluster["name"] == "application")?;
+    let endpoint = &application["load_assignment"]["endpoints"][0];
+    endpoint["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["port_value"].as_u64()
+}
+
+pub(crate) async fn namespaces(cluster: &Cluster) -> Result<(), Failure> {
+    for namespace in ["foo", "bar"] {
+        cluster.kubectl(&["create", "namespace", namespace]).await?;
+        let label = "pod-security.kubernetes.io/enforce=restricted";
+        cluster.kubectl(&["label", "namespace", namespace, label]).await?;
+        cluster.kubectl(&["wait", "--for=create", "-n", namespace, "sa/default"]).await?;
+    }
+    Ok(())
+}
