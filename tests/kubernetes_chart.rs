@@ -57,6 +57,13 @@ fn a_mistake_in_the_values_is_refused_and_named() {
         (json!({ "mutualTLS": { "mode": "DISABLE" } }), "at '/mutualTLS/mode': value must be one of 'STRICT'"),
         (json!({ "env": { "SDS_SHIM_LGO": "debug" } }), "at '/env': additional properties 'SDS_SHIM_LGO' not allowed"),
         (json!({ "env": { "SDS_SHIM_ARENA_KIB": 4096 } }), "at '/env/SDS_SHIM_ARENA_KIB': got number, want string"),
+        (
+            json!({ "extraVolumes": [{ "name": "sds-shim-a", "emptyDir": {} }] }),
+            "at '/extraVolumes/0/name': 'not' failed",
+        ),
+        (json!({ "extraVolumes": [{ "name": "a" }] }), "at '/extraVolumes/0': minProperties: got 1, want 2"),
+        (json!({ "extraVolumeMounts": [{ "name": "a" }] }), "at '/extraVolumeMounts/0': missing property 'mountPath'"),
+        (json!({ "trustDomainAliases": ["Other"] }), "at '/trustDomainAliases/0': 'Other' does not match pattern"),
         (json!({ "ca": { "address": "istiod" } }), "at '/ca/address': 'istiod' does not match pattern"),
         (json!({ "ca": { "tokenSeconds": 60 } }), "at '/ca/tokenSeconds': minimum: got 60, want 600"),
         (json!({ "ca": { "root": { "source": "pem" } } }), "ca.root.pem must hold certificates in PEM"),

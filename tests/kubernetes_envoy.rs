@@ -151,15 +151,30 @@ async fn envoy_takes_what_the_values_make_of_its_configuration() -> Outcome {
         (json!({ "allowedClients": clients, "outbound": [service("a", "127.0.0.1"), again] }), "STRICT"),
     ] {
         let ports = Ports::new()?;
-        let given = given(&ports.values(&proxy, mode), &ports, site.workload.path());
+        let mut values = ports.values(&proxy, mode);
+        values["trustDomainAliases"] = json!(["other.org", "third.org"]);
+        let given = given(&values, &ports, site.workload.path());
         let mut envoy = Proxy::start(site.workload.path(), &given)?;
         envoy.has_taken(1).await?;
         let listeners = envoy.admin.get("/listeners").await?;
         let names: Vec<_> = listeners.lines().filter_map(|line| line.split("::").next()).collect();
         assert_eq!(names, ["health", "inbound", "outbound"]);
+        in_each_trust_domain(&given);
         envoy.process.terminate().await?;
     }
     shim.terminate().await.map(drop)
+}
+
+/// Whoever is expected, as a client or as a server, is expected in the trust domain and its aliases.
+fn in_each_trust_domain(given: &Given) {
+    for content in given.files.values() {
+        let names = ["cluster.local", "other.org", "third.org"].map(|domain| {
+            let begin = format!("\"spiffe://{domain}/");
+            content.split(&begin).skip(1).filter_map(|rest| rest.split('"').next()).collect::<Vec<_>>()
+        });
+        assert!(names[0] == names[1] && names[1] == names[2], "{names:?}");
+        assert_eq!(names[0].is_empty(), !content.contains("match_typed_subject_alt_names"));
+    }
 }
 
 /// Another service, other clients, and strictness: no pod is started again for them.

@@ -6,7 +6,8 @@ mod pods;
 use std::fs;
 
 use pods::{
-    IN_FORCE, POLL, bootstrap, cleaned, made, made_so, names, namespaces, pod, port, sidecar, stripped, unusual,
+    IN_FORCE, POLL, bootstrap, cleaned, extra_mounts, extra_volumes, made, made_so, names, namespaces, pod, port,
+    sidecar, stripped, unusual,
 };
 use serde_json::{Value, json};
 use testkit::{
@@ -167,6 +168,11 @@ async fn values_arrive_in_the_pods_and_nothing_is_left_of_a_release() -> Outcome
         ("WORKLOAD_IDENTITY_SOCKET_FILE", "other"),
     ];
     assert_eq!(set, expected);
+    for (list, extra) in [(&made["spec"]["volumes"], extra_volumes()), (&shim["volumeMounts"], extra_mounts())] {
+        for extra in extra.as_array().into_iter().flatten() {
+            assert!(list.as_array().into_iter().flatten().any(|one| one == extra), "{extra} is not in {list}");
+        }
+    }
     assert_eq!(shim["securityContext"]["runAsUser"], Value::Null);
     assert_eq!(shim["securityContext"]["seccompProfile"]["localhostProfile"], "sds-shim.json");
     assert_eq!((&shim["startupProbe"], &shim["readinessProbe"]), (&Value::Null, &Value::Null));

@@ -38,7 +38,8 @@ async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
     for (release, chart) in [("istio-base", "target/istio-injector/base"), ("istiod", ISTIOD)] {
         cluster.helm(&["install", release, chart, "-n", "istio-system", "--create-namespace"]).await?;
     }
-    let values = "mode=istio,metrics.enabled=true,env.SDS_SHIM_LOG=debug";
+    let values = "mode=istio,extraVolumes[0].name=mesh,extraVolumes[0].configMap.name=mesh,\
+        extraVolumeMounts[0].name=mesh,extraVolumeMounts[0].mountPath=/etc/mesh,metrics.enabled=true,env.SDS_SHIM_LOG=debug";
     let install = ["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "--set", values];
     let notes = cluster.helm(&install).await?;
     istiod_keeps_its_version(&cluster, &notes).await?;
@@ -68,7 +69,11 @@ async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
             let image = container(&pod, "initContainers", "istio-init")["image"].as_str();
             assert!(image.is_some_and(|image| image.contains("proxyv2")), "it needs no shim: {image:?}");
         }
+        let mounts = proxy["volumeMounts"].as_array().into_iter().flatten();
+        let mounts: Vec<_> = mounts.filter_map(|mount| mount["mountPath"].as_str()).collect();
+        assert!(mounts.contains(&"/etc/mesh") && mounts.contains(&"/var/run/secrets/tokens"), "{mounts:?}");
         let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+        assert!(volumes.clone().any(|volume| volume["configMap"]["name"] == "mesh"));
         let sockets: Vec<_> = volumes.filter(|volume| volume["name"] == "workload-socket").collect();
         assert_eq!(sockets.len(), 1);
         assert_eq!(sockets[0]["emptyDir"]["medium"], "Memory");

@@ -45,6 +45,8 @@ pub(crate) fn unusual() -> Value {
         },
         "image": { "repository": "example.org/shim", "digest": format!("sha256:{}", "a".repeat(64)) },
         "env": { "CA_HEADER_X": "\"quoted\" \\ 'text' <&> é", "WORKLOAD_IDENTITY_SOCKET_FILE": "other" },
+        "extraVolumes": extra_volumes(),
+        "extraVolumeMounts": extra_mounts(),
         "securityContext": {
             "runAsUser": null, "runAsGroup": null,
             "seccompProfile": { "type": "Localhost", "localhostProfile": "sds-shim.json" },
@@ -61,6 +63,25 @@ pub(crate) fn unusual() -> Value {
         "metrics": { "enabled": true },
         "dashboard": { "enabled": true },
     })
+}
+
+/// What the shim's variables may name, in each of the forms that values of fields have.
+pub(crate) fn extra_volumes() -> Value {
+    let item = json!({ "key": "trust-domain", "path": "trust-domain", "mode": 288 });
+    let token = json!({ "serviceAccountToken": { "audience": "a", "expirationSeconds": 3600, "path": "token" } });
+    json!([
+        { "name": "mesh", "configMap": { "name": "mesh", "defaultMode": 420, "optional": true, "items": [item] } },
+        { "name": "more", "csi": { "driver": "csi.example.org", "volumeAttributes": { "example.org/a": "b" } } },
+        { "name": "both", "projected": { "defaultMode": 420, "sources": [token] } },
+        { "name": "output", "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } },
+    ])
+}
+
+pub(crate) fn extra_mounts() -> Value {
+    json!([
+        { "name": "mesh", "mountPath": "/etc/mesh", "readOnly": true },
+        { "name": "output", "mountPath": "/var/run/certificates" },
+    ])
 }
 
 /// A pod that the restricted Pod Security Standard allows.

@@ -4,7 +4,7 @@ object of Kubernetes, such as Object.spec.volumes. CEL there has objects of name
 {{- $type := .type }}
 {{- if kindIs "map" .value }}
 {{- $parts := list }}
-{{- if has (splitList "." $type | last) (list "limits" "requests" "matchLabels") }}
+{{- if has (splitList "." $type | last) (list "limits" "requests" "matchLabels" "volumeAttributes") }}
 {{- range $key, $value := .value }}{{ $parts = append $parts (printf "%s: %s" ($key | toJson) ($value | toString | toJson)) }}{{ end }}
 {{- $type = "" }}
 {{- else }}

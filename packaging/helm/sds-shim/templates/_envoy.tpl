@@ -177,7 +177,8 @@ load_assignment:
 {{- end }}
 {{- end }}
 
-{{- /* A common_tls_context with the workload's certificate, and peers with one of these names: (context, names). */}}
+{{- /* A common_tls_context with the workload's certificate, and peers with one of these names: (context, names). Those in
+our trust domain are taken in its aliases as well. */}}
 {{- define "sds-shim.envoy.tls" -}}
 {{- $context := index . 0 }}
 {{- $source := include "sds-shim.envoy.sds" $context | fromYaml | toJson }}
@@ -186,7 +187,15 @@ tls_certificate_sds_secret_configs:
 combined_validation_context:
   default_validation_context:
     match_typed_subject_alt_names:
-{{- range index . 1 | default (list (printf "spiffe://%s/*" $context.Values.trustDomain)) }}
+{{- $own := printf "spiffe://%s/" $context.Values.trustDomain }}
+{{- $names := list }}
+{{- range $name := index . 1 | default (list (printf "%s*" $own)) }}
+{{- $names = append $names $name }}
+{{- if hasPrefix $own $name }}
+{{- range $context.Values.trustDomainAliases }}{{ $names = append $names (printf "spiffe://%s/%s" . (trimPrefix $own $name)) }}{{ end }}
+{{- end }}
+{{- end }}
+{{- range $names }}
 {{- if hasSuffix "/*" . }}
     - { san_type: URI, matcher: { prefix: {{ trimSuffix "*" . | quote }} } }
 {{- else }}

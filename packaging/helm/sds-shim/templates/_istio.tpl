@@ -33,9 +33,16 @@ spec:
       value: {{ $value | quote }}
     {{- end }}
     {{- end }}
+    {{- with .Values.extraVolumeMounts }}
+    volumeMounts:
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   volumes:
   - name: workload-socket
     emptyDir:
       medium: Memory
       sizeLimit: {{ .Values.socket.sizeLimit }}
+  {{- with .Values.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}

@@ -50,6 +50,9 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
   - name: sds-shim-ca-root
     mountPath: /var/run/secrets/istio
     readOnly: true
+{{- with .Values.extraVolumeMounts }}
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 - name: sds-shim-envoy
   image: {{ .Values.proxy.image | quote }}
   imagePullPolicy: {{ .Values.proxy.pullPolicy }}
@@ -212,4 +215,7 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
   emptyDir:
     medium: Memory
     sizeLimit: 1Mi
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
