@@ -80,6 +80,10 @@ fn a_mistake_in_the_values_is_refused_and_named() {
         ),
         (json!({ "resources": { "limits": { "memory": "much" } } }), "at '/resources/limits/memory': 'much' does not"),
         (json!({ "proxy": { "inboundPort": 80 } }), "at '/proxy/inboundPort': minimum: got 80, want 1,024"),
+        (
+            json!({ "proxy": { "probePaths": ["healthz"] } }),
+            "at '/proxy/probePaths/0': 'healthz' does not match pattern",
+        ),
         (json!({ "proxy": { "allowedClients": ["sleep"] } }), "at '/proxy/allowedClients/0': 'sleep' does not match"),
         (
             json!({ "proxy": { "outbound": [{ "service": "a", "namespace": "b", "port": 1 }] } }),

@@ -30,6 +30,8 @@ type Outcome = Result<(), Failure>;
 
 /// The port that the sidecar has for others.
 const INBOUND: u16 = 15006;
+/// The port that it has for probes.
+const HEALTH: u16 = 15021;
 /// Where the root certificate is that a pod is given.
 const ROOT: &str = "/var/run/secrets/istio";
 
@@ -59,6 +61,7 @@ async fn four_pods_call_each_other_over_mutual_tls_without_a_secret_in_any_mount
         let inbound = handshakes.iter().find(|(name, _)| name.starts_with("listener.") && name.contains("15006"));
         assert_eq!(inbound.map(|(_, count)| *count), Some(2), "{handshakes:?}");
         refuses_plaintext(&scene.node, server).await?;
+        answers_probes(&scene.node, server).await?;
         // What comes past the sidecar: the application listens on the pod's loopback address alone.
         assert!(http_get(&scene.node, server, 8080).await.is_err());
     }
@@ -233,11 +236,23 @@ async fn refused(admin: &Admin) -> Result<u64, Failure> {
     Ok(counters.iter().filter(|(name, _)| name.starts_with("listener.")).map(|(_, count)| count).sum())
 }
 
+/// kubelet's, of the paths that are named for it and of nothing else.
+async fn answers_probes(node: &Node, server: &RunningPod) -> Outcome {
+    for (path, status) in [("/app-health/ip", 200), ("/app-health/headers", 404), ("/ip", 404)] {
+        assert_eq!(http_get_path(node, server, HEALTH, path).await?.status, status, "{path}");
+    }
+    Ok(())
+}
+
 async fn http_get(node: &Node, pod: &RunningPod, port: u16) -> Result<http::Answer, Failure> {
+    http_get_path(node, pod, port, "/ip").await
+}
+
+async fn http_get_path(node: &Node, pod: &RunningPod, port: u16, path: &'static str) -> Result<http::Answer, Failure> {
     let address = (pod.address(), port);
     let answer = node.inside(async move {
         let stream = TcpStream::connect(address).await.or_fail("connect")?;
-        http::get(stream, "httpbin", "/ip").await
+        http::get(stream, "httpbin", path).await
     });
     answer.await?
 }

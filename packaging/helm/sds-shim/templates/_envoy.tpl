@@ -34,6 +34,10 @@ static_resources:
               routes:
               - { match: { path: /ready }, route: { cluster: admin } }
               - { match: { path: /stats/prometheus }, route: { cluster: admin } }
+{{- range .probePaths }}
+              - match: { path: {{ printf "/app-health%s" . | quote }}, headers: [{ name: ":method", string_match: { exact: GET } }] }
+                route: { cluster: application, prefix_rewrite: {{ . | quote }} }
+{{- end }}
   clusters:
   - name: sds-grpc
     type: STATIC
