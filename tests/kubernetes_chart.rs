@@ -91,6 +91,11 @@ fn a_mistake_in_the_values_is_refused_and_named() {
         ),
         (json!({ "podMonitor": { "enabled": true } }), "podMonitor.enabled needs metrics.enabled"),
         (
+            json!({ "mode": "istio", "istio": { "policy": false }, "metrics": { "enabled": true },
+                "podMonitor": { "enabled": true } }),
+            "podMonitor.enabled needs istio.policy in mode istio",
+        ),
+        (
             json!({ "mode": "istio", "developmentCA": { "enabled": true } }),
             "developmentCA.enabled is for mode standalone",
         ),
@@ -119,6 +124,13 @@ fn what_the_cluster_lacks_is_named() {
         "prometheusRule": { "enabled": true, "labels": { "release": "prometheus" } } });
     let told = template(&values).expect("all is there");
     for line in ["kind: PodMonitor", "kind: PrometheusRule", "    release: prometheus", "    port: sds-metrics"] {
+        assert!(told.lines().any(|found| found == line), "{line:?} is not in {told}");
+    }
+    // Prometheus does not know the port there, and each kind of address has its own form before a port.
+    let mut values = values;
+    values["mode"] = json!("istio");
+    let told = template(&values).expect("all is there");
+    for line in ["      replacement: $1:15022", "      regex: (.*:.*)", "      replacement: \"[$1]:15022\""] {
         assert!(told.lines().any(|found| found == line), "{line:?} is not in {told}");
     }
 }

@@ -54,6 +54,7 @@ async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
         (json!({ "sidecar.istio.io/interceptionMode": "NONE" }), "containers"),
     ] {
         let pod = injected(&cluster, &annotations).await?;
+        assert_eq!(pod["metadata"]["labels"]["sds-shim.dev/injected"], "true");
         let proxy = container(&pod, list, "istio-proxy");
         assert_eq!(proxy["image"], IMAGE, "{annotations}");
         let arguments = proxy["args"].as_array().into_iter().flatten().filter_map(Value::as_str);
@@ -137,6 +138,8 @@ async fn policies(cluster: &Cluster) -> Outcome {
         // Nobody tells when a policy is in force.
         sleep(Duration::from_millis(200)).await;
     };
+    // It is not injected yet, and may never be.
+    assert_eq!(made(cluster, "foo", &json!({})).await?["metadata"]["labels"], Value::Null);
     // Prometheus' requests come without mutual TLS.
     assert_eq!(annotations[PORTS], "15022");
     for (namespace, given, name, expected) in [

@@ -51,6 +51,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and .podMonitor.enabled (not .metrics.enabled) }}
 {{- fail "podMonitor.enabled needs metrics.enabled: Prometheus does not reach the shims' loopback address" }}
 {{- end }}
+{{- if and .podMonitor.enabled (eq .mode "istio") (not .istio.policy) }}
+{{- fail "podMonitor.enabled needs istio.policy in mode istio: a template of Istio's injector cannot take port 15022 out of mutual TLS. Give the pods the annotation traffic.sidecar.istio.io/excludeInboundPorts: \"15022\", and monitor those with the label sds-shim.dev/injected=true by a PodMonitor of yours" }}
+{{- end }}
 {{- if and .developmentCA.enabled (eq .mode "istio") }}
 {{- fail "developmentCA.enabled is for mode standalone: with mode istio the CA is istiod, or the one that ca.address names" }}
 {{- end }}

@@ -4,6 +4,10 @@ sidecar.istio.io/proxyImage, because Istio starts istio-init from the image of t
 {{ `{{- $native := ne (index .ObjectMeta.Annotations "sidecar.istio.io/nativeSidecar" | default (printf "%t" .NativeSidecars)) "false" }}` }}
 {{ `{{- $named := isset .ObjectMeta.Annotations "sidecar.istio.io/proxyImage" }}` }}
 {{ `{{- $redirects := ne (annotation .ObjectMeta "sidecar.istio.io/interceptionMode" .ProxyConfig.InterceptionMode) "NONE" }}` }}
+metadata:
+  labels:
+    # For Prometheus: only here is it certain that the pod is injected.
+    sds-shim.dev/injected: "true"
 spec:
 {{ `{{- if or $native (and $named $redirects) }}` }}
   initContainers:
