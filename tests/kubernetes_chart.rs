@@ -95,14 +95,32 @@ fn a_mistake_in_the_values_is_refused_and_named() {
                 "podMonitor": { "enabled": true } }),
             "podMonitor.enabled needs istio.policy in mode istio",
         ),
-        (
-            json!({ "mode": "istio", "developmentCA": { "enabled": true } }),
-            "developmentCA.enabled is for mode standalone",
-        ),
+        (json!({ "istio": { "templates": "sidecar" } }), "at '/istio/templates': 'sidecar' does not match pattern"),
     ];
     for (values, expected) in refused {
         let told = template(&values).expect_err(&values.to_string());
         assert!(told.contains(expected), "{values}: {told}");
+    }
+}
+
+/// Nor is what Istio's sidecar would not heed.
+#[test]
+#[ignore = "`make test-kubernetes` runs it: it needs Helm"]
+fn what_is_for_the_other_mode_is_named() {
+    for (values, named) in [
+        (json!({ "developmentCA": { "enabled": true } }), "developmentCA.enabled"),
+        (json!({ "ca": { "root": { "source": "pem", "pem": "BEGIN CERTIFICATE" } } }), "ca.root.source"),
+        (json!({ "ca": { "audience": "other" } }), "ca.audience"),
+        (json!({ "mutualTLS": { "networkPolicy": true } }), "mutualTLS.networkPolicy"),
+        (json!({ "trustDomainAliases": ["other"] }), "trustDomainAliases"),
+        (json!({ "proxy": { "probePaths": ["/"] } }), "proxy"),
+        (json!({ "injection": "patch" }), "injection=patch"),
+    ] {
+        let mut values = values;
+        template(&values).unwrap_or_else(|told| panic!("{values}: {told}"));
+        values["mode"] = json!("istio");
+        let told = template(&values).expect_err(&values.to_string());
+        assert!(told.contains(&format!("{named} is for mode standalone: ")), "{values}: {told}");
     }
 }
 

@@ -80,6 +80,7 @@ async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
         assert_eq!(sockets[0]["emptyDir"]["medium"], "Memory");
     }
     the_annotation_names_the_image(&cluster).await?;
+    the_audience_is_that_of_istios_volume(&cluster).await?;
     cluster.stop().await
 }
 
@@ -120,6 +121,31 @@ async fn the_annotation_names_the_image(cluster: &Cluster) -> Outcome {
         for container in [redirecting, container(&pod, "containers", "istio-proxy")] {
             assert_eq!(container["image"], "example.org/proxy:1");
         }
+    }
+    Ok(())
+}
+
+/// With variables of ours or without; and who asks for other templates gets these.
+async fn the_audience_is_that_of_istios_volume(cluster: &Cluster) -> Outcome {
+    let chosen = "istio.templates=sidecar\\,sds-shim\\,sidecar";
+    for values in ["metrics.enabled=true", "metrics.enabled=false,env=null"] {
+        let values = format!("{chosen},{values}");
+        let upgrade = ["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reuse-values", "--set", &values];
+        cluster.helm(&upgrade).await?;
+        for audience in ["istio-ca", "other"] {
+            configure(cluster, &format!("global.sds.token.aud={audience}")).await?;
+            let pod = injected(cluster, &json!({ TEMPLATES: "sidecar,sds-shim" })).await?;
+            let proxy = container(&pod, "containers", "istio-proxy");
+            let expected = (audience != "istio-ca").then_some(audience);
+            assert_eq!(variable(proxy, "SDS_SHIM_TOKEN_AUDIENCE"), expected, "{values}");
+            assert!(variable(proxy, "CA_ADDR").is_some(), "Istio's own stay");
+        }
+    }
+    let deadline = Instant::now() + IN_FORCE;
+    while made(cluster, "foo", &json!({})).await?["metadata"]["annotations"][TEMPLATES] != "sidecar,sds-shim,sidecar" {
+        assert!(Instant::now() < deadline, "the policy is not in force");
+        // Nobody tells when a policy is in force.
+        sleep(Duration::from_millis(200)).await;
     }
     Ok(())
 }

@@ -54,8 +54,21 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and .podMonitor.enabled (eq .mode "istio") (not .istio.policy) }}
 {{- fail "podMonitor.enabled needs istio.policy in mode istio: a template of Istio's injector cannot take port 15022 out of mutual TLS. Give the pods the annotation traffic.sidecar.istio.io/excludeInboundPorts: \"15022\", and monitor those with the label sds-shim.dev/injected=true by a PodMonitor of yours" }}
 {{- end }}
-{{- if and .developmentCA.enabled (eq .mode "istio") }}
-{{- fail "developmentCA.enabled is for mode standalone: with mode istio the CA is istiod, or the one that ca.address names" }}
+{{- if eq .mode "istio" }}{{ include "sds-shim.validate.istio" . }}{{ end }}
 {{- end }}
+{{- end }}
+
+{{- /* What Istio's sidecar would not heed: (the values). */}}
+{{- define "sds-shim.validate.istio" -}}
+{{- range list
+  (list .developmentCA.enabled "developmentCA.enabled" "with mode istio the CA is istiod, or the one that ca.address names")
+  (list (ne .ca.root.source "configMap") "ca.root.source" "Istio's sidecar has the root that istiod gives it, or that env.CA_ROOT_CA names")
+  (list (ne .ca.audience "istio-ca") "ca.audience" "Istio's sidecar asks for the audience global.sds.token.aud of istiod's chart, and the shim follows")
+  (list .mutualTLS.networkPolicy "mutualTLS.networkPolicy" "Istio's sidecar takes what comes to any port")
+  (list .trustDomainAliases "trustDomainAliases" "Istio has meshConfig.trustDomainAliases")
+  (list (or .proxy.outbound .proxy.allowedClients .proxy.probePaths) "proxy" "Istio's sidecar is configured by istiod")
+  (list (eq .injection "patch") "injection=patch" "with mode istio it is istio.policy=false, and an annotation of the pods")
+}}
+{{- if index . 0 }}{{ fail (printf "%s is for mode standalone: %s" (index . 1) (index . 2)) }}{{ end }}
 {{- end }}
 {{- end }}

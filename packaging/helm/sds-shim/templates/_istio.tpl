@@ -30,12 +30,20 @@ spec:
       # A day: Istio's ten minutes are less than an outage of the CA, and its end would end the shim's waiting, too.
       failureThreshold: 86400
 {{ `{{- end }}` }}
-    {{- with (include "sds-shim.variables" . | fromYaml) }}
+    {{- $set := include "sds-shim.variables" . | fromYaml }}
+{{ printf `{{- if or %t (ne .Values.global.sds.token.aud "istio-ca") }}` (not (empty $set)) }}
     env:
-    {{- range $name, $value := . }}
+    {{- range $name, $value := $set }}
     - name: {{ $name }}
       value: {{ $value | quote }}
     {{- end }}
+{{ `{{- end }}` }}
+    {{- if not (hasKey $set "SDS_SHIM_TOKEN_AUDIENCE") }}
+{{ `{{- if ne .Values.global.sds.token.aud "istio-ca" }}` }}
+    # What Istio's own volume asks for.
+    - name: SDS_SHIM_TOKEN_AUDIENCE
+      value: {{ `{{ .Values.global.sds.token.aud | quote }}` }}
+{{ `{{- end }}` }}
     {{- end }}
     {{- with .Values.extraVolumeMounts }}
     volumeMounts:
