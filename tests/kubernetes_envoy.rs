@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -73,13 +73,14 @@ fn given(values: &Value, ports: &Ports, root: &Path) -> Given {
         let lines: Vec<_> = rest.lines().map_while(|line| line.strip_prefix("    ")).collect();
         (name.to_owned(), moved(&lines.join("\n")))
     };
+    let family = if values["proxy"]["bindAddress"] == "::" { "ipv6" } else { "ipv4" };
     let (_, arguments) = manifest.split_once("- --config-yaml\n").expect("it is an argument");
     let argument = arguments.lines().next().and_then(|line| line.trim().strip_prefix("- ")).unwrap_or_default();
     let bootstrap: String = serde_json::from_str(argument).expect("it is quoted");
     Given {
         bootstrap: moved(&bootstrap.replace("@APP_PORT@", &application.to_string())),
         files: [
-            content("listeners.json", &format!("listeners-ipv4-{inbound}-{outbound}.json")),
+            content("listeners.json", &format!("listeners-{family}-{inbound}-{outbound}.json")),
             content("clusters.json", "clusters.json"),
         ]
         .into(),
@@ -148,8 +149,13 @@ async fn envoy_takes_what_the_values_make_of_its_configuration() -> Outcome {
     for (proxy, mode) in [
         (json!({}), "STRICT"),
         (json!({}), "PERMISSIVE"),
+        (json!({ "bindAddress": "::" }), "PERMISSIVE"),
         (json!({ "allowedClients": clients, "outbound": [service("a", "127.0.0.1"), again] }), "STRICT"),
     ] {
+        if proxy["bindAddress"] == "::" && TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_err() {
+            println!("NOT TESTED: this machine has no IPv6, and an Envoy could not listen there");
+            continue;
+        }
         let ports = Ports::new()?;
         let mut values = ports.values(&proxy, mode);
         values["trustDomainAliases"] = json!(["other.org", "third.org"]);
@@ -160,6 +166,10 @@ async fn envoy_takes_what_the_values_make_of_its_configuration() -> Outcome {
         let names: Vec<_> = listeners.lines().filter_map(|line| line.split("::").next()).collect();
         assert_eq!(names, ["health", "inbound", "outbound"]);
         in_each_trust_domain(&given);
+        // Also where it listens on all addresses of IPv6.
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, ports.0[2].port())).await.or_fail("connect to Envoy")?;
+        assert_eq!(http::get(stream, "app", "/ready").await.or_fail("ask whether it is ready")?.status, 200);
+        assert_eq!(plaintext(&ports).await?, (mode == "PERMISSIVE").then_some(503));
         envoy.process.terminate().await?;
     }
     shim.terminate().await.map(drop)

@@ -22,7 +22,7 @@ dynamic_resources:
 static_resources:
   listeners:
   - name: health
-    address: { socket_address: { address: {{ .bindAddress | quote }}, port_value: {{ .healthPort }} } }
+    address: { socket_address: {{ include "sds-shim.envoy.everywhere" (list .bindAddress .healthPort) }} }
     filter_chains:
     - filters:
       - {{- include "sds-shim.envoy.http" (dict "name" "health") | nindent 8 }}
@@ -72,6 +72,11 @@ static_resources:
 {{- end }}
 {{- end }}
 
+{{- /* A socket_address for all who come: (address, port). Envoy's "::" by itself is for IPv6 alone. */}}
+{{- define "sds-shim.envoy.everywhere" -}}
+{ address: {{ index . 0 | quote }}, port_value: {{ index . 1 }}{{ if contains ":" (index . 0) }}, ipv4_compat: true{{ end }} }
+{{- end }}
+
 {{- /* Where an Envoy listens, as part of a file's name: a pod keeps the file that it was made with, and its ports. */}}
 {{- define "sds-shim.envoy.ports" -}}
 {{- with .Values.proxy }}
@@ -94,11 +99,12 @@ static_resources:
 {{- define "sds-shim.envoy.listeners" -}}
 {{- $ports := splitList "-" (index . 1) }}
 {{- $address := ternary "::" "0.0.0.0" (eq (index $ports 0) "ipv6") }}
+{{- $everywhere := include "sds-shim.envoy.everywhere" (list $address (index $ports 1)) }}
 {{- with index . 0 }}
 resources:
 - name: inbound
   "@type": type.googleapis.com/envoy.config.listener.v3.Listener
-  address: { socket_address: { address: {{ $address | quote }}, port_value: {{ index $ports 1 }} } }
+  address: { socket_address: {{ $everywhere }} }
 {{- if eq .Values.mutualTLS.mode "PERMISSIVE" }}
   listener_filters:
   - name: envoy.filters.listener.tls_inspector
