@@ -141,7 +141,7 @@ async fn refused(stage: &Stage, world: &World, sidecar: &Sidecar, token: &str) -
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
 async fn the_keys_that_the_cluster_publishes_suffice() -> Result<(), Failure> {
     let mut stage = Stage::set().await?;
-    let upgrade = ["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reuse-values"];
+    let upgrade = ["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reset-then-reuse-values"];
     stage.cluster.helm(&[&upgrade[..], &["--set", "developmentCA.verify=jwks"]].concat()).await?;
     let world = stage.world(Method::Jwks).await?;
     let mesh = Mesh::start(&world, &stage.scratch.path().join("mesh"), TokenSource::File, |shim| shim)

@@ -102,7 +102,7 @@ fn the_api_servers_token_stays_where_it_was(pod: &Value) {
 async fn the_authority_outlives_an_upgrade(cluster: &Cluster) -> Outcome {
     let authority = ["secret", "sds-shim-development-ca", "-n", "sds-shim"];
     let before = cluster.get(&authority).await?;
-    cluster.helm(&["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reuse-values"]).await?;
+    cluster.helm(&["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reset-then-reuse-values"]).await?;
     let after = cluster.get(&authority).await?;
     assert_eq!(before["data"], after["data"], "the root is another one");
     let map = cluster.get(&["configmap", "sds-shim", "-n", "bar"]).await?;
@@ -121,7 +121,9 @@ async fn pods_keep_their_ports(cluster: &Cluster, pod: &Value) -> Outcome {
     let before = key(pod);
     let values =
         "proxy.inboundPort=16006,proxy.healthPort=16021,mutualTLS.mode=PERMISSIVE,mutualTLS.networkPolicy=true";
-    cluster.helm(&["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reuse-values", "--set", values]).await?;
+    cluster
+        .helm(&["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reset-then-reuse-values", "--set", values])
+        .await?;
     let simple = self::pod(json!({}), json!({}));
     let after = made_so(cluster, &simple, |pod| key(pod) != before).await?;
     let map = cluster.get(&["configmap", "sds-shim", "-n", "foo"]).await?;

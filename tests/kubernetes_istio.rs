@@ -86,7 +86,8 @@ async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
 
 /// Until then Istio would make no pod in the namespaces at all.
 async fn istiod_knows_the_template_first(cluster: &Cluster) -> Outcome {
-    let upgrade = ["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reuse-values", "--set", "namespaces={foo}"];
+    let upgrade =
+        ["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reset-then-reuse-values", "--set", "namespaces={foo}"];
     let Err(refused) = cluster.helm(&upgrade).await else {
         return Err(Failure::new("namespaces are taken before istiod knows the template"));
     };
@@ -101,8 +102,9 @@ async fn strictness_is_asked_for(cluster: &Cluster) -> Outcome {
     let names = cluster.kubectl(&["get", "peerauthentications", "-A", "-o", "name"]).await?;
     assert_eq!(names.trim(), "");
     let value = "istio.peerAuthentication=true";
-    let told =
-        cluster.helm(&["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reuse-values", "--set", value]).await?;
+    let told = cluster
+        .helm(&["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reset-then-reuse-values", "--set", value])
+        .await?;
     assert!(told.contains("Mutual TLS is STRICT in the whole mesh"), "{told}");
     let strict = cluster.get(&["peerauthentication", "default", "-n", "istio-system"]).await?;
     assert_eq!(strict["spec"]["mtls"]["mode"], "STRICT");
@@ -130,7 +132,7 @@ async fn the_audience_is_that_of_istios_volume(cluster: &Cluster) -> Outcome {
     let chosen = "istio.templates=sidecar\\,sds-shim\\,sidecar";
     for values in ["metrics.enabled=true", "metrics.enabled=false,env=null"] {
         let values = format!("{chosen},{values}");
-        let upgrade = ["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reuse-values", "--set", &values];
+        let upgrade = ["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reset-then-reuse-values", "--set", &values];
         cluster.helm(&upgrade).await?;
         for audience in ["istio-ca", "other"] {
             configure(cluster, &format!("global.sds.token.aud={audience}")).await?;

@@ -170,6 +170,23 @@ fn start_up_probes_outlast_an_outage_of_the_ca() {
     }
 }
 
+/// With --reuse-values a chart has no value that it did not have before.
+#[test]
+fn upgrades_of_the_chart_begin_with_its_own_values() {
+    let mut upgrades = 0;
+    for file in ["../README.md", "helm/sds-shim/templates/NOTES.txt"] {
+        let text = read(&packaging(file));
+        for command in text.split("helm upgrade ").skip(1).map(|rest| rest.split("--set").next().unwrap_or(rest)) {
+            if command.starts_with("istiod ") {
+                continue;
+            }
+            assert!(command.contains("--reset-then-reuse-values"), "{file}: {command}");
+            upgrades += 1;
+        }
+    }
+    assert_eq!(upgrades, 4);
+}
+
 /// What is shipped in the chart lies where it always was, too.
 #[test]
 fn the_chart_has_the_alerts_and_the_dashboard() {
