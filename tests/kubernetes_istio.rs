@@ -91,7 +91,10 @@ async fn istiod_knows_the_template_first(cluster: &Cluster) -> Outcome {
     let Err(refused) = cluster.helm(&upgrade).await else {
         return Err(Failure::new("namespaces are taken before istiod knows the template"));
     };
-    assert!(refused.to_string().contains("give istiod the values in the ConfigMap sds-shim-istio"), "{refused}");
+    assert!(
+        refused.to_string().contains("does not know the injection template sds-shim of istio.templates"),
+        "{refused}"
+    );
     assert_eq!(made(cluster, "foo", &json!({})).await?["metadata"]["annotations"][TEMPLATES], Value::Null);
     configure(cluster, "").await?;
     cluster.helm(&upgrade).await.map(drop)

@@ -33,6 +33,7 @@ fn combinations() -> Result<Vec<(Value, usize)>, Failure> {
         (with(mesh.clone(), &all), 9),
         (with(mesh.clone(), &json!({ "mutualTLS": { "mode": "PERMISSIVE" } })), 6),
         (with(mesh.clone(), &json!({ "mutualTLS": { "networkPolicy": true } })), 8),
+        (with(mesh.clone(), &more()), 6),
         (with(mesh.clone(), &json!({ "ca": source("pem", "", "") })), 6),
         (with(mesh.clone(), &json!({ "ca": source("clusterTrustBundle", "mesh", "") })), 6),
         (with(mesh.clone(), &json!({ "ca": source("clusterTrustBundle", "", "example.org/mesh") })), 6),
@@ -44,6 +45,28 @@ fn combinations() -> Result<Vec<(Value, usize)>, Failure> {
         (with(istio.clone(), &json!({ "istio": { "policy": false } })), 1),
         (with(istio, &json!({ "istio": { "peerAuthentication": true } })), 4),
     ])
+}
+
+/// What is there by default for nobody.
+fn more() -> Value {
+    json!({
+        "trustDomainAliases": ["example.org"],
+        "extraVolumes": [
+            { "name": "mesh", "configMap": { "name": "mesh", "optional": true } },
+            { "name": "key", "secret": { "secretName": "key", "defaultMode": 288 } },
+            { "name": "pod", "downwardAPI": { "items": [
+                { "path": "name", "fieldRef": { "fieldPath": "metadata.name" } },
+            ] } },
+            { "name": "bundle", "projected": { "sources": [
+                { "clusterTrustBundle": { "name": "mesh", "path": "roots.pem", "optional": true } },
+            ] } },
+            { "name": "driver", "csi": { "driver": "csi.example.org", "volumeAttributes": { "example.org/a": "b" } } },
+            { "name": "claim", "persistentVolumeClaim": { "claimName": "claim" } },
+            { "name": "host", "hostPath": { "path": "/etc/mesh", "type": "Directory" } },
+        ],
+        "extraVolumeMounts": [{ "name": "mesh", "mountPath": "/etc/mesh", "readOnly": true, "subPath": "mesh" }],
+        "proxy": { "bindAddress": "::", "probePaths": ["/healthz"] },
+    })
 }
 
 #[tokio::test]
