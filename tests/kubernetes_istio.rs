@@ -175,6 +175,10 @@ async fn policies(cluster: &Cluster) -> Outcome {
     assert_eq!(annotations[PORTS], "15022");
     for (namespace, given, name, expected) in [
         ("foo", json!({ PORTS: "9000" }), PORTS, json!("9000,15022")),
+        ("foo", json!({ PORTS: "15022,9000" }), PORTS, json!("15022,9000")),
+        ("foo", json!({ TEMPLATES: "own, sds-shim" }), TEMPLATES, json!("own, sds-shim")),
+        ("foo", json!({ TEMPLATES: "own, sds-shim" }), PORTS, json!("15022")),
+        ("foo", json!({ TEMPLATES: "gateway" }), PORTS, Value::Null),
         ("foo", json!({ TEMPLATES: "gateway" }), TEMPLATES, json!("gateway")),
         ("bar", json!({}), TEMPLATES, Value::Null),
     ] {
