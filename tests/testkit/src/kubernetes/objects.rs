@@ -67,17 +67,22 @@ impl Cluster {
     }
 
     /// Waits until the policies of the mesh are in force for the pods of a namespace: the API server reads new ones
-    /// once a second. `pod` is a pod as somebody would make it.
+    /// once a second, each kind for itself, and refuses the pod where the one that injects comes last. `pod` is a pod as
+    /// somebody would make it.
     pub async fn injects(&self, namespace: &str, pod: &Value) -> Result<(), Failure> {
         let deadline = Instant::now() + PATIENCE;
         let arguments = ["create", "--dry-run=server", "-o", "json", "-n", namespace, "-f", "-"];
-        while object(&self.kubectl_on(pod, &arguments).await?)?["spec"]["initContainers"].is_null() {
-            if Instant::now() > deadline {
-                return Err(Failure::new(format!("pods of {namespace} are not injected")));
+        loop {
+            let made = self.kubectl_on(pod, &arguments).await;
+            match made.and_then(|text| object(&text)) {
+                Ok(made) if !made["spec"]["initContainers"].is_null() => return Ok(()),
+                made if Instant::now() > deadline => {
+                    let told = made.map_or_else(|refused| refused.to_string(), |_| "they are made without".to_owned());
+                    return Err(Failure::new(format!("pods of {namespace} are not injected: {told}")));
+                }
+                _ => sleep(POLL).await,
             }
-            sleep(POLL).await;
         }
-        Ok(())
     }
 
     /// The token that a pod's projected volume asks for, as kubelet asks for it: bound to the pod.
