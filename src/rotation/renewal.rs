@@ -312,7 +312,7 @@ impl<T: TokenSource> Renewal<T> {
             chain: issued.svid.chain().map_err(SvidError::from)?,
             key: issued.svid.key_pem(&self.key).map_err(SvidError::from)?,
         };
-        self.roots.publish(&issued, id.domain(), certificate).await.map_err(SvidError::from)?;
+        self.roots.publish(&issued, id.domain(), certificate).await;
         Ok(issued.svid)
     }
 }

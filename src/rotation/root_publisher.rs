@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use openssl::{error::ErrorStack, x509::X509};
+use openssl::x509::X509;
 use tokio::sync::{Notify, watch};
 use tracing::warn;
 
@@ -79,15 +79,7 @@ impl RootPublisher {
     /// Publishes what the CA issued. Peers may already present certificates of a new root, and they must be able to
     /// verify ours: so where the roots change, they are pushed first, and the certificate follows once every Envoy
     /// has taken them. `domain` is the trust domain of the certificate.
-    ///
-    /// # Errors
-    /// What OpenSSL says; it fails only for want of memory.
-    pub(super) async fn publish(
-        &self,
-        issued: &Issued,
-        domain: TrustDomain,
-        certificate: Content,
-    ) -> Result<(), ErrorStack> {
+    pub(super) async fn publish(&self, issued: &Issued, domain: TrustDomain, certificate: Content) {
         let (_, not_after) = issued.svid.validity();
         let (changed, wait) = {
             let mut state = self.lock();
@@ -95,7 +87,7 @@ impl RootPublisher {
             state.held.insert(domain, not_after);
             state.roots.answered(issued.roots.clone(), issued.anchor, not_after, clock::now());
             let switches = !std::mem::replace(&mut state.by_ca, true);
-            let changed = state.change(clock::now())?;
+            let changed = state.change(clock::now());
             // Also when nothing is new in this answer: a file may have brought the root a moment ago.
             let waited_for = std::mem::replace(&mut state.waited_for, true);
             (changed, self.store.holds(CERTIFICATE) && (switches || !waited_for))
@@ -109,7 +101,6 @@ impl RootPublisher {
         }
         contents.push(certificate);
         self.store.publish(contents);
-        Ok(())
     }
 
     /// Whether the CA has issued a certificate, so that what is mounted is served no more.
@@ -145,10 +136,8 @@ impl RootPublisher {
 
     /// Publishes the trust anchors where they have changed.
     fn push(&self, state: &mut State, now: i64) {
-        match state.change(now) {
-            Ok(Some(roots)) => self.store.publish([(ROOTS, roots, i64::MAX)]),
-            Ok(None) => {}
-            Err(error) => warn!("the trust anchors cannot be published: {error}"),
+        if let Some(roots) = state.change(now) {
+            self.store.publish([(ROOTS, roots, i64::MAX)]);
         }
     }
 
@@ -218,7 +207,7 @@ async fn until(moment: Option<i64>, now: i64) {
 
 impl State {
     /// What is to be published, if it differs from what is.
-    fn change(&mut self, now: i64) -> Result<Option<Content>, ErrorStack> {
+    fn change(&mut self, now: i64) -> Option<Content> {
         let (bundle, crl) = (self.roots.bundle(), self.crl(now));
         let domains = self.told_apart(&bundle);
         let unchanged = match &self.published {
@@ -226,7 +215,7 @@ impl State {
             None => bundle.anchors().is_empty(),
         };
         if unchanged {
-            return Ok(None);
+            return None;
         }
         match self.roots.left_out() {
             0 => {}
@@ -236,7 +225,7 @@ impl State {
         let told_apart = domains.iter().map(|(domain, bundle)| (domain.to_string(), bundle.certificates())).collect();
         self.waited_for = false;
         self.published = Some(Published { roots: bundle, domains, crl: crl.clone() });
-        Ok(Some(Content::ValidationContext(Validation { anchors, crl, domains: told_apart })))
+        Some(Content::ValidationContext(Validation { anchors, crl, domains: told_apart }))
     }
 
     /// Trust domains with the anchors that vouch for them, those of our own certificates first; none where they are not

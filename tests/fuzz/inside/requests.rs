@@ -26,7 +26,10 @@ use super::super::{
     stream::{Delta, StateOfTheWorld, Variant},
     subscription::{IN_FLIGHT, MAX_NAME_BYTES, MAX_NAMES, Outcome, Subscription, Verdict},
 };
-use crate::store::{Content, SecretStore, Snapshot, View};
+use crate::{
+    identity::Certificates,
+    store::{Content, SecretStore, Snapshot, View},
+};
 
 /// Names that secrets are published under.
 const HELD: [&str; 3] = ["default", "ROOTCA", "x"];
@@ -115,7 +118,7 @@ impl<V: Wire> Client<V> {
                     continue;
                 }
                 1 => {
-                    let anchors = vec![argument / 3; usize::from(*argument)];
+                    let anchors = Certificates::unread(vec![argument / 3; usize::from(*argument)]);
                     let end = self.now + i64::from(argument >> 4);
                     self.store.publish([(name, Content::anchors(anchors), end)]);
                     let View::Open(snapshot) = self.store.view().borrow().clone() else { return };
