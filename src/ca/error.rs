@@ -99,6 +99,11 @@ impl CaError {
         )
     }
 
+    /// Whether the answer did not come in time, for us or for whoever stands before the CA and may be less patient.
+    pub fn is_late(&self) -> bool {
+        matches!(self, Self::Deadline(_) | Self::Status { code: Code::DeadlineExceeded, .. })
+    }
+
     /// Whether the CA says that it is asked too much (`RESOURCE_EXHAUSTED`).
     pub fn is_overload(&self) -> bool {
         matches!(self, Self::Status { code: Code::ResourceExhausted, .. })

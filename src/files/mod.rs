@@ -11,5 +11,5 @@ pub use changes::Changes;
 pub use output::{Decoder, OutputWriter, Report};
 pub use resource::FileResource;
 pub use roots::RootFiles;
-pub use source::{FileSource, read_certificate};
+pub use source::{FileSource, MountedCertificate, read_certificate};
 pub use watcher::FileWatcher;

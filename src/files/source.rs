@@ -12,7 +12,7 @@ use super::{Changes, resource::FileResource};
 use crate::{
     bounded, clock,
     config::FilesConfig,
-    identity::{Credential, TrustBundle},
+    identity::{Credential, TrustBundle, TrustDomain},
     store::{Content, Demand, SecretStore},
 };
 
@@ -116,7 +116,7 @@ impl FileSource {
 fn read(files: &FileResource) -> Result<(Content, i64, Option<String>), String> {
     match files {
         FileResource::Certificate { chain, key } => {
-            let (content, not_after) = read_certificate(chain, key)?;
+            let MountedCertificate { content, not_after, .. } = read_certificate(chain, key)?;
             Ok((content, not_after, None))
         }
         FileResource::Roots(path) => {
@@ -130,11 +130,21 @@ fn read(files: &FileResource) -> Result<(Content, i64, Option<String>), String> 
     }
 }
 
-/// A key and its certificate chain, both of one generation, and when (Unix seconds) the certificate ends.
+/// A key and its certificate chain, both of one generation.
+pub struct MountedCertificate {
+    /// As they are served.
+    pub content: Content,
+    /// When (Unix seconds) the certificate ends.
+    pub not_after: i64,
+    /// Whose it is, if it says so.
+    pub trust_domain: Option<TrustDomain>,
+}
+
+/// Reads a key and its certificate chain.
 ///
 /// # Errors
 /// What is wrong with which of the files.
-pub fn read_certificate(chain: &Path, key: &Path) -> Result<(Content, i64), String> {
+pub fn read_certificate(chain: &Path, key: &Path) -> Result<MountedCertificate, String> {
     let text = file(chain)?;
     let key_text = if key == chain { None } else { Some(file(key)?) };
     let both = || match &key_text {
@@ -145,7 +155,11 @@ pub fn read_certificate(chain: &Path, key: &Path) -> Result<(Content, i64), Stri
         .map_err(|error| format!("{}: {error}", both()))?;
     let chain = credential.chain().map_err(|error| error.to_string())?;
     let key = credential.key_pem().map_err(|error| error.to_string())?;
-    Ok((Content::TlsCertificate { chain, key }, credential.not_after()))
+    Ok(MountedCertificate {
+        content: Content::TlsCertificate { chain, key },
+        not_after: credential.not_after(),
+        trust_domain: credential.trust_domain(),
+    })
 }
 
 fn file(path: &Path) -> Result<Vec<u8>, String> {

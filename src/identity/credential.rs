@@ -7,6 +7,7 @@ use openssl::{
 use super::{
     facts::Certificates,
     pem::{PemError, certificates},
+    spiffe::TrustDomain,
     validity::validity,
 };
 
@@ -53,6 +54,12 @@ impl Credential {
     /// The end of the leaf in Unix seconds.
     pub fn not_after(&self) -> i64 {
         self.chain.first().map_or(i64::MIN, |leaf| validity(leaf).1)
+    }
+
+    /// The trust domain in the leaf's URI SAN, if it has one.
+    pub fn trust_domain(&self) -> Option<TrustDomain> {
+        let names = self.chain.first()?.subject_alt_names()?;
+        names.iter().find_map(|name| name.uri()?.strip_prefix("spiffe://")?.split('/').next()?.parse().ok())
     }
 
     /// The chain, leaf first.

@@ -3,7 +3,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tonic::Code;
 use tracing::warn;
 
 use super::patience::Strain;
@@ -96,10 +95,7 @@ impl AttemptError {
     pub(super) fn strain(&self) -> Strain {
         match self {
             Self::Token(_) | Self::Answer(_) => Strain::None,
-            Self::CertificateAlone { ca: CaError::Deadline(_), .. } | Self::Ca(CaError::Deadline(_)) => Strain::Late,
-            // Who stands before it may be less patient than we are.
-            Self::CertificateAlone { ca: CaError::Status { code: Code::DeadlineExceeded, .. }, .. }
-            | Self::Ca(CaError::Status { code: Code::DeadlineExceeded, .. }) => Strain::Late,
+            Self::CertificateAlone { ca, .. } | Self::Ca(ca) if ca.is_late() => Strain::Late,
             Self::CertificateAlone { ca, .. } | Self::Ca(ca) if ca.is_overload() => Strain::Overload,
             Self::CertificateAlone { .. } | Self::Ca(_) => Strain::None,
             Self::Everywhere(all) => all.iter().map(|(_, error)| error.strain()).min().unwrap_or(Strain::None),

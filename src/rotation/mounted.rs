@@ -92,14 +92,14 @@ impl Mounted {
             return false;
         }
         let now = clock::now();
-        let read = read_certificate(&self.files.chain, &self.files.key).and_then(|(content, end)| match end > now {
-            true => Ok((content, end)),
-            false => Err(format!("{}: the certificate expired at {}", self.files.chain.display(), clock::rfc3339(end))),
+        let read = read_certificate(&self.files.chain, &self.files.key).and_then(|read| match read.not_after {
+            end if end > now => Ok(read),
+            end => Err(format!("{}: the certificate expired at {}", self.files.chain.display(), clock::rfc3339(end))),
         });
         match read {
-            Ok((content, end)) => {
-                let version = self.version();
-                if !self.roots.publish_mounted(content, end).await {
+            Ok(read) => {
+                let (version, end) = (self.version(), read.not_after);
+                if !self.roots.publish_mounted(read).await {
                     return false;
                 }
                 if version != self.version() {

@@ -18,11 +18,12 @@ impl AttemptError {
 
 fn of_ca(error: &CaError) -> Reason {
     match error {
+        late if late.is_late() => Reason::Deadline,
         CaError::Resolve { .. } => Reason::Resolve,
         CaError::Connect { .. } => Reason::Connect,
         CaError::Roots { .. } | CaError::Tls { .. } => Reason::Tls,
         CaError::ClientCertificateRefused(_) | CaError::Provisioned(_) => Reason::ClientCertificate,
-        CaError::Deadline(_) | CaError::Status { code: Code::DeadlineExceeded, .. } => Reason::Deadline,
+        CaError::Deadline(_) => Reason::Deadline,
         CaError::Transport(_) => Reason::Transport,
         CaError::Status { code: Code::Unauthenticated | Code::PermissionDenied, .. } => Reason::Unauthenticated,
         CaError::Status { code: Code::ResourceExhausted, .. } => Reason::Overload,

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use openssl::x509::X509;
 use tokio::sync::{Notify, watch};
 use tracing::warn;
 
@@ -14,6 +13,7 @@ use super::roots::Roots;
 use crate::{
     clock,
     config::RootsConfig,
+    files::MountedCertificate,
     identity::{Issued, PeerTrust, RevocationList, TrustBundle, TrustDomain, same_domains},
     store::{CERTIFICATE, Content, ROOTS, SecretStore, Validation, View},
 };
@@ -110,13 +110,14 @@ impl RootPublisher {
 
     /// Publishes a mounted certificate, likewise after the trust anchors, which from then on vouch for its trust domain
     /// as well. Answers `false`, and publishes nothing, once the CA has issued one.
-    pub(super) async fn publish_mounted(&self, certificate: Content, not_after: i64) -> bool {
+    pub(super) async fn publish_mounted(&self, mounted: MountedCertificate) -> bool {
+        let MountedCertificate { content, not_after, trust_domain } = mounted;
         {
             let mut state = self.lock();
             if state.by_ca {
                 return false;
             }
-            if let Some(domain) = domain_of(&certificate)
+            if let Some(domain) = trust_domain
                 && state.held.insert(domain, not_after) != Some(not_after)
             {
                 self.push(&mut state, clock::now());
@@ -129,7 +130,7 @@ impl RootPublisher {
         let mut state = self.lock();
         if !state.by_ca {
             state.roots.mounted(not_after);
-            self.store.publish([(CERTIFICATE, certificate, not_after)]);
+            self.store.publish([(CERTIFICATE, content, not_after)]);
         }
         !state.by_ca
     }
@@ -189,13 +190,6 @@ impl RootPublisher {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The trust domain in the leaf's URI SAN.
-fn domain_of(certificate: &Content) -> Option<TrustDomain> {
-    let Content::TlsCertificate { chain, .. } = certificate else { return None };
-    let names = X509::from_pem(&chain.pem).ok()?.subject_alt_names()?;
-    names.iter().find_map(|name| name.uri()?.strip_prefix("spiffe://")?.split('/').next()?.parse().ok())
 }
 
 async fn until(moment: Option<i64>, now: i64) {

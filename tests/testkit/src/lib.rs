@@ -7,6 +7,7 @@
 //! mesh that `make demo` shows.
 #![forbid(unsafe_code)]
 
+pub mod calls;
 pub mod citadel;
 pub mod confined;
 pub mod container;

@@ -1,0 +1,18 @@
+//! System calls of the shim beside those of serving, which `locked` lists: for the tests of what allows them.
+
+/// What a process takes before it serves.
+pub const STARTING: &[&str] = &[
+    "arch_prctl",
+    "close_range",
+    "execve",
+    "ftruncate",
+    "memfd_secret",
+    "mlock",
+    "mlock2",
+    "mlockall",
+    "seccomp",
+    "set_tid_address",
+];
+
+/// What the filter allows with some arguments only.
+pub const LOOKED_AT: &[&str] = &["clone", "mmap", "mprotect", "socket"];
