@@ -11,7 +11,7 @@ use nix::{
     unistd::Pid,
 };
 use testkit::{
-    Failure, OrFail, PATIENCE, POLL, confined::helper, development_ca::Fault, scratch::Scratch, sds, shim::ShimBuilder,
+    Failure, OrFail, confined::helper, development_ca::Fault, scratch::Scratch, sds, shim::ShimBuilder,
     workload::SOCKET,
 };
 use tonic::Code;
@@ -249,12 +249,7 @@ async fn the_command_is_not_waited_for_by_those_that_it_leaves_behind() -> Outco
     assert!(fs::read_link(&left).is_ok(), "it has ended as well");
     fs::write(alone.file("end"), "").or_fail("end what is left")?;
     // The directory must not go away before it has seen that.
-    let ended = async {
-        while fs::read_link(&left).is_ok() {
-            tokio::time::sleep(POLL).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, ended).await.or_fail("see the end of what is left behind")
+    shim.until("the end of what is left behind", || fs::read_link(&left).is_err().then_some(())).await
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use std::{
 use common::{Logged, Site};
 use nix::sys::signal::Signal;
 use openssl::{pkey::PKey, x509::X509};
-use testkit::{Failure, OrFail, PATIENCE, POLL};
+use testkit::{Failure, OrFail, POLL};
 
 type Tested = Result<(), Failure>;
 
@@ -28,15 +28,8 @@ fn serial(directory: &Path) -> Option<String> {
 
 /// Waits for another certificate in the files than `before`.
 async fn next(directory: &Path, before: Option<&str>, shim: &Logged) -> Result<String, Failure> {
-    let written = async {
-        loop {
-            match serial(directory) {
-                Some(now) if Some(now.as_str()) != before => return now,
-                _ => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, written).await.map_err(|_| shim.failure("no other certificate was written"))
+    let another = || serial(directory).filter(|now| Some(now.as_str()) != before);
+    shim.until("another certificate in the files", another).await
 }
 
 /// Whether key and chain of the directory that is current now belong together.
@@ -81,13 +74,8 @@ async fn files_follow_the_certificate_without_a_subscriber() -> Tested {
     assert!(read > 20 && mixed == 0, "{mixed} of {read} reads were of two generations");
     assert_eq!(fs::read_to_string(directory.join("root-cert.pem")).or_fail("the roots")?, site.pki.root_pem());
     // One generation, one link to it, three names.
-    let swept = async {
-        while fs::read_dir(&directory).map_or(0, Iterator::count) != 5 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, swept).await.map_err(|_| shim.failure("earlier generations were left behind"))?;
-    Ok(())
+    let swept = || (fs::read_dir(&directory).map_or(0, Iterator::count) == 5).then_some(());
+    shim.until("the last generation alone", swept).await
 }
 
 #[tokio::test]
@@ -267,17 +255,9 @@ async fn files_are_on_the_disk_before_they_are_current() -> Tested {
     // Whoever is traced may not be able to protect its memory as usual.
     let shim = Logged(shim.env("SDS_SHIM_REQUIRE_LOCKED", "none").start()?);
     next(&directory, None, &shim).await?;
-    let written = async {
-        loop {
-            let text = fs::read_to_string(&trace).unwrap_or_default();
-            // The directory comes last.
-            match text.contains("/output>) = 0\n") {
-                true => return text,
-                false => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        }
-    };
-    let text = tokio::time::timeout(PATIENCE, written).await.map_err(|_| shim.failure("no fsync of the directory"))?;
+    // The directory comes last.
+    let written = || fs::read_to_string(&trace).ok().filter(|text| text.contains("/output>) = 0\n"));
+    let text = shim.until("an fsync of the directory", written).await?;
     // Its names are in memory that a tracer cannot read: of a rename only that there was one is seen.
     let calls: Vec<_> = text
         .lines()

@@ -7,13 +7,12 @@ use std::{
     fs,
     path::Path,
     process::Command,
-    time::Duration,
 };
 
 use common::{Logged, Site};
 use nix::unistd::getegid;
 use testkit::{
-    Failure, OrFail, PATIENCE,
+    Failure, OrFail,
     calls::{LOOKED_AT, STARTING},
     scratch::Scratch,
     sds, workspace,
@@ -100,12 +99,7 @@ async fn a_restart_takes_no_token_where_the_last_certificate_is_kept() -> Result
 
 /// Waits for a file that `shim` writes.
 async fn file_of(shim: &Logged, path: &Path) -> Result<(), Failure> {
-    let there = async {
-        while !path.exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, there).await.map_err(|_| shim.failure(format!("no {}", path.display())))
+    shim.until(&format!("a file {}", path.display()), || path.exists().then_some(())).await
 }
 
 /// The sets of system calls that systemd knows, by name, as `systemd-analyze syscall-filter` lists them.

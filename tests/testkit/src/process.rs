@@ -14,10 +14,10 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
     sync::watch,
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
-use crate::{Failure, OrFail, PATIENCE};
+use crate::{Failure, OrFail, PATIENCE, POLL};
 
 /// A running program; killed when it is dropped.
 pub struct Process {
@@ -135,6 +135,23 @@ impl Process {
     pub async fn kill(&mut self) -> Result<ExitStatus, Failure> {
         self.signal(Signal::SIGKILL)?;
         self.wait_exit().await
+    }
+
+    /// Waits for what nobody announces, such as a file that this process is to write. `what` completes "not …".
+    ///
+    /// # Errors
+    /// When `look` does not see it in time.
+    pub async fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(seen) = look() {
+                return Ok(seen);
+            }
+            if Instant::now() > deadline {
+                return Err(self.failure(format!("not {what} within {PATIENCE:?}")));
+            }
+            sleep(POLL).await;
+        }
     }
 
     /// A failure that shows this process's log.
