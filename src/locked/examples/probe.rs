@@ -5,7 +5,8 @@
 use std::{env, hint::black_box, process::ExitCode};
 
 use locked::{
-    LockedAllocator, ProcessLock, adopt_openssl, harden_process, lock_process, on_arena_stack, report, usage,
+    LockedAllocator, Need, ProcessLock, adopt_openssl, fill_openssl_tables, harden_process, lock_process,
+    on_arena_stack, open_secret_memory, report, secretly, usage,
 };
 use openssl::{ec, nid::Nid, pkey::PKey};
 
@@ -46,14 +47,17 @@ pub(crate) fn main() -> ExitCode {
 fn tell() {
     let adopted = adopt_openssl().is_ok();
     println!("adopted={adopted}");
+    fill_openssl_tables();
     let heap = black_box(vec![7_u8; HEAP]);
-    let group = ec::EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("the curve");
-    let key = PKey::from_ec_key(ec::EcKey::generate(&group).expect("a key")).expect("a key");
-    println!("key={}", key.bits());
+    open_secret_memory(Need::Usual);
     let outcome = lock_process();
+    let key = secretly(|| PKey::ec_gen("P-256").expect("a key"));
+    println!("key={}", key.bits());
     let report = report();
     println!("level={}", report.level());
-    println!("kind={:?}", report.kind);
+    println!("keys_secret={}", report.keys_secret);
+    println!("secret_kib={}", report.secret.charged / 1024);
+    println!("counting={:?}", report.counting);
     println!("arena_locked={}", report.arena_locked);
     println!(
         "process={}",

@@ -1,4 +1,5 @@
-//! The arena: one mapping with the main stack and the heap, made when the process allocates for the first time.
+//! The arena: one mapping with the main stack and the heap, made when the process allocates for the first time; and
+//! which pool a block is from.
 
 use std::{
     alloc::{GlobalAlloc, Layout},
@@ -10,8 +11,10 @@ use std::{
 use nix::errno::Errno;
 
 use crate::{
-    mapping::{Kind, Mapping, PAGE},
+    mapping::{Mapping, PAGE},
     pool::Pool,
+    scope::is_secret,
+    secret::{Need, SecretUsage, Secrets},
     tables::Tables,
 };
 
@@ -28,6 +31,7 @@ static STATE: Mutex<Arena> = Mutex::new(Arena {
     extensions: [const { None }; EXTENSIONS],
     pool: Pool::new(),
     tables: Tables::new(),
+    secrets: Secrets::new(),
 });
 
 /// What the process has of the arena. All of it is guarded by one lock, which allocates nothing.
@@ -36,9 +40,11 @@ pub(crate) struct Arena {
     extensions: [Option<Mapping>; EXTENSIONS],
     pub(crate) pool: Pool,
     pub(crate) tables: Tables,
+    pub(crate) secrets: Secrets,
 }
 
-/// The arena as Rust's allocator: every block is wiped when it is freed, and a full arena gives none.
+/// The arena as Rust's allocator: every block is wiped when it is freed, and a full arena gives none. What is allocated
+/// inside of [`crate::secretly`] lies in secret memory.
 pub struct LockedAllocator;
 
 /// How much of the arena's heap is in use, in bytes, with what the bookkeeping takes.
@@ -67,6 +73,30 @@ pub fn mapped() -> usize {
     lock().mapped()
 }
 
+/// Takes the secret memory for all keys that are made or read from now on. Before this there is none, and keys would
+/// lie in the arena. What the kernel gives is told by [`crate::report`].
+pub fn open_secret_memory(need: Need) {
+    lock().secrets.open(need);
+}
+
+/// Asks again for secret memory that the limit has refused: other processes of the user may have ended. For the moment
+/// before a key is made, as keys do not move.
+pub fn reopen_secret_memory() {
+    lock().secrets.reopen();
+}
+
+/// Whether every byte of a key is in secret memory, and keys that are made now will be.
+#[must_use]
+pub fn keys_are_secret() -> bool {
+    lock().secrets.hold_all()
+}
+
+/// What is in use of secret memory.
+#[must_use]
+pub fn secret_usage() -> SecretUsage {
+    lock().secrets.usage()
+}
+
 /// Whether blocks of these sizes (bytes) could all be had at the same time. Without an arena there is no limit.
 #[must_use]
 pub fn has_room(sizes: &[usize]) -> bool {
@@ -74,17 +104,17 @@ pub fn has_room(sizes: &[usize]) -> bool {
     arena.pool.capacity == 0 || arena.pool.has_room(sizes)
 }
 
-/// Adds at least this many bytes of the same kind to the heap.
+/// Adds at least this many bytes to the heap.
 ///
 /// # Errors
-/// What the kernel says; [`io::ErrorKind::OutOfMemory`] when it has only a lesser kind of memory left; after eight
+/// What the kernel says; [`io::ErrorKind::OutOfMemory`] when the heap is locked and these could not be; after eight
 /// extensions [`io::ErrorKind::QuotaExceeded`].
 pub fn extend(bytes: usize) -> io::Result<()> {
     let heap = bytes.checked_next_multiple_of(PAGE).ok_or(io::ErrorKind::InvalidInput)?;
     let mapping = Mapping::new(heap + 2 * PAGE)?;
     let mut arena = lock();
-    let (kind, locked) = arena.main().map_or((Kind::Anonymous, false), |main| (main.kind, main.unlocked.is_none()));
-    if mapping.kind < kind || (locked && mapping.unlocked.is_some()) {
+    let locked = arena.main().is_some_and(|main| main.unlocked.is_none());
+    if locked && mapping.unlocked.is_some() {
         mapping.unmap();
         return Err(io::ErrorKind::OutOfMemory.into());
     }
@@ -109,7 +139,8 @@ pub fn for_the_tables_bytes(f: impl FnOnce(&[u8])) {
 }
 
 /// Calls `f` with each range of the arena that can be read: the stack, the heap, the extensions. The bytes change
-/// under `f` when it allocates or calls: it should only look for something, or write them out.
+/// under `f` when it allocates or calls: it should only look for something, or write them out. Secret memory is no
+/// part of it.
 #[cfg(feature = "dump")]
 pub fn for_each_arena_byte_range(mut f: impl FnMut(&[u8])) {
     let mut ranges = [None; EXTENSIONS + 2];
@@ -125,6 +156,19 @@ pub fn for_each_arena_byte_range(mut f: impl FnMut(&[u8])) {
     }
     for range in ranges.into_iter().flatten() {
         // SAFETY: the range is readable and stays so; that its owners change it is told to the caller, a test.
+        f(unsafe { range.as_ref() });
+    }
+}
+
+/// Calls `f` with each range of secret memory.
+#[cfg(feature = "dump")]
+pub fn for_each_secret_byte_range(mut f: impl FnMut(&[u8])) {
+    let mut ranges = [None; EXTENSIONS];
+    for (range, found) in ranges.iter_mut().zip(lock().secrets.ranges()) {
+        *range = Some(found);
+    }
+    for range in ranges.into_iter().flatten() {
+        // SAFETY: as above.
         f(unsafe { range.as_ref() });
     }
 }
@@ -166,25 +210,88 @@ impl Arena {
     pub(crate) fn mapped(&self) -> usize {
         self.main().into_iter().chain(self.extensions.iter().flatten()).map(|mapping| mapping.len).sum()
     }
+
+    /// Bytes of it that were locked when they were mapped.
+    pub(crate) fn locked(&self) -> usize {
+        let all = self.main().into_iter().chain(self.extensions.iter().flatten());
+        all.filter(|mapping| mapping.unlocked.is_none()).map(|mapping| mapping.len).sum()
+    }
+
+    /// A block where such blocks lie: key material in secret memory, all else in the arena.
+    pub(crate) fn allocate(&mut self, layout: Layout) -> Option<NonNull<u8>> {
+        if self.is_for_secrets() { self.secrets.allocate(layout, &mut self.pool) } else { self.pool.allocate(layout) }
+    }
+
+    /// Wipes a block and takes it back, wherever it lies.
+    ///
+    /// # Safety
+    /// As for [`Pool::free`].
+    pub(crate) unsafe fn free(&mut self, block: NonNull<u8>, layout: Layout) {
+        if !self.secrets.is_open() {
+            // SAFETY: the caller's promise is the same, and there is no other pool.
+            return unsafe { self.pool.free(block, layout) };
+        }
+        match self.secrets.pool_of(block) {
+            Some(pool) => {
+                // SAFETY: the caller's promise is the same, and this is the block's pool.
+                unsafe { pool.free(block, layout) };
+                self.secrets.give_back(&mut self.pool);
+            }
+            // SAFETY: as above.
+            None => unsafe { self.pool.free(block, layout) },
+        }
+    }
+
+    /// Makes a block longer or shorter. It stays among its kind, but for one that becomes key material.
+    ///
+    /// # Safety
+    /// As for [`Pool::resize`].
+    pub(crate) unsafe fn resize(&mut self, block: NonNull<u8>, old: Layout, new: usize) -> Option<NonNull<u8>> {
+        let for_secrets = self.is_for_secrets();
+        let (pool, may_stay) = match self.secrets.pool_of(block) {
+            Some(pool) => (pool, true),
+            None => (&mut self.pool, !for_secrets),
+        };
+        if may_stay || new <= old.size() {
+            // SAFETY: the caller's promise is the same, and this is the block's pool.
+            let resized = unsafe { pool.resize(block, old, new) };
+            if resized.is_some() {
+                return resized;
+            }
+        }
+        if !for_secrets && self.secrets.pool_of(block).is_none() {
+            return None;
+        }
+        let place = self.secrets.allocate(Layout::from_size_align(new, old.align()).ok()?, &mut self.pool)?;
+        // SAFETY: the new block overlaps no other, and both are that long.
+        unsafe { place.copy_from_nonoverlapping(block, old.size().min(new)) };
+        // SAFETY: the caller has given the block up.
+        unsafe { self.free(block, old) };
+        Some(place)
+    }
+
+    fn is_for_secrets(&self) -> bool {
+        self.secrets.is_open() && is_secret()
+    }
 }
 
-// SAFETY: blocks come from a pool that follows the layout, overlap no others, and stay until they are freed.
+// SAFETY: blocks come from pools that follow the layout, overlap no others, and stay until they are freed.
 unsafe impl GlobalAlloc for LockedAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        lock().pool.allocate(layout).map_or(ptr::null_mut(), NonNull::as_ptr)
+        lock().allocate(layout).map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if let Some(block) = NonNull::new(block) {
             // SAFETY: the caller keeps GlobalAlloc's contract: the block is from here, has this layout, and is given up.
-            unsafe { lock().pool.free(block, layout) };
+            unsafe { lock().free(block, layout) };
         }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let Some(block) = NonNull::new(block) else { return ptr::null_mut() };
         // SAFETY: the caller keeps GlobalAlloc's contract: the block is from here and has this layout.
-        let resized = unsafe { lock().pool.resize(block, layout, new_size) };
+        let resized = unsafe { lock().resize(block, layout, new_size) };
         resized.map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 }

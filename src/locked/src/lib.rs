@@ -1,38 +1,50 @@
 //! All `unsafe` code of `sds-shim`, behind a safe door.
 //!
-//! One arena holds every byte that could be part of a key: what Rust allocates ([`LockedAllocator`]), what OpenSSL
-//! allocates ([`adopt_openssl`]), but for the tables that it makes before there is any secret
-//! ([`fill_openssl_tables`]), and the main stack ([`on_arena_stack`]). It is secret memory where the kernel has
-//! it, else anonymous memory that is locked, else anonymous memory; [`report`] says which, and what is missing.
+//! Keys and nothing else lie in a few pages of secret memory ([`open_secret_memory`]): whatever is allocated inside of
+//! [`secretly`], by Rust or OpenSSL, and the stack that it runs on. All else that is allocated ([`LockedAllocator`],
+//! [`adopt_openssl`]) and the main stack ([`on_arena_stack`]) lie in the arena, which is locked; so do keys where there
+//! is no secret memory to be had. Blocks of both are wiped when they are freed. Public tables that OpenSSL makes lie
+//! beside ([`fill_openssl_tables`]). [`report`] says what holds, and what is missing.
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks, clippy::multiple_unsafe_ops_per_block)]
 
 mod arena;
 mod child;
+mod keys;
 mod mapping;
-mod openssl;
+mod memory_functions;
+mod methods;
 mod pool;
 mod process;
 mod readable;
 mod registers;
 mod report;
+mod scope;
 mod seccomp;
+mod secret;
 mod stack;
 mod tables;
 
-pub use arena::{LockedAllocator, Usage, extend, has_room, mapped, usage};
+pub use arena::{
+    LockedAllocator, Usage, extend, has_room, keys_are_secret, mapped, open_secret_memory, reopen_secret_memory,
+    secret_usage, usage,
+};
 #[cfg(feature = "dump")]
-pub use arena::{for_each_arena_byte_range, for_the_tables_bytes};
+pub use arena::{for_each_arena_byte_range, for_each_secret_byte_range, for_the_tables_bytes};
 pub use child::{Inherited, reap};
-pub use mapping::Kind;
-pub use openssl::{TooLate, adopt_openssl};
+pub use keys::{Structure, generate_ec_key, generate_rsa_key, public_half, read_private_key, write_private_key};
+pub use memory_functions::{TooLate, adopt_openssl};
 #[cfg(fuzzing)]
 pub use pool::model::exercise_pool;
 pub use process::{ProcessLock, harden_process, lock_process};
 pub use readable::Readable;
 pub use registers::clear_vector_registers;
-pub use report::{Level, Report, report};
+pub use report::{Counting, Level, Report, report};
+#[cfg(feature = "dump")]
+pub use scope::secret_stack_peak;
+pub use scope::secretly;
 pub use seccomp::restrict_system_calls;
 #[cfg(target_arch = "x86_64")]
 pub use seccomp::{FOLLOWING_CALLS, SERVING_CALLS};
+pub use secret::{Need, SecretUsage};
 pub use stack::{clear_idle_stack, on_arena_stack};
 pub use tables::fill_openssl_tables;

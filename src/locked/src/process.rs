@@ -15,7 +15,7 @@ use nix::{
     },
 };
 
-use crate::child::Inherited;
+use crate::{arena::lock, child::Inherited, mapping::Refusal, report::Counting};
 
 /// Under a lock of future mappings, each of them fails once the limit is reached. A child that is
 /// started must still fit.
@@ -34,13 +34,14 @@ pub enum ProcessLock {
     Refused(Errno),
 }
 
-static OUTCOME: Mutex<ProcessLock> = Mutex::new(ProcessLock::NotAsked);
+static OUTCOME: Mutex<(ProcessLock, Option<Counting>)> = Mutex::new((ProcessLock::NotAsked, None));
 
 /// Locks the whole process in memory, as far as the limit allows. Call it when everything is mapped and before any
 /// other thread exists. When it is refused, nothing is half done: whatever holds a key is in the arena.
 pub fn lock_process() -> ProcessLock {
     keep_libc_small();
     let status = Status::read();
+    let counting = counting(&status);
     let fits = status.holds_ipc_lock || status.limit.is_none_or(|limit| status.mapped + HEADROOM <= limit);
     // Future mappings alone could be locked without the present ones fitting, but then each would fail.
     let (flags, success) = if fits {
@@ -54,11 +55,27 @@ pub fn lock_process() -> ProcessLock {
     // SAFETY: the call takes no pointers and changes no content.
     let locked = unsafe { libc::syscall(libc::SYS_mlockall, flags | libc::MCL_ONFAULT) };
     let outcome = Errno::result(locked).map_or_else(ProcessLock::Refused, |_| success);
-    *OUTCOME.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
+    *OUTCOME.lock().unwrap_or_else(PoisonError::into_inner) = (outcome, counting);
     outcome
 }
 
-pub(crate) fn outcome() -> ProcessLock {
+/// Where secret memory counts for the process, it is among what is locked from the moment when it is mapped.
+fn counting(status: &Status) -> Option<Counting> {
+    let arena = lock();
+    if matches!(arena.secrets.refusal(), Some(Refusal::Charge { .. })) {
+        return Some(Counting::User);
+    }
+    let (secret, locked) = (arena.secrets.usage().charged as u64, arena.locked() as u64);
+    match status.locked {
+        _ if secret == 0 => None,
+        all if all >= locked + secret => Some(Counting::Process),
+        all if all >= locked => Some(Counting::User),
+        // Not every kernel tells.
+        _ => None,
+    }
+}
+
+pub(crate) fn outcome() -> (ProcessLock, Option<Counting>) {
     *OUTCOME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -6,18 +6,19 @@ use nix::errno::Errno;
 
 use crate::{
     arena::{Usage, lock, usage},
-    mapping::{Kind, Refusal},
+    mapping::{Refusal, page_size},
     process::{ProcessLock, Status, outcome},
+    secret::SecretUsage,
 };
 
 /// How well keys are protected, in ascending order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// The arena is ordinary memory: keys can be swapped out.
+    /// The arena is ordinary memory: tokens, and keys where there is no secret memory, can be swapped out.
     None,
-    /// The arena is locked in memory, and left out of core dumps.
+    /// Keys, and all else in the arena, are locked in memory and left out of core dumps.
     Locked,
-    /// The arena is secret memory, and the whole process is locked.
+    /// Every byte of a key is in secret memory, on pages that are charged for, and the whole process is locked.
     Secret,
 }
 
@@ -39,11 +40,24 @@ impl FromStr for Level {
     }
 }
 
+/// For whom the kernel counts secret memory against the limit of locked memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counting {
+    /// For each process by itself, together with what it locks.
+    Process,
+    /// For all processes of the user together (Linux 6.12.113, 6.1.192 and later).
+    User,
+}
+
 /// What holds at the time of asking.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// The kind of the arena's memory.
-    pub kind: Kind,
+    /// Whether every byte of a key is in secret memory.
+    pub keys_secret: bool,
+    /// What there is of secret memory, and what of it is in use.
+    pub secret: SecretUsage,
+    /// For whom the kernel counts it, as far as it could be found out.
+    pub counting: Option<Counting>,
     /// Whether the arena can not be swapped out.
     pub arena_locked: bool,
     /// Bytes that the arena has mapped, guard pages included.
@@ -56,7 +70,7 @@ pub struct Report {
     pub limit: Option<u64>,
     /// Bytes that the process has mapped (`VmSize`): what the limit must hold.
     pub mapped: u64,
-    /// Bytes that are locked (`VmLck`).
+    /// Bytes that are locked (`VmLck`). Secret memory is among them where it is counted for each process.
     pub locked: u64,
     /// One sentence for each protection that is missing: what, why, and which setting gives it.
     pub missing: Vec<String>,
@@ -66,8 +80,8 @@ impl Report {
     /// The level that all of this amounts to.
     #[must_use]
     pub fn level(&self) -> Level {
-        match (self.kind, self.arena_locked, self.process) {
-            (Kind::Secret, true, ProcessLock::Whole) => Level::Secret,
+        match (self.keys_secret, self.arena_locked, self.process) {
+            (true, true, ProcessLock::Whole) => Level::Secret,
             (_, true, _) => Level::Locked,
             _ => Level::None,
         }
@@ -78,24 +92,26 @@ impl Report {
 #[must_use]
 pub fn report() -> Report {
     let arena = lock();
-    let (kind, refusal, unlocked) = arena
-        .main()
-        .map_or((Kind::Anonymous, None, Some(Errno::ENOMEM)), |main| (main.kind, main.refusal, main.unlocked));
+    let unlocked = arena.main().map_or(Some(Errno::ENOMEM), |main| main.unlocked);
     let arena_mapped = arena.mapped();
+    let (keys_secret, secret) = (arena.secrets.hold_all(), arena.secrets.usage());
+    let (opened, refusal) = (arena.secrets.is_open(), arena.secrets.refusal());
     // What comes next allocates.
     drop(arena);
     let status = Status::read();
-    let process = outcome();
+    let (process, counting) = outcome();
     // A lock of the whole process, as root can have it, includes an arena that could not be locked by itself.
     let arena_locked = unlocked.is_none() || matches!(process, ProcessLock::Whole | ProcessLock::Present);
-    let arena_kib = arena_mapped / 1024;
     let missing = [
-        refusal.map(|refusal| no_secret_memory(refusal, arena_kib, &status)),
-        unlocked.filter(|_| !arena_locked).map(|errno| arena_not_locked(errno, arena_kib, &status)),
+        refusal.filter(|_| !keys_secret).map(|refusal| no_secret_memory(refusal, secret.charged, &status)),
+        (opened && refusal.is_none() && secret.spilled > 0).then(|| full(secret)),
+        unlocked.filter(|_| !arena_locked).map(|errno| arena_not_locked(errno, keys_secret, arena_mapped, &status)),
         process_not_locked(process, &status),
     ];
     Report {
-        kind,
+        keys_secret,
+        secret,
+        counting,
         arena_locked,
         arena_mapped,
         usage: usage(),
@@ -107,33 +123,59 @@ pub fn report() -> Report {
     }
 }
 
-fn no_secret_memory(refusal: Refusal, arena_kib: usize, status: &Status) -> String {
+fn no_secret_memory(refusal: Refusal, charged: usize, status: &Status) -> String {
+    let all = if charged == 0 { "keys are not in secret memory" } else { "not all keys are in secret memory" };
     match refusal {
         // What a kernel says that does not know the call, and some container runtimes where their profile does not.
-        Refusal::Create(Errno::ENOSYS) => "keys are not in secret memory: there is no memfd_secret here; it needs \
-             Linux 5.14 or later with CONFIG_SECRETMEM, before 6.5 also the boot parameter secretmem.enable=1, and a \
-             seccomp profile that allows this system call"
-            .to_owned(),
-        Refusal::Create(Errno::EPERM | Errno::EACCES) => "keys are not in secret memory: memfd_secret is forbidden; \
-             allow this system call in the seccomp profile"
-            .to_owned(),
-        Refusal::Map(Errno::EAGAIN | Errno::ENOMEM) => format!(
-            "keys are not in secret memory: it needs {arena_kib} KiB of locked memory, and {}",
-            raise(status, arena_kib as u64)
+        Refusal::Create(Errno::ENOSYS) => format!(
+            "{all}: there is no memfd_secret here; it needs Linux 5.14 or later with CONFIG_SECRETMEM, before 6.5 \
+             also the boot parameter secretmem.enable=1, and a seccomp profile that allows this system call"
         ),
-        Refusal::Create(errno) | Refusal::Map(errno) => {
-            format!("keys are not in secret memory: the kernel said: {}", errno.desc())
+        Refusal::Create(Errno::EPERM | Errno::EACCES) => {
+            format!("{all}: memfd_secret is forbidden; allow this system call in the seccomp profile")
         }
+        Refusal::Map(Errno::EAGAIN | Errno::ENOMEM) => {
+            format!(
+                "{all}: the process has reached its limit of locked memory; {}",
+                raise(status, status.mapped / 1024)
+            )
+        }
+        Refusal::Charge { had, wanted } => shared_limit(all, had, wanted, status),
+        Refusal::Create(errno) | Refusal::Map(errno) => format!("{all}: the kernel said: {}", errno.desc()),
     }
 }
 
-fn arena_not_locked(errno: Errno, arena_kib: usize, status: &Status) -> String {
+/// Where the limit counts for all processes of a user, the capability does not help, and a larger limit only as far as
+/// all of them fit.
+fn shared_limit(all: &str, had: usize, wanted: usize, status: &Status) -> String {
+    let (page, limit) = (page_size() as u64 / 1024, limit(status));
+    let user = nix::unistd::getuid();
+    format!(
+        "{all}: this kernel counts secret memory for all processes of a user together, and beside what others of UID \
+         {user} use, the limit of locked memory (RLIMIT_MEMLOCK, {limit}) has room for {} of {} KiB; raise the limit, \
+         give each pod a user of its own (runAsUser), or use user namespaces (hostUsers: false); IPC_LOCK does not help",
+        had as u64 * page,
+        wanted as u64 * page
+    )
+}
+
+fn full(secret: SecretUsage) -> String {
+    format!(
+        "not all keys are in secret memory: {} bytes of key material found no room in its {} KiB; fewer keys at a time \
+         would fit (names of files that are asked for, tokens that come with requests)",
+        secret.spilled,
+        secret.charged / 1024
+    )
+}
+
+fn arena_not_locked(errno: Errno, keys_secret: bool, mapped: usize, status: &Status) -> String {
+    let (what, kib) =
+        (if keys_secret { "tokens can be swapped out" } else { "keys can be swapped out" }, mapped / 1024);
     match errno {
-        Errno::ENOMEM | Errno::EPERM | Errno::EAGAIN => format!(
-            "keys can be swapped out: {arena_kib} KiB could not be locked in memory; {}",
-            raise(status, arena_kib as u64)
-        ),
-        errno => format!("keys can be swapped out: the kernel refused to lock memory: {}", errno.desc()),
+        Errno::ENOMEM | Errno::EPERM | Errno::EAGAIN => {
+            format!("{what}: {kib} KiB could not be locked in memory; {}", raise(status, kib as u64))
+        }
+        errno => format!("{what}: the kernel refused to lock memory: {}", errno.desc()),
     }
 }
 
@@ -158,9 +200,13 @@ fn process_not_locked(process: ProcessLock, status: &Status) -> Option<String> {
 
 /// The setting that would give so many KiB.
 fn raise(status: &Status, kib: u64) -> String {
-    let limit = status.limit.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
     format!(
-        "the limit of locked memory (RLIMIT_MEMLOCK, `ulimit -l`, LimitMEMLOCK=) is {limit}: raise it to at least \
-         {kib} KiB, or give the capability IPC_LOCK"
+        "the limit of locked memory (RLIMIT_MEMLOCK, `ulimit -l`, LimitMEMLOCK=) is {}: raise it to at least {kib} KiB, \
+         or give the capability IPC_LOCK",
+        limit(status)
     )
+}
+
+fn limit(status: &Status) -> String {
+    status.limit.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{} KiB", bytes / 1024))
 }

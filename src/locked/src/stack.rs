@@ -34,7 +34,7 @@ pub fn on_arena_stack<R>(f: impl FnOnce() -> R) -> R {
 }
 
 /// Unwinding must not cross the switch of stacks.
-struct AbortOnDrop;
+pub(crate) struct AbortOnDrop;
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {

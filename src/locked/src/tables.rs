@@ -1,6 +1,5 @@
 //! Ordinary memory for OpenSSL's tables: its algorithms, their names, the texts of its errors. They are the same in
-//! every process and no secret, and most of what it ever allocates. Where the arena is secret memory, each of its pages
-//! costs the kernel some 20 µs when it is first touched: for the tables that would be a fifth of a start.
+//! every process and no secret, and most of what it ever allocates.
 
 use std::{
     alloc::Layout,
@@ -64,10 +63,10 @@ unsafe extern "C" {
     fn EVP_CIPHER_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
     fn EVP_MAC_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
     fn EVP_KDF_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
-    fn EVP_RAND_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
     fn EVP_KEYMGMT_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
     fn EVP_KEYEXCH_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
     fn EVP_SIGNATURE_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
+    fn EVP_ASYM_CIPHER_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
     fn EVP_KEM_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
     fn OSSL_DECODER_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
 }
@@ -78,10 +77,10 @@ const ALGORITHMS: [(Fetch, &CStr); 10] = [
     (EVP_CIPHER_fetch, c"AES-128-GCM"),
     (EVP_MAC_fetch, c"HMAC"),
     (EVP_KDF_fetch, c"HKDF"),
-    (EVP_RAND_fetch, c"CTR-DRBG"),
     (EVP_KEYMGMT_fetch, c"EC"),
     (EVP_KEYEXCH_fetch, c"ECDH"),
     (EVP_SIGNATURE_fetch, c"ECDSA"),
+    (EVP_ASYM_CIPHER_fetch, c"RSA"),
     (EVP_KEM_fetch, c"EC"),
     (OSSL_DECODER_fetch, c"EC"),
 ];
@@ -104,7 +103,7 @@ pub fn fill_openssl_tables() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::openssl::{free, malloc, realloc};
+    use crate::memory_functions::{free, malloc, realloc};
 
     const HERE: (*const c_char, i32) = (ptr::null(), 0);
 

@@ -95,7 +95,8 @@ const HEADROOM_KIB: u64 = 256;
 
 fn eight_mib_hold_secret_memory() {
     let report = Probe::new().report(8 * MIB);
-    report.expect("kind", "Secret");
+    report.expect("keys_secret", "true");
+    report.expect("secret_kib", "32");
     report.expect("arena_locked", "true");
     report.expect("adopted", "true");
     // A debug build maps more than the shipped one: what it will map later may not fit any more, or nothing at all.
@@ -114,8 +115,10 @@ fn eight_mib_hold_secret_memory() {
 fn four_mib_lock_the_arena_alone() {
     let report = Probe::new().report(4 * MIB);
     report.expect("level", "locked");
-    report.expect("kind", "Secret");
-    report.expect("locked_kib", "2464");
+    report.expect("keys_secret", "true");
+    // Where secret memory counts for each process, it is among what is locked.
+    let locked = report.number("locked_kib");
+    assert_eq!(locked, if report.field("counting") == "Some(Process)" { 2464 + 32 } else { 2464 }, "{}", report.0);
     report.misses(&["the process as a whole is not locked in memory", "RLIMIT_MEMLOCK", "is 4096 KiB"]);
 }
 
@@ -123,17 +126,20 @@ fn less_than_the_arena_locks_nothing_and_works() {
     for (limit, kib) in [(MIB, "is 1024 KiB"), (64 << 10, "is 64 KiB"), (0, "is 0 KiB")] {
         let report = Probe::new().report(limit);
         report.expect("level", "none");
-        report.expect("kind", "Anonymous");
         report.expect("key", "256");
-        report.misses(&["keys are not in secret memory: it needs 2464 KiB", kib, "raise it to at least 2464 KiB"]);
-        report.misses(&["keys can be swapped out: 2464 KiB could not be locked in memory", kib]);
+        // Keys alone have room in less.
+        report.expect("keys_secret", if limit > 0 { "true" } else { "false" });
+        let what = if limit > 0 { "tokens" } else { "keys" };
+        let told = format!("{what} can be swapped out: 2464 KiB could not be locked in memory");
+        report.misses(&[&told, kib, "raise it to at least 2464 KiB"]);
         report.misses(&["the process as a whole is not locked in memory", kib]);
     }
+    Probe::new().report(0).misses(&["keys are not in secret memory: ", "limit of locked memory"]);
 }
 
 fn a_filter_against_secret_memory_leaves_the_locked_arena() {
     let report = Probe::new().filtered(Errno::EPERM);
-    report.expect("kind", "Anonymous");
+    report.expect("keys_secret", "false");
     report.expect("level", "locked");
     report.misses(&["memfd_secret is forbidden; allow this system call in the seccomp profile"]);
 }

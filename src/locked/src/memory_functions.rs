@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     arena::{Arena, lock},
-    pool::Pool,
+    methods,
 };
 
 // The link to libcrypto, whichever it is.
@@ -39,18 +39,23 @@ impl fmt::Display for TooLate {
 
 impl Error for TooLate {}
 
-/// Gives OpenSSL the arena as its heap. Call it before anything else of OpenSSL.
+/// Gives OpenSSL the arena as its heap, and [`crate::secretly`] as the place where it signs. Call it before anything
+/// else of OpenSSL.
 ///
 /// # Errors
 /// When OpenSSL has allocated already.
 pub fn adopt_openssl() -> Result<(), TooLate> {
-    if CRYPTO_set_mem_functions(malloc, realloc, free) == 1 { Ok(()) } else { Err(TooLate) }
+    if CRYPTO_set_mem_functions(malloc, realloc, free) != 1 {
+        return Err(TooLate);
+    }
+    methods::prepare();
+    Ok(())
 }
 
 pub(crate) extern "C" fn malloc(size: usize, _file: *const c_char, _line: c_int) -> *mut c_void {
     let Some(layout) = layout(size).filter(|_| size > 0) else { return ptr::null_mut() };
     let mut arena = lock();
-    let block = arena.tables.allocate(layout).or_else(|| arena.pool.allocate(layout));
+    let block = arena.tables.allocate(layout).or_else(|| arena.allocate(layout));
     with_size(block, size)
 }
 
@@ -85,31 +90,32 @@ pub(crate) unsafe extern "C" fn realloc(
 pub(crate) unsafe extern "C" fn free(block: *mut c_void, _file: *const c_char, _line: c_int) {
     // SAFETY: the caller says that the block is null or from here.
     if let Some((start, layout)) = unsafe { whole(block) } {
-        // SAFETY: `start` was allocated with this layout, and the caller has given it up.
-        unsafe { pool_of(&mut lock(), start).free(start, layout) };
+        let mut arena = lock();
+        if arena.tables.hold(start) {
+            // SAFETY: `start` was allocated with this layout, and the caller has given it up.
+            unsafe { arena.tables.pool.free(start, layout) };
+        } else {
+            // SAFETY: as above.
+            unsafe { arena.free(start, layout) };
+        }
     }
 }
 
-/// Where a block lies.
-fn pool_of(arena: &mut Arena, block: NonNull<u8>) -> &mut Pool {
-    if arena.tables.hold(block) { &mut arena.tables.pool } else { &mut arena.pool }
-}
-
 /// # Safety
-/// As for [`Pool::resize`], wherever the block lies.
+/// As for [`crate::pool::Pool::resize`], wherever the block lies.
 unsafe fn resize(arena: &mut Arena, block: NonNull<u8>, old: Layout, new: usize) -> Option<NonNull<u8>> {
-    let may_stay = !arena.tables.hold(block) || arena.tables.filling || new <= old.size();
-    if may_stay {
+    if !arena.tables.hold(block) {
+        // SAFETY: the caller's promise is the same.
+        return unsafe { arena.resize(block, old, new) };
+    }
+    if arena.tables.filling || new <= old.size() {
         // SAFETY: the caller's promise is the same, and this is the block's pool.
-        let resized = unsafe { pool_of(arena, block).resize(block, old, new) };
+        let resized = unsafe { arena.tables.pool.resize(block, old, new) };
         if resized.is_some() {
             return resized;
         }
     }
-    if !arena.tables.hold(block) {
-        return None;
-    }
-    let place = arena.pool.allocate(Layout::from_size_align(new, old.align()).ok()?)?;
+    let place = arena.allocate(Layout::from_size_align(new, old.align()).ok()?)?;
     // SAFETY: the new block overlaps no other, and both are that long.
     unsafe { place.copy_from_nonoverlapping(block, old.size().min(new)) };
     // SAFETY: the block is one of the tables', has this layout, and the caller has given it up.

@@ -1,0 +1,97 @@
+//! The scope in which everything is key material: what is allocated, and the stack that is run on.
+
+use std::{
+    cell::Cell,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use crate::{arena::lock, methods::Chosen, registers::clear_vector_registers, secret::wipe_stack, stack::AbortOnDrop};
+
+thread_local! {
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether what is allocated now is key material.
+pub(crate) fn is_secret() -> bool {
+    // A thread that ends has no secrets any more.
+    INSIDE.try_with(Cell::get).unwrap_or(false)
+}
+
+/// One thread at a time runs on the stack in secret memory.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Runs `f` with keys: whatever it allocates, through Rust or OpenSSL, is key material and lies in secret memory, and
+/// so does the stack that it runs on, which is wiped afterwards. What it returns must own keys by pointers alone, since
+/// it passes over the caller's stack. Keys that OpenSSL makes inside are signed with inside as well, whoever asks for
+/// the signature later. Where secret memory is not to be had, or was not opened, locked memory takes its place.
+///
+/// A panic that leaves `f` aborts the process.
+pub fn secretly<R>(f: impl FnOnce() -> R) -> R {
+    if is_secret() {
+        return f();
+    }
+    let stack = lock().secrets.stack();
+    let Some(stack) = stack.filter(|_| !TAKEN.swap(true, Ordering::Acquire)) else {
+        return inside(f);
+    };
+    let guarded = || {
+        let bomb = AbortOnDrop;
+        let result = inside(f);
+        std::mem::forget(bomb);
+        result
+    };
+    let result = psm::psm_stack_manipulation! {
+        yes {
+            // SAFETY: the region is that many bytes of writable memory, page-aligned, with a page below that faults; `TAKEN`
+            // says that nobody else runs on it, and a panic never leaves the closure.
+            unsafe { psm::on_stack(stack.cast().as_ptr(), stack.len(), guarded) }
+        }
+        no { guarded() }
+    };
+    #[cfg(feature = "dump")]
+    measure(stack);
+    wipe_stack(stack);
+    TAKEN.store(false, Ordering::Release);
+    clear_vector_registers();
+    result
+}
+
+#[cfg(feature = "dump")]
+static DEEPEST: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
+/// How deep the stack in secret memory was ever used, in bytes: for tests.
+#[cfg(feature = "dump")]
+#[must_use]
+pub fn secret_stack_peak() -> usize {
+    DEEPEST.load(Ordering::Relaxed)
+}
+
+#[cfg(feature = "dump")]
+fn measure(stack: std::ptr::NonNull<[u8]>) {
+    // SAFETY: the stack is that long, and nobody runs on it.
+    let bytes = unsafe { stack.as_ref() };
+    let unused = bytes.iter().take_while(|byte| **byte == 0).count();
+    DEEPEST.fetch_max(bytes.len() - unused, Ordering::Relaxed);
+}
+
+fn inside<R>(f: impl FnOnce() -> R) -> R {
+    let _scope = Scope::enter();
+    f()
+}
+
+struct Scope {
+    _methods: Chosen,
+}
+
+impl Scope {
+    fn enter() -> Self {
+        INSIDE.set(true);
+        Self { _methods: Chosen::now() }
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        INSIDE.set(false);
+    }
+}
