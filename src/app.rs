@@ -134,7 +134,7 @@ fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
     Signals::block(launch.is_some())?;
     let config = Config::from_env(&ProcessEnv::capture()).map_err(AppError::Config)?;
     log::start(config.log.clone())?;
-    memory::protect(&config.memory)?;
+    memory::protect(&config.memory, config.secret_memory())?;
     // Before anything else: whoever starts after us looks for the socket.
     let socket = SdsSocket::bind(&config.sds)?;
     locked::fill_openssl_tables();
@@ -232,7 +232,7 @@ fn workloads(config: Config, force: Arc<Notify>, status: Arc<Status>) -> io::Res
     }
     if let Some(output) = output {
         let report = Box::new(move |outcome| status.wrote(clock::now(), outcome));
-        tokio::spawn(OutputWriter::new(output, sds::decode, report).run(store.view()));
+        tokio::spawn(OutputWriter::new(output, report).run(store.view()));
     }
     tokio::spawn(FileSource::new(Arc::clone(&store), store.demand(), files).run());
     let view = store.view();

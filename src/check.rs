@@ -2,13 +2,15 @@
 
 use std::{fmt::Write as _, fs, io::ErrorKind, path::Path};
 
-use locked::Level;
+use locked::{Level, Need};
 
 use crate::{
     bounded::{self, foreign_text},
     clock,
     config::{CaRoots, Config, Env, Mistake, MutualTls, RootsConfig, Schedule, ServerName, VARIABLES},
-    identity::{BearerToken, Credential, KeyAlgorithm, KeyEncoding, KeySpec, SpiffeId, TrustBundle, TrustDomain},
+    identity::{
+        BearerToken, Credential, KeyAlgorithm, KeyEncoding, KeySpec, KeyText, SpiffeId, TrustBundle, TrustDomain,
+    },
     memory,
 };
 
@@ -29,6 +31,9 @@ pub struct Findings {
 pub fn check(env: &dyn Env) -> Findings {
     let mut found = Findings { text: String::new(), mistakes: 0 };
     let config = Config::from_env(env);
+    // Before keys are read from files.
+    locked::fill_openssl_tables();
+    locked::open_secret_memory(config.as_ref().map_or(Need::Usual, Config::secret_memory));
     found.line("variables, each with where its value comes from:");
     found.variables(env, config.as_ref().ok());
     let required = match config {
@@ -291,7 +296,9 @@ fn anchors(file: &Path, now: i64, lenient: bool) -> Result<String, String> {
 }
 
 fn certificate(chain: &Path, key: &Path, now: i64) -> Result<String, String> {
-    let credential = Credential::from_pem(&read(chain)?, read(key)?.as_bytes());
+    let read = |path: &Path| KeyText::read(path, MAX_FILE).map_err(|error| bounded::describe(path, &error));
+    let (text, _) = read(chain)?;
+    let credential = Credential::from_pem(&String::from_utf8_lossy(&text), &read(key)?.1);
     let end = credential.map_err(|error| format!("{}: {error}", chain.display()))?.not_after();
     match end > now {
         true => Ok(format!("{}: a certificate and its key, which ends at {}", chain.display(), clock::rfc3339(end))),

@@ -21,10 +21,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("store", &["identity"]),
     ("status", &["clock", "store"]),
     ("admin", &["clock", "config", "identity", "memory", "status", "store", "wire"]),
-    ("files", &["bounded", "clock", "config", "identity", "store"]),
+    ("files", &["bounded", "clock", "config", "identity", "memory", "store"]),
     ("resolve", &["bounded"]),
     ("ca", &["bounded", "clock", "config", "identity", "resolve", "wire"]),
-    ("rotation", &["ca", "clock", "config", "files", "identity", "status", "store"]),
+    ("rotation", &["ca", "clock", "config", "files", "identity", "memory", "status", "store"]),
     ("sds", &["bounded", "clock", "config", "identity", "status", "store"]),
     ("supervise", &["config", "store"]),
 ];

@@ -99,13 +99,13 @@ fn assert_whole(image: &CoreImage) {
 #[tokio::test]
 async fn gcore_gets_no_key_although_it_asks_for_everything() -> Outcome {
     let subject = Subject::new(Confinement::default()).await?;
-    let arena: Vec<_> =
-        residency::mappings(subject.shim.pid())?.into_iter().filter(residency::Mapping::is_arena).collect();
+    let secret: Vec<_> =
+        residency::mappings(subject.shim.pid())?.into_iter().filter(residency::Mapping::is_secret).collect();
     let Gdb { image, said, .. } = residency::gcore(subject.shim.pid(), subject.site.workload.path(), true).await?;
     assert_whole(&image);
     assert_eq!(subject.search(&image), [HashMap::new(), HashMap::new()]);
     // Not because they are left out: gdb tries, and the kernel does not let it.
-    for mapping in &arena {
+    for mapping in &secret {
         let refusal = format!(
             "Memory read failed for corefile section, {} bytes at {:#x}",
             mapping.size().min(1 << 20),
@@ -113,7 +113,7 @@ async fn gcore_gets_no_key_although_it_asks_for_everything() -> Outcome {
         );
         assert!(said.contains(&refusal), "{refusal:?} is not in: {said}");
     }
-    assert!(!arena.is_empty());
+    assert!(!secret.is_empty());
     Ok(())
 }
 

@@ -36,7 +36,7 @@ async fn serves(shim: ShimBuilder, told: &[&str]) -> Outcome {
 async fn keys_are_in_secret_memory_under_the_usual_limit() -> Outcome {
     let site = Site::new().await?;
     let told = [
-        "keys are in secret memory (2464 KiB), the rest of the process is not locked",
+        "keys are in secret memory (32 KiB), the rest of the process is not locked",
         "the process as a whole is not locked in memory",
     ];
     serves(site.shim().distribution().confined(Confinement::default()), &told).await
@@ -50,7 +50,7 @@ async fn all_is_locked_where_no_limit_is_in_the_way() -> Outcome {
     assert_eq!(refused.wait_exit().await?.code(), Some(71));
     assert!(refused.log().contains("raise it to at least"), "the way out is not told");
     let capable = Confinement { ipc_lock: true, ..Confinement::default() };
-    serves(shim.confined(capable), &["keys are in secret memory (2464 KiB), the whole process is locked"]).await
+    serves(shim.confined(capable), &["keys are in secret memory (32 KiB), the whole process is locked"]).await
 }
 
 #[tokio::test]

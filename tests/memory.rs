@@ -51,7 +51,7 @@ fn arena_uses(shim: &Logged) -> Vec<u64> {
 async fn everything_is_locked_within_eight_mebibytes_whatever_happens() -> Outcome {
     let site = Site::new().await?;
     let (mut shim, client) = confined(&site, Confinement::default()).await?;
-    shim.wait_for_log("keys are in secret memory (2464 KiB), the whole process is locked").await?;
+    shim.wait_for_log("keys are in secret memory (32 KiB), the whole process is locked").await?;
     let mut witness = client.stream();
     witness.send(sds::request(&["default"]));
     let mut last = witness.recv().await?;
@@ -203,7 +203,7 @@ async fn all_that_reads_files_fits_as_well() -> Outcome {
     }
     let (peak, mapped) = (status(&shim, "VmPeak"), status(&shim, "VmSize"));
     println!("VmPeak {peak} KiB, VmSize {mapped} KiB, VmRSS {} KiB", status(&shim, "VmRSS"));
-    shim.wait_for_log("keys are in secret memory (2464 KiB), the whole process is locked").await?;
+    shim.wait_for_log("keys are in secret memory (64 KiB), the whole process is locked").await?;
     assert!(peak <= MEMLOCK >> 10, "{peak} KiB were mapped");
     assert_eq!(shim.log().count("there is no room"), 0, "{:#?}", shim.log().lines());
     Ok(())

@@ -49,7 +49,7 @@ fn memlock(bytes: u64) -> Confinement {
 async fn without_secret_memory_keys_are_in_locked_memory() -> Outcome {
     let confinement = Confinement { without_secret_memory: true, ..Confinement::default() };
     let told = [
-        "keys are in locked memory (2464 KiB), the whole process is locked",
+        "keys are in locked memory, the whole process is locked",
         "keys are not in secret memory: memfd_secret is forbidden; allow this system call in the seccomp profile",
     ];
     serves(confinement.clone(), "locked", &told).await?;
@@ -59,7 +59,7 @@ async fn without_secret_memory_keys_are_in_locked_memory() -> Outcome {
 #[tokio::test]
 async fn with_room_for_the_arena_alone_the_rest_is_not_locked() -> Outcome {
     let told = [
-        "keys are in secret memory (2464 KiB), the rest of the process is not locked",
+        "keys are in secret memory (32 KiB), the rest of the process is not locked",
         "the process as a whole is not locked in memory",
     ];
     serves(memlock(4 << 20), "locked", &told).await?;
@@ -68,10 +68,17 @@ async fn with_room_for_the_arena_alone_the_rest_is_not_locked() -> Outcome {
 
 #[tokio::test]
 async fn with_too_little_for_the_arena_it_refuses_unless_told_otherwise() -> Outcome {
-    for bytes in [1 << 20, 64 << 10, 0] {
+    for (bytes, keys, what) in [
+        (1 << 20, "secret memory (32 KiB)", "tokens"),
+        (512 << 10, "secret memory (32 KiB)", "tokens"),
+        (256 << 10, "secret memory (32 KiB)", "tokens"),
+        (64 << 10, "secret memory (32 KiB)", "tokens"),
+        (0, "memory that is NOT locked", "keys"),
+    ] {
         let limit = format!("is {} KiB: raise it to at least 2464 KiB, or give the capability IPC_LOCK", bytes >> 10);
-        refuses(memlock(bytes), None, &["SDS_SHIM_REQUIRE_LOCKED=locked", "keys can be swapped out", &limit]).await?;
-        serves(memlock(bytes), "none", &["keys are in memory that is NOT locked", "keys can be swapped out"]).await?;
+        let what = format!("{what} can be swapped out");
+        refuses(memlock(bytes), None, &["SDS_SHIM_REQUIRE_LOCKED=locked", &what, &limit]).await?;
+        serves(memlock(bytes), "none", &[&format!("keys are in {keys}, the process is NOT locked"), &what]).await?;
     }
     Ok(())
 }
@@ -79,5 +86,5 @@ async fn with_too_little_for_the_arena_it_refuses_unless_told_otherwise() -> Out
 #[tokio::test]
 async fn the_capability_makes_up_for_the_limit() -> Outcome {
     let confinement = Confinement { memlock: 0, ipc_lock: true, ..Confinement::default() };
-    serves(confinement, "secret", &["keys are in secret memory (2464 KiB), the whole process is locked"]).await
+    serves(confinement, "secret", &["keys are in secret memory (32 KiB), the whole process is locked"]).await
 }

@@ -237,6 +237,16 @@ impl Writer<'_> {
         let report = locked::report();
         let help = "Protection of keys: 2 secret memory and all locked, 1 locked memory, 0 less";
         self.gauge("sds_shim_memory_protection_level", help, report.level() as i64)?;
+        let help = "Secret memory: charged for, in use of it for keys, and keys that lie in locked memory instead";
+        let mut metric = self.describe("sds_shim_secret_bytes", help, MetricType::Gauge)?;
+        for (kind, bytes) in [
+            ("charged", report.secret.charged),
+            ("used", report.secret.used),
+            ("peak", report.secret.peak),
+            ("spilled", report.secret.spilled),
+        ] {
+            sample(&mut metric, vec![("kind", kind)], bytes as i64)?;
+        }
         let mut metric = self.describe("sds_shim_memory_bytes", "Memory of the process, by kind", MetricType::Gauge)?;
         for (kind, bytes) in [
             ("mapped", Some(report.mapped)),

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use locked::Counting;
 use serde_json::{Value, json};
 
 use crate::{
@@ -169,6 +170,14 @@ fn memory_facts() -> Value {
         "locked_bytes": report.locked,
         "mapped_bytes": report.mapped,
         "limit_bytes": report.limit,
+        "secret_bytes": report.secret.charged,
+        "secret_used_bytes": report.secret.used,
+        "secret_peak_bytes": report.secret.peak,
+        "secret_counted_for": report.counting.map(|counting| match counting {
+            Counting::Process => "process",
+            Counting::User => "user",
+        }),
+        "keys_outside_of_secret_memory_bytes": report.secret.spilled,
         "arena_bytes": report.arena_mapped,
         "arena_used_bytes": report.usage.used,
         "arena_peak_bytes": report.usage.peak,

@@ -10,7 +10,7 @@ use openssl::{
 use super::error::CaError;
 use crate::{
     bounded, clock,
-    identity::{X509Svid, certificates, unix_seconds},
+    identity::{KeyText, X509Svid, certificates, unix_seconds},
 };
 
 /// Bytes of one file in PROV_CERT.
@@ -40,13 +40,13 @@ impl ClientCertificate {
             CaError::Provisioned(format!("{}: {cause}", directory.join(file).display()))
         };
         let read = |file: &str| {
-            let content = bounded::read(&directory.join(file), MAX_FILE)
-                .map_err(|error| CaError::Provisioned(bounded::describe(&directory.join(file), &error)))?;
-            String::from_utf8(content).map_err(|_| problem(file, &"it is not PEM"))
+            KeyText::read(&directory.join(file), MAX_FILE)
+                .map_err(|error| CaError::Provisioned(bounded::describe(&directory.join(file), &error)))
         };
-        let mut chain = certificates(&read("cert-chain.pem")?).map_err(|error| problem("cert-chain.pem", &error))?;
-        let key = PKey::private_key_from_pem(read("key.pem")?.as_bytes())
-            .map_err(|_| problem("key.pem", &"it holds no PEM private key"))?;
+        let chain =
+            String::from_utf8(read("cert-chain.pem")?.0).map_err(|_| problem("cert-chain.pem", &"it is not PEM"))?;
+        let mut chain = certificates(&chain).map_err(|error| problem("cert-chain.pem", &error))?;
+        let key = read("key.pem")?.1.parse().map_err(|error| problem("key.pem", &error))?;
         let leaf = chain.remove(0);
         let unreadable = |error: ErrorStack| problem("cert-chain.pem", &error);
         if !leaf.public_key().map_err(&unreadable)?.public_eq(&key) {

@@ -16,7 +16,7 @@ mod variables;
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
-use locked::Level;
+use locked::{Level, Need};
 
 use crate::identity::{KeyAlgorithm, KeyEncoding, KeySpec, SpiffeId, TrustDomain};
 use env::is_service_link;
@@ -187,6 +187,15 @@ pub struct MemoryConfig {
     pub arena_bytes: usize,
     /// Whether only the system calls that serving takes are left.
     pub strict_calls: bool,
+}
+
+impl Config {
+    /// How much secret memory the keys will take: those of files can be of any kind.
+    pub fn secret_memory(&self) -> Need {
+        let makes_small = !self.source.ca || !matches!(self.key.algorithm, KeyAlgorithm::Rsa { .. });
+        let reads = self.source.files.is_some() || self.ca.provisioned.is_some();
+        if makes_small && !reads { Need::Usual } else { Need::Most }
+    }
 }
 
 impl SdsConfig {

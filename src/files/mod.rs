@@ -8,7 +8,7 @@ mod source;
 mod watcher;
 
 pub use changes::Changes;
-pub use output::{Decoder, OutputWriter, Report};
+pub use output::{OutputWriter, Report};
 pub use resource::FileResource;
 pub use roots::RootFiles;
 pub use source::{FileSource, MountedCertificate, read_certificate};

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use nix::{
     sys::statfs::{TMPFS_MAGIC, statfs},
     unistd::{Gid, chown},
@@ -20,7 +19,7 @@ use crate::{
     bounded::describe,
     clock,
     config::OutputConfig,
-    store::{CERTIFICATE, Content, ROOTS, Snapshot, View},
+    store::{CERTIFICATE, ROOTS, Snapshot, View},
 };
 
 /// The link that makes a generation the current one, as kubelet names it.
@@ -37,9 +36,6 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// another process's may be younger.
 const LEFT_BEHIND: Duration = Duration::from_secs(60);
 
-/// Turns what is served back into its parts.
-pub type Decoder = fn(&Bytes) -> Option<Content>;
-
 /// Takes what came of each attempt to write: nothing, or what is wrong.
 pub type Report = Box<dyn Fn(Result<(), String>) + Send>;
 
@@ -49,22 +45,30 @@ pub type Report = Box<dyn Fn(Result<(), String>) + Send>;
 /// the files by their names never finds parts of two. It is the one thing here that puts a key into a file.
 pub struct OutputWriter {
     config: OutputConfig,
-    decode: Decoder,
     report: Report,
     told: Option<String>,
     generation: u64,
 }
 
-/// The three files of a generation.
-struct Generation {
-    chain: Vec<u8>,
-    key: Vec<u8>,
-    anchors: Vec<u8>,
+/// The three files of a generation, as they lie in what is served: a key is not copied on its way to the file.
+struct Generation<'a> {
+    chain: [&'a [u8]; 2],
+    key: &'a [u8],
+    anchors: [&'a [u8]; 2],
+}
+
+impl<'a> Generation<'a> {
+    /// Nothing as long as a part is missing.
+    fn of(snapshot: &'a Snapshot) -> Option<Self> {
+        let certificate = snapshot.get(CERTIFICATE).filter(|secret| !secret.is_anchors())?.resource();
+        let anchors = snapshot.get(ROOTS).filter(|secret| secret.is_anchors())?.resource();
+        Some(Self { chain: certificate.certificates(), key: certificate.key(), anchors: anchors.certificates() })
+    }
 }
 
 impl OutputWriter {
     /// Warns unless the directory is in memory.
-    pub fn new(config: OutputConfig, decode: Decoder, report: Report) -> Self {
+    pub fn new(config: OutputConfig, report: Report) -> Self {
         let kind = statfs(existing(&config.directory)).map(|found| found.filesystem_type());
         if kind != Ok(TMPFS_MAGIC) {
             warn!(
@@ -72,7 +76,7 @@ impl OutputWriter {
                 config.directory.display()
             );
         }
-        Self { config, decode, report, told: None, generation: 0 }
+        Self { config, report, told: None, generation: 0 }
     }
 
     /// Follows what is held for as long as it is polled.
@@ -128,7 +132,7 @@ impl OutputWriter {
     /// # Errors
     /// What is wrong with which file or directory.
     fn write(&mut self, snapshot: &Snapshot) -> Result<(), String> {
-        let Some(generation) = self.decoded(snapshot) else { return Ok(()) };
+        let Some(generation) = Generation::of(snapshot) else { return Ok(()) };
         let (name, before) = self.place(&generation).map_err(|error| format!("{error}; the files of before stay"))?;
         let directory = &self.config.directory;
         let named = lead_names(directory);
@@ -143,7 +147,7 @@ impl OutputWriter {
     }
 
     /// Makes it the current generation. Answers with its name, and where the one before is.
-    fn place(&mut self, generation: &Generation) -> Result<(String, Option<PathBuf>), String> {
+    fn place(&mut self, generation: &Generation<'_>) -> Result<(String, Option<PathBuf>), String> {
         let directory = &self.config.directory;
         make(directory)?;
         // A name that no earlier process of ours can have left half written.
@@ -171,19 +175,9 @@ impl OutputWriter {
         }
     }
 
-    fn decoded(&self, snapshot: &Snapshot) -> Option<Generation> {
-        let part = |name| (self.decode)(snapshot.get(name)?.resource());
-        match (part(CERTIFICATE)?, part(ROOTS)?) {
-            (Content::TlsCertificate { chain, key }, Content::ValidationContext(roots)) => {
-                Some(Generation { chain: chain.pem, key, anchors: roots.anchors.pem })
-            }
-            _ => None,
-        }
-    }
-
-    fn fill(&self, place: &Path, generation: &Generation) -> Result<(), String> {
-        let files = [
-            (KEY, &generation.key, self.config.mode),
+    fn fill(&self, place: &Path, generation: &Generation<'_>) -> Result<(), String> {
+        let files: [(_, &[&[u8]], _); 3] = [
+            (KEY, &[generation.key], self.config.mode),
             (CHAIN, &generation.chain, PUBLIC),
             (ANCHORS, &generation.anchors, PUBLIC),
         ];
@@ -195,9 +189,9 @@ impl OutputWriter {
         opened.and_then(|()| File::open(place)?.sync_all()).map_err(|error| describe(place, &error))
     }
 
-    fn file(&self, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    fn file(&self, path: &Path, content: &[&[u8]], mode: u32) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(content)?;
+        content.iter().try_for_each(|piece| file.write_all(piece))?;
         if let Some(gid) = self.config.gid {
             chown(path, None, Some(Gid::from_raw(gid)))?;
         }

@@ -12,7 +12,8 @@ use super::{Changes, resource::FileResource};
 use crate::{
     bounded, clock,
     config::FilesConfig,
-    identity::{Credential, TrustBundle, TrustDomain},
+    identity::{Credential, KeyText, TrustBundle, TrustDomain},
+    memory,
     store::{Content, Demand, SecretStore},
 };
 
@@ -67,7 +68,9 @@ impl FileSource {
         let demand = self.demand.clone();
         loop {
             // Watched before they are read, so that no change falls in between.
+            memory::before_a_key();
             resources.iter().for_each(|(name, files)| self.publish(name, files));
+            memory::look_again();
             tokio::select! {
                 () = demand.changed(names) => return,
                 () = changes.next() => {}
@@ -120,7 +123,7 @@ fn read(files: &FileResource) -> Result<(Content, i64, Option<String>), String> 
             Ok((content, not_after, None))
         }
         FileResource::Roots(path) => {
-            let text = file(path)?;
+            let (text, _) = file(path)?;
             let (bundle, bad) = TrustBundle::from_pem(&String::from_utf8_lossy(&text), clock::now())
                 .map_err(|error| format!("{}: {error}", path.display()))?;
             let bad: Vec<_> = bad.iter().map(|bad| format!("{}: {bad}", path.display())).collect();
@@ -145,14 +148,14 @@ pub struct MountedCertificate {
 /// # Errors
 /// What is wrong with which of the files.
 pub fn read_certificate(chain: &Path, key: &Path) -> Result<MountedCertificate, String> {
-    let text = file(chain)?;
-    let key_text = if key == chain { None } else { Some(file(key)?) };
-    let both = || match &key_text {
-        Some(_) => format!("{} and {}", chain.display(), key.display()),
-        None => chain.display().to_string(),
+    let (text, beside) = file(chain)?;
+    let (both, key_text) = if key == chain {
+        (chain.display().to_string(), beside)
+    } else {
+        (format!("{} and {}", chain.display(), key.display()), file(key)?.1)
     };
-    let credential = Credential::from_pem(&String::from_utf8_lossy(&text), key_text.as_ref().unwrap_or(&text))
-        .map_err(|error| format!("{}: {error}", both()))?;
+    let credential =
+        Credential::from_pem(&String::from_utf8_lossy(&text), &key_text).map_err(|error| format!("{both}: {error}"))?;
     let chain = credential.chain().map_err(|error| error.to_string())?;
     let key = credential.key_pem().map_err(|error| error.to_string())?;
     Ok(MountedCertificate {
@@ -162,10 +165,10 @@ pub fn read_certificate(chain: &Path, key: &Path) -> Result<MountedCertificate, 
     })
 }
 
-fn file(path: &Path) -> Result<Vec<u8>, String> {
+fn file(path: &Path) -> Result<(Vec<u8>, KeyText), String> {
     let size = fs::metadata(path).map_or(0, |metadata| metadata.len() as usize).min(MAX_FILE);
     if !locked::has_room(&[size * COPIES, RESERVE]) {
         return Err(format!("{}: there is no room for it; SDS_SHIM_ARENA_KIB makes more", path.display()));
     }
-    bounded::read(path, MAX_FILE).map_err(|error| bounded::describe(path, &error))
+    KeyText::read(path, MAX_FILE).map_err(|error| bounded::describe(path, &error))
 }

@@ -1,3 +1,4 @@
+use locked::Structure;
 use openssl::{
     error::ErrorStack,
     pkey::{PKey, Private},
@@ -7,6 +8,7 @@ use openssl::{
 use super::{
     facts::Certificates,
     pem::{PemError, certificates},
+    private_key::{KeyError, KeyText},
     spiffe::TrustDomain,
     validity::validity,
 };
@@ -17,9 +19,9 @@ pub enum CredentialError {
     /// The chain cannot be read.
     #[error("the certificate chain: {0}")]
     Chain(#[from] PemError),
-    /// There is no key that could be read: none at all, encrypted, or of a kind that is not known.
-    #[error("there is no private key in PEM form, without a passphrase")]
-    Key,
+    /// The key cannot be read.
+    #[error("{0}")]
+    Key(#[from] KeyError),
     /// They are of two generations, or were never meant for each other.
     #[error("the private key does not belong to the certificate")]
     Mismatch,
@@ -35,14 +37,13 @@ pub struct Credential {
 }
 
 impl Credential {
-    /// Reads a chain, leaf first, and a key, both PEM; one text may hold both.
+    /// Reads a chain, leaf first, and a key, both PEM.
     ///
     /// # Errors
     /// When one of them cannot be read, or they do not belong together.
-    pub fn from_pem(chain: &str, key: &[u8]) -> Result<Self, CredentialError> {
+    pub fn from_pem(chain: &str, key: &KeyText) -> Result<Self, CredentialError> {
         let mut chain = certificates(chain)?;
-        // With an empty passphrase nobody is asked for one.
-        let key = PKey::private_key_from_pem_passphrase(key, b"").map_err(|_| CredentialError::Key)?;
+        let key = key.parse()?;
         // Where the leaf stands in a bundle is not fixed.
         let ours = chain.iter().position(|one| one.public_key().is_ok_and(|public| public.public_eq(&key)));
         drop(ErrorStack::get());
@@ -75,7 +76,7 @@ impl Credential {
     /// # Errors
     /// What OpenSSL says; it fails only for want of memory.
     pub fn key_pem(&self) -> Result<Vec<u8>, ErrorStack> {
-        self.key.private_key_to_pem_pkcs8()
+        locked::write_private_key(&self.key, Structure::Pkcs8)
     }
 }
 
@@ -89,10 +90,14 @@ mod tests {
         Pki::new("files").issue(&Leaf::workload("spiffe://td/ns/a/sa/b", Duration::from_secs(3600)))
     }
 
+    fn key(text: &str) -> KeyText {
+        KeyText::split(text.as_bytes(), text.len(), 1 << 16).unwrap().1
+    }
+
     #[test]
     fn a_pair_is_read_and_written_in_order() {
         let issued = issued();
-        let credential = Credential::from_pem(&issued.chain_pem, issued.key_pem.as_bytes()).unwrap();
+        let credential = Credential::from_pem(&issued.chain_pem, &key(&issued.key_pem)).unwrap();
         assert_eq!(String::from_utf8(credential.chain().unwrap().pem).unwrap(), issued.chain_pem);
         assert!(credential.key_pem().unwrap().starts_with(b"-----BEGIN PRIVATE KEY-----"));
     }
@@ -101,7 +106,7 @@ mod tests {
     fn one_file_may_hold_all() {
         let Issued { chain_pem, key_pem, .. } = issued();
         for bundle in [format!("{key_pem}{chain_pem}"), format!("{chain_pem}{key_pem}")] {
-            let credential = Credential::from_pem(&bundle, bundle.as_bytes()).unwrap();
+            let credential = Credential::from_pem(&bundle, &key(&bundle)).unwrap();
             assert_eq!(String::from_utf8(credential.chain().unwrap().pem).unwrap(), chain_pem);
         }
     }
@@ -109,7 +114,7 @@ mod tests {
     #[test]
     fn what_does_not_belong_together_is_refused() {
         let (one, other) = (issued(), issued());
-        let error = |chain: &str, key: &str| Credential::from_pem(chain, key.as_bytes()).err().unwrap().to_string();
+        let error = |chain: &str, text: &str| Credential::from_pem(chain, &key(text)).err().unwrap().to_string();
         assert!(error(&one.chain_pem, &other.key_pem).contains("does not belong"));
         assert!(error(&one.chain_pem, &one.chain_pem).contains("no private key"));
         assert!(error(&one.key_pem, &one.key_pem).contains("the certificate chain"));

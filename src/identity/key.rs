@@ -1,10 +1,8 @@
+use locked::Structure;
 use openssl::{
-    ec::{Asn1Flag, EcGroup, EcKey},
     error::ErrorStack,
     hash::MessageDigest,
-    nid::Nid,
     pkey::{PKey, PKeyRef, Private},
-    rsa::Rsa,
     stack::Stack,
     x509::{X509ReqBuilder, extension::SubjectAlternativeName},
 };
@@ -50,9 +48,9 @@ impl KeySpec {
     /// What OpenSSL says; it fails only for want of memory or randomness.
     pub fn generate(&self) -> Result<PKey<Private>, ErrorStack> {
         match self.algorithm {
-            KeyAlgorithm::P256 => ecdsa(Nid::X9_62_PRIME256V1),
-            KeyAlgorithm::P384 => ecdsa(Nid::SECP384R1),
-            KeyAlgorithm::Rsa { bits } => PKey::from_rsa(Rsa::generate(bits)?),
+            KeyAlgorithm::P256 => locked::generate_ec_key("P-256"),
+            KeyAlgorithm::P384 => locked::generate_ec_key("P-384"),
+            KeyAlgorithm::Rsa { bits } => locked::generate_rsa_key(bits),
         }
     }
 
@@ -61,19 +59,12 @@ impl KeySpec {
     /// # Errors
     /// What OpenSSL says; it fails only for want of memory.
     pub fn to_pem(&self, key: &PKeyRef<Private>) -> Result<Vec<u8>, ErrorStack> {
-        match (self.encoding, self.algorithm) {
-            (KeyEncoding::Pkcs8, _) => key.private_key_to_pem_pkcs8(),
-            (KeyEncoding::Traditional, KeyAlgorithm::Rsa { .. }) => key.rsa()?.private_key_to_pem(),
-            (KeyEncoding::Traditional, _) => key.ec_key()?.private_key_to_pem(),
-        }
+        let structure = match self.encoding {
+            KeyEncoding::Pkcs8 => Structure::Pkcs8,
+            KeyEncoding::Traditional => Structure::Traditional,
+        };
+        locked::write_private_key(key, structure)
     }
-}
-
-fn ecdsa(curve: Nid) -> Result<PKey<Private>, ErrorStack> {
-    let mut group = EcGroup::from_curve_name(curve)?;
-    // Peers refuse keys whose curve is spelt out instead of named (RFC 5480, section 2.1.1).
-    group.set_asn1_flag(Asn1Flag::NAMED_CURVE);
-    PKey::from_ec_key(EcKey::generate(&group)?)
 }
 
 /// A fresh key and the CSR (PKCS#10, RFC 2986) for it.
@@ -94,7 +85,8 @@ impl CertificateRequest {
         let key = spec.generate()?;
         let mut builder = X509ReqBuilder::new()?;
         builder.set_version(0)?;
-        builder.set_pubkey(&key)?;
+        let public = locked::public_half(&key)?;
+        builder.set_pubkey(&public)?;
         let mut extensions = Stack::new()?;
         // Critical, because the subject is empty (RFC 5280, section 4.2.1.6).
         let san = SubjectAlternativeName::new().critical().uri(id.as_str()).build(&builder.x509v3_context(None))?;

@@ -8,6 +8,7 @@ use crate::{
     clock,
     config::{FilesConfig, MountedFiles},
     files::{Changes, read_certificate},
+    memory,
     status::{Reason, Workload},
     store::{CERTIFICATE, SecretStore},
 };
@@ -92,6 +93,7 @@ impl Mounted {
             return false;
         }
         let now = clock::now();
+        memory::before_a_key();
         let read = read_certificate(&self.files.chain, &self.files.key).and_then(|read| match read.not_after {
             end if end > now => Ok(read),
             end => Err(format!("{}: the certificate expired at {}", self.files.chain.display(), clock::rfc3339(end))),
@@ -121,6 +123,7 @@ impl Mounted {
                 self.told = Some(trouble);
             }
         }
+        memory::look_again();
         true
     }
 

@@ -23,6 +23,7 @@ use crate::{
     identity::{
         BearerToken, CertificateRequest, KeySpec, PeerTrust, SpiffeId, SvidError, TokenError, TrustDomain, X509Svid,
     },
+    memory,
     status::{Status, Workload},
     store::{Content, SecretStore},
 };
@@ -273,6 +274,7 @@ impl<T: TokenSource> Renewal<T> {
             return Arc::clone(request);
         }
         let mut backoff = Backoff::default();
+        memory::before_a_key();
         loop {
             match CertificateRequest::new(&self.key, id).map(Arc::new) {
                 Ok(request) => {
@@ -313,6 +315,7 @@ impl<T: TokenSource> Renewal<T> {
             key: issued.svid.key_pem(&self.key).map_err(SvidError::from)?,
         };
         self.roots.publish(&issued, id.domain(), certificate).await;
+        memory::look_again();
         Ok(issued.svid)
     }
 }

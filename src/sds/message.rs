@@ -12,6 +12,7 @@ use sds_shim_proto::{
 };
 
 use super::subscription::Outcome;
+use crate::store::Encoded;
 
 /// Field numbers of `envoy/service/discovery/v3/discovery.proto` and `google/protobuf/any.proto`.
 const RESPONSE_RESOURCES: u32 = 2;
@@ -37,7 +38,7 @@ pub(super) fn state_of_the_world(outcome: &Outcome, nonce: String) -> Pieces {
         let any = any_head(secret.resource());
         encode_length(RESPONSE_RESOURCES, any.len() + secret.resource().len(), &mut before);
         before.extend(any);
-        (before, secret.resource().clone())
+        (before, secret.resource())
     });
     pieces(&head, resources)
 }
@@ -61,7 +62,7 @@ pub(super) fn delta(outcome: &Outcome, nonce: String) -> Pieces {
         encode_length(RESPONSE_RESOURCES, resource.len() + any_len, &mut before);
         before.extend(resource);
         before.extend(any);
-        (before, secret.resource().clone())
+        (before, secret.resource())
     });
     pieces(&head, resources)
 }
@@ -72,7 +73,7 @@ fn version(outcome: &Outcome) -> String {
 }
 
 /// An `Any` up to its value, which follows.
-fn any_head(value: &Bytes) -> Vec<u8> {
+fn any_head(value: &Encoded) -> Vec<u8> {
     let mut head = Any { type_url: SECRET_TYPE_URL.to_owned(), value: Bytes::new() }.encode_to_vec();
     encode_length(ANY_VALUE, value.len(), &mut head);
     head
@@ -90,14 +91,14 @@ pub(super) fn plain(message: &impl Message) -> Pieces {
 }
 
 /// The resources come after all other fields, because their place in a message is free.
-fn pieces(head: &impl Message, resources: impl Iterator<Item = (Vec<u8>, Bytes)>) -> Pieces {
+fn pieces<'a>(head: &impl Message, resources: impl Iterator<Item = (Vec<u8>, &'a Encoded)>) -> Pieces {
     let mut pieces = Pieces::new();
     let mut own = vec![0; PREFIX];
     own.extend(head.encode_to_vec());
     for (before, shared) in resources {
         own.extend(before);
         pieces.push_back(std::mem::take(&mut own).into());
-        pieces.push_back(shared);
+        pieces.extend(shared.pieces());
     }
     if pieces.is_empty() {
         pieces.push_back(own.into());
@@ -122,13 +123,17 @@ mod tests {
     fn outcome() -> Outcome {
         let store = SecretStore::new(|_, content| {
             let Content::ValidationContext(roots) = content else { unreachable!("only those are published") };
-            roots.anchors.pem.into()
+            Encoded::public(roots.anchors.pem.into(), 0..0)
         });
         let content = |anchors: &[u8]| Content::anchors(Certificates::unread(anchors.to_vec()));
         store.publish([("ROOTCA", content(&[7; 300]), 1), ("default", content(b"short"), 1)]);
         let View::Open(snapshot) = store.view().borrow().clone() else { unreachable!("nothing ended the store") };
         let send = snapshot.iter().map(|(name, secret)| (name.clone(), secret.clone())).collect();
         Outcome { send, removed: vec!["gone".to_owned()], verdict: None }
+    }
+
+    fn resource(outcome: &Outcome, at: usize) -> Bytes {
+        outcome.send[at].1.resource().pieces().next().unwrap()
     }
 
     fn message(pieces: &Pieces) -> Vec<u8> {
@@ -141,8 +146,7 @@ mod tests {
     #[test]
     fn pieces_are_what_prost_would_write() {
         let outcome = outcome();
-        let any =
-            |at: usize| Any { type_url: SECRET_TYPE_URL.to_owned(), value: outcome.send[at].1.resource().clone() };
+        let any = |at: usize| Any { type_url: SECRET_TYPE_URL.to_owned(), value: resource(&outcome, at) };
         let stream = DiscoveryResponse::decode(&*message(&state_of_the_world(&outcome, "n".to_owned()))).unwrap();
         assert!(stream.resources == [any(0), any(1)]);
         assert_eq!((stream.nonce.as_str(), stream.type_url.as_str()), ("n", SECRET_TYPE_URL));
@@ -164,7 +168,8 @@ mod tests {
         for pieces in [state_of_the_world(&outcome, "n".to_owned()), delta(&outcome, "n".to_owned())] {
             assert_eq!(pieces.len(), 4);
             for (at, (_, secret)) in outcome.send.iter().enumerate() {
-                assert_eq!(pieces[2 * at + 1].as_ptr(), secret.resource().as_ptr());
+                let resource = secret.resource().pieces().next().unwrap();
+                assert_eq!(pieces[2 * at + 1].as_ptr(), resource.as_ptr());
             }
         }
     }

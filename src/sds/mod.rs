@@ -17,7 +17,7 @@ mod socket;
 mod stream;
 mod subscription;
 
-pub use payload::{decode, encode};
+pub use payload::encode;
 pub use server::serve;
 pub use service::Served;
 pub use socket::{BindError, SdsSocket};

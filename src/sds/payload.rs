@@ -1,10 +1,13 @@
 use bytes::Bytes;
-use prost::Message;
+use prost::{
+    Message,
+    encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
+};
 use sds_shim_proto::{
     envoy::{
         config::core::v3::{DataSource, TypedExtensionConfig, data_source::Specifier},
         extensions::transport_sockets::tls::v3::{
-            CertificateValidationContext, Secret, SpiffeCertValidatorConfig, TlsCertificate, secret::Type,
+            CertificateValidationContext, Secret, SpiffeCertValidatorConfig, secret::Type,
             spiffe_cert_validator_config::TrustDomain,
         },
     },
@@ -13,7 +16,7 @@ use sds_shim_proto::{
 
 use crate::{
     identity::Certificates,
-    store::{Content, Validation},
+    store::{Content, Encoded, Validation},
 };
 
 /// The name of Envoy's validator that tells trust domains apart, and the type of its configuration.
@@ -21,41 +24,86 @@ const SPIFFE_VALIDATOR: &str = "envoy.tls.cert_validator.spiffe";
 const SPIFFE_VALIDATOR_URL: &str =
     "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig";
 
+/// Field numbers of `envoy/extensions/transport_sockets/tls/v3/{secret,common}.proto` and of `DataSource`.
+const SECRET_NAME: u32 = 1;
+const SECRET_TLS_CERTIFICATE: u32 = 2;
+const CERTIFICATE_CHAIN: u32 = 1;
+const PRIVATE_KEY: u32 = 2;
+const INLINE_BYTES: u32 = 2;
+
+/// Bytes that lie in secret memory at the least: with the key goes the end of the chain before it. Below 256 bytes (1,024
+/// where a socket cannot take several pieces at once) h2 would copy them into a buffer of its own, which is not secret.
+const LEAST_SECRET: usize = 1024;
+/// Up to so many bytes a certificate with its key is one piece: each piece is a frame of its own, for which h2 keeps
+/// memory on every stream.
+const ONE_PIECE: usize = 3 * 1024;
+
 /// Writes a content as an SDS resource. The one place where a key is put into Envoy's form.
-pub fn encode(name: &str, content: Content) -> Bytes {
-    let r#type = match content {
-        Content::TlsCertificate { chain, key } => {
-            Type::TlsCertificate(TlsCertificate { certificate_chain: inline(chain.pem), private_key: inline(key) })
-        }
-        Content::ValidationContext(Validation { anchors, crl, domains }) => {
-            let has_crl = !crl.is_empty();
-            let validator = (!domains.is_empty()).then(|| spiffe_validator(domains, &crl));
-            Type::ValidationContext(CertificateValidationContext {
-                trusted_ca: inline(anchors.pem),
-                crl: has_crl.then(|| inline(crl)).flatten(),
-                // Else a CRL of every CA up to the root would be needed, and a missing one would refuse every peer.
-                only_verify_leaf_cert_crl: has_crl,
-                custom_validator_config: validator,
-            })
-        }
-    };
-    Secret { name: name.to_owned(), r#type: Some(r#type) }.encode_to_vec().into()
+pub fn encode(name: &str, content: Content) -> Encoded {
+    match content {
+        Content::TlsCertificate { chain, key } => certificate(name, &chain.pem, &key),
+        Content::ValidationContext(validation) => anchors(name, validation),
+    }
 }
 
-/// The content of a resource that [`encode`] has written, as far as it is a key, a chain or trust anchors; `None` if it
-/// is another one.
-pub fn decode(resource: &Bytes) -> Option<Content> {
-    let bytes = |source: Option<DataSource>| match source?.specifier? {
-        Specifier::InlineBytes(bytes) => Some(bytes.to_vec()),
-        _ => None,
+/// Written by hand, because prost would write the key into one piece of memory with all else: `name`, then
+/// `tls_certificate` with the chain and the key, each as `inline_bytes` of a `DataSource`.
+fn certificate(name: &str, chain: &[u8], key: &[u8]) -> Encoded {
+    let field = |len: usize| encoded_len_varint(len as u64) + len;
+    // The keys of all these fields are one byte long.
+    let [chain_source, key_source] = [chain, key].map(|bytes| 1 + field(bytes.len()));
+    let key_field = 1 + field(key_source);
+    let body = 1 + field(chain_source) + key_field;
+    let mut head = Vec::with_capacity(name.len() + 32);
+    open(SECRET_NAME, name.len(), &mut head);
+    head.extend_from_slice(name.as_bytes());
+    open(SECRET_TLS_CERTIFICATE, body, &mut head);
+    open(CERTIFICATE_CHAIN, chain_source, &mut head);
+    open(INLINE_BYTES, chain.len(), &mut head);
+    let certificates = head.len()..head.len() + chain.len();
+
+    let last =
+        if certificates.end + key_field <= ONE_PIECE { chain.len() } else { LEAST_SECRET.saturating_sub(key.len()) };
+    let (first, last) = chain.split_at(chain.len().saturating_sub(last));
+    let (public, before) = if first.is_empty() { (Vec::new(), head) } else { ([&head, first].concat(), Vec::new()) };
+    let secret = locked::secretly(|| {
+        let mut secret = Vec::with_capacity(before.len() + last.len() + key_field);
+        secret.extend_from_slice(&before);
+        secret.extend_from_slice(last);
+        open(PRIVATE_KEY, key_source, &mut secret);
+        open(INLINE_BYTES, key.len(), &mut secret);
+        secret.extend_from_slice(key);
+        secret
+    });
+    let place = secret.len() - key.len()..secret.len();
+    Encoded::with_key(public.into(), secret.into(), certificates, place)
+}
+
+/// Key and length of a field.
+fn open(field: u32, len: usize, buf: &mut Vec<u8>) {
+    debug_assert_eq!(key_len(field), 1);
+    encode_key(field, WireType::LengthDelimited, buf);
+    encode_varint(len as u64, buf);
+}
+
+fn anchors(name: &str, Validation { anchors, crl, domains }: Validation) -> Encoded {
+    let has_crl = !crl.is_empty();
+    let validator = (!domains.is_empty()).then(|| spiffe_validator(domains, &crl));
+    let len = anchors.pem.len();
+    let context = CertificateValidationContext {
+        trusted_ca: inline(anchors.pem),
+        crl: has_crl.then(|| inline(crl)).flatten(),
+        // Else a CRL of every CA up to the root would be needed, and a missing one would refuse every peer.
+        only_verify_leaf_cert_crl: has_crl,
+        custom_validator_config: validator,
     };
-    match Secret::decode(resource.clone()).ok()?.r#type? {
-        Type::TlsCertificate(TlsCertificate { certificate_chain, private_key }) => {
-            let chain = Certificates::unread(bytes(certificate_chain)?);
-            Some(Content::TlsCertificate { chain, key: bytes(private_key)? })
-        }
-        Type::ValidationContext(context) => Some(Content::anchors(Certificates::unread(bytes(context.trusted_ca)?))),
-    }
+    let trusted = context.trusted_ca.as_ref().map_or(0, Message::encoded_len);
+    let context_len = context.encoded_len();
+    let secret = Secret { name: name.to_owned(), r#type: Some(Type::ValidationContext(context)) };
+    // The anchors are the first field of the context, which is the last of the secret.
+    let bytes: Bytes = secret.encode_to_vec().into();
+    let start = bytes.len() - context_len + 1 + encoded_len_varint(trusted as u64) + trusted - len;
+    Encoded::public(bytes, start..start + len)
 }
 
 /// Envoy's SPIFFE validator: anchors vouch for their own trust domain alone. It looks for revocation lists among the
@@ -73,4 +121,45 @@ fn spiffe_validator(domains: Vec<(String, Certificates)>, crl: &[u8]) -> TypedEx
 
 fn inline(bytes: Vec<u8>) -> Option<DataSource> {
     Some(DataSource { specifier: Some(Specifier::InlineBytes(bytes.into())) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sds_shim_proto::envoy::extensions::transport_sockets::tls::v3::TlsCertificate;
+
+    fn whole(resource: &Encoded) -> Vec<u8> {
+        resource.pieces().flatten().collect()
+    }
+
+    #[test]
+    fn a_certificate_is_what_prost_would_write_and_its_end_is_secret() {
+        for (chain_len, key_len) in [(700, 241), (3000, 241), (100, 30), (20_000, 3272), (1, 1), (0, 0), (127, 128)] {
+            let (chain, key) = (vec![b'c'; chain_len], vec![b'k'; key_len]);
+            let resource = certificate("default", &chain, &key);
+            let expected = Type::TlsCertificate(TlsCertificate {
+                certificate_chain: inline(chain.clone()),
+                private_key: inline(key.clone()),
+            });
+            let expected = Secret { name: "default".to_owned(), r#type: Some(expected) };
+            assert!(whole(&resource) == expected.encode_to_vec(), "{chain_len} {key_len}");
+            assert_eq!(resource.len(), expected.encoded_len());
+            assert!(resource.certificates().concat() == chain && resource.key() == key);
+            let secret = resource.pieces().last().unwrap();
+            assert!(secret.ends_with(&key));
+            assert!(secret.len() >= LEAST_SECRET.min(chain_len + key_len), "{}", secret.len());
+        }
+    }
+
+    #[test]
+    fn anchors_are_found_again() {
+        for (crl, domains) in [(Vec::new(), 0), (vec![b'r'; 300], 0), (vec![b'r'; 300], 2), (Vec::new(), 2)] {
+            let bundle = || Certificates::unread(vec![b'a'; 1000]);
+            let domains = (0..domains).map(|n| (format!("domain{n}"), bundle())).collect();
+            let resource = anchors("ROOTCA", Validation { anchors: bundle(), crl, domains });
+            assert_eq!(resource.certificates().concat(), bundle().pem);
+            assert_eq!((resource.key(), resource.pieces().count()), (&[][..], 1));
+            Secret::decode(whole(&resource).as_slice()).unwrap();
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 mod consumer;
 mod demand;
+mod encoded;
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +10,6 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
 use openssl::sha::Sha256;
 use tokio::sync::watch;
 
@@ -18,6 +18,7 @@ use consumer::Receipts;
 
 pub use consumer::Consumer;
 pub use demand::{Demand, MAX_NAMES, is_on_demand};
+pub use encoded::Encoded;
 
 /// The name of the workload's own certificate (contract with Envoy and Istio).
 pub const CERTIFICATE: &str = "default";
@@ -30,7 +31,7 @@ pub enum Content {
     TlsCertificate {
         /// Leaf first.
         chain: Certificates,
-        /// The private key, PEM.
+        /// The private key, PEM, in secret memory.
         key: Vec<u8>,
     },
     /// What peers are verified against.
@@ -93,12 +94,12 @@ impl Content {
 }
 
 /// Turns a content into the resource that consumers serve, given its name.
-pub type Encoder = fn(&str, Content) -> Bytes;
+pub type Encoder = fn(&str, Content) -> Encoded;
 
 /// A resource as Envoy gets it. It never changes; a new content is a new secret.
 pub struct Secret {
     version: String,
-    resource: Bytes,
+    resource: Encoded,
     not_after: i64,
     is_anchors: bool,
     facts: Vec<Arc<CertificateFacts>>,
@@ -131,7 +132,7 @@ impl Secret {
     }
 
     /// The encoded resource. It may hold a private key: for Envoy's socket and nothing else.
-    pub fn resource(&self) -> &Bytes {
+    pub fn resource(&self) -> &Encoded {
         &self.resource
     }
 }

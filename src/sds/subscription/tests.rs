@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     identity::Certificates,
-    store::{Content, SecretStore, View},
+    store::{Content, Encoded, SecretStore, View},
 };
 use bytes::Bytes;
 
@@ -9,7 +9,7 @@ const NOW: i64 = 1000;
 
 /// A snapshot with one secret for each `(name, content)`.
 fn snapshot(secrets: &[(&'static str, &str)]) -> Snapshot {
-    let store = SecretStore::new(|_, _| Bytes::from_static(b"resource"));
+    let store = SecretStore::new(|_, _| Encoded::public(Bytes::from_static(b"resource"), 0..0));
     store.publish(
         secrets.iter().map(|(name, content)| {
             (*name, Content::anchors(Certificates::unread(content.as_bytes().to_vec())), NOW + 1)
@@ -246,7 +246,7 @@ fn requests_beyond_the_limits_are_refused() {
 #[test]
 fn a_clock_that_is_set_back_brings_the_streams_what_had_seemed_expired() {
     const YEAR: i64 = 31_536_000;
-    let store = SecretStore::new(|_, _| Bytes::from_static(b"resource"));
+    let store = SecretStore::new(|_, _| Encoded::public(Bytes::from_static(b"resource"), 0..0));
     store.publish([("default", Content::anchors(Certificates::unread(b"a".to_vec())), NOW + 1)]);
     let mut consumer = store.consumer();
     let View::Open(held) = consumer.views.borrow_and_update().clone() else { unreachable!("nothing ended the store") };

@@ -224,7 +224,8 @@ impl<V: Wire> Client<V> {
         };
         let (nonce, removed, values) = V::decode_response(&message(&pieces));
         assert_eq!(nonce, self.subscription.nonce());
-        assert!(values.iter().eq(outcome.send.iter().map(|(_, secret)| secret.resource())));
+        let sent = outcome.send.iter().map(|(_, secret)| secret.resource().pieces().flatten().collect::<Vec<u8>>());
+        assert!(values.iter().map(|value| value.to_vec()).eq(sent));
         assert!(removed == outcome.removed || V::TELLS_ALL);
     }
 }

@@ -41,21 +41,24 @@ pub struct Confinement {
 
 impl Default for Confinement {
     fn default() -> Self {
-        Self {
-            memlock: MEMLOCK,
-            without_secret_memory: false,
-            ipc_lock: false,
-            cores: false,
-            dumpable: false,
-            nothing_left_out_of_cores: false,
-            without_inotify: false,
-            alone: false,
-            cgroup: None,
-        }
+        Self::DEFAULT
     }
 }
 
 impl Confinement {
+    /// As a sidecar is: 8 MiB that may be locked, no capabilities.
+    pub const DEFAULT: Self = Self {
+        memlock: MEMLOCK,
+        without_secret_memory: false,
+        ipc_lock: false,
+        cores: false,
+        dumpable: false,
+        nothing_left_out_of_cores: false,
+        without_inotify: false,
+        alone: false,
+        cgroup: None,
+    };
+
     /// The program and arguments that start `binary` in `directory` confined so. The directory and all in it becomes
     /// the user's, with a copy of the binary, because the user may not be able to reach ours.
     pub(crate) fn command(&self, binary: &Path, directory: &Path) -> Result<(PathBuf, Vec<String>), Failure> {

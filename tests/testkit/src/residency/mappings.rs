@@ -28,7 +28,12 @@ impl Mapping {
         (self.end - self.start) as usize
     }
 
-    /// Whether keys belong there: only the arena is left out of core dumps.
+    /// Whether it is secret memory.
+    pub fn is_secret(&self) -> bool {
+        self.name.starts_with("/secretmem")
+    }
+
+    /// Whether keys belong there, where there is no secret memory: only the arena is left out of core dumps.
     pub fn is_arena(&self) -> bool {
         self.readable && self.left_out_of_cores && !self.name.starts_with("[v")
     }
@@ -73,7 +78,7 @@ pub struct Memory {
     pub arena: Vec<Range>,
     /// All other bytes.
     pub rest: Vec<Range>,
-    /// How many bytes the kernel does not let anybody read, in mappings that can be read from inside.
+    /// How many bytes of secret memory there are, of which the kernel lets nobody read any.
     pub refused: usize,
 }
 
@@ -95,7 +100,7 @@ pub fn memory(pid: u32) -> Result<Memory, Failure> {
         match read {
             Ok(()) if mapping.is_arena() => memory.arena.push(range),
             Ok(()) => memory.rest.push(range),
-            Err(_) if mapping.readable => memory.refused += range.bytes.len(),
+            Err(_) if mapping.is_secret() => memory.refused += range.bytes.len(),
             Err(_) => {}
         }
     }
