@@ -71,7 +71,7 @@ test-kubernetes: build envoy kubernetes istio-injector podman pod-network curl #
 		--test kubernetes_istio --test kubernetes_readme --test kubernetes_values -- --include-ignored --nocapture --test-threads=1
 	@tests/testkit/search-output.sh target/test-output 50
 
-conformance-istio: build pilot-agent ## the rules of SDS held against Istio's agent beside ours; writes src/manual/conformance.md
+conformance-istio: build pilot-agent ## the rules of SDS held against Istio's agent beside ours; writes src/manual/evidence/conformance.md
 	@CONFORMANCE_TABLE=1 $(CARGO) test --test sds_conformance -- --nocapture
 
 bench: build image envoy pilot-agent perf valgrind vegeta ## ours, Istio's agent and a bare program measured in turn; tables, JSON and plots in target/bench; BENCH_QUICK=1 takes 3 minutes instead of 20

@@ -1,4 +1,4 @@
-//! The walls between the modules, read from their imports (`src/manual/architecture.md` draws them).
+//! The walls between the modules, read from their imports (`src/manual/design/architecture.md` draws them).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -11,7 +11,7 @@ use common::{Logged, Site};
 use nix::sys::signal::Signal;
 use testkit::{Failure, OrFail, sds};
 
-/// In millions, as measured; `src/manual/budgets.md` has them as well.
+/// In millions, as measured; `src/manual/evidence/budgets.md` has them as well.
 const START: f64 = 21.7;
 const ROTATION: f64 = 14.8;
 /// How far they may be exceeded: keys and nonces are random, and libc and OpenSSL take other paths on other processors.

@@ -228,7 +228,8 @@ fn numbered(name: &str, number: u32) -> Result<Vec<u8>, openssl::error::ErrorSta
 
 /// The table of the documentation is what the scrape says of itself.
 fn documented(scraped: &Scraped) -> Tested {
-    let page = fs::read_to_string(workspace().join("packaging/metrics.md")).or_fail("read the documentation")?;
+    let page =
+        fs::read_to_string(workspace().join("src/manual/reference/metrics.md")).or_fail("read the documentation")?;
     let rows: BTreeSet<_> = page.lines().filter(|line| line.starts_with("| `")).map(str::to_owned).collect();
     let mut expected = BTreeSet::new();
     for (name, family) in &scraped.0 {
@@ -240,6 +241,11 @@ fn documented(scraped: &Scraped) -> Tested {
         let name = if family.kind == "info" { format!("{name}_info") } else { name };
         expected.insert(format!("| `{name}` | {} | {} | {} |", family.kind, labels.join(", "), family.help));
     }
-    assert_eq!(rows, expected, "packaging/metrics.md should have:\n{}", Vec::from_iter(expected.clone()).join("\n"));
+    assert_eq!(
+        rows,
+        expected,
+        "src/manual/reference/metrics.md should have:\n{}",
+        Vec::from_iter(expected.clone()).join("\n")
+    );
     Ok(())
 }

@@ -37,7 +37,7 @@ fn metrics(text: &str) -> BTreeSet<String> {
 }
 
 fn documented() -> BTreeSet<String> {
-    let page = read(&packaging("metrics.md"));
+    let page = read(&workspace().join("src/manual/reference/metrics.md"));
     let rows: String = page.lines().filter(|line| line.starts_with("| `")).collect();
     metrics(&rows)
 }
@@ -117,7 +117,7 @@ fn the_symptoms_are_what_is_said() {
     }
     // A long message is broken over lines.
     let sources = sources.replace("\\\n", "").split_whitespace().collect::<Vec<_>>().join(" ");
-    let page = read(&packaging("troubleshooting.md"));
+    let page = read(&workspace().join("src/manual/reference/troubleshooting.md"));
     let mut quoted = 0;
     for row in page.lines().filter(|line| line.starts_with("| `")) {
         let symptom = row.split('`').nth(1).expect("it is quoted");

@@ -29,7 +29,7 @@ fn what_a_fleet_costs_is_what_the_capacity_page_says() {
     };
     let told = table("README.md");
     assert!(told.len() > 5, "{told:?}");
-    assert_eq!(told, table("src/manual/capacity.md"));
+    assert_eq!(told, table("src/manual/evidence/capacity.md"));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Names of hosts to addresses, as libc does it, but without its thread and its heap (`src/manual/architecture.md` says
+//! Names of hosts to addresses, as libc does it, but without its thread and its heap (`src/manual/design/architecture.md` says
 //! why): `/etc/hosts`, then the nameservers of `/etc/resolv.conf`. Both are read anew for each look-up.
 
 mod exchange;

@@ -45,7 +45,7 @@ async fn hold_all(of: Implementation) -> Vec<Broken> {
 }
 
 fn table_file() -> PathBuf {
-    workspace().join("src/manual/conformance.md")
+    workspace().join("src/manual/evidence/conformance.md")
 }
 
 fn table(ours: &[Broken], theirs: &[Broken]) -> String {

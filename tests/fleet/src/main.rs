@@ -45,14 +45,14 @@ fn run() -> Result<bool, Failure> {
     report::write(&directory.join("report.json"), &format!("{json:#}\n"))?;
     match std::env::var_os("CAPACITY_PAGE") {
         Some(_) => write_pages(clients, &rows, &run, &costs)?,
-        None => println!("fleet: CAPACITY_PAGE=1 writes src/manual/capacity.md and README's table anew"),
+        None => println!("fleet: CAPACITY_PAGE=1 writes src/manual/evidence/capacity.md and README's table anew"),
     }
     println!("fleet: report and plots are in target/fleet");
     Ok(met(&rows) && run.agrees())
 }
 
 fn write_pages(clients: u32, rows: &[Row], run: &Run, costs: &Costs) -> Result<(), Failure> {
-    let (page, readme) = (workspace().join("src/manual/capacity.md"), workspace().join("README.md"));
+    let (page, readme) = (workspace().join("src/manual/evidence/capacity.md"), workspace().join("README.md"));
     let table = capacity::table(costs);
     report::write(&page, &capacity::page(clients, rows, run, costs, &table))?;
     let text = std::fs::read_to_string(&readme).or_fail("read README.md")?;
