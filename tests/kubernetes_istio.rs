@@ -196,11 +196,11 @@ async fn made(cluster: &Cluster, namespace: &str, annotations: &Value) -> Result
     object(&cluster.kubectl_on(&pod, &["create", "--dry-run=server", "-o", "json", "-f", "-"]).await?)
 }
 
-/// README's command that gives istiod our template.
+/// The guide's command that gives istiod our template.
 fn command() -> Result<String, Failure> {
-    let readme = fs::read_to_string(workspace().join("README.md")).or_fail("read README.md")?;
+    let guide = fs::read_to_string(workspace().join("src/manual/guide/istio.md")).or_fail("read the guide")?;
     let begin = "kubectl -n sds-shim get configmap sds-shim-istio ";
-    let (_, rest) = readme.split_once(begin).ok_or_else(|| Failure::new("README.md has no such command"))?;
+    let (_, rest) = guide.split_once(begin).ok_or_else(|| Failure::new("the guide has no such command"))?;
     Ok(format!("{begin}{}", rest.split("\n```").next().unwrap_or_default()))
 }
 

@@ -99,7 +99,7 @@ fn each_panel_is_described() {
         .iter()
         .map(|panel| format!("- **{}.** {}", text(&panel["title"]), text(&panel["description"])))
         .collect();
-    let page = read(&packaging("grafana/README.md"));
+    let page = read(&workspace().join("src/manual/reference/dashboard.md"));
     let told: Vec<_> = page.lines().filter(|line| line.starts_with("- ")).collect();
     assert_eq!(told, panels);
 }
@@ -156,8 +156,8 @@ fn start_up_probes_outlast_an_outage_of_the_ca() {
         }
         assert_eq!(sidecars.len(), 2);
     }
-    let readme = read(&workspace().join("README.md"));
-    let probes: Vec<_> = readme.split("  startupProbe:\n").skip(1).collect();
+    let commands = read(&workspace().join("src/manual/reference/commands.md"));
+    let probes: Vec<_> = commands.split("  startupProbe:\n").skip(1).collect();
     assert!(!probes.is_empty());
     for probe in probes {
         let fields = probe.lines().take_while(|line| line.starts_with("    "));
@@ -174,8 +174,11 @@ fn start_up_probes_outlast_an_outage_of_the_ca() {
 #[test]
 fn upgrades_of_the_chart_begin_with_its_own_values() {
     let mut upgrades = 0;
-    for file in ["../README.md", "helm/sds-shim/templates/NOTES.txt"] {
-        let text = read(&packaging(file));
+    let guide = "src/manual/guide";
+    for file in
+        [&format!("{guide}/kubernetes.md"), &format!("{guide}/istio.md"), "packaging/helm/sds-shim/templates/NOTES.txt"]
+    {
+        let text = read(&workspace().join(file));
         for command in text.split("helm upgrade ").skip(1).map(|rest| rest.split("--set").next().unwrap_or(rest)) {
             if command.starts_with("istiod ") {
                 continue;

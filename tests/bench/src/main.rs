@@ -2,7 +2,7 @@
 //! against one development CA. Prints what it measures and writes `target/bench/report.{json,md,svg}`.
 //!
 //! `BENCH_QUICK=1` takes few runs of everything; `BENCH_ONLY=start,load` runs these parts alone, into `part.*`;
-//! `BENCH_README=1` puts the tables into README.md.
+//! `BENCH_README=1` writes what it measured into the manual and the README.
 #![forbid(unsafe_code)]
 
 mod agent;

@@ -40,7 +40,7 @@ impl Plan {
             return Err(Failure::new(format!("BENCH_ONLY: there is no {unknown:?}, but {}", PARTS.join(", "))));
         }
         if !parts.is_empty() && !matches!(text("BENCH_README").as_str(), "" | "0") {
-            return Err(Failure::new("BENCH_README=1 puts all parts into README.md: leave BENCH_ONLY out"));
+            return Err(Failure::new("BENCH_README=1 writes all parts into the manual: leave BENCH_ONLY out"));
         }
         let seconds = Duration::from_secs;
         Ok(if matches!(text("BENCH_QUICK").as_str(), "" | "0") {

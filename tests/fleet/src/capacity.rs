@@ -2,8 +2,6 @@
 
 use std::fmt::Write as _;
 
-use testkit::Failure;
-
 use crate::{
     clients::{Agent, Shim},
     goals::Figures,
@@ -25,12 +23,12 @@ struct Line {
     figures: Vec<[String; 2]>,
 }
 
-/// How the table begins, here and in the README.
+/// How the table begins.
 const HEAD: &str =
     "| what | 1,000 sidecars | 10,000 sidecars | 100,000 sidecars | measured by |\n|---|---|---|---|---|\n";
 
 /// What fleets of three sizes cost.
-pub fn table(costs: &Costs) -> String {
+fn table(costs: &Costs) -> String {
     let mut text = HEAD.to_owned();
     for Line { what, command, figures } in lines(costs) {
         let cells: Vec<_> = figures.iter().map(|[ours, theirs]| format!("**{ours}** / {theirs}")).collect();
@@ -39,21 +37,9 @@ pub fn table(costs: &Costs) -> String {
     text
 }
 
-/// A text with this table in the place of the one that it has.
-///
-/// # Errors
-/// When it has none.
-pub fn with_table(text: &str, table: &str) -> Result<String, Failure> {
-    let head = HEAD.lines().next().unwrap_or_default();
-    let (before, after) =
-        text.split_once(head).ok_or_else(|| Failure::new("there is no table of what a fleet costs"))?;
-    let rest: String = after.split_inclusive('\n').skip(1).skip_while(|line| line.starts_with('|')).collect();
-    Ok(format!("{before}{table}{rest}"))
-}
-
 /// The page in Markdown.
-pub fn page(clients: u32, rows: &[Row], run: &Run, costs: &Costs, table: &str) -> String {
-    let mut text = format!("{INTRODUCTION}\n{table}");
+pub fn page(clients: u32, rows: &[Row], run: &Run, costs: &Costs) -> String {
+    let mut text = format!("{INTRODUCTION}\n{}", table(costs));
     let _ = write!(text, "\n# One process\n\n{}\n{ABOUT_COSTS}\n", costs.markdown());
     let _ = write!(text, "\n# The model against processes\n\n{}", run.markdown());
     let _ = write!(
@@ -196,13 +182,6 @@ impl Costs {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_table_takes_the_place_of_the_old_one() {
-        let old = format!("a\n\n{HEAD}| x | 1 |\n| y | 2 |\n\nb\n");
-        assert_eq!(with_table(&old, "new\n").unwrap(), "a\n\nnew\n\nb\n");
-        assert!(with_table("none", "new\n").is_err());
-    }
 
     #[test]
     fn figures_are_written_for_people() {

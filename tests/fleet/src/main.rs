@@ -44,19 +44,15 @@ fn run() -> Result<bool, Failure> {
     let json = serde_json::json!({ "simulation": report::json(&rows), "real": run.json(), "costs": costs.json() });
     report::write(&directory.join("report.json"), &format!("{json:#}\n"))?;
     match std::env::var_os("CAPACITY_PAGE") {
-        Some(_) => write_pages(clients, &rows, &run, &costs)?,
-        None => println!("fleet: CAPACITY_PAGE=1 writes src/manual/evidence/capacity.md and README's table anew"),
+        Some(_) => write_page(clients, &rows, &run, &costs)?,
+        None => println!("fleet: CAPACITY_PAGE=1 updates src/manual/evidence/capacity.md"),
     }
     println!("fleet: report and plots are in target/fleet");
     Ok(met(&rows) && run.agrees())
 }
 
-fn write_pages(clients: u32, rows: &[Row], run: &Run, costs: &Costs) -> Result<(), Failure> {
-    let (page, readme) = (workspace().join("src/manual/evidence/capacity.md"), workspace().join("README.md"));
-    let table = capacity::table(costs);
-    report::write(&page, &capacity::page(clients, rows, run, costs, &table))?;
-    let text = std::fs::read_to_string(&readme).or_fail("read README.md")?;
-    report::write(&readme, &capacity::with_table(&text, &table)?)
+fn write_page(clients: u32, rows: &[Row], run: &Run, costs: &Costs) -> Result<(), Failure> {
+    report::write(&workspace().join("src/manual/evidence/capacity.md"), &capacity::page(clients, rows, run, costs))
 }
 
 fn met(rows: &[Row]) -> bool {

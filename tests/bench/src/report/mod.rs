@@ -1,8 +1,9 @@
-//! What was measured, and how it is told: `report.json`, `report.md`, `report.svg`, and the table in README.md.
+//! What was measured, and how it is told: `report.json`, `report.md`, `report.svg`, and what the
+//! manual and the README quote of it.
 
 mod json;
+mod pages;
 mod plots;
-mod readme;
 mod table;
 
 use std::{fs, path::PathBuf};
@@ -89,7 +90,7 @@ impl Report {
         write("json", &json::render(self))?;
         plots::draw(self, &directory.join(name).with_extension("svg"))?;
         if std::env::var_os("BENCH_README").is_some_and(|set| !set.is_empty() && set != "0") {
-            readme::update(self)?;
+            pages::update(self)?;
         }
         Ok(text)
     }
