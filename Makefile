@@ -23,7 +23,7 @@ FUZZ_SECONDS ?= 60
 
 .PHONY: help build image image-ca demo demo-migration demo-control-plane test test-kubernetes conformance-istio bench soak \
   fleet seccomp check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta strace gdb pilot-agent podman \
-  pod-network python prometheus istio-ca istio-injector curl kubernetes systemd clean
+  pod-network python prometheus istio-ca istio-injector curl kubernetes systemd manual clean
 
 # Who installs something finds what the others have installed, and each has the processors for itself.
 .NOTPARALLEL:
@@ -165,6 +165,9 @@ kubernetes: ## Kubernetes' API server and Helm for the tests, at target/kubernet
 
 systemd:
 	@$(PACKAGES) systemd systemd-analyze
+
+manual: openssl ## write the generated pages of the manual anew: the variables, and where links lead in rustdoc
+	@MANUAL=1 $(CARGO) test --quiet --test readme
 
 clean: ## remove everything that was built
 	@rm -rf target

@@ -1,82 +1,51 @@
-//! The manual. It reads the same as files of the repository and as these pages.
+//! The manual: guides for one task each, a reference, the design, and the evidence.
+//!
+//! The pages read the same as files of the repository. Links to files outside of the manual work only there.
 
-/// How to do one thing, from its beginning to its end.
-pub mod guide {
-    #[doc = include_str!("guide/sidecar.md")]
-    pub mod sidecar {}
-
-    #[doc = include_str!("guide/kubernetes.md")]
-    pub mod kubernetes {}
-
-    #[doc = include_str!("guide/istio.md")]
-    pub mod istio {}
-
-    #[doc = include_str!("guide/virtual_machine.md")]
-    pub mod virtual_machine {}
-
-    #[doc = include_str!("guide/migration.md")]
-    pub mod migration {}
-
-    #[doc = include_str!("guide/trust_domain.md")]
-    pub mod trust_domain {}
-
-    #[doc = include_str!("guide/control_plane.md")]
-    pub mod control_plane {}
-
-    #[doc = include_str!("guide/openssl.md")]
-    pub mod openssl {}
+/// A page. Its links between pages lead to files; what comes first here has them lead to modules.
+macro_rules! page {
+    ($name:ident, $file:literal) => {
+        #[doc = include_str!("links.md")]
+        #[doc = include_str!($file)]
+        pub mod $name {}
+    };
 }
 
-/// Every variable, command, metric and behaviour.
+/// How to do one thing, from beginning to end.
+pub mod guide {
+    page!(sidecar, "guide/sidecar.md");
+    page!(kubernetes, "guide/kubernetes.md");
+    page!(istio, "guide/istio.md");
+    page!(virtual_machine, "guide/virtual_machine.md");
+    page!(migration, "guide/migration.md");
+    page!(trust_domain, "guide/trust_domain.md");
+    page!(control_plane, "guide/control_plane.md");
+    page!(openssl, "guide/openssl.md");
+}
+
+/// Every variable, command, behaviour, metric and symptom.
 pub mod reference {
-    #[doc = include_str!("reference/environment.md")]
-    pub mod environment {}
-
-    #[doc = include_str!("reference/commands.md")]
-    pub mod commands {}
-
-    #[doc = include_str!("reference/behaviour.md")]
-    pub mod behaviour {}
-
-    #[doc = include_str!("reference/metrics.md")]
-    pub mod metrics {}
-
-    #[doc = include_str!("reference/dashboard.md")]
-    pub mod dashboard {}
-
-    #[doc = include_str!("reference/logging.md")]
-    pub mod logging {}
-
-    #[doc = include_str!("reference/troubleshooting.md")]
-    pub mod troubleshooting {}
+    page!(environment, "reference/environment.md");
+    page!(commands, "reference/commands.md");
+    page!(behaviour, "reference/behaviour.md");
+    page!(metrics, "reference/metrics.md");
+    page!(dashboard, "reference/dashboard.md");
+    page!(logging, "reference/logging.md");
+    page!(troubleshooting, "reference/troubleshooting.md");
 }
 
 /// Why things are as they are.
 pub mod design {
-    #[doc = include_str!("design/architecture.md")]
-    pub mod architecture {}
-
-    #[doc = include_str!("design/threat_model.md")]
-    pub mod threat_model {}
-
-    #[doc = include_str!("design/keys.md")]
-    pub mod keys {}
+    page!(architecture, "design/architecture.md");
+    page!(threat_model, "design/threat_model.md");
+    page!(keys, "design/keys.md");
 }
 
 /// What was measured and compared.
 pub mod evidence {
-    #[doc = include_str!("evidence/budgets.md")]
-    pub mod budgets {}
-
-    #[doc = include_str!("evidence/benchmarks.md")]
-    pub mod benchmarks {}
-
-    #[doc = include_str!("evidence/capacity.md")]
-    pub mod capacity {}
-
-    #[doc = include_str!("evidence/conformance.md")]
-    pub mod conformance {}
-
-    #[doc = include_str!("evidence/differences.md")]
-    pub mod differences {}
+    page!(budgets, "evidence/budgets.md");
+    page!(benchmarks, "evidence/benchmarks.md");
+    page!(capacity, "evidence/capacity.md");
+    page!(conformance, "evidence/conformance.md");
+    page!(differences, "evidence/differences.md");
 }

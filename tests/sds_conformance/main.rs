@@ -18,6 +18,22 @@ const AT_A_TIME: usize = 8;
 /// How long one rule may take: longer than any wait within it.
 const LIMIT: Duration = Duration::from_secs(100);
 
+/// How the page begins, and how it ends.
+const INTRODUCTION: &str = "\
+# Conformance
+
+Which rules of SDS, of the call to the CA and of Istio's settings the shim and Istio's own agent keep. One suite \
+of black-box rules (`tests/sds_conformance`) runs against both, with the same development CA and the environment \
+that Istio's injector sets. `make conformance-istio` writes this page; `make test` holds the shim to it.";
+const END: &str = "
+See also: [differences from Istio's agent][differences] · [behaviour, case by case][behaviour] · \
+[capacity][capacity]
+
+[differences]: differences.md
+[behaviour]: ../reference/behaviour.md
+[capacity]: capacity.md
+";
+
 /// Why a rule does not hold; nothing when it does.
 type Broken = Option<String>;
 
@@ -52,10 +68,7 @@ fn table(ours: &[Broken], theirs: &[Broken]) -> String {
     let word = |broken: &Broken| if broken.is_none() { "yes" } else { "no" };
     let held = |all: &[Broken]| all.iter().filter(|broken| broken.is_none()).count();
     let mut text = format!(
-        "Conformance: one suite of black-box rules (`tests/sds_conformance`), held against the shim and against Istio's \
-         own agent, both with the same development CA and the environment that Istio's injector sets. `make \
-         conformance-istio` makes this table; `make test` holds ours to it.\n\nOf {} rules ours keeps {}, Istio's agent \
-         {}.\n",
+        "{INTRODUCTION}\n\nOf {} rules ours keeps {}, Istio's agent {}.\n",
         RULES.len(),
         held(ours),
         held(theirs)
@@ -64,11 +77,11 @@ fn table(ours: &[Broken], theirs: &[Broken]) -> String {
     for ((rule, ours), theirs) in RULES.iter().zip(ours).zip(theirs) {
         if rule.group != group {
             group = rule.group;
-            let _ = write!(text, "\n# {group}\n\n| rule | ours | Istio's agent |\n|---|---|---|\n");
+            let _ = write!(text, "\n## {group}\n\n| rule | ours | Istio's agent |\n|---|---|---|\n");
         }
         let _ = writeln!(text, "| {} | {} | {} |", rule.text, word(ours), word(theirs));
     }
-    text
+    text + END
 }
 
 fn tell(who: &str, all: &[Broken]) -> usize {
@@ -87,6 +100,10 @@ async fn ours_keeps_every_rule_and_the_table_says_so() {
         fs::write(table_file(), table(&ours, &theirs)).expect("the manual can be written");
     }
     let written = fs::read_to_string(table_file()).expect("run `make conformance-istio`");
+    assert!(
+        written.starts_with(INTRODUCTION) && written.ends_with(END),
+        "it has other texts: run `make conformance-istio`"
+    );
     let rules: Vec<_> = written.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next()).collect();
     let rules: Vec<_> = rules.into_iter().filter(|rule| *rule != "rule").collect();
     let expected: Vec<_> = RULES.iter().map(|rule| rule.text).collect();

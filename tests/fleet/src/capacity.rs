@@ -40,43 +40,59 @@ fn table(costs: &Costs) -> String {
 /// The page in Markdown.
 pub fn page(clients: u32, rows: &[Row], run: &Run, costs: &Costs) -> String {
     let mut text = format!("{INTRODUCTION}\n{}", table(costs));
-    let _ = write!(text, "\n# One process\n\n{}\n{ABOUT_COSTS}\n", costs.markdown());
-    let _ = write!(text, "\n# The model against processes\n\n{}", run.markdown());
+    let _ = write!(text, "\n## One process\n\n{}\n{ABOUT_COSTS}\n", costs.markdown());
+    let _ = write!(text, "\n## The model against processes\n\n{}", run.markdown());
     let _ = write!(
         text,
-        "\n# {} sidecars, simulated\n\n{ABOUT_SIMULATION}\n\n{}",
+        "\n## {} sidecars, simulated\n\n{ABOUT_SIMULATION}\n\n{}",
         thousands(f64::from(clients)),
         markdown(rows)
     );
-    text
+    text + END
 }
 
-const INTRODUCTION: &str = "What a fleet of sidecars costs, with `sds-shim` (**first figure**) and with Istio's \
-agent. This page is written by `CAPACITY_PAGE=1 make fleet`: memory and processor time are those of real processes \
-on one machine, multiplied; the calls to the CA are simulated in virtual time, with the shipped functions of \
-schedule and back-off, and for Istio's agent with its own constants (a half of the life, give or take a hundredth; \
-five attempts of a signing; Envoy's back-off). Certificates live for a day.
+const INTRODUCTION: &str = "\
+# Capacity
+
+What a fleet of 1,000 to 100,000 sidecars costs its nodes and its CA, with `sds-shim` (**first figure**) and \
+with Istio's agent. `CAPACITY_PAGE=1 make fleet` writes this page. Memory and processor time are those of real \
+processes on one machine, multiplied. CA calls are simulated in virtual time: for the shim with its shipped \
+functions of schedule and back-off, for Istio's agent with its own constants (half of the life, give or take a \
+hundredth; five attempts per signing; Envoy's back-off). Certificates live for a day.
 ";
 
-const ABOUT_COSTS: &str = "Proportional memory counts what processes share in shares, here of the twenty of each \
-kind that ran. A shim opens a connection to the CA for each rotation, and the agent keeps one; what the agent does \
-while nothing happens is the larger part of its time. Istio's agent makes ECDSA keys here, which is its quicker \
-kind. A sidecar's Envoy is not counted, on either side.";
+const ABOUT_COSTS: &str = "\
+Proportional memory divides what processes share among them, here the twenty of each kind that ran. A shim opens \
+a connection to the CA for each rotation, while the agent keeps one open; most of the agent's time goes into \
+what it does while nothing happens. Istio's agent makes ECDSA keys here, its quicker kind. The sidecar's Envoy \
+is not counted on either side.";
 
-const ABOUT_SIMULATION: &str = "The CA issues 1 certificate a second for each 200 sidecars, lets 2 s' worth of calls \
-wait and refuses the others with `RESOURCE_EXHAUSTED`, unless the row says otherwise. A call is what a client \
-attempts: while a connection is refused, gRPC makes one for about two of Istio's five attempts. Istio's agents, \
-which make so many calls, are simulated ten or a hundred times fewer, and their calls multiplied. Peaks are counted \
-in 10 s; the peak of the renewals afterwards, in a hundredth of the certificate's life, is held against the mean of \
-a fleet that has run for long. After an outage two things are wanted that differ: the calls of the recovery are to \
-be at most 3 times their own mean, so that the CA's return is no spike; and 100,000 who all wait are to be served \
-within 10 min at 500 a second without more than that being asked. Three times the mean of the steady state would be \
-6 calls a second for them, with which a recovery takes hours. When the CA was away for less than half an hour or so, \
-waits have not grown to their longest, because a single sidecar shall not wait for minutes after it, and nobody knows \
-how many others there are: then more may be asked than the CA can issue, and it has to refuse some. A CA that refuses \
-nobody, and works on calls whose clients have given up, loses that work: a start of everybody at once takes it two \
-hours. Istio's agent has no deadline and waits, which is quicker there, and \
-for ever where the CA never answers.";
+const ABOUT_SIMULATION: &str = "\
+The CA issues 1 certificate a second for every 200 sidecars, queues 2 s' worth of calls and rejects the others \
+with `RESOURCE_EXHAUSTED`, unless the row says otherwise. A call is what a client attempts: while a connection \
+is refused, gRPC makes one for about two of Istio's five attempts. Istio's agents make so many calls that ten or \
+a hundred times fewer are simulated and their calls multiplied. Peaks are counted in 10 s; the peak of the \
+renewals afterwards, in a hundredth of the certificate's life, is compared with the mean of a fleet that has run \
+for long.
+
+Two goals differ after an outage: the calls of the recovery must be at most 3 times their own mean, so that the \
+CA's return is no spike; and 100,000 sidecars that all wait must be served within 10 min by at most 500 calls a \
+second. Three times the mean of the steady state would be 6 calls a second for them, and a recovery would take \
+hours. If the CA was away for less than half an hour or so, waits have not grown to their maximum, because a \
+single sidecar must not wait for minutes after a short outage and cannot know how many others there are: then \
+the calls can exceed what the CA can issue, and it has to reject some. A CA that rejects nobody, and works on \
+calls whose clients have given up, loses that work: a start of everybody at once takes it two hours. Istio's \
+agent has no deadline and waits, which is quicker there, and lasts for ever if the CA never answers.";
+
+const END: &str = "
+See also: [benchmarks][benchmarks] · [budgets][budgets] · [behaviour while the CA fails][behaviour#the-ca-fails] \
+· [architecture][architecture]
+
+[benchmarks]: benchmarks.md
+[budgets]: budgets.md
+[behaviour#the-ca-fails]: ../reference/behaviour.md#the-ca-fails
+[architecture]: ../design/architecture.md
+";
 
 fn lines(costs: &Costs) -> Vec<Line> {
     const PROCESS: &str = "`make fleet`, one process";
@@ -182,6 +198,13 @@ impl Costs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_page_of_the_manual_is_of_this_form() {
+        let page = std::fs::read_to_string(testkit::workspace().join("src/manual/evidence/capacity.md")).unwrap();
+        assert!(page.starts_with(&format!("{INTRODUCTION}\n{HEAD}")));
+        assert!(page.contains(ABOUT_COSTS) && page.contains(ABOUT_SIMULATION) && page.ends_with(END));
+    }
 
     #[test]
     fn figures_are_written_for_people() {
