@@ -200,9 +200,12 @@ async fn a_patch_adds_the_same_sidecars() -> Outcome {
     let install = ["install", "sds-shim", CHART, "-n", "default", "-f", SAMPLE, "--set", "injection=patch"];
     let told = cluster.helm(&install).await?;
     let end = told.split_once("Clean up: ").map_or("", |(_, end)| end);
-    assert!(end.contains("do not come back after a reboot") && end.contains("the development CA is gone"), "{told}");
+    assert!(
+        end.contains("fail to start again after a node reboot") && end.contains("the development CA is gone"),
+        "{told}"
+    );
     cluster.kubectl(&["apply", "-n", "foo", "-f", &format!("{CHART}/samples/httpbin.yaml")]).await?;
-    let (_, command) = told.split_once("look at who it is:\n").expect("the notes have the command");
+    let (_, command) = told.split_once("check its identity:\n").expect("the notes have the command");
     let command = command.split("\n  kubectl -n foo exec").next().unwrap_or_default();
     cluster.script(&command.replace("deployment sleep", "deployment httpbin")).await?.success()?;
     let patched = cluster.get(&["deployment", "httpbin", "-n", "foo"]).await?["spec"]["template"].clone();
