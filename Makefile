@@ -71,10 +71,10 @@ test-kubernetes: build envoy kubernetes istio-injector podman pod-network curl #
 		--test kubernetes_istio --test kubernetes_readme --test kubernetes_values -- --include-ignored --nocapture --test-threads=1
 	@tests/testkit/search-output.sh target/test-output 50
 
-conformance-istio: build pilot-agent ## the rules of SDS held against Istio's agent beside ours; writes src/manual/evidence/conformance.md
+conformance-istio: build pilot-agent ## run the SDS conformance rules against Istio's agent as well; writes src/manual/evidence/conformance.md
 	@CONFORMANCE_TABLE=1 $(CARGO) test --test sds_conformance -- --nocapture
 
-bench: build image envoy pilot-agent perf valgrind vegeta ## ours, Istio's agent and a bare program measured in turn; tables, JSON and plots in target/bench; BENCH_QUICK=1 takes 3 minutes instead of 20
+bench: build image envoy pilot-agent perf valgrind vegeta ## benchmark the shim, Istio's agent and a bare program; tables, JSON and plots in target/bench; BENCH_QUICK=1 takes 3 minutes instead of 20
 	@RUSTFLAGS="$(DIST_FLAGS) $(REMAP)" $(CARGO) build --quiet --profile dist --target $(TARGET) --package floor
 	@install -D target/$(TARGET)/dist/floor target/bench/floor
 	@CARGO_PROFILE_DIST_STRIP=false RUSTFLAGS="$(DIST_FLAGS) $(REMAP)" $(CARGO) build --quiet --profile dist --target $(TARGET) \

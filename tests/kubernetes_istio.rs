@@ -204,6 +204,13 @@ fn command() -> Result<String, Failure> {
     Ok(format!("{begin}{}", rest.split("\n```").next().unwrap_or_default()))
 }
 
+/// Without a cluster as well: it is where it is looked for.
+#[test]
+fn the_guide_has_the_command() -> Outcome {
+    assert!(command()?.contains("helm upgrade istiod "));
+    Ok(())
+}
+
 /// Who gives it a template must not upgrade istiod: Helm is told the version that is there.
 async fn istiod_keeps_its_version(cluster: &Cluster, notes: &str) -> Outcome {
     let command = command()?;

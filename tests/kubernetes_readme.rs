@@ -33,24 +33,31 @@ exec KUBECTL "$@"
 "#;
 
 /// The commands of the section: each block that is marked as a shell's.
-fn blocks() -> Result<Vec<String>, Failure> {
+fn blocks() -> Result<[String; 5], Failure> {
     let readme = fs::read_to_string(workspace().join("README.md")).or_fail("read README.md")?;
-    let section = readme.split("\n## ").find(|section| section.starts_with("On Kubernetes\n"));
+    let section = readme.split("\n## ").find(|section| section.starts_with("Deploy on Kubernetes\n"));
     let section = section.ok_or_else(|| Failure::new("README.md has no section on Kubernetes"))?;
     let blocks = section.split("\n```sh\n").skip(1).filter_map(|rest| rest.split("\n```").next());
-    Ok(blocks.map(str::to_owned).collect())
+    let blocks: Vec<_> = blocks.map(str::to_owned).collect();
+    let wrong = |blocks: Vec<_>| Failure::new(format!("README.md has {} blocks of commands, not five", blocks.len()));
+    blocks.try_into().map_err(wrong)
+}
+
+/// Without a cluster as well: they are where they are looked for.
+#[test]
+fn the_readme_has_its_commands() -> Result<(), Failure> {
+    let [install, .., clean] = blocks()?;
+    assert!(install.contains("helm install") && clean.contains("helm uninstall"), "{install}\n{clean}");
+    Ok(())
 }
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
 async fn the_commands_in_the_readme_do_what_it_says() -> Result<(), Failure> {
-    let blocks = blocks()?;
-    let [install, policy, samples, calls, clean] = &blocks[..] else {
-        return Err(Failure::new(format!("README.md has {} blocks of commands, not five", blocks.len())));
-    };
+    let [install, policy, samples, calls, clean] = blocks()?;
     let cluster = Cluster::start().await?;
     let before = cluster.everything().await?;
-    for block in [install, policy, samples] {
+    for block in [&install, &policy, &samples] {
         println!("{}", cluster.script(block).await?.success()?);
     }
     let scratch = Scratch::new("pods")?;
@@ -67,7 +74,7 @@ async fn the_commands_in_the_readme_do_what_it_says() -> Result<(), Failure> {
     }
     assert_eq!(told.output.matches("origin").count(), 0, "plaintext was answered");
 
-    println!("{}", cluster.script(clean).await?.success()?);
+    println!("{}", cluster.script(&clean).await?.success()?);
     assert_eq!(cluster.everything().await?, before);
     for (_, pod) in pods {
         pod.delete(&node).await?;
