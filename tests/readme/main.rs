@@ -35,7 +35,9 @@ fn the_readme_quotes_the_evidence() {
 fn what_it_takes_to_build_and_test_is_told() {
     let (page, makefile) = (Document::read(".github/CONTRIBUTING.md").text, Document::read("Makefile").text);
     let told = page.split("\n## ").find(|section| section.starts_with("Building\n")).unwrap();
-    assert!(told.contains(concat!("Rust ", env!("CARGO_PKG_RUST_VERSION"), " or newer")), "{told}");
+    for told in [told, &Document::read("README.md").text] {
+        assert!(told.contains(concat!("Rust ", env!("CARGO_PKG_RUST_VERSION"), " or newer")), "{told}");
+    }
     let mut packages = 0;
     for line in makefile.lines().filter_map(|line| line.strip_prefix("\t@$(PACKAGES) ")) {
         let named = line.strip_prefix('"').and_then(|line| line.split('"').next());
