@@ -21,9 +21,9 @@ TEST_TOOLS := envoy gdb strace valgrind podman pod-network prometheus systemd pi
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build image image-ca demo demo-migration demo-control-plane test test-kubernetes conformance-istio bench soak \
-  fleet seccomp check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta strace gdb pilot-agent podman \
-  pod-network python prometheus istio-ca istio-injector curl kubernetes systemd manual clean
+.PHONY: help build image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels \
+  conformance-istio bench soak fleet seccomp check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta \
+  strace gdb pilot-agent podman pod-network python prometheus istio-ca istio-injector curl kubernetes systemd manual clean
 
 # Who installs something finds what the others have installed, and each has the processors for itself.
 .NOTPARALLEL:
@@ -70,6 +70,15 @@ test-kubernetes: build envoy kubernetes istio-injector podman pod-network curl #
 	@$(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_envoy --test kubernetes_injection \
 		--test kubernetes_istio --test kubernetes_readme --test kubernetes_values -- --include-ignored --nocapture --test-threads=1
 	@tests/testkit/search-output.sh target/test-output 50
+
+# The short form has the two series that count secret memory by user, with their older and their newer kernel.
+KERNELS ?= $(if $(KERNELS_SHORT),6.1-security 6.12)
+SCENES ?= $(if $(KERNELS_SHORT),one many=40 eater=6)
+test-kernels: build ## the shipped binary under Debian's kernels in QEMU; KERNELS="6.12" SCENES="one many=40" for some, KERNELS_SHORT=1 for CI, KERNELS_TABLE=1 writes src/manual/evidence/kernels.md
+	@KERNELS="$(KERNELS)" tests/kernels/install-kernels.sh
+	@RUSTFLAGS="-C target-feature=+crt-static $(REMAP)" $(CARGO) build --quiet --release --target $(TARGET) \
+		--package kernels --package locked --bin kernel-guest --example secret_pages
+	@KERNELS="$(KERNELS)" SCENES="$(SCENES)" $(CARGO) test --package kernels --test kernels -- --include-ignored --nocapture
 
 conformance-istio: build pilot-agent ## run the SDS conformance rules against Istio's agent as well; writes src/manual/evidence/conformance.md
 	@CONFORMANCE_TABLE=1 $(CARGO) test --test sds_conformance -- --nocapture

@@ -1,0 +1,110 @@
+#!/bin/sh
+# Puts the kernels that tests/kernels/kernels names into target/kernels/NAME/vmlinuz, out of Debian's packages, and
+# installs QEMU, a static busybox and cpio. Quick when all is there. KERNELS="NAME..." takes some of them.
+# What cannot be had is skipped and said so, but for continuous integration (CI=true or REQUIRE_ROOT set): there it is
+# an error. The archive is the one that this machine's apt uses, with suites that the machine itself need not have.
+set -eu
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+directory=$root/target/kernels
+arch=amd64
+as=install-kernels
+
+wanted() {
+    sed '/^#/d; /^$/d' "$root/tests/kernels/kernels" | while read -r name suite series package version parameters; do
+        case " ${KERNELS:-$name} " in *" $name "*) ;; *) continue ;; esac
+        package=$(echo "$package" | sed "s/ARCH/$arch/")
+        if [ "$(cat "$directory/$name/wanted" 2>/dev/null)" != "$package $version" ] || [ ! -s "$directory/$name/vmlinuz" ]; then
+            echo "$name $suite $series $package $version"
+        fi
+        : "$parameters"
+    done
+}
+equipped() { command -v qemu-system-x86_64 >/dev/null && command -v busybox >/dev/null && command -v cpio >/dev/null; }
+
+equipped && [ -z "$(wanted)" ] && exit 0
+. "$root/tests/testkit/install.sh"
+
+in_ci() { [ "${CI:-}" = true ] || [ -n "${REQUIRE_ROOT:-}" ]; }
+skip() {
+    in_ci && fail "$*"
+    say "SKIPPED: $*"
+}
+
+if ! equipped; then
+    # `packages` ends the shell that it fails in.
+    (packages "QEMU, busybox or cpio" qemu-system-x86 busybox-static cpio) || { skip "no QEMU, no test under other kernels"; exit 0; }
+fi
+list=$(wanted)
+[ -n "$list" ] || exit 0
+
+# An apt of our own: the machine's mirrors and trust, other suites, and lists that the machine's apt does not see.
+apt=$directory/apt
+mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
+private="-o Dir::State::lists=$apt/lists -o Dir::Cache=$apt/cache -o Dir::Etc::sourcelist=$apt/sources.list
+    -o Dir::Etc::sourceparts=- -o APT::Sandbox::User=root -o APT::Architecture=$arch -o APT::Architectures=$arch
+    -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
+    -o Acquire::IndexTargets::deb::DEP-11-icons-small::DefaultEnabled=false
+    -o Acquire::IndexTargets::deb::DEP-11-icons::DefaultEnabled=false"
+codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+mirror_of() {
+    apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Component: main' "Release: $1" | head -n 1
+}
+archive=$(mirror_of "$codename" 2>/dev/null) || archive=
+security=$(mirror_of "$codename-security" 2>/dev/null) || security=
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+[ -n "$archive" ] && [ -r "$keyring" ] || { skip "this machine's apt has no Debian archive to fetch kernels from"; exit 0; }
+
+: >"$apt/sources.list"
+for suite in $(echo "$list" | cut -d' ' -f2 | sort -u); do
+    case $suite in *-security) mirror=$security ;; *) mirror=$archive ;; esac
+    [ -z "$mirror" ] || echo "deb [signed-by=$keyring] $mirror $suite main" >>"$apt/sources.list"
+done
+say "reading which kernels there are in $(cut -d' ' -f4 "$apt/sources.list" | paste -sd' ')"
+# shellcheck disable=SC2086 # several words
+retry debian $private update || { skip "the lists of the suites cannot be had; apt's message is above"; exit 0; }
+
+scratch=$(mktemp -d "$directory/unpack.XXXXXX")
+trap 'rm -rf "$scratch"' EXIT
+
+# All kernels of suite $1, oldest first: package, version, size. An image that holds nothing but the name of a binary is
+# small.
+kernels() {
+    # shellcheck disable=SC2086
+    [ -e "$scratch/$1.list" ] || apt-get $private indextargets --format '$(FILENAME)' 'Identifier: Packages' "Release: $1" \
+        | while read -r file; do /usr/lib/apt/apt-helper cat-file "$file"; done \
+        | grep -E '^(Package|Version|Size): ' \
+        | awk -v arch="$arch" '
+            /^Package: / { package = $2; wanted = package ~ "^linux-(image|binary)-[0-9].*cloud-" arch "$" }
+            /^Version: / { version = $2 }
+            /^Size: / && wanted && $2 > 1000000 { print package, version, $2 }' | sort -k2,2V >"$scratch/$1.list"
+    cat "$scratch/$1.list"
+}
+
+echo "$list" | while read -r name suite series package version; do
+    found=$(kernels "$suite" | awk -v p="$package" -v v="$version" '$1 == p && $2 == v')
+    [ -n "$found" ] || found=$(kernels "$suite" | grep -E "^linux-(image|binary)-$series[.]" | tail -n 1)
+    [ -n "$found" ] || found=$(kernels "$suite" | tail -n 1)
+    [ -n "$found" ] || { skip "$suite has no kernel for $name"; continue; }
+    # shellcheck disable=SC2086
+    set -- $found
+    [ "$1 $2" = "$package $version" ] || say "$suite no longer has $package $version: taking $1 $2"
+    have=$(grep -l -x -F "$1 $2" "$directory"/*/version 2>/dev/null | head -n 1)
+    rm -rf "$scratch/deb"
+    mkdir "$scratch/deb"
+    if [ -n "$have" ] && [ -s "${have%/version}/vmlinuz" ]; then
+        cp "${have%/version}/vmlinuz" "$scratch/vmlinuz"
+    else
+        say "fetching $1 $2 ($(($3 / 1000000)) MB)"
+        # shellcheck disable=SC2086
+        (cd "$scratch/deb" && retry debian $private download "$1=$2") \
+            || { skip "$1 $2 cannot be had; apt's message is above"; continue; }
+        dpkg-deb --fsys-tarfile "$scratch"/deb/*.deb | tar -x -C "$scratch/deb" --wildcards '*/vmlinuz*' \
+            || fail "$1 holds no kernel"
+        find "$scratch/deb" -name 'vmlinuz*' -type f -exec mv {} "$scratch/vmlinuz" ';'
+    fi
+    mkdir -p "$directory/$name"
+    mv -f "$scratch/vmlinuz" "$directory/$name/vmlinuz"
+    echo "$1 $2" >"$directory/$name/version"
+    echo "$package $version" >"$directory/$name/wanted"
+done

@@ -1,0 +1,151 @@
+//! One guest for each kernel: an initramfs with the shim and the guest's programs, QEMU, and the facts that come out.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use serde_json::Value;
+use testkit::{Failure, OrFail, POLL, process::Process, scratch::Scratch, shim, workspace};
+use tokio::time::{Instant, sleep};
+
+/// How long one guest may take. It only bounds failures: on an idle machine all scenes are through in a sixth of it.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// What a shim takes, times 128, and the guest's own.
+const MEMORY_MIB: &str = "3072";
+
+/// A kernel that `tests/kernels/kernels` names.
+pub(crate) struct Kernel {
+    pub(crate) name: String,
+    /// What it is booted with besides.
+    pub(crate) parameters: String,
+}
+
+impl Kernel {
+    fn directory(&self) -> PathBuf {
+        workspace().join("target/kernels").join(&self.name)
+    }
+
+    /// Whether it has been fetched.
+    pub(crate) fn present(&self) -> bool {
+        self.directory().join("vmlinuz").is_file()
+    }
+
+    /// Package and version.
+    pub(crate) fn version(&self) -> String {
+        fs::read_to_string(self.directory().join("version")).unwrap_or_default().trim().to_owned()
+    }
+}
+
+/// The kernels named, or all.
+pub(crate) fn kernels(wanted: Option<&str>) -> Result<Vec<Kernel>, Failure> {
+    let list = workspace().join("tests/kernels/kernels");
+    let list = fs::read_to_string(list).or_fail("read the list of kernels")?;
+    let lines = list.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
+    let kernels = lines.filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let name = words.next()?.to_owned();
+        Some(Kernel { name, parameters: words.skip(4).collect::<Vec<_>>().join(" ") })
+    });
+    let kernels: Vec<_> = match wanted {
+        Some(wanted) => kernels.filter(|kernel| wanted.split_whitespace().any(|name| name == kernel.name)).collect(),
+        None => kernels.collect(),
+    };
+    if kernels.is_empty() {
+        return Err(Failure::new("KERNELS names none of those in tests/kernels/kernels"));
+    }
+    Ok(kernels)
+}
+
+/// A file system with all that a guest has, removed when it is dropped.
+pub(crate) struct Initramfs {
+    image: PathBuf,
+    _scratch: Scratch,
+}
+
+/// Packs it.
+pub(crate) fn initramfs() -> Result<Initramfs, Failure> {
+    let scratch = Scratch::new("kernels")?;
+    let root = scratch.path().join("root");
+    for directory in ["bin", "dev", "etc", "pods", "proc", "sys", "tmp"] {
+        fs::create_dir_all(root.join(directory)).or_fail("make the guest's directories")?;
+        let mode = if directory == "tmp" { 0o1777 } else { 0o755 };
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(root.join(directory), mode).or_fail("set the mode of a directory")?;
+    }
+    let built = workspace().join(format!("target/{}-unknown-linux-gnu/release", std::env::consts::ARCH));
+    let programs = [
+        ("busybox", first(&["/bin/busybox", "/usr/bin/busybox"])),
+        ("sds-shim", shim::program()?),
+        ("kernel-guest", built.join("kernel-guest")),
+        ("secret-pages", built.join("examples/secret_pages")),
+    ];
+    for (name, from) in programs {
+        copy(&from, &root.join("bin").join(name))?;
+    }
+    copy(&workspace().join("tests/kernels/init"), &root.join("init"))?;
+    fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n").or_fail("write the guest's hosts")?;
+    let image = scratch.path().join("initramfs");
+    let pack = "cd \"$0\" && find . | cpio --quiet -o -H newc -R 0:0 >\"$1\"";
+    let status = Command::new("sh").args(["-c", pack]).arg(&root).arg(&image).status().or_fail("run cpio")?;
+    if !status.success() {
+        return Err(Failure::new("cpio could not pack the guest's file system"));
+    }
+    Ok(Initramfs { image, _scratch: scratch })
+}
+
+fn first(paths: &[&str]) -> PathBuf {
+    paths.iter().map(PathBuf::from).find(|path| path.is_file()).unwrap_or_default()
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+    fs::copy(from, to).or_fail(format!("copy {} for the guest; `make test-kernels` makes it", from.display()))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).or_fail("make a program executable")
+}
+
+/// What a guest has said.
+pub(crate) struct Run {
+    pub(crate) kernel: Kernel,
+    pub(crate) facts: Vec<Value>,
+    /// Whether the guest came to its end.
+    pub(crate) complete: bool,
+}
+
+/// Boots a kernel, has the scenes played, and waits for its end. The console stays beside the kernel.
+pub(crate) async fn run(kernel: Kernel, initramfs: &Initramfs, scenes: &str) -> Result<Run, Failure> {
+    // A word behind the dashes is an argument of the first process.
+    let parameters = format!("console=ttyS0 quiet loglevel=1 panic=-1 {} -- {scenes}", kernel.parameters);
+    let image = kernel.directory().join("vmlinuz");
+    let words = "-accel tcg,thread=multi -cpu max -smp 2 -nodefaults -display none -serial stdio -no-reboot -m";
+    let mut arguments: Vec<String> = words.split(' ').map(str::to_owned).collect();
+    arguments.push(MEMORY_MIB.to_owned());
+    let more = [("-kernel", image.display().to_string()), ("-initrd", initramfs.image.display().to_string())];
+    arguments.extend(more.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
+    arguments.extend(["-append".to_owned(), parameters]);
+    let name = format!("the guest of {}", kernel.name);
+    let qemu = Path::new("qemu-system-x86_64");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut qemu = Process::start(&name, qemu, &arguments, &[("PATH".to_owned(), path)], &kernel.directory())?;
+    let deadline = Instant::now() + PATIENCE;
+    while qemu.exited().is_none() && Instant::now() < deadline {
+        sleep(POLL).await;
+    }
+    let ended = qemu.exited().is_some();
+    if !ended {
+        qemu.kill().await?;
+    }
+    let lines = qemu.log().lines();
+    fs::write(kernel.directory().join("console"), lines.join("\n") + "\n").or_fail("write the console")?;
+    // QEMU's own first line has no end.
+    let facts = lines.iter().filter_map(|line| line.split_once("fact: ")).filter_map(|(_, fact)| parse(fact)).collect();
+    let complete = ended && lines.iter().any(|line| line.trim() == "kernel-guest ended with 0");
+    Ok(Run { kernel, facts, complete })
+}
+
+fn parse(fact: &str) -> Option<Value> {
+    serde_json::from_str(fact).ok()
+}

@@ -1,0 +1,5 @@
+//! The host's part: guests, what is expected of them, and the table of what they said.
+
+pub(crate) mod boot;
+pub(crate) mod faults;
+pub(crate) mod table;
