@@ -41,8 +41,9 @@ list=$(wanted)
 # An apt of our own: the machine's mirrors and trust, other suites, and lists that the machine's apt does not see.
 apt=$directory/apt
 mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
-private="-o Dir::State::lists=$apt/lists -o Dir::Cache=$apt/cache -o Dir::Etc::sourcelist=$apt/sources.list
-    -o Dir::Etc::sourceparts=- -o APT::Sandbox::User=root -o APT::Architecture=$arch -o APT::Architectures=$arch
+private="-o Dir::State::lists=$apt/lists -o Dir::Cache=$apt/cache -o Dir::Cache::pkgcache=pkgcache.bin
+    -o Dir::Cache::srcpkgcache=srcpkgcache.bin -o Dir::Etc::sourcelist=$apt/sources.list -o Dir::Etc::sourceparts=-
+    -o APT::Sandbox::User=root -o APT::Architecture=$arch -o APT::Architectures=$arch
     -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
     -o Acquire::IndexTargets::deb::DEP-11-icons-small::DefaultEnabled=false
     -o Acquire::IndexTargets::deb::DEP-11-icons::DefaultEnabled=false"

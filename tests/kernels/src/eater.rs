@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use nix::unistd::{SysconfVar, sysconf};
 use testkit::{Failure, OrFail, process::Process};
 
 use crate::confine::Confinement;
@@ -39,20 +40,29 @@ impl Eater {
 
 /// Whom the kernel counts secret memory for: `none` has any, each `process`, or all processes of a `user`.
 pub(crate) async fn counting() -> Result<&'static str, Failure> {
-    let confinement = Confinement { memlock_kib: Some(1024), ..Confinement::default() };
-    let Some(first) = Eater::take(confinement, 256).await? else {
+    const KIB: u64 = 1024;
+    let confinement = Confinement { memlock_kib: Some(KIB), ..Confinement::default() };
+    let all = pages(KIB)?;
+    let Some(first) = Eater::take(confinement, all).await? else {
         return Ok("none");
     };
-    let second = Eater::take(confinement, 256).await?;
+    let second = Eater::take(confinement, all).await?;
     let rest = second.as_ref().map_or(0, |second| second.had);
     let had = first.had;
     first.let_go().await?;
     if let Some(second) = second {
         second.let_go().await?;
     }
-    match (had, rest) {
-        (256, 256) => Ok("process"),
-        (256, 0) => Ok("user"),
-        _ => Err(Failure::new(format!("of 256 pages one process had {had}, and another {rest} beside it"))),
+    match (had == all, rest) {
+        (true, rest) if rest == all => Ok("process"),
+        (true, 0) => Ok("user"),
+        _ => Err(Failure::new(format!("of {all} pages one process had {had}, and another {rest} beside it"))),
     }
+}
+
+/// How many pages that is.
+pub(crate) fn pages(kib: u64) -> Result<usize, Failure> {
+    let page = sysconf(SysconfVar::PAGE_SIZE).or_fail("ask for the size of a page")?.unwrap_or(4096);
+    let page = u64::try_from(page).or_fail("read the size of a page")?;
+    usize::try_from(kib * 1024 / page).or_fail("count pages")
 }

@@ -6,14 +6,14 @@ use testkit::Failure;
 use super::{Act, each, end, start, tell};
 use crate::{
     confine::Confinement,
-    eater::Eater,
+    eater::{Eater, pages},
     pod::{Plan, World},
 };
 
 /// How often all renew.
 const RENEWALS: usize = 3;
-/// All that the limit of sidecars has, in pages: 8 MiB of 4 KiB each. Larger pages are fewer, and asked for in vain.
-const ALL: usize = 2048;
+/// The limit of sidecars, in KiB.
+const LIMIT: u64 = 8192;
 
 fn plans(scene: &str, shims: usize) -> Vec<Plan> {
     (0..shims).map(|n| Plan::named(format!("{scene}-{n}"))).collect()
@@ -34,7 +34,7 @@ pub(super) async fn many(world: &World, shims: usize) -> Result<(), Failure> {
 
 /// A process of the same user takes all before they start and goes, comes back while they run, and goes again.
 pub(super) async fn eater(world: &World, shims: usize) -> Result<(), Failure> {
-    let eater = Eater::take(Confinement::default(), ALL).await?;
+    let eater = Eater::take(Confinement::default(), pages(LIMIT)?).await?;
     let mut settings = json!({ "shims": shims, "eater": had(eater.as_ref()) });
     let mut pods = start(world, &plans("eater", shims)).await?;
     tell("eater", "started beside it", &settings, &mut pods).await;
@@ -43,7 +43,7 @@ pub(super) async fn eater(world: &World, shims: usize) -> Result<(), Failure> {
     go(eater).await?;
     let mut pods = each(pods, Act::Renew).await?;
     tell("eater", "renewed after it", &settings, &mut pods).await;
-    let eater = Eater::take(Confinement::default(), ALL).await?;
+    let eater = Eater::take(Confinement::default(), pages(LIMIT)?).await?;
     settings["eater"] = had(eater.as_ref());
     for _ in 0..2 {
         pods = each(pods, Act::Renew).await?;

@@ -69,7 +69,7 @@ pub(crate) struct Initramfs {
 
 /// Packs it.
 pub(crate) fn initramfs() -> Result<Initramfs, Failure> {
-    let scratch = Scratch::new("kernels")?;
+    let scratch = Scratch::new("tests")?;
     let root = scratch.path().join("root");
     for directory in ["bin", "dev", "etc", "pods", "proc", "sys", "tmp"] {
         fs::create_dir_all(root.join(directory)).or_fail("make the guest's directories")?;
