@@ -30,9 +30,9 @@ pub(crate) fn summary(run: &Run) -> String {
     rows(run).iter().map(|row| format!("  {}\n", row[1..].join(" | "))).collect()
 }
 
+/// One row for each thing seen, with all phases of its scene in which it was seen.
 fn rows(run: &Run) -> Vec<Vec<String>> {
     let boot = run.facts.iter().find(|fact| fact["counting"].is_string());
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let counting = boot.map_or_else(String::new, |boot| text(&boot["counting"]));
     let release = boot.map_or_else(|| run.kernel.name.clone(), |boot| text(&boot["kernel"]));
     let version = run.kernel.version();
@@ -41,33 +41,44 @@ fn rows(run: &Run) -> Vec<Vec<String>> {
         "" => format!("{release} ({version})"),
         parameters => format!("{release} ({version}), `{parameters}`"),
     };
-    let described = run.facts.iter().filter(|fact| fact["outcome"].is_string());
-    let row = |fact: &Value| {
-        let told = match fact["missing"].as_array() {
-            Some(missing) if missing.is_empty() => text(&fact["memory"]["summary"]),
-            Some(missing) => missing.iter().map(text).collect::<Vec<_>>().join("; "),
-            None => fact["last"].as_array().and_then(|last| last.first()).map(text).unwrap_or_default(),
-        };
-        let shown = |value: &Value| if value.is_null() { "–".to_owned() } else { text(value) };
-        vec![
-            kernel.clone(),
-            counting.clone(),
-            scene(fact),
-            text(&fact["count"]),
-            text(&fact["outcome"]),
-            shown(&fact["level"]),
-            shown(&fact["pages"]),
-            told.replace('|', "\\|"),
-        ]
+    let mut seen: Vec<(Vec<String>, String, Vec<String>)> = Vec::new();
+    for fact in run.facts.iter().filter(|fact| fact["outcome"].is_string()) {
+        let (scene, phase, facts) = (scene(fact), text(&fact["phase"]), facts(fact));
+        match seen.iter_mut().find(|(_, known, others)| known == &scene && others == &facts) {
+            Some((phases, ..)) => phases.push(phase),
+            None => seen.push((vec![phase], scene, facts)),
+        }
+    }
+    let row = |(phases, scene, facts): (Vec<String>, String, Vec<String>)| {
+        let place = format!("{scene}: {}", phases.join(", "));
+        [kernel.clone(), counting.clone(), place].into_iter().chain(facts).collect()
     };
-    described.map(row).collect()
+    seen.into_iter().map(row).collect()
 }
 
+/// How many shims, their outcome, level and pages, and what is told of them.
+fn facts(fact: &Value) -> Vec<String> {
+    let told = match fact["missing"].as_array() {
+        Some(missing) if missing.is_empty() => text(&fact["memory"]["summary"]),
+        Some(missing) => missing.iter().map(text).collect::<Vec<_>>().join("; "),
+        // The last line, which begins with the time where it is one of the log.
+        None => text(&fact["last"][0]).split_inclusive(' ').skip_while(|word| word.starts_with("20")).collect(),
+    };
+    let shown = |value: &Value| if value.is_null() { "–".to_owned() } else { text(value) };
+    let plain = [&fact["count"], &fact["outcome"], &fact["level"], &fact["pages"]].map(shown);
+    plain.into_iter().chain([told.replace('|', "\\|")]).collect()
+}
+
+/// The scene with its settings, but for what came of its own.
 fn scene(fact: &Value) -> String {
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let settings = fact["settings"].as_object().map(|settings| {
-        settings.iter().map(|(name, value)| format!("{name} {}", text(value))).collect::<Vec<_>>().join(", ")
-    });
-    let settings = settings.map(|settings| format!(" ({settings})")).unwrap_or_default();
-    format!("{}: {}{settings}", text(&fact["scene"]), text(&fact["phase"]))
+    let settings = fact["settings"].as_object().into_iter().flatten().filter(|(name, _)| *name != "code");
+    let settings: Vec<_> = settings.map(|(name, value)| format!("{name} {}", text(value))).collect();
+    match settings.is_empty() {
+        true => text(&fact["scene"]),
+        false => format!("{} ({})", text(&fact["scene"]), settings.join(", ")),
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
