@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// How often all renew.
-const RENEWALS: usize = 3;
+const RENEWALS: usize = 2;
 /// The limit of sidecars, in KiB.
 const LIMIT: u64 = 8192;
 

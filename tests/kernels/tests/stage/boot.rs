@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use testkit::{Failure, OrFail, POLL, process::Process, scratch::Scratch, shim, workspace};
 use tokio::time::{Instant, sleep};
@@ -131,15 +132,24 @@ pub(crate) async fn run(kernel: Kernel, initramfs: &Initramfs, scenes: &str) -> 
     let path = std::env::var("PATH").unwrap_or_default();
     let mut qemu = Process::start(&name, qemu, &arguments, &[("PATH".to_owned(), path)], &kernel.directory())?;
     let deadline = Instant::now() + PATIENCE;
+    let console = kernel.directory().join("console");
+    let mut written = usize::MAX;
     while qemu.exited().is_none() && Instant::now() < deadline {
         sleep(POLL).await;
+        // Whoever waits for it may want to look.
+        if qemu.log().mark() != written {
+            written = qemu.log().mark();
+            fs::write(&console, qemu.log().lines().join("\n")).or_fail("write the console")?;
+        }
     }
     let ended = qemu.exited().is_some();
     if !ended {
-        qemu.kill().await?;
+        qemu.signal(Signal::SIGKILL)?;
     }
+    // All that it said has been read then.
+    qemu.wait_exit().await?;
     let lines = qemu.log().lines();
-    fs::write(kernel.directory().join("console"), lines.join("\n") + "\n").or_fail("write the console")?;
+    fs::write(&console, lines.join("\n") + "\n").or_fail("write the console")?;
     // QEMU's own first line has no end.
     let facts = lines.iter().filter_map(|line| line.split_once("fact: ")).filter_map(|(_, fact)| parse(fact)).collect();
     let complete = ended && lines.iter().any(|line| line.trim() == "kernel-guest ended with 0");

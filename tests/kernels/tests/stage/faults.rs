@@ -7,6 +7,8 @@ use super::boot::Run;
 /// The most pages of secret memory of a shim with an ECDSA key, and of any shim.
 const ECDSA_PAGES: u64 = 8;
 const MOST_PAGES: u64 = 16;
+/// Bytes of a page of these kernels.
+const PAGE: u64 = 4096;
 /// The exit code of too little protection.
 const REFUSED: i64 = 71;
 
@@ -91,9 +93,10 @@ fn held(scene: &str, counting: &str, fact: &Value) -> Vec<String> {
         Some(pages) if pages <= most => {}
         pages => faults.push(format!("{pages:?} pages of secret memory, promised are {most} at the most")),
     }
-    if (level == "secret") != (pages.unwrap_or(0) > 0) && level == "secret" {
+    if level == "secret" && pages.unwrap_or(0) == 0 {
         faults.push("the level is secret without a page of secret memory".to_owned());
     }
+    faults.extend(misreported(counting, pages, &fact["memory"]));
     let expected = expected(scene, counting, fact);
     if !expected.contains(&level) {
         faults.push(format!("the level is {level:?}, promised is {expected:?}; missing: {missing}"));
@@ -102,8 +105,23 @@ fn held(scene: &str, counting: &str, fact: &Value) -> Vec<String> {
         faults.push(format!("the level is {level:?}, and nothing is said to be missing"));
     }
     let eaten = fact["phase"].as_str().is_some_and(|phase| phase.ends_with("beside it"));
-    if scene == "eater" && counting == "user" && eaten && !missing.contains("user") {
+    if scene == "eater" && counting == "user" && eaten && !missing.contains("for all processes of a user together") {
         faults.push(format!("it is not told that this kernel counts for all processes of the user: {missing}"));
+    }
+    faults
+}
+
+/// What the status says of secret memory, where the kernel says otherwise.
+fn misreported(counting: &str, pages: Option<u64>, memory: &Value) -> Vec<String> {
+    let mut faults = Vec::new();
+    let (told, held) = (memory["secret_bytes"].as_u64(), pages.map(|pages| pages * PAGE));
+    if told != held {
+        faults.push(format!("{told:?} bytes of secret memory are told, and {held:?} are resident"));
+    }
+    // Who has none may not have found out.
+    let counted_for = memory["secret_counted_for"].as_str();
+    if counted_for.is_some_and(|told| told != counting) || pages > Some(0) && counted_for.is_none() {
+        faults.push(format!("it is told that secret memory is counted for {counted_for:?}; it is for {counting}"));
     }
     faults
 }
