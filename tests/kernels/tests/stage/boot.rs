@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -15,6 +15,8 @@ use tokio::time::{Instant, sleep};
 
 /// How long one guest may take. It only bounds failures: on an idle machine all scenes are through in a sixth of it.
 const PATIENCE: Duration = Duration::from_secs(3600);
+
+const QEMU: &str = "qemu-system-x86_64";
 
 /// What a shim takes, times 128, and the guest's own.
 const MEMORY_MIB: &str = "3072";
@@ -60,6 +62,14 @@ pub(crate) fn kernels(wanted: Option<&str>) -> Result<Vec<Kernel>, Failure> {
         return Err(Failure::new("KERNELS names none of those in tests/kernels/kernels"));
     }
     Ok(kernels)
+}
+
+/// Whether the programs are there that guests are made with.
+pub(crate) fn equipped() -> bool {
+    let there = |program: &&str| {
+        Command::new(program).arg("--help").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+    };
+    [QEMU, "busybox", "cpio"].iter().all(there)
 }
 
 /// A file system with all that a guest has, removed when it is dropped.
@@ -128,9 +138,9 @@ pub(crate) async fn run(kernel: Kernel, initramfs: &Initramfs, scenes: &str) -> 
     arguments.extend(more.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
     arguments.extend(["-append".to_owned(), parameters]);
     let name = format!("the guest of {}", kernel.name);
-    let qemu = Path::new("qemu-system-x86_64");
     let path = std::env::var("PATH").unwrap_or_default();
-    let mut qemu = Process::start(&name, qemu, &arguments, &[("PATH".to_owned(), path)], &kernel.directory())?;
+    let mut qemu =
+        Process::start(&name, Path::new(QEMU), &arguments, &[("PATH".to_owned(), path)], &kernel.directory())?;
     let deadline = Instant::now() + PATIENCE;
     let console = kernel.directory().join("console");
     let mut written = usize::MAX;
