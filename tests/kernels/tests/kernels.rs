@@ -35,7 +35,7 @@ async fn every_kernel_keeps_what_is_promised() -> Result<(), Failure> {
     let page = table::page(&runs);
     let mut places = vec![workspace().join("target/kernels/table.md")];
     if wanted("KERNELS_TABLE").is_some() {
-        places.push(workspace().join("src/manual/kernels.md"));
+        places.push(workspace().join("src/manual/evidence/kernels.md"));
     }
     places.iter().try_for_each(|place| std::fs::write(place, &page)).or_fail("write the table")?;
     let strict = wanted("REQUIRE_ROOT").is_some() || wanted("CI").as_deref() == Some("true");
