@@ -1,32 +1,142 @@
 //! Foreign bytes with a limit that is checked before memory is taken.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, FileType, OpenOptions},
     io::{self, Read},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     path::Path,
 };
 
-use nix::unistd::{getegid, geteuid};
+use nix::{
+    fcntl::OFlag,
+    unistd::{getegid, geteuid},
+};
 
 /// What helps where something is closed to us.
 const CLOSED: &str = "open it to us, in Kubernetes with fsGroup or the volume's defaultMode";
+/// Bytes that a file may have grown by since it was opened, or have where the file system tells no sizes.
+const GROWTH: usize = 16 * 1024;
+/// What must be free besides a file's content.
+const BESIDES: usize = 32 * 1024;
+
+/// A regular file that others write, opened, with its size at that time. Whatever its name leads to later, no more
+/// than there is room for is read of it.
+pub struct Opened {
+    file: File,
+    size: usize,
+    limit: usize,
+}
+
+/// Opens a file that others write. Nothing else than a regular file is opened: of a FIFO or a device that nobody
+/// writes to, the one thread that we have would never return.
+///
+/// # Errors
+/// What the name stands for, if it is no regular file; else what the kernel says.
+pub fn open(path: &Path, limit: usize) -> io::Result<Opened> {
+    // Looked at before as well: to open a device or a FIFO can do something.
+    regular(fs::metadata(path)?.file_type())?;
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    let metadata = file.metadata()?;
+    regular(metadata.file_type())?;
+    Ok(Opened { file, size: usize::try_from(metadata.len()).unwrap_or(usize::MAX), limit })
+}
+
+fn regular(kind: FileType) -> io::Result<()> {
+    let what = match kind {
+        kind if kind.is_file() => return Ok(()),
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a FIFO",
+        kind if kind.is_socket() => "a socket",
+        kind if kind.is_char_device() => "a character device",
+        kind if kind.is_block_device() => "a block device",
+        _ => "something else",
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a regular file")))
+}
+
+impl Opened {
+    /// As many bytes as are read at the most.
+    pub fn most(&self) -> usize {
+        self.size.max(GROWTH).min(self.limit)
+    }
+
+    /// Itself, if there is room for this many copies of the content, and `besides`.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::OutOfMemory`]: a full arena would end the process.
+    pub fn with_room(self, copies: usize, besides: usize) -> io::Result<Self> {
+        let copies = std::iter::repeat_n(self.most(), copies);
+        if locked::has_room(&copies.chain([besides]).collect::<Vec<_>>()) { Ok(self) } else { Err(no_room()) }
+    }
+
+    /// Its content.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::FileTooLarge`] when it holds more than the limit, else what the kernel says.
+    pub fn read(self) -> io::Result<Vec<u8>> {
+        let most = self.most();
+        let mut content = Vec::new();
+        // Reserved at once where the size is known, so that no buffer is outgrown.
+        content.try_reserve_exact(self.size.min(most) + 1).map_err(|_| no_room())?;
+        // One byte more than allowed is asked for, to see whether it has grown.
+        self.file.take(most as u64 + 1).read_to_end(&mut content)?;
+        if self.size > self.limit || content.len() > self.limit {
+            let told = format!("the file holds more than {} bytes", self.limit);
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, told));
+        }
+        if content.len() > most {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "it has grown while it was read"));
+        }
+        Ok(content)
+    }
+
+    /// Its content, which is text.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] when it is not UTF-8, else as for [`Opened::read`].
+    pub fn text(self) -> io::Result<String> {
+        text(self.read()?)
+    }
+
+    /// Its bytes for whoever reads them in portions, up to one more than [`Opened::most`].
+    pub fn into_reader(self) -> impl Read {
+        let most = self.most() as u64;
+        self.file.take(most + 1)
+    }
+}
+
+/// A file's content as text.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`] when it is not UTF-8.
+pub fn text(content: Vec<u8>) -> io::Result<String> {
+    String::from_utf8(content).map_err(|error| {
+        let at = error.utf8_error().valid_up_to() + 1;
+        io::Error::new(io::ErrorKind::InvalidData, format!("it is not text: byte {at} is no UTF-8"))
+    })
+}
+
+fn no_room() -> io::Error {
+    io::Error::new(io::ErrorKind::OutOfMemory, "there is no room for it now; SDS_SHIM_ARENA_KIB makes more")
+}
 
 /// Reads a file that others write.
 ///
 /// # Errors
-/// [`io::ErrorKind::FileTooLarge`] when it holds more than `limit` bytes, else what the kernel says.
+/// As for [`open`], [`Opened::with_room`] and [`Opened::read`].
 pub fn read(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    // Reserved at once where the size is known, so that no buffer is outgrown.
-    let size = file.metadata().map_or(0, |metadata| metadata.len() as usize);
-    let mut content = Vec::with_capacity(size.min(limit) + 1);
-    // One byte more than allowed is asked for: sizes of special files, and of files that grow, are not told before.
-    file.take(limit as u64 + 1).read_to_end(&mut content)?;
-    if content.len() > limit {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("the file holds more than {limit} bytes")));
-    }
-    Ok(content)
+    open(path, limit)?.with_room(1, BESIDES)?.read()
+}
+
+/// Reads a file that others write, of which only the ASCII counts; in the place of every other byte stands a `?`.
+///
+/// # Errors
+/// As for [`read`].
+pub fn read_ascii(path: &Path, limit: usize) -> io::Result<String> {
+    let mut content = read(path, limit)?;
+    content.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
+    String::from_utf8(content).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// What is wrong with a file, and where it matters, whose it is and who we are.
@@ -97,6 +207,7 @@ pub fn foreign_text(text: &str, limit: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     #[test]
     fn key_material_is_taken_out_of_foreign_text() {
@@ -117,10 +228,77 @@ mod tests {
         assert_eq!(foreign_text("", 5), "");
     }
 
+    /// A directory that is gone when this is dropped.
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("bounded-{}-{name}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn file(&self, content: &[u8]) -> PathBuf {
+            let path = self.0.join("file");
+            fs::write(&path, content).unwrap();
+            path
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
     #[test]
     fn reads_up_to_the_limit() {
-        assert_eq!(read(Path::new("/dev/zero"), 10).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
-        assert_eq!(read(Path::new("/dev/null"), 10).unwrap(), b"");
+        let place = Place::new("limit");
+        assert_eq!(read(&place.file(b"0123456789"), 10).unwrap(), b"0123456789");
+        assert_eq!(read(&place.file(b"0123456789A"), 10).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(read(&place.file(&[b'x'; 99_999]), 99_999).unwrap().len(), 99_999);
         assert_eq!(read(Path::new("/nonexistent"), 10).unwrap_err().kind(), io::ErrorKind::NotFound);
+        // Its size is told as zero.
+        assert!(!read(Path::new("/proc/self/status"), 65_536).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_opened_is_read_whatever_its_name_leads_to_later() {
+        let place = Place::new("swap");
+        let path = place.file(b"first");
+        let opened = open(&path, 1 << 20).unwrap();
+        fs::write(place.0.join("other"), vec![0xff; 400_000]).unwrap();
+        fs::rename(place.0.join("other"), &path).unwrap();
+        assert_eq!(opened.text().unwrap(), "first");
+        assert_eq!(open(&path, 1 << 20).unwrap().text().unwrap_err().to_string(), "it is not text: byte 1 is no UTF-8");
+        let opened = open(&place.file(b"short"), 1 << 20).unwrap();
+        place.file(&[b'x'; 100_000]);
+        assert_eq!(opened.text().unwrap_err().to_string(), "it has grown while it was read");
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let place = Place::new("kinds");
+        let fifo = place.0.join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let socket = place.0.join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let rows = [
+            (fifo.as_path(), "it is a FIFO, not a regular file"),
+            (&socket, "it is a socket, not a regular file"),
+            (&place.0, "it is a directory, not a regular file"),
+            (Path::new("/dev/zero"), "it is a character device, not a regular file"),
+        ];
+        for (path, told) in rows {
+            assert_eq!(read(path, 10).unwrap_err().to_string(), told);
+            assert_eq!(describe(path, &read(path, 10).unwrap_err()), format!("{}: {told}", path.display()));
+        }
+    }
+
+    #[test]
+    fn what_is_no_ascii_is_replaced_byte_for_byte() {
+        let place = Place::new("ascii");
+        assert_eq!(read_ascii(&place.file("a\u{e4}\n".as_bytes()), 10).unwrap(), "a??\n");
+        assert_eq!(read_ascii(&place.file(b"\xffnameserver"), 100).unwrap(), "?nameserver");
     }
 }

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs, io::ErrorKind, path::Path};
 use locked::{Level, Need};
 
 use crate::{
-    bounded::{self, foreign_text},
+    bounded::{self, Opened, foreign_text},
     clock,
     config::{CaRoots, Config, Env, Mistake, MutualTls, RootsConfig, Schedule, ServerName, VARIABLES},
     identity::{
@@ -272,8 +272,8 @@ fn further_roots(roots: &RootsConfig) -> String {
 }
 
 fn read(file: &Path) -> Result<String, String> {
-    let content = bounded::read(file, MAX_FILE).map_err(|error| bounded::describe(file, &error))?;
-    Ok(String::from_utf8_lossy(&content).into_owned())
+    let opened = bounded::open(file, MAX_FILE).and_then(|opened| opened.with_room(2, 0));
+    opened.and_then(Opened::text).map_err(|error| bounded::describe(file, &error))
 }
 
 fn trust_domain(file: &Path) -> Result<TrustDomain, String> {
@@ -283,7 +283,7 @@ fn trust_domain(file: &Path) -> Result<TrustDomain, String> {
 fn anchors(file: &Path, now: i64, lenient: bool) -> Result<String, String> {
     let (bundle, bad) =
         TrustBundle::from_pem(&read(file)?, now).map_err(|error| format!("{}: {error}", file.display()))?;
-    if let Some(bad) = bad.first().filter(|_| !lenient) {
+    if let Some(bad) = bad.told().first().filter(|_| !lenient) {
         return Err(format!("{}: {bad}", file.display()));
     }
     let end = bundle.anchors().iter().map(|anchor| anchor.not_after()).min().unwrap_or(i64::MAX);
@@ -296,9 +296,11 @@ fn anchors(file: &Path, now: i64, lenient: bool) -> Result<String, String> {
 }
 
 fn certificate(chain: &Path, key: &Path, now: i64) -> Result<String, String> {
-    let read = |path: &Path| KeyText::read(path, MAX_FILE).map_err(|error| bounded::describe(path, &error));
-    let (text, _) = read(chain)?;
-    let credential = Credential::from_pem(&String::from_utf8_lossy(&text), &read(key)?.1);
+    let read = |path: &Path| {
+        let opened = bounded::open(path, MAX_FILE).and_then(|opened| opened.with_room(2, 0));
+        opened.and_then(KeyText::read).map_err(|error| bounded::describe(path, &error))
+    };
+    let credential = Credential::from_pem(&read(chain)?.0, &read(key)?.1);
     let end = credential.map_err(|error| format!("{}: {error}", chain.display()))?.not_after();
     match end > now {
         true => Ok(format!("{}: a certificate and its key, which ends at {}", chain.display(), clock::rfc3339(end))),

@@ -40,12 +40,12 @@ impl ClientCertificate {
             CaError::Provisioned(format!("{}: {cause}", directory.join(file).display()))
         };
         let read = |file: &str| {
-            KeyText::read(&directory.join(file), MAX_FILE)
-                .map_err(|error| CaError::Provisioned(bounded::describe(&directory.join(file), &error)))
+            let path = directory.join(file);
+            let opened = bounded::open(&path, MAX_FILE).and_then(|opened| opened.with_room(2, 0));
+            let text = opened.and_then(KeyText::read);
+            text.map_err(|error| CaError::Provisioned(bounded::describe(&path, &error)))
         };
-        let chain =
-            String::from_utf8(read("cert-chain.pem")?.0).map_err(|_| problem("cert-chain.pem", &"it is not PEM"))?;
-        let mut chain = certificates(&chain).map_err(|error| problem("cert-chain.pem", &error))?;
+        let mut chain = certificates(&read("cert-chain.pem")?.0).map_err(|error| problem("cert-chain.pem", &error))?;
         let key = read("key.pem")?.1.parse().map_err(|error| problem("key.pem", &error))?;
         let leaf = chain.remove(0);
         let unreadable = |error: ErrorStack| problem("cert-chain.pem", &error);

@@ -1,6 +1,6 @@
 use std::{
     convert::Infallible,
-    fs, future,
+    future,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -12,7 +12,8 @@ use tracing::{info, warn};
 
 use super::Changes;
 use crate::{
-    bounded, clock,
+    bounded::{self, Opened},
+    clock,
     config::RootsConfig,
     identity::{PeerTrust, RevocationList, TrustBundle, TrustDomain},
 };
@@ -126,13 +127,9 @@ impl<T: Default> File<T> {
 
     /// The text, or what is wrong with the file.
     fn text(&self) -> Result<String, String> {
-        // It is in memory twice while it is read, and again as what is made from it.
-        let size = fs::metadata(&self.path).map_or(0, |metadata| metadata.len() as usize).min(MAX_FILE);
-        if !locked::has_room(&[size, size, size, RESERVE]) {
-            return Err("there is no room for it now; SDS_SHIM_ARENA_KIB makes more".to_owned());
-        }
-        let content = bounded::read(&self.path, MAX_FILE).map_err(|error| bounded::describe(&self.path, &error))?;
-        Ok(String::from_utf8_lossy(&content).into_owned())
+        // It is in memory as it is, and again as what is made from it.
+        let opened = bounded::open(&self.path, MAX_FILE).and_then(|opened| opened.with_room(3, RESERVE));
+        opened.and_then(Opened::text).map_err(|error| bounded::describe(&self.path, &error))
     }
 }
 
@@ -163,8 +160,7 @@ impl File<TrustBundle> {
             Ok((bundle, bad)) => {
                 self.held = bundle;
                 self.read = digest.filter(|_| bad.is_empty());
-                let bad: Vec<_> = bad.iter().map(ToString::to_string).collect();
-                (!bad.is_empty()).then(|| bad.join("; "))
+                (!bad.is_empty()).then(|| bad.to_string())
             }
             Err(error) => Some(error),
         };

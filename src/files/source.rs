@@ -1,7 +1,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
-    fs,
     path::Path,
     sync::Arc,
 };
@@ -123,11 +122,9 @@ fn read(files: &FileResource) -> Result<(Content, i64, Option<String>), String> 
             Ok((content, not_after, None))
         }
         FileResource::Roots(path) => {
-            let (text, _) = file(path)?;
-            let (bundle, bad) = TrustBundle::from_pem(&String::from_utf8_lossy(&text), clock::now())
+            let (bundle, bad) = TrustBundle::from_pem(&file(path)?.0, clock::now())
                 .map_err(|error| format!("{}: {error}", path.display()))?;
-            let bad: Vec<_> = bad.iter().map(|bad| format!("{}: {bad}", path.display())).collect();
-            let trouble = (!bad.is_empty()).then(|| bad.join("; "));
+            let trouble = (!bad.is_empty()).then(|| format!("{}: {bad}", path.display()));
             Ok((Content::anchors(bundle.certificates()), i64::MAX, trouble))
         }
     }
@@ -154,8 +151,7 @@ pub fn read_certificate(chain: &Path, key: &Path) -> Result<MountedCertificate, 
     } else {
         (format!("{} and {}", chain.display(), key.display()), file(key)?.1)
     };
-    let credential =
-        Credential::from_pem(&String::from_utf8_lossy(&text), &key_text).map_err(|error| format!("{both}: {error}"))?;
+    let credential = Credential::from_pem(&text, &key_text).map_err(|error| format!("{both}: {error}"))?;
     let chain = credential.chain().map_err(|error| error.to_string())?;
     let key = credential.key_pem().map_err(|error| error.to_string())?;
     Ok(MountedCertificate {
@@ -165,10 +161,7 @@ pub fn read_certificate(chain: &Path, key: &Path) -> Result<MountedCertificate, 
     })
 }
 
-fn file(path: &Path) -> Result<(Vec<u8>, KeyText), String> {
-    let size = fs::metadata(path).map_or(0, |metadata| metadata.len() as usize).min(MAX_FILE);
-    if !locked::has_room(&[size * COPIES, RESERVE]) {
-        return Err(format!("{}: there is no room for it; SDS_SHIM_ARENA_KIB makes more", path.display()));
-    }
-    KeyText::read(path, MAX_FILE).map_err(|error| bounded::describe(path, &error))
+fn file(path: &Path) -> Result<(String, KeyText), String> {
+    let opened = bounded::open(path, MAX_FILE).and_then(|opened| opened.with_room(COPIES, RESERVE));
+    opened.and_then(KeyText::read).map_err(|error| bounded::describe(path, &error))
 }

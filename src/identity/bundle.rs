@@ -1,4 +1,4 @@
-use std::{cmp::Ordering, collections::BTreeSet, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeSet, fmt, sync::Arc};
 
 use openssl::x509::{X509, X509NameRef, X509Ref};
 
@@ -6,15 +6,12 @@ use crate::clock::rfc3339;
 
 use super::{
     facts::{CertificateFacts, Certificates},
-    pem::{self, PemError},
+    pem::{self, Block, PemError},
     validity::is_ca,
 };
 
-/// Whether one more certificate may be parsed, which takes about a dozen KiB. What is kept free of clients is for this
-/// as well; a full arena would end the process.
-fn has_room() -> bool {
-    locked::has_room(&[64 * 1024])
-}
+/// What is wrong with a block that is no certificate.
+const UNPARSABLE: &str = "cannot be parsed";
 
 /// A trust anchor, as its DER: parsed it would take a multiple of the memory.
 #[derive(Debug)]
@@ -64,6 +61,52 @@ pub struct BadAnchor {
     pub reason: String,
 }
 
+/// The anchors that were left out of a bundle: the first few, and how many there are. A text may have thousands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BadAnchors {
+    first: Vec<BadAnchor>,
+    count: usize,
+}
+
+impl BadAnchors {
+    /// As many as are told.
+    const TOLD: usize = 4;
+
+    fn push(&mut self, bad: impl FnOnce() -> BadAnchor) {
+        self.count += 1;
+        if self.first.len() < Self::TOLD {
+            self.first.push(bad());
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The first few of them.
+    pub fn told(&self) -> &[BadAnchor] {
+        &self.first
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+}
+
+impl fmt::Display for BadAnchors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, bad) in self.first.iter().enumerate() {
+            write!(f, "{}{bad}", if index == 0 { "" } else { "; " })?;
+        }
+        match self.count - self.first.len() {
+            0 => Ok(()),
+            others => write!(f, "; and {others} more"),
+        }
+    }
+}
+
 /// The trust anchors of a trust domain, without duplicates, in the order in which they came.
 #[derive(Clone, Debug, Default)]
 pub struct TrustBundle {
@@ -76,7 +119,7 @@ impl TrustBundle {
     ///
     /// # Errors
     /// When it holds no certificate, or none that can be used.
-    pub fn from_pem(text: &str, now: i64) -> Result<(Self, Vec<BadAnchor>), PemError> {
+    pub fn from_pem(text: &str, now: i64) -> Result<(Self, BadAnchors), PemError> {
         Self::from_pem_with(text, now, |_| {})
     }
 
@@ -84,34 +127,34 @@ impl TrustBundle {
     ///
     /// # Errors
     /// As for [`TrustBundle::from_pem`].
-    pub fn from_pem_with(
-        text: &str,
-        now: i64,
-        mut look: impl FnMut(&X509),
-    ) -> Result<(Self, Vec<BadAnchor>), PemError> {
-        let (mut anchors, mut bad) = (Vec::new(), Vec::new());
-        for (index, certificate) in pem::blocks(text).enumerate() {
-            if !has_room() {
-                return Err(PemError::NoRoom { position: index + 1 });
-            }
-            let anchor = certificate.map_err(|_| "cannot be parsed".to_owned());
-            let anchor = anchor.and_then(|certificate| {
-                let anchor = TrustAnchor::new(&certificate, now)?;
-                look(&certificate);
-                Ok(anchor)
-            });
+    pub fn from_pem_with(text: &str, now: i64, mut look: impl FnMut(&X509)) -> Result<(Self, BadAnchors), PemError> {
+        let (mut anchors, mut bad) = (Vec::new(), BadAnchors::default());
+        for (index, block) in pem::blocks(text).enumerate() {
+            let anchor = match block {
+                Ok(block) => Self::anchor(&block, now, &mut look),
+                Err(error @ PemError::NoRoom { .. }) => return Err(error),
+                Err(PemError::TooLarge { .. }) => Err(pem::TOO_LARGE.to_owned()),
+                Err(_) => Err(UNPARSABLE.to_owned()),
+            };
             match anchor {
                 Ok(anchor) => anchors.push(Arc::new(anchor)),
-                Err(reason) => bad.push(BadAnchor { position: index + 1, reason }),
+                Err(reason) => bad.push(|| BadAnchor { position: index + 1, reason }),
             }
         }
-        match (anchors.is_empty(), bad.first()) {
+        match (anchors.is_empty(), bad.first.first()) {
             (false, _) => Ok((Self::new(anchors), bad)),
             (true, None) => Err(PemError::Empty),
             (true, Some(BadAnchor { position, reason })) => {
                 Err(PemError::NoAnchor { position: *position, reason: reason.clone() })
             }
         }
+    }
+
+    fn anchor(block: &Block, now: i64, look: &mut impl FnMut(&X509)) -> Result<TrustAnchor, String> {
+        let certificate = block.parse().ok_or(UNPARSABLE)?;
+        let anchor = TrustAnchor::new(&certificate, now)?;
+        look(&certificate);
+        Ok(anchor)
     }
 
     /// A bundle of these, each once.

@@ -1,13 +1,17 @@
-use openssl::x509::X509Crl;
+use openssl::{error::ErrorStack, x509::X509Crl};
 
 use super::{
+    der::Weight,
     facts::{CertificateFacts, name},
-    pem::cut,
+    pem::{cut, decode},
     validity::unix_seconds,
 };
 
 const BEGIN: &str = "-----BEGIN X509 CRL-----";
 const END: &str = "-----END X509 CRL-----";
+
+/// What must be free besides for as long as a list is parsed: a full arena would end the process.
+const BESIDES: usize = 64 * 1024;
 
 /// RFC 5280's time for what has no end, 9999-12-31T23:59:59Z.
 const NEVER: i64 = 253_402_300_799;
@@ -28,16 +32,29 @@ impl RevocationList {
     /// # Errors
     /// What is wrong with it, in words that go with the name of the file.
     pub fn from_pem(text: &str) -> Result<Vec<Self>, String> {
-        let found: Vec<_> = cut(text, BEGIN, END)
-            .into_iter()
-            .enumerate()
-            .map(|(at, block)| block.and_then(Self::new).ok_or_else(|| format!("CRL {} cannot be parsed", at + 1)))
-            .collect::<Result<_, _>>()?;
+        let mut found = Vec::new();
+        for (index, block) in cut(text, BEGIN, END).enumerate() {
+            let position = index + 1;
+            let unparsable = || format!("CRL {position} cannot be parsed");
+            let block = block.ok_or_else(unparsable)?;
+            // Twice as text, twice as DER.
+            if !locked::has_room(&[2 * block.len(), block.len(), BESIDES]) {
+                return Err(no_room(position));
+            }
+            let der = decode(block, BEGIN, END).ok_or_else(unparsable)?;
+            let weight = Weight::of(&der).ok_or_else(unparsable)?;
+            if !weight.has_room(BESIDES + block.len()) {
+                return Err(no_room(position));
+            }
+            found.push(Self::new(&der).ok_or_else(unparsable)?);
+            // OpenSSL leaves the reasons of a "no" in a queue that the next TLS operation would take for its own.
+            drop(ErrorStack::get());
+        }
         if found.is_empty() { Err("it holds no PEM CRL".to_owned()) } else { Ok(found) }
     }
 
-    fn new(block: &str) -> Option<Self> {
-        let crl = X509Crl::from_pem(block.as_bytes()).ok()?;
+    fn new(der: &[u8]) -> Option<Self> {
+        let crl = X509Crl::from_der(der).ok()?;
         Some(Self {
             pem: crl.to_pem().ok()?,
             issuer: name(crl.issuer_name()),
@@ -77,6 +94,10 @@ impl RevocationList {
             })
             .collect()
     }
+}
+
+fn no_room(position: usize) -> String {
+    format!("there is no room for CRL {position}; SDS_SHIM_ARENA_KIB makes more")
 }
 
 #[cfg(test)]

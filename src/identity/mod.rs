@@ -3,6 +3,7 @@
 mod bundle;
 mod credential;
 mod crl;
+mod der;
 mod facts;
 mod key;
 mod peers;
@@ -13,7 +14,7 @@ mod svid;
 mod token;
 mod validity;
 
-pub use bundle::{BadAnchor, TrustAnchor, TrustBundle};
+pub use bundle::{BadAnchor, BadAnchors, TrustAnchor, TrustBundle};
 pub use credential::{Credential, CredentialError};
 pub use crl::RevocationList;
 pub use facts::{CertificateFacts, Certificates};

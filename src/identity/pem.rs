@@ -1,10 +1,37 @@
-use openssl::x509::X509;
+use std::iter;
+
+use base64::{
+    Engine, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use openssl::{error::ErrorStack, x509::X509};
+
+use super::der::Weight;
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 
 /// Certificates that a chain may have: far more than any has, and as many as there is room for.
 const MOST: usize = 16;
+/// Characters of one certificate: 16 KiB of DER. Those in the field have one or two.
+const MOST_TEXT: usize = 22 * 1024;
+/// Elements of its structure; an ordinary certificate has some hundred and thirty. Each name in it is one, and each
+/// takes a hundred times its bytes once it is parsed.
+const MOST_ELEMENTS: usize = 512;
+/// The same of all certificates of a chain, which are kept.
+const MOST_ELEMENTS_OF_A_CHAIN: usize = MOST * 160;
+/// The same in words, of a trust anchor.
+pub(super) const TOO_LARGE: &str = "is too large: 16 KiB and 512 ASN.1 elements (names and the like) are the most";
+/// What must be free besides for as long as one certificate is parsed: a full arena would end the process.
+const BESIDES: usize = 48 * 1024;
+
+/// What OpenSSL takes for base64.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// Why a text is not a series of certificates.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +53,16 @@ pub enum PemError {
         /// What is wrong with it.
         reason: String,
     },
+    /// One of the blocks is larger than any certificate, or says more.
+    #[error(
+        "certificate {position} in it is too large: {} KiB and {MOST_ELEMENTS} ASN.1 elements (names and the like) are \
+         the most, and {MOST_ELEMENTS_OF_A_CHAIN} in a whole chain",
+        MOST_TEXT / 1024 * 3 / 4
+    )]
+    TooLarge {
+        /// Which one, counted from 1.
+        position: usize,
+    },
     /// It holds more than a chain may have.
     #[error("it holds more than {MOST} certificates")]
     TooMany,
@@ -40,38 +77,106 @@ pub enum PemError {
 /// Reads every certificate of a PEM text, whatever stands between the blocks.
 ///
 /// # Errors
-/// When there is none, there are too many, or one of them is malformed.
+/// When there is none, there are too many, one of them is malformed or too large, or there is no room for it.
 pub fn certificates(text: &str) -> Result<Vec<X509>, PemError> {
-    let found: Vec<X509> = blocks(text).take(MOST + 1).collect::<Result<_, _>>()?;
-    if found.len() > MOST {
-        return Err(PemError::TooMany);
+    let mut chain = Chain::default();
+    chain.add(text)?;
+    Ok(chain.certificates)
+}
+
+/// The certificates of several texts, with the limits of one chain.
+#[derive(Default)]
+pub(super) struct Chain {
+    pub(super) certificates: Vec<X509>,
+    elements: usize,
+}
+
+impl Chain {
+    /// Adds those of a text; positions are told within it.
+    ///
+    /// # Errors
+    /// As for [`certificates`].
+    pub(super) fn add(&mut self, text: &str) -> Result<(), PemError> {
+        let mut position = 0;
+        for block in blocks(text) {
+            position += 1;
+            if self.certificates.len() == MOST {
+                return Err(PemError::TooMany);
+            }
+            let block = block?;
+            self.elements += block.elements;
+            if self.elements > MOST_ELEMENTS_OF_A_CHAIN {
+                return Err(PemError::TooLarge { position });
+            }
+            self.certificates.push(block.parse().ok_or(PemError::Malformed { position })?);
+        }
+        if position == 0 { Err(PemError::Empty) } else { Ok(()) }
     }
-    if found.is_empty() { Err(PemError::Empty) } else { Ok(found) }
+}
+
+/// A certificate before it is parsed, for which there is room.
+pub(super) struct Block {
+    der: Vec<u8>,
+    elements: usize,
+}
+
+impl Block {
+    /// Its parsed form; `None` when it is no certificate.
+    pub(super) fn parse(&self) -> Option<X509> {
+        let parsed = X509::from_der(&self.der).ok();
+        // OpenSSL leaves the reasons of a "no" in a queue that the next TLS operation would take for its own.
+        drop(ErrorStack::get());
+        parsed
+    }
 }
 
 /// The certificates in a text, one after the other, so that only one of them need be in memory in its parsed form; in
-/// the place of one that is none, that.
-pub(super) fn blocks(text: &str) -> impl Iterator<Item = Result<X509, PemError>> {
-    let parsed = |(at, block): (usize, Option<&str>)| {
-        block.and_then(|block| X509::from_pem(block.as_bytes()).ok()).ok_or(PemError::Malformed { position: at + 1 })
+/// the place of one that cannot be taken, why.
+pub(super) fn blocks(text: &str) -> impl Iterator<Item = Result<Block, PemError>> {
+    let look = |(index, block): (usize, Option<&str>)| {
+        let position = index + 1;
+        let block = block.ok_or(PemError::Malformed { position })?;
+        if block.len() > MOST_TEXT {
+            return Err(PemError::TooLarge { position });
+        }
+        let der = decode(block, BEGIN, END).ok_or(PemError::Malformed { position })?;
+        let weight = Weight::of(&der).ok_or(PemError::Malformed { position })?;
+        match weight.elements {
+            elements if elements > MOST_ELEMENTS => Err(PemError::TooLarge { position }),
+            _ if !weight.has_room(BESIDES) => Err(PemError::NoRoom { position }),
+            elements => Ok(Block { der, elements }),
+        }
     };
-    cut(text, BEGIN, END).into_iter().enumerate().map(parsed)
+    cut(text, BEGIN, END).enumerate().map(look)
+}
+
+/// The content of a block; `None` when it is no base64, or there is no room for it.
+///
+/// Not by OpenSSL's reader of PEM, which asks whoever sits at the terminal for the passphrase of a block that says it
+/// is encrypted.
+pub(super) fn decode(block: &str, begin: &str, end: &str) -> Option<Vec<u8>> {
+    let content = block.strip_prefix(begin)?.strip_suffix(end)?;
+    let mut base64 = Vec::new();
+    base64.try_reserve_exact(content.len()).ok()?;
+    base64.extend(content.bytes().filter(|byte| !byte.is_ascii_whitespace()));
+    let mut der = Vec::new();
+    der.try_reserve_exact(base64.len() / 4 * 3 + 3).ok()?;
+    LENIENT.decode_vec(&base64, &mut der).ok()?;
+    Some(der)
 }
 
 /// Every block of a PEM text between these markers, and `None` for one at the end that is cut off.
 ///
 /// Blocks are cut out by their markers first, because files in the field lack the newline between two of them.
-pub(super) fn cut<'a>(text: &'a str, begin: &str, end: &str) -> Vec<Option<&'a str>> {
-    let mut found = Vec::new();
+pub(super) fn cut<'a>(text: &'a str, begin: &'a str, end: &'a str) -> impl Iterator<Item = Option<&'a str>> {
     let mut rest = text;
-    while let Some(start) = rest.find(begin) {
-        let block = &rest[start..];
+    iter::from_fn(move || {
+        let block = &rest[rest.find(begin)?..];
         let Some(end) = block.find(end).map(|at| at + end.len()) else {
-            found.push(None);
-            break;
+            rest = "";
+            return Some(None);
         };
-        found.push(Some(&block[..end]));
         rest = &block[end..];
-    }
-    found
+        Some(Some(&block[..end]))
+    })
 }

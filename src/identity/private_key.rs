@@ -1,11 +1,11 @@
 use std::{
     fmt,
-    fs::File,
     io::{self, Read},
-    path::Path,
 };
 
 use openssl::pkey::{PKey, Private};
+
+use crate::bounded::{self, Opened};
 
 /// Bytes of a private key's PEM block: one of RSA with 8,192 bits has 6,400.
 const MAX_KEY: usize = 8 * 1024;
@@ -58,7 +58,7 @@ impl KeyText {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            if public.len() + read > limit {
+            if public.len() + splitter.key.len() + read > limit {
                 return Err(io::Error::new(
                     io::ErrorKind::FileTooLarge,
                     format!("the file holds more than {limit} bytes"),
@@ -72,14 +72,15 @@ impl KeyText {
         Ok((public, Self(splitter.key)))
     }
 
-    /// Reads a file that may hold a key, as [`KeyText::split`] does.
+    /// Reads a file that may hold a key, and the text beside it.
     ///
     /// # Errors
-    /// As there, and what the kernel says of the file.
-    pub fn read(path: &Path, limit: usize) -> io::Result<(Vec<u8>, Self)> {
-        let file = File::open(path)?;
-        let size = file.metadata().map_or(0, |metadata| metadata.len() as usize);
-        Self::split(file, size, limit)
+    /// As for [`KeyText::split`], [`io::ErrorKind::InvalidData`] when what is no key is not UTF-8, and what the kernel
+    /// says.
+    pub fn read(opened: Opened) -> io::Result<(String, Self)> {
+        let most = opened.most();
+        let (public, key) = Self::split(opened.into_reader(), most, most)?;
+        Ok((bounded::text(public)?, key))
     }
 
     /// The key.

@@ -15,13 +15,16 @@ use openssl::{
 use crate::clock::rfc3339;
 
 use super::{
-    bundle::{BadAnchor, TrustBundle, may_have_issued},
+    bundle::{BadAnchors, TrustBundle, may_have_issued},
     facts::{Certificates, serial},
     key::KeySpec,
-    pem::{PemError, certificates},
+    pem::{Chain, PemError},
     spiffe::SpiffeId,
     validity::{is_ca, validity},
 };
+
+/// Names that a leaf may have. An X.509-SVID has one URI; some CAs add DNS names of the workload.
+const MOST_NAMES: usize = 32;
 
 /// Why a CA's answer is not published. Whatever was held before stays.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,9 @@ pub enum SvidError {
         /// What it should carry.
         wanted: String,
     },
+    /// The leaf carries more names than any workload has.
+    #[error("the leaf has {0} SANs; one URI and a few DNS names are expected, {MOST_NAMES} are the most")]
+    TooManyNames(usize),
     /// The leaf could sign other certificates.
     #[error("the leaf is a CA certificate")]
     LeafIsCa,
@@ -87,7 +93,7 @@ pub struct Issued {
     /// The roots that came with it.
     pub roots: TrustBundle,
     /// Roots of the answer that are left out.
-    pub bad_anchors: Vec<BadAnchor>,
+    pub bad_anchors: BadAnchors,
     /// Digest of the root that the chain leads to.
     pub anchor: [u8; 32],
 }
@@ -104,10 +110,11 @@ impl X509Svid {
             return Err(SvidError::TooFewElements(answer.len()));
         };
         let at = |index: usize| move |cause| SvidError::Element { position: index + 1, cause };
-        let mut others = Vec::new();
+        let mut parsed = Chain::default();
         for (index, element) in chain.iter().enumerate() {
-            others.extend(certificates(element).map_err(at(index))?);
+            parsed.add(element).map_err(at(index))?;
         }
+        let mut others = parsed.certificates;
         let leaf = others.remove(0);
         let ours = leaf.public_key()?.public_eq(key);
         drop(ErrorStack::get());
@@ -174,6 +181,10 @@ impl X509Svid {
 fn check_identity(leaf: &X509Ref, id: &SpiffeId) -> Result<(), SvidError> {
     let names = leaf.subject_alt_names();
     let uris: Vec<_> = names.iter().flatten().filter_map(|name| name.uri()).collect();
+    let count = names.iter().flatten().count();
+    if count > MOST_NAMES {
+        return Err(SvidError::TooManyNames(count));
+    }
     if uris == [id.as_str()] {
         return Ok(());
     }

@@ -4,7 +4,10 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use openssl::sha::sha256;
 use serde_json::Value;
 
-use crate::{bounded::foreign_text, clock};
+use crate::{
+    bounded::{self, foreign_text},
+    clock,
+};
 
 /// A Kubernetes token is below 2 KiB; anything much larger is not one.
 const MAX_BYTES: usize = 16 * 1024;
@@ -196,8 +199,7 @@ impl Claims {
 }
 
 fn read_bounded(path: &Path) -> io::Result<String> {
-    let text = crate::bounded::read(path, MAX_BYTES)?;
-    Ok(String::from_utf8(text).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+    bounded::read_ascii(path, MAX_BYTES)
 }
 
 #[cfg(test)]

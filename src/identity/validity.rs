@@ -32,8 +32,8 @@ pub(super) fn is_ca(certificate: &X509Ref) -> Result<bool, ErrorStack> {
     })
 }
 
-/// DER that is not as this module expects it.
-struct Unreadable;
+/// DER that is not as we expect it.
+pub(super) struct Unreadable;
 
 /// The value of the extension (2.5.29.19), if the certificate has it.
 fn basic_constraints(certificate: &[u8]) -> Result<Option<&[u8]>, Unreadable> {
@@ -71,7 +71,7 @@ fn basic_constraints(certificate: &[u8]) -> Result<Option<&[u8]>, Unreadable> {
 }
 
 /// Tag and value of the first element, and what follows it.
-fn element(der: &[u8]) -> Result<(u8, &[u8], &[u8]), Unreadable> {
+pub(super) fn element(der: &[u8]) -> Result<(u8, &[u8], &[u8]), Unreadable> {
     let (&tag, rest) = der.split_first().ok_or(Unreadable)?;
     let (&first, mut rest) = rest.split_first().ok_or(Unreadable)?;
     let mut length = usize::from(first);

@@ -87,11 +87,8 @@ pub async fn lookup(host: &str, limit: Duration) -> Result<Vec<IpAddr>, ResolveE
 }
 
 fn read(file: &str) -> Result<String, ResolveError> {
-    match bounded::read(Path::new(file), MOST_CONTENT) {
-        Ok(content) => {
-            Ok(String::from_utf8(content)
-                .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
-        }
+    match bounded::read_ascii(Path::new(file), MOST_CONTENT) {
+        Ok(content) => Ok(content),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(error) => Err(ResolveError::File(bounded::describe(Path::new(file), &error))),
     }

@@ -83,7 +83,15 @@ impl RootPublisher {
         let (_, not_after) = issued.svid.validity();
         let (changed, wait) = {
             let mut state = self.lock();
-            issued.bad_anchors.iter().for_each(|bad| state.tell(format!("of the roots that the CA answers, {bad}")));
+            issued
+                .bad_anchors
+                .told()
+                .iter()
+                .for_each(|bad| state.tell(format!("of the roots that the CA answers, {bad}")));
+            match issued.bad_anchors.len() - issued.bad_anchors.told().len() {
+                0 => {}
+                others => state.tell(format!("of the roots that the CA answers, {others} more are left out")),
+            }
             state.held.insert(domain, not_after);
             state.roots.answered(issued.roots.clone(), issued.anchor, not_after, clock::now());
             let switches = !std::mem::replace(&mut state.by_ca, true);

@@ -29,6 +29,7 @@ fuzz_target!(|data: &[u8]| {
             assert!((1..=blocks).contains(&position));
         }
         Err(PemError::TooMany) => assert!(blocks > 16),
+        Err(PemError::TooLarge { position }) => assert!(text.len() > 512 && (1..=blocks).contains(&position)),
         Err(PemError::NoRoom { .. }) => panic!("there is no arena here that could be full"),
     }
     let (bundle, bad) = match TrustBundle::from_pem(&text, NOW) {
@@ -38,7 +39,7 @@ fuzz_target!(|data: &[u8]| {
             assert!((1..=blocks).contains(&position));
             return assert!(foreign || expected.is_empty(), "good certificates are refused");
         }
-        Err(error @ (PemError::TooMany | PemError::NoRoom { .. })) => panic!("{error}"),
+        Err(error @ (PemError::TooMany | PemError::TooLarge { .. } | PemError::NoRoom { .. })) => panic!("{error}"),
     };
     assert!(foreign || bad.is_empty(), "good certificates are left out");
     assert!(bundle.anchors().len() + bad.len() <= blocks, "something is both taken and left out");
