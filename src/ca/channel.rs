@@ -9,6 +9,7 @@ use super::{
     client_certificate::ClientCertificate,
     dial::tcp,
     error::CaError,
+    limits::{GivenUp, Limited},
     retry,
     tls::{self, Alert},
 };
@@ -21,6 +22,7 @@ use crate::{
 pub(super) struct Channel {
     connection: Connection,
     alert: Alert,
+    given_up: GivenUp,
     retry_after: Arc<OnceLock<Duration>>,
 }
 
@@ -34,25 +36,28 @@ impl Channel {
         address: &CaAddress,
         certificate: Option<&ClientCertificate>,
     ) -> Result<Self, CaError> {
-        let alert = Alert::default();
+        let (alert, given_up) = (Alert::default(), GivenUp::default());
         let certificate = certificate.filter(|_| !address.is_plaintext());
         let stream: Box<dyn Stream> = match address.is_plaintext() {
-            true => Box::new(tcp(address, config.timeout).await?),
-            false => Box::new(tls::connect(config, address, certificate, alert.clone()).await?),
+            true => Box::new(Limited::new(tcp(address, config.timeout).await?, given_up.clone())),
+            false => {
+                let stream = tls::connect(config, address, certificate, alert.clone()).await?;
+                Box::new(Limited::new(stream, given_up.clone()))
+            }
         };
         let connection = Connection::new(stream).await;
-        let connection = connection.map_err(|error| alert.explain(certificate.is_some(), &error))?;
-        Ok(Self { connection, alert, retry_after: Arc::default() })
+        let connection = connection.map_err(|error| explain(&alert, &given_up, certificate.is_some(), &error))?;
+        Ok(Self { connection, alert, given_up, retry_after: Arc::default() })
     }
 
     /// What a broken call means: with a client certificate, a TLS alert is its refusal.
     pub(super) fn explain(&self, presented: bool, error: &dyn std::fmt::Display) -> CaError {
-        self.alert.explain(presented, error)
+        explain(&self.alert, &self.given_up, presented, error)
     }
 
-    /// Whether the connection met a TLS alert.
-    pub(super) fn met_alert(&self) -> bool {
-        self.alert.was_met()
+    /// Whether the connection met a TLS alert, or brought more than it may.
+    pub(super) fn is_broken(&self) -> bool {
+        self.alert.was_met() || self.given_up.reason().is_some()
     }
 
     /// What tonic's client sends requests with.
@@ -63,6 +68,13 @@ impl Channel {
     /// How long the answer's HTTP headers ask us to wait, if they do.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         self.retry_after.get().copied()
+    }
+}
+
+fn explain(alert: &Alert, given_up: &GivenUp, presented: bool, error: &dyn std::fmt::Display) -> CaError {
+    match given_up.reason() {
+        Some(reason) => CaError::GivenUp(reason),
+        None => alert.explain(presented, error),
     }
 }
 

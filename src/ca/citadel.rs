@@ -87,7 +87,7 @@ impl CitadelClient {
         match client.create_certificate(request).await {
             Ok(answer) => Ok(answer.into_inner().cert_chain),
             // A status that came from the connection, not from the CA.
-            Err(status) if channel.met_alert() || std::error::Error::source(&status).is_some() => {
+            Err(status) if channel.is_broken() || std::error::Error::source(&status).is_some() => {
                 Err(channel.explain(certificate.is_some(), &root_cause(&status)))
             }
             Err(status) => Err(CaError::from_status(&status, channel.retry_after())),

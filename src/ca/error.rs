@@ -53,6 +53,9 @@ pub enum CaError {
     /// The connection broke before the answer was there.
     #[error("the connection broke: {0}")]
     Transport(String),
+    /// More came than an answer can be, or than there is room for: check that CA_ADDR names a CA.
+    #[error("the connection is given up: {0}")]
+    GivenUp(&'static str),
     /// The CA answered with an error.
     #[error("the CA answered {}: {message}", code_name(*.code))]
     Status {

@@ -5,6 +5,7 @@ mod citadel;
 mod client_certificate;
 mod dial;
 mod error;
+mod limits;
 mod retry;
 mod tls;
 

@@ -1,6 +1,5 @@
 use std::{
     io, iter,
-    path::Path,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -17,7 +16,7 @@ use tokio::{
 };
 use tokio_openssl::SslStream;
 
-use super::{client_certificate::ClientCertificate, dial::tcp, error::CaError};
+use super::{client_certificate::ClientCertificate, dial::tcp, error::CaError, limits::MAX_BYTES};
 use crate::{
     bounded, clock,
     config::{CaAddress, CaConfig, CaRoots, ServerName},
@@ -31,6 +30,12 @@ const MAX_SYSTEM_ROOTS: usize = 384 * 1024;
 /// Bytes that a parsed anchor takes for each of its file, in pieces of this size.
 const PARSED: usize = 5;
 const PIECE: usize = 16 * 1024;
+const NO_ROOM: &str = "there is no room for its trust anchors; SDS_SHIM_ARENA_KIB makes more";
+/// Bytes of the certificate chain that the CA's server presents: a few KiB in the field. Before we know who it is, a
+/// hundred bytes of it take some two KiB.
+const MAX_CHAIN: u16 = 16 * 1024;
+/// Bytes of one call before they are decrypted: records may be small, and there is a handshake.
+const MAX_RAW: usize = 2 * MAX_BYTES;
 /// What fails when OpenSSL does, before anything is sent.
 const SET_UP: &str = "the TLS connection to the CA cannot be set up";
 
@@ -66,13 +71,17 @@ pub(super) async fn connect(
 ) -> Result<Watched, CaError> {
     // Before the network: what is wrong with our own files should be told whatever the network does.
     let ssl = ssl(config, &address.server_name, certificate)?;
-    let mut stream = SslStream::new(ssl, Tcp(tcp(address, config.timeout).await?)).map_err(CaError::openssl(SET_UP))?;
+    let mut stream =
+        SslStream::new(ssl, Tcp::new(tcp(address, config.timeout).await?)).map_err(CaError::openssl(SET_UP))?;
     let Err(error) = Pin::new(&mut stream).connect().await else { return Ok(Watched { stream, alert }) };
     let verified = stream.ssl().verify_result();
     if certificate.is_some() && verified == X509VerifyResult::OK && is_alert(&error) {
         return Err(CaError::ClientCertificateRefused(error.to_string()));
     }
     let cause = match verified {
+        X509VerifyResult::OK if is_too_long(&error) => {
+            format!("the server's certificate chain is larger than {} KiB", MAX_CHAIN / 1024)
+        }
         X509VerifyResult::OK => error.to_string(),
         failed => format!("the server certificate is not accepted: {}", failed.error_string()),
     };
@@ -107,6 +116,7 @@ fn context(certificate: Option<&ClientCertificate>) -> Result<SslContextBuilder,
     context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
     context.set_verify(SslVerifyMode::PEER);
     context.set_alpn_protos(b"\x02h2")?;
+    locked::limit_certificate_chain(&mut context, MAX_CHAIN);
     if let Some(certificate) = certificate {
         context.set_certificate(&certificate.leaf)?;
         context.set_private_key(&certificate.key)?;
@@ -121,26 +131,27 @@ fn anchors(config: &CaConfig) -> Result<Vec<X509>, CaError> {
     let file = &config.roots_file();
     let limit = if matches!(config.roots, CaRoots::System(_)) { MAX_SYSTEM_ROOTS } else { MAX_ROOTS };
     let problem = |cause: String| CaError::Roots { path: file.display().to_string(), cause };
-    let size = file.metadata().map_or(0, |metadata| metadata.len() as usize).min(limit);
-    // Parsed, they are many small blocks.
-    let parsed = iter::repeat_n(PIECE, size * PARSED / PIECE);
-    if !locked::has_room(&iter::once(size).chain(parsed).collect::<Vec<_>>()) {
-        return Err(no_room(file));
-    }
-    let content = bounded::read(file, limit).map_err(|error| problem(error.to_string()))?;
+    let text = bounded::open(file, limit).and_then(|opened| {
+        let most = opened.most();
+        // Parsed, they are many small blocks.
+        let parsed = iter::repeat_n(PIECE, most * PARSED / PIECE);
+        if !locked::has_room(&iter::once(most).chain(parsed).collect::<Vec<_>>()) {
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, NO_ROOM));
+        }
+        opened.text()
+    });
     // What is left out of it is told by whoever serves the file's anchors.
     let mut anchors = Vec::new();
     let look = |anchor: &X509| anchors.push(anchor.clone());
-    TrustBundle::from_pem_with(&String::from_utf8_lossy(&content), clock::now(), look)
-        .map_err(|error| problem(error.to_string()))?;
+    let text = text.map_err(|error| problem(error.to_string()))?;
+    TrustBundle::from_pem_with(&text, clock::now(), look).map_err(|error| problem(error.to_string()))?;
     Ok(anchors)
 }
 
-fn no_room(file: &Path) -> CaError {
-    CaError::Roots {
-        path: file.display().to_string(),
-        cause: "there is no room for its trust anchors; SDS_SHIM_ARENA_KIB makes more".to_owned(),
-    }
+/// Whether the peer sent a longer handshake message than it may (`SSL_R_EXCESSIVE_MESSAGE_SIZE`).
+fn is_too_long(error: &openssl::ssl::Error) -> bool {
+    const EXCESSIVE_MESSAGE_SIZE: i32 = 152;
+    error.ssl_error().is_some_and(|stack| stack.errors().iter().any(|one| one.reason_code() == EXCESSIVE_MESSAGE_SIZE))
 }
 
 fn is_alert(error: &openssl::ssl::Error) -> bool {
@@ -195,18 +206,33 @@ impl AsyncWrite for Watched {
 
 /// A socket on which a write that the peer will not take is lost in silence. OpenSSL reads no more after a failed
 /// write, while the alert that says why the peer closed still lies in the receive queue; the reading side meets it,
-/// or the end.
-struct Tcp(TcpStream);
+/// or the end. It brings no more than a call may, so that no handshake goes on for ever.
+struct Tcp {
+    stream: TcpStream,
+    bytes: usize,
+}
+
+impl Tcp {
+    fn new(stream: TcpStream) -> Self {
+        Self { stream, bytes: 0 }
+    }
+}
 
 impl AsyncRead for Tcp {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.bytes += buf.filled().len() - before;
+        if self.bytes > MAX_RAW {
+            return Poll::Ready(Err(io::Error::other("more came in one call than any answer takes")));
+        }
+        polled
     }
 }
 
 impl AsyncWrite for Tcp {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match Pin::new(&mut self.0).poll_write(cx, buf) {
+        match Pin::new(&mut self.stream).poll_write(cx, buf) {
             Poll::Ready(Err(error))
                 if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
             {
@@ -217,10 +243,10 @@ impl AsyncWrite for Tcp {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -24,7 +24,7 @@ fn of_ca(error: &CaError) -> Reason {
         CaError::Roots { .. } | CaError::Tls { .. } => Reason::Tls,
         CaError::ClientCertificateRefused(_) | CaError::Provisioned(_) => Reason::ClientCertificate,
         CaError::Deadline(_) => Reason::Deadline,
-        CaError::Transport(_) => Reason::Transport,
+        CaError::Transport(_) | CaError::GivenUp(_) => Reason::Transport,
         CaError::Status { code: Code::Unauthenticated | Code::PermissionDenied, .. } => Reason::Unauthenticated,
         CaError::Status { code: Code::ResourceExhausted, .. } => Reason::Overload,
         CaError::Status { .. } => Reason::Refused,

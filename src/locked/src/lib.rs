@@ -23,6 +23,7 @@ mod seccomp;
 mod secret;
 mod stack;
 mod tables;
+mod tls;
 
 pub use arena::{
     LockedAllocator, Usage, extend, has_room, keys_are_secret, mapped, open_secret_memory, reopen_secret_memory,
@@ -48,3 +49,4 @@ pub use seccomp::{FOLLOWING_CALLS, SERVING_CALLS};
 pub use secret::{Need, SecretUsage};
 pub use stack::{clear_idle_stack, on_arena_stack};
 pub use tables::fill_openssl_tables;
+pub use tls::limit_certificate_chain;

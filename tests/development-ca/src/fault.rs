@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::flood::Flood;
 use crate::pki::{Leaf, Pki};
 
 /// Edits an answer's `cert_chain`.
@@ -30,6 +31,8 @@ pub enum Fault {
     Mutate(EditChain),
     /// Verifies the caller, then signs something else.
     Sign(EditLeaf),
+    /// A new connection gets HTTP/2 frames without an end once a call arrives on it.
+    Flood(Flood),
     /// A client certificate in the handshake gets a TLS alert; on a connection that is up already, nothing changes.
     RefuseClientCertificate,
     /// Closes the connection: a new one straight after accept, an existing one when a call arrives on it.
@@ -61,6 +64,7 @@ impl fmt::Debug for Fault {
             Fault::Hang => f.write_str("Hang"),
             Fault::Mutate(_) => f.write_str("Mutate"),
             Fault::Sign(_) => f.write_str("Sign"),
+            Fault::Flood(flood) => f.debug_tuple("Flood").field(flood).finish(),
             Fault::RefuseClientCertificate => f.write_str("RefuseClientCertificate"),
             Fault::DropConnection => f.write_str("DropConnection"),
             Fault::Break => f.write_str("Break"),

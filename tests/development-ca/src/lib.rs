@@ -14,6 +14,7 @@
 mod crypto;
 mod csr;
 mod fault;
+mod flood;
 mod identity;
 mod kubernetes;
 mod options;
@@ -27,6 +28,7 @@ mod tls;
 mod token;
 
 pub use fault::{Fault, PlainAnswer, SignOverrides};
+pub use flood::Flood;
 pub use kubernetes::{Kubernetes, Method};
 pub use options::{CaOptions, ClientCertificates, TlsVersions};
 pub use pki::{Issued, Leaf, Lifetime, Pki, PkiOptions};

@@ -24,6 +24,8 @@ pub struct CaOptions {
     pub server_names: Vec<String>,
     /// The server's certificate in full, in place of one for `server_names`.
     pub server_leaf: Option<Leaf>,
+    /// What follows the server's own chain (PEM), whatever it is.
+    pub server_chain: Vec<String>,
     /// The PKI under which the server's certificate is issued, when it is another than the workloads'.
     pub server_pki: Option<Arc<Pki>>,
     /// TLS versions offered.
@@ -52,6 +54,7 @@ impl Default for CaOptions {
             client_certificates: ClientCertificates::Accept,
             server_names: vec!["istiod.istio-system.svc".to_owned(), "localhost".to_owned()],
             server_leaf: None,
+            server_chain: Vec::new(),
             server_pki: None,
             tls: TlsVersions::Both,
             audience: "istio-ca".to_owned(),

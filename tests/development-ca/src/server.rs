@@ -24,6 +24,7 @@ use tokio_openssl::SslStream;
 use tonic::body::Body;
 
 use crate::fault::{Fault, PlainAnswer};
+use crate::flood::flood;
 use crate::identity::Identity;
 use crate::options::{CaOptions, ClientCertificates};
 use crate::pki::Pki;
@@ -249,6 +250,11 @@ async fn serve<S>(stream: S, client: Option<ClientCertificate>, shared: Arc<Shar
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    if let Some(kind) = shared.faults.take_flood() {
+        // It ends when the client goes away.
+        let _ended = flood(stream, kind).await;
+        return;
+    }
     let close = Arc::new(Notify::new());
     let instead = Arc::new(Mutex::new(None));
     let citadel = Citadel { shared, client, close: close.clone(), instead: instead.clone() };

@@ -18,6 +18,8 @@ pub(crate) struct TlsServer {
     key: PKey<Private>,
     client_ca: Vec<X509>,
     versions: TlsVersions,
+    /// Whether nothing in the chain is looked at before it is sent.
+    as_it_is: bool,
 }
 
 impl TlsServer {
@@ -25,8 +27,10 @@ impl TlsServer {
         let names: Vec<&str> = options.server_names.iter().map(String::as_str).collect();
         let leaf = options.server_leaf.clone().unwrap_or_else(|| Leaf::server(&names));
         let Issued { chain_pem, key_pem } = options.server_pki.as_deref().unwrap_or(pki).issue(&leaf);
+        let chain = chain_pem + &options.server_chain.concat();
         Ok(TlsServer {
-            chain: X509::stack_from_pem(chain_pem.as_bytes())?,
+            chain: X509::stack_from_pem(chain.as_bytes())?,
+            as_it_is: !options.server_chain.is_empty(),
             key: PKey::private_key_from_pem(key_pem.as_bytes())?,
             client_ca: X509::stack_from_pem((pki.root_pem() + &pki.intermediates().concat()).as_bytes())?,
             versions: options.tls,
@@ -41,6 +45,9 @@ impl TlsServer {
     ) -> Result<Ssl, ErrorStack> {
         let mut context = SslContext::builder(SslMethod::tls_server())?;
         self.set_versions(&mut context)?;
+        if self.as_it_is {
+            context.set_security_level(0);
+        }
         context.set_private_key(&self.key)?;
         if let Some((leaf, rest)) = self.chain.split_first() {
             context.set_certificate(leaf)?;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::fault::Fault;
+use crate::flood::Flood;
 
 /// The script.
 #[derive(Default)]
@@ -26,12 +27,20 @@ impl Faults {
 
     /// The fault for a call that has arrived.
     pub(crate) fn take_for_call(&self) -> Option<Fault> {
-        self.script().take(|fault| !matches!(fault, Fault::RefuseClientCertificate))
+        self.script().take(|fault| !matches!(fault, Fault::RefuseClientCertificate | Fault::Flood(_)))
     }
 
     /// Whether a new connection is to be closed.
     pub(super) fn take_drop(&self) -> bool {
         self.script().take(|fault| matches!(fault, Fault::DropConnection)).is_some()
+    }
+
+    /// What a new connection is flooded with.
+    pub(super) fn take_flood(&self) -> Option<Flood> {
+        match self.script().take(|fault| matches!(fault, Fault::Flood(_))) {
+            Some(Fault::Flood(flood)) => Some(flood),
+            _ => None,
+        }
     }
 
     /// Whether a client certificate is to be refused.

@@ -1,0 +1,207 @@
+//! What may come from the CA, or from whoever sits on the way to it, in one call. HTTP/2 itself has no such limits:
+//! h2 reads for as long as there is something, and keeps some 500 bytes for each frame of ten that it has no use for.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
+
+/// Bytes of one call: four times the largest answer (`citadel::MAX_ANSWER`), headers and frames included.
+pub(super) const MAX_BYTES: usize = 256 * 1024;
+/// HTTP/2 frames of one call. The largest answer takes five; some proxies cut it into pieces of a KiB.
+const MAX_FRAMES: usize = 512;
+/// Bytes that are taken before we look again.
+const AT_ONCE: usize = 4 * 1024;
+/// Bytes of memory that one byte can make HTTP/2 take: a header is named by its index in one.
+const AMPLIFICATION: usize = 400;
+/// Bytes of the arena that are left, for the rest of a header block of which all but this has been taken.
+const RESERVE: usize = 128 * 1024;
+/// What must be there in whole pieces: for [`MAX_FRAMES`] frames that wait to be looked at; for the answer as it is
+/// put together.
+const PIECES: [usize; 2] = [160 * 1024, 72 * 1024];
+/// Fewer bytes than this at once are not worth it: there is no room.
+const LEAST: usize = 64;
+
+/// How long one waits for others to free memory before one looks again, and how often.
+const PAUSE: Duration = Duration::from_millis(20);
+const MAX_PAUSES: usize = 50;
+
+const TOO_MANY_BYTES: &str = "more than 256 KiB came in one call";
+const TOO_MANY_FRAMES: &str = "more than 512 HTTP/2 frames came in one call (informational answers, perhaps)";
+const NO_ROOM: &str = "there is no room for what comes; SDS_SHIM_ARENA_KIB makes more";
+
+/// Why a connection was given up, once it was.
+#[derive(Clone, Default)]
+pub(super) struct GivenUp(Arc<OnceLock<&'static str>>);
+
+impl GivenUp {
+    pub(super) fn reason(&self) -> Option<&'static str> {
+        self.0.get().copied()
+    }
+
+    fn because(&self, reason: &'static str) -> io::Error {
+        let _ = self.0.set(reason);
+        io::Error::other(reason)
+    }
+}
+
+/// The stream under HTTP/2, which brings no more than an answer can be, nor more than there is room for.
+pub(super) struct Limited<S> {
+    stream: S,
+    given_up: GivenUp,
+    bytes: usize,
+    frames: Frames,
+    pause: Option<Pin<Box<Sleep>>>,
+    pauses: usize,
+}
+
+impl<S> Limited<S> {
+    pub(super) fn new(stream: S, given_up: GivenUp) -> Self {
+        Self { stream, given_up, bytes: 0, frames: Frames::default(), pause: None, pauses: 0 }
+    }
+
+    /// How many bytes may be taken now.
+    fn room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        loop {
+            let room = room();
+            if room >= LEAST {
+                self.pause = None;
+                return Poll::Ready(Ok(room));
+            }
+            if self.pauses == MAX_PAUSES {
+                return Poll::Ready(Err(self.given_up.because(NO_ROOM)));
+            }
+            // Nobody tells when memory is freed.
+            ready!(self.pause.get_or_insert_with(|| Box::pin(sleep(PAUSE))).as_mut().poll(cx));
+            (self.pause, self.pauses) = (None, self.pauses + 1);
+        }
+    }
+}
+
+fn room() -> usize {
+    let usage = locked::usage();
+    if usage.capacity == 0 {
+        // Without an arena (a test build) there is nothing to fill.
+        return AT_ONCE;
+    }
+    let free = usage.capacity.saturating_sub(usage.used).saturating_sub(RESERVE);
+    if locked::has_room(&PIECES) { (free / AMPLIFICATION).min(AT_ONCE) } else { 0 }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Limited<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let most = ready!(self.room(cx))?.min(buf.remaining());
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
+        self.frames.walk(part.filled());
+        self.bytes += part.filled().len();
+        if self.frames.count > MAX_FRAMES {
+            return Poll::Ready(Err(self.given_up.because(TOO_MANY_FRAMES)));
+        }
+        if self.bytes > MAX_BYTES {
+            return Poll::Ready(Err(self.given_up.because(TOO_MANY_BYTES)));
+        }
+        let read = part.filled().len();
+        buf.advance(read);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Limited<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Counts frames (RFC 9113, section 4.1).
+#[derive(Default)]
+struct Frames {
+    count: usize,
+    /// Of the head that is being read.
+    head: usize,
+    /// Length of the content that follows it, and what of that is still to come.
+    length: usize,
+    left: usize,
+}
+
+impl Frames {
+    /// Length (three bytes), kind, flags, and stream.
+    const HEAD: usize = 9;
+    const LENGTH: usize = 3;
+
+    fn walk(&mut self, mut bytes: &[u8]) {
+        while let Some((&byte, rest)) = bytes.split_first() {
+            if self.left > 0 {
+                let skipped = self.left.min(bytes.len());
+                self.left -= skipped;
+                bytes = &bytes[skipped..];
+                continue;
+            }
+            if self.head < Self::LENGTH {
+                self.length = self.length << 8 | usize::from(byte);
+            }
+            self.head += 1;
+            if self.head == Self::HEAD {
+                *self = Self { count: self.count + 1, left: self.length, ..Self::default() };
+            }
+            bytes = rest;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_counted_however_they_are_cut() {
+        let frame = |length: usize| [vec![0, (length >> 8) as u8, length as u8, 0, 0, 0, 0, 0, 1], vec![7; length]];
+        let bytes = [frame(0), frame(1), frame(300), frame(0)].concat().concat();
+        for size in [1, 2, 8, 9, 10, 100, bytes.len()] {
+            let mut frames = Frames::default();
+            bytes.chunks(size).for_each(|chunk| frames.walk(chunk));
+            assert_eq!((frames.count, frames.head, frames.left), (4, 0, 0), "in pieces of {size}");
+        }
+    }
+
+    async fn all_of(content: Vec<u8>) -> (usize, Option<&'static str>) {
+        use tokio::io::AsyncReadExt;
+        let given_up = GivenUp::default();
+        let mut stream = Limited::new(io::Cursor::new(content), given_up.clone());
+        let (mut read, mut part) = (0, [0; 16 * 1024]);
+        loop {
+            match stream.read(&mut part).await {
+                Ok(0) => return (read, None),
+                Ok(count) => read += count,
+                Err(_) => return (read, given_up.reason()),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_passes_and_a_flood_does_not() {
+        let data =
+            |length: usize| [vec![0, (length >> 8) as u8, length as u8, 0, 0, 0, 0, 0, 1], vec![7; length]].concat();
+        let answer = data(16 * 1024).repeat(5);
+        assert_eq!(all_of(answer.clone()).await, (answer.len(), None));
+        assert_eq!(all_of(data(16 * 1024).repeat(17)).await.1, Some(TOO_MANY_BYTES));
+        assert_eq!(all_of(data(1).repeat(513)).await.1, Some(TOO_MANY_FRAMES));
+        assert_eq!(all_of(data(1).repeat(512)).await, (5120, None));
+    }
+}
