@@ -1,4 +1,4 @@
-//! Everything that parses foreign bytes, with the arena filled to each step up to its end: what finds no room is
+//! What parses certificates and revocation lists, with the arena filled to each step up to its end: what finds no room is
 //! refused as that, and never ends the process.
 
 mod der;

@@ -249,7 +249,7 @@ async fn files_that_are_exchanged_while_they_are_read() -> Tested {
 /// A list as large as a file may be is served, or told as what it is: too much, and not unparsable.
 #[tokio::test]
 async fn large_revocation_lists() -> Tested {
-    for (entries, served) in [(1000, true), (3500, false), (4000, false)] {
+    for (entries, served) in [(1000, true), (2000, true), (3500, false), (4000, false)] {
         let site = Site::new().await?;
         let list = der::pem("X509 CRL", &der::revocations(entries));
         println!("{entries} entries, {} bytes", list.len());
@@ -264,7 +264,7 @@ async fn large_revocation_lists() -> Tested {
         assert!(crl == list || (!served && shim.log().contains(refused)), "{entries} entries, {} bytes", crl.len());
         assert!(!shim.log().contains("cannot be parsed"));
         for _ in 0..3 {
-            common_renewal(&mut shim).await?;
+            renewal_of(&mut shim).await?;
         }
         lives(&mut shim).await?;
     }
@@ -272,9 +272,39 @@ async fn large_revocation_lists() -> Tested {
 }
 
 /// A renewal finds room.
-async fn common_renewal(shim: &mut Logged) -> Tested {
+async fn renewal_of(shim: &mut Logged) -> Tested {
     let mark = shim.log().mark();
     shim.signal(nix::sys::signal::Signal::SIGUSR1)?;
     shim.wait_for_log_after(mark, "a certificate was issued").await?;
+    Ok(())
+}
+
+/// While clients hold what they may, a list for which no room is left is told as that, and nobody suffers.
+#[tokio::test]
+async fn a_large_revocation_list_while_clients_hold_much() -> Tested {
+    let site = Site::new().await?;
+    let file = site.workload.path().join("list.pem");
+    fs::write(&file, site.pki.crl(&[], 3600)).or_fail("write the list")?;
+    let mut shim = Logged(confined(&site).env("SDS_SHIM_CRL", "./list.pem").start()?);
+    let mut clients = vec![shim.connect().await?];
+    for _ in 1..12 {
+        clients.push(SdsClient::connect(shim.socket()).await.or_fail("connect")?);
+    }
+    let mut streams = Vec::new();
+    for number in 0..140 {
+        let mut stream = clients[number % clients.len()].stream();
+        stream.send(sds::request(&["default"]));
+        stream.recv().await.map_err(|failure| shim.explain(failure))?;
+        streams.push(stream);
+    }
+    for entries in [3000, 3500, 4000] {
+        let mark = shim.log().mark();
+        replace(&file, &der::pem("X509 CRL", &der::revocations(entries)))?;
+        shim.wait_for_log_after(mark, "SDS_SHIM_ARENA_KIB makes more; ").await?;
+        replace(&file, &site.pki.crl(&[], 3600))?;
+        shim.wait_for_log_after(mark, "all can be used again").await?;
+        lives(&mut shim).await?;
+    }
+    assert!(!shim.log().contains("cannot be parsed"));
     Ok(())
 }

@@ -1,7 +1,7 @@
 use openssl::{error::ErrorStack, x509::X509Crl};
 
 use super::{
-    der::Weight,
+    der::{CRL, Weight},
     facts::{CertificateFacts, name},
     pem::{cut, decode},
     validity::unix_seconds,
@@ -43,7 +43,7 @@ impl RevocationList {
             }
             let der = decode(block, BEGIN, END).ok_or_else(unparsable)?;
             let weight = Weight::of(&der).ok_or_else(unparsable)?;
-            if !weight.has_room(BESIDES + block.len()) {
+            if !weight.has_room(CRL, BESIDES + block.len()) {
                 return Err(no_room(position));
             }
             found.push(Self::new(&der).ok_or_else(unparsable)?);

@@ -9,9 +9,18 @@ const CONSTRUCTED: u8 = 0x20;
 /// The shortest element: a tag and a length of nothing.
 const SHORTEST: usize = 2;
 
-/// Bytes that OpenSSL takes at the most for one element: an object with its bookkeeping and a place in a list, held as
-/// it was read and once more as what it says (`tests/room_to_parse.rs` measures it).
-const ELEMENT: usize = 512;
+/// What OpenSSL takes at the most, for each element and for each byte (`tests/full_arena.rs` holds it).
+#[derive(Clone, Copy)]
+pub(super) struct Cost {
+    element: usize,
+    byte: usize,
+}
+
+/// Of a certificate: a name in it is an object with a text and a place in a list, and there are two such lists once
+/// somebody has looked at them.
+pub(super) const CERTIFICATE: Cost = Cost { element: 544, byte: 4 };
+/// Of a CRL: an entry of three elements takes some 320 bytes.
+pub(super) const CRL: Cost = Cost { element: 120, byte: 2 };
 
 /// A structure before it is parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,16 +37,12 @@ impl Weight {
         Some(Self { size: der.len(), elements: count(der, true)? })
     }
 
-    /// Bytes that it takes at the most while it is parsed and looked at.
-    pub(super) fn parsed(self) -> usize {
-        self.elements * ELEMENT + 4 * self.size
-    }
-
-    /// Whether there is room for that, and `besides`.
-    pub(super) fn has_room(self, besides: usize) -> bool {
+    /// Whether there is room for it while it is parsed and looked at, and for `besides`.
+    pub(super) fn has_room(self, cost: Cost, besides: usize) -> bool {
         // Many small blocks, which need not lie side by side.
         const PIECE: usize = 16 * 1024;
-        let pieces = std::iter::repeat_n(PIECE, self.parsed().div_ceil(PIECE));
+        let parsed = self.elements * cost.element + self.size * cost.byte;
+        let pieces = std::iter::repeat_n(PIECE, parsed.div_ceil(PIECE));
         locked::has_room(&pieces.chain([besides, self.size]).collect::<Vec<_>>())
     }
 }

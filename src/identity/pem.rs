@@ -6,7 +6,7 @@ use base64::{
 };
 use openssl::{error::ErrorStack, x509::X509};
 
-use super::der::Weight;
+use super::der::{CERTIFICATE, Weight};
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
@@ -143,7 +143,7 @@ pub(super) fn blocks(text: &str) -> impl Iterator<Item = Result<Block, PemError>
         let weight = Weight::of(&der).ok_or(PemError::Malformed { position })?;
         match weight.elements {
             elements if elements > MOST_ELEMENTS => Err(PemError::TooLarge { position }),
-            _ if !weight.has_room(BESIDES) => Err(PemError::NoRoom { position }),
+            _ if !weight.has_room(CERTIFICATE, BESIDES) => Err(PemError::NoRoom { position }),
             elements => Ok(Block { der, elements }),
         }
     };
