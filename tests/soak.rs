@@ -1,6 +1,7 @@
-//! Exhaustion: clients like a fuzzer's and a CA that answers with megabytes, for a quarter of a minute, or for as long
-//! as `SOAK_SECONDS` says (`make soak`). The process lives within its memory, the honest stream is served on time, and
-//! afterwards everything is as it was. This test starts the shim as another user, so it needs root.
+//! Exhaustion: clients like a fuzzer's, a CA that floods us, and a file that changes while it is read, for a quarter of
+//! a minute, or for as long as `SOAK_SECONDS` says (`make soak`). The process lives within its memory, the honest stream
+//! is served on time, and afterwards everything is as it was. This test starts the shim as another user, so it needs
+//! root.
 
 mod common;
 
@@ -16,11 +17,14 @@ use std::{
 };
 
 use common::Site;
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::{AT_FDCWD, RenameFlags, renameat2},
+    sys::signal::Signal,
+};
 use testkit::{
     Failure, OrFail, PATIENCE, POLL,
     confined::{Confinement, MEMLOCK},
-    development_ca::Fault,
+    development_ca::{Fault, Flood},
     hostile::Attack,
     rng::Rng,
     sds::{self, SdsStream},
@@ -178,13 +182,53 @@ async fn attack_on(socket: PathBuf, mut rng: Rng, end: Arc<AtomicBool>, attacks:
 }
 
 /// What a CA can answer that is far too large.
-fn megabytes(rng: &mut Rng) -> Fault {
+fn too_much(rng: &mut Rng) -> Fault {
     let size = rng.within(1..5) << 20;
-    match rng.below(4) {
+    match rng.below(6) {
         0 => Fault::Chain(vec!["A".repeat(size), "B".to_owned()]),
         1 => Fault::mutate(move |chain| [chain, vec!["C".repeat(size)]].concat()),
         2 => Fault::mutate(move |chain| chain.iter().cycle().take(size >> 10).cloned().collect()),
+        3 => Fault::Flood(Flood::ALL[rng.within(0..Flood::ALL.len())]),
+        4 => {
+            let names = vec!["a.b".to_owned(); rng.within(1..6000)];
+            Fault::sign(move |sign| sign.leaf.dns.clone_from(&names))
+        }
         _ => Fault::Status(Code::Unavailable, "D".repeat(size)),
+    }
+}
+
+/// A file that somebody asks for, and that is exchanged for another one all the time: of no content, and of many bytes
+/// that are no text.
+struct Exchanged {
+    end: Arc<AtomicBool>,
+    thread: thread::JoinHandle<()>,
+    _stream: SdsStream,
+}
+
+impl Exchanged {
+    async fn start(honest: &mut Honest) -> Result<Self, Failure> {
+        let directory = honest.site.workload.path();
+        let files = ["exchanged.pem", "exchanged.other"].map(|name| directory.join(name));
+        for (file, size) in files.iter().zip([0, 380 << 10]) {
+            fs::write(file, vec![0xff; size]).or_fail("write a file")?;
+        }
+        let stream = honest.shim.connect().await?.stream();
+        stream.send(sds::request(&["file-root:./exchanged.pem"]));
+        let end = Arc::<AtomicBool>::default();
+        let ended = Arc::clone(&end);
+        let thread = thread::spawn(move || {
+            let [one, other] = files;
+            while !ended.load(Ordering::Relaxed) {
+                renameat2(AT_FDCWD, &one, AT_FDCWD, &other, RenameFlags::RENAME_EXCHANGE).expect("two files");
+                thread::sleep(Duration::from_micros(200));
+            }
+        });
+        Ok(Self { end, thread, _stream: stream })
+    }
+
+    fn stop(self) {
+        self.end.store(true, Ordering::Relaxed);
+        self.thread.join().expect("it does not fail");
     }
 }
 
@@ -201,12 +245,13 @@ async fn nothing_that_clients_or_the_ca_do_exhausts_it() -> Outcome {
     }
     let (before, _) = honest.at_rest(Some(alone)).await?;
 
+    let exchanged = Exchanged::start(&mut honest).await?;
     let attackers = Attackers::start(honest.shim.socket(), &mut rng);
     let end = Instant::now() + duration;
     let (mut rotations, mut longest) = (0, Duration::ZERO);
     while Instant::now() < end {
         if rng.below(2) == 0 {
-            honest.site.ca.push_fault(megabytes(&mut rng));
+            honest.site.ca.push_fault(too_much(&mut rng));
         }
         let asked = Instant::now();
         honest.next().await?;
@@ -216,6 +261,7 @@ async fn nothing_that_clients_or_the_ca_do_exhausts_it() -> Outcome {
         assert!(asked.elapsed() < LIFETIME, "a certificate of {LIFETIME:?} was replaced after {:?}", asked.elapsed());
     }
     let attacks = attackers.stop();
+    exchanged.stop();
     honest.site.ca.set_fault(None);
     let (after, descriptors) = honest.at_rest(Some(alone)).await?;
     println!(

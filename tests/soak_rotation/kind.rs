@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use testkit::{
-    development_ca::{Fault, Leaf},
+    development_ca::{Fault, Flood, Leaf},
     rng::Rng,
 };
 use tonic::Code;
 
 /// All of it.
-pub(crate) const KINDS: [Kind; 21] = [
+pub(crate) const KINDS: [Kind; 23] = [
     Kind::Status,
     Kind::Overload,
     Kind::Late,
@@ -23,6 +23,8 @@ pub(crate) const KINDS: [Kind; 21] = [
     Kind::OtherKey,
     Kind::OtherName,
     Kind::Expired,
+    Kind::Flood,
+    Kind::ManyNames,
     Kind::Refused,
     Kind::Lost,
     Kind::CaRestart,
@@ -51,6 +53,10 @@ pub(crate) enum Kind {
     OtherKey,
     OtherName,
     Expired,
+    /// Frames without an end.
+    Flood,
+    /// A leaf with thousands of names.
+    ManyNames,
     /// Nobody listens at the CA's address.
     Refused,
     /// Connections to it lead nowhere.
@@ -76,6 +82,8 @@ impl Kind {
             Self::Hang => Some(Fault::Hang),
             Self::Drop => Some(Fault::DropConnection),
             Self::RefuseCertificate => Some(Fault::RefuseClientCertificate),
+            Self::Flood => Some(Fault::Flood(Flood::ALL[rng.within(0..Flood::ALL.len())])),
+            Self::ManyNames => leaf(|leaf| leaf.dns = vec!["a.b".to_owned(); 5000]),
             Self::Empty => Some(Fault::Chain(Vec::new())),
             Self::NoPem => Some(Fault::Chain(vec!["no PEM".to_owned()])),
             Self::WithoutRoot => Some(Fault::mutate(|chain| chain[..1].to_vec())),
