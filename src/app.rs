@@ -5,13 +5,14 @@ use std::{
     fs::OpenOptions,
     io::{self, IsTerminal as _, Write as _},
     ops::ControlFlow,
+    os::unix::fs::OpenOptionsExt as _,
     process::ExitStatus,
     sync::Arc,
     time::Duration,
 };
 
 use locked::Inherited;
-use nix::sys::signal::Signal;
+use nix::{fcntl::OFlag, sys::signal::Signal};
 use tokio::{
     runtime::{self, Runtime},
     sync::{Notify, watch},
@@ -111,8 +112,10 @@ fn print(text: &str) -> Result<Option<ExitStatus>, AppError> {
 /// Kubernetes shows what stands in this file as the reason why the container ended.
 fn note_the_end(error: &AppError) {
     let file = config::termination_log(&ProcessEnv::capture());
-    // Only what is there already: outside of Kubernetes nobody wants such a file.
-    if let Ok(mut file) = OpenOptions::new().write(true).truncate(true).open(file) {
+    // Only what is there already: outside of Kubernetes nobody wants such a file. A FIFO that nobody reads would keep
+    // us from ending.
+    let flags = OFlag::O_NONBLOCK.bits();
+    if let Ok(mut file) = OpenOptions::new().write(true).truncate(true).custom_flags(flags).open(file) {
         let _ = writeln!(file, "sds-shim: {error}");
     }
 }

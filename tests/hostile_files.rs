@@ -175,6 +175,16 @@ async fn a_fifo_for_a_mounted_key() -> Tested {
 }
 
 #[tokio::test]
+async fn a_fifo_for_the_reason_why_it_ended() -> Tested {
+    let site = Site::new().await?;
+    fifo(&site.workload.path().join("reason"))?;
+    let builder = confined(&site).env("SDS_SHIM_TERMINATION_LOG", "./reason").env("SECRET_TTL", "nonsense");
+    let mut shim = Logged(builder.start()?);
+    assert_ne!(shim.wait_exit().await?.code(), Some(0));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_good_anchor_among_masses_of_empty_blocks() -> Tested {
     let site = Site::new().await?;
     let directory = site.workload.path().join("d".repeat(200)).join("e".repeat(200));

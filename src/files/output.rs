@@ -1,7 +1,7 @@
 use std::{
     convert::Infallible,
     ffi::OsStr,
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, OpenOptions, Permissions},
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
@@ -9,6 +9,7 @@ use std::{
 };
 
 use nix::{
+    fcntl::OFlag,
     sys::statfs::{TMPFS_MAGIC, statfs},
     unistd::{Gid, chown},
 };
@@ -186,7 +187,7 @@ impl OutputWriter {
             self.file(&path, content, mode).map_err(|error| describe(&path, &error))?;
         }
         let opened = fs::set_permissions(place, Permissions::from_mode(0o755));
-        opened.and_then(|()| File::open(place)?.sync_all()).map_err(|error| describe(place, &error))
+        opened.and_then(|()| sync(place)).map_err(|error| describe(place, &error))
     }
 
     fn file(&self, path: &Path, content: &[&[u8]], mode: u32) -> io::Result<()> {
@@ -199,6 +200,12 @@ impl OutputWriter {
         file.set_permissions(Permissions::from_mode(mode))?;
         file.sync_all()
     }
+}
+
+/// Has the disk hold what is in a directory, and nothing else that somebody may have put in its place: to open a FIFO
+/// could last for ever.
+fn sync(directory: &Path) -> io::Result<()> {
+    OpenOptions::new().read(true).custom_flags(OFlag::O_DIRECTORY.bits()).open(directory)?.sync_all()
 }
 
 /// Makes the directory where it is missing, for everybody to read. One that is there is left as it is: it may belong
@@ -262,7 +269,7 @@ fn lead_names(directory: &Path) -> Result<(), String> {
             replace_link(directory, &target, &path).map_err(|error| describe(&path, &error))?;
         }
     }
-    File::open(directory).and_then(|opened| opened.sync_all()).map_err(|error| describe(directory, &error))
+    sync(directory).map_err(|error| describe(directory, &error))
 }
 
 fn replace_link(directory: &Path, target: &Path, link: &Path) -> io::Result<()> {
