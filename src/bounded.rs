@@ -66,7 +66,7 @@ impl Opened {
     /// # Errors
     /// [`io::ErrorKind::OutOfMemory`]: a full arena would end the process.
     pub fn with_room(self, copies: usize, besides: usize) -> io::Result<Self> {
-        let copies = std::iter::repeat_n(self.most(), copies);
+        let copies = std::iter::repeat_n(self.size.min(self.limit), copies);
         if locked::has_room(&copies.chain([besides]).collect::<Vec<_>>()) { Ok(self) } else { Err(no_room()) }
     }
 

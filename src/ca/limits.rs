@@ -17,25 +17,25 @@ use tokio::{
 /// Bytes of one call: four times the largest answer (`citadel::MAX_ANSWER`), headers and frames included.
 pub(super) const MAX_BYTES: usize = 256 * 1024;
 /// HTTP/2 frames of one call. The largest answer takes five; some proxies cut it into pieces of a KiB.
-const MAX_FRAMES: usize = 512;
+const MAX_FRAMES: usize = 256;
 /// Bytes that are taken before we look again.
 const AT_ONCE: usize = 4 * 1024;
 /// Bytes of memory that one byte can make HTTP/2 take: a header is named by its index in one.
 const AMPLIFICATION: usize = 400;
 /// Bytes of the arena that are left, for the rest of a header block of which all but this has been taken.
-const RESERVE: usize = 128 * 1024;
-/// What must be there in whole pieces: for [`MAX_FRAMES`] frames that wait to be looked at; for the answer as it is
-/// put together.
-const PIECES: [usize; 2] = [160 * 1024, 72 * 1024];
+const RESERVE: usize = 64 * 1024;
+/// What must be there in whole pieces: for [`MAX_FRAMES`] frames that wait to be looked at, or for a large answer as it
+/// is put together; for the headers of a frame. Clients leave no more than that to a renewal.
+const PIECES: [usize; 2] = [72 * 1024, 24 * 1024];
 /// Fewer bytes than this at once are not worth it: there is no room.
-const LEAST: usize = 64;
+const LEAST: usize = 16;
 
 /// How long one waits for others to free memory before one looks again, and how often.
 const PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSES: usize = 50;
 
 const TOO_MANY_BYTES: &str = "more than 256 KiB came in one call";
-const TOO_MANY_FRAMES: &str = "more than 512 HTTP/2 frames came in one call (informational answers, perhaps)";
+const TOO_MANY_FRAMES: &str = "more than 256 HTTP/2 frames came in one call (informational answers, perhaps)";
 const NO_ROOM: &str = "there is no room for what comes; SDS_SHIM_ARENA_KIB makes more";
 
 /// Why a connection was given up, once it was.
@@ -201,7 +201,7 @@ mod tests {
         let answer = data(16 * 1024).repeat(5);
         assert_eq!(all_of(answer.clone()).await, (answer.len(), None));
         assert_eq!(all_of(data(16 * 1024).repeat(17)).await.1, Some(TOO_MANY_BYTES));
-        assert_eq!(all_of(data(1).repeat(513)).await.1, Some(TOO_MANY_FRAMES));
-        assert_eq!(all_of(data(1).repeat(512)).await, (5120, None));
+        assert_eq!(all_of(data(1).repeat(257)).await.1, Some(TOO_MANY_FRAMES));
+        assert_eq!(all_of(data(1).repeat(256)).await, (2560, None));
     }
 }

@@ -23,7 +23,7 @@ const MOST_ELEMENTS_OF_A_CHAIN: usize = MOST * 160;
 /// The same in words, of a trust anchor.
 pub(super) const TOO_LARGE: &str = "is too large: 16 KiB and 512 ASN.1 elements (names and the like) are the most";
 /// What must be free besides for as long as one certificate is parsed: a full arena would end the process.
-const BESIDES: usize = 48 * 1024;
+const BESIDES: usize = 24 * 1024;
 
 /// What OpenSSL takes for base64.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
