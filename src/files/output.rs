@@ -3,7 +3,7 @@ use std::{
     ffi::OsStr,
     fs::{self, OpenOptions, Permissions},
     io::{self, Write as _},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown, symlink},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,7 +11,6 @@ use std::{
 use nix::{
     fcntl::OFlag,
     sys::statfs::{TMPFS_MAGIC, statfs},
-    unistd::{Gid, chown},
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -186,15 +185,14 @@ impl OutputWriter {
             let path = place.join(name);
             self.file(&path, content, mode).map_err(|error| describe(&path, &error))?;
         }
-        let opened = fs::set_permissions(place, Permissions::from_mode(0o755));
-        opened.and_then(|()| sync(place)).map_err(|error| describe(place, &error))
+        open_to_all(place).and_then(|opened| opened.sync_all()).map_err(|error| describe(place, &error))
     }
 
     fn file(&self, path: &Path, content: &[&[u8]], mode: u32) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         content.iter().try_for_each(|piece| file.write_all(piece))?;
         if let Some(gid) = self.config.gid {
-            chown(path, None, Some(Gid::from_raw(gid)))?;
+            fchown(&file, None, Some(gid))?;
         }
         // Last, so that nobody of another group than the right one ever may read it.
         file.set_permissions(Permissions::from_mode(mode))?;
@@ -214,14 +212,21 @@ fn make(directory: &Path) -> Result<(), String> {
     let missing: Vec<_> =
         directory.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
     for path in missing.into_iter().rev() {
-        fs::create_dir(path).and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o755))).map_err(
-            |error| match (error.kind(), path.parent()) {
-                (io::ErrorKind::PermissionDenied, Some(above)) => describe(existing(above), &error),
-                _ => describe(path, &error),
-            },
-        )?;
+        fs::create_dir(path).and_then(|()| open_to_all(path)).map_err(|error| match (error.kind(), path.parent()) {
+            (io::ErrorKind::PermissionDenied, Some(above)) => describe(existing(above), &error),
+            _ => describe(path, &error),
+        })?;
     }
     Ok(())
+}
+
+/// Lets everybody read a directory that we have made. Whoever may write to the one above it could have put a link in its
+/// place.
+fn open_to_all(directory: &Path) -> io::Result<File> {
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_DIRECTORY).bits();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(directory)?;
+    opened.set_permissions(Permissions::from_mode(0o755))?;
+    Ok(opened)
 }
 
 /// Removes generations that processes have left behind that ended before they were done.

@@ -1,14 +1,16 @@
 use std::{
     fs, io,
     os::unix::{
-        fs::{FileTypeExt, MetadataExt, PermissionsExt},
+        fs::{FileTypeExt, MetadataExt},
         net::UnixListener,
     },
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use nix::sys::stat::{Mode, umask};
 use tokio::{net::UnixStream, sync::watch};
+use tracing::warn;
 
 use crate::config::SdsConfig;
 
@@ -60,6 +62,7 @@ impl SdsSocket {
         let shared = config.allowed_uids.iter().any(|uid| *uid != own && *uid != 0);
         let (path, mode) = (config.socket.clone(), if shared { 0o666 } else { 0o600 });
         let bound = watch::Sender::new(Arc::new(Bound::new(&path, mode)?));
+        warn_of_others(directory(&path));
         Ok(Self { path, mode, bound })
     }
 
@@ -108,7 +111,7 @@ pub(super) struct Listener {
 
 impl Bound {
     fn new(path: &Path, mode: u32) -> Result<Self, BindError> {
-        let directory = path.parent().unwrap_or(Path::new("."));
+        let directory = directory(path);
         let refused = |action, path: &Path| {
             let path = path.to_owned();
             let directory = describe(directory);
@@ -121,11 +124,14 @@ impl Bound {
         let file = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = directory.join(format!(".{file}.{}", std::process::id()));
         let _ = fs::remove_file(&temporary);
-        // Nobody knows this name, and the process's umask keeps others out from the first moment.
-        let listener = UnixListener::bind(&temporary).map_err(refused("bind a socket for", path))?;
-        let placed = fs::set_permissions(&temporary, fs::Permissions::from_mode(mode))
-            .and_then(|()| listener.set_nonblocking(true))
+        let listener = bind(&temporary, mode).map_err(refused("bind a socket for", path))?;
+        let placed = listener
+            .set_nonblocking(true)
             .and_then(|()| fs::symlink_metadata(&temporary))
+            .and_then(|found| match found.file_type().is_socket() {
+                true => Ok(found),
+                false => Err(io::Error::other("somebody has put something else in its place")),
+            })
             .and_then(|metadata| fs::rename(&temporary, path).map(|()| metadata));
         match placed {
             Ok(metadata) => Ok(Self { listener, identity: (metadata.dev(), metadata.ino()) }),
@@ -145,6 +151,35 @@ impl Drop for SdsSocket {
         {
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
+}
+
+/// A socket that has its mode from the first moment: who may write to its directory could have a mode that is set by
+/// name land on any file of ours.
+fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    // The process's own, for as long as it takes: there is no other thread that could make a file meanwhile.
+    let before = umask(Mode::from_bits_truncate(0o777 & !mode));
+    let bound = UnixListener::bind(path);
+    umask(before);
+    bound
+}
+
+/// Nothing that we do keeps those who may write to the directory from putting a socket of their own there.
+fn warn_of_others(directory: &Path) {
+    const GROUP_AND_OTHERS: u32 = 0o022;
+    const STICKY: u32 = 0o1000;
+    let Ok(found) = fs::metadata(directory) else { return };
+    let strangers = found.uid() != 0 && found.uid() != nix::unistd::geteuid().as_raw();
+    if strangers || (found.mode() & GROUP_AND_OTHERS != 0 && found.mode() & STICKY == 0) {
+        warn!(
+            "others can put a socket of their own in place of ours, and Envoy would take what they serve: {}; make it \
+             our user's with mode 0755, or let nobody else mount it",
+            describe(directory)
+        );
     }
 }
 
