@@ -163,7 +163,7 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
     let status = Arc::new(Status::new(clock::now(), min_life, sources(&config), addresses));
     let pages = Arc::new(AdminPages::new(Arc::clone(&status)));
     if let Some(address) = config.admin.listen.clone() {
-        tokio::spawn(admin::serve(address, Arc::clone(&pages) as Arc<dyn Pages>));
+        tokio::spawn(admin::serve(address, Arc::clone(&pages) as Arc<dyn Pages>, Arc::clone(&status)));
     }
     let (workloads, view) = workloads(config, Arc::clone(&force), Arc::clone(&status))?;
     let mut supervisor = Supervisor::new(launch, wait, view);

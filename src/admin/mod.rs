@@ -1,6 +1,8 @@
 //! What is shown to people and probes: health, metrics and status. It only reads what others have written into
 //! [`crate::status`].
 
+mod host;
+mod listener;
 mod metrics;
 mod pages;
 mod server;

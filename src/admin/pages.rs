@@ -31,10 +31,14 @@ impl Pages for AdminPages {
         match path {
             // Whoever answers this is alive: there is one thread.
             "/livez" => text(200, &"ok"),
-            "/readyz" => match self.0.readiness(now) {
-                Ok(()) => text(200, &"ok"),
-                Err(reason) => text(503, &reason),
-            },
+            "/readyz" => {
+                let (status, told) = match self.0.readiness(now) {
+                    Ok(()) => (200, "ok".to_owned()),
+                    Err(reason) => (503, reason.to_string()),
+                };
+                // Kubelet's probes are somebody else's then; who asks over the SDS socket should know.
+                text(status, &self.0.admin().map_or(told.clone(), |trouble| format!("{told}\n{trouble}")))
+            }
             "/metrics" | "/status" if !locked::has_room(&ROOM) => {
                 text(503, &"there is no room for the document now; SDS_SHIM_ARENA_KIB makes more")
             }

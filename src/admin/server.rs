@@ -1,10 +1,12 @@
 use std::{
+    collections::VecDeque,
     convert::Infallible,
-    fs, io,
-    os::unix::fs::{FileTypeExt, MetadataExt},
-    path::{Path, PathBuf},
+    io::{self, Cursor},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,37 +18,45 @@ use hyper::{
     server::conn::http1,
     service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::{
-    net::{TcpListener, UnixListener, UnixStream},
-    sync::Semaphore,
+    io::AsyncReadExt,
+    task::{AbortHandle, yield_now},
+    time::{Instant, timeout_at},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{debug, warn};
 
+use super::{
+    host,
+    listener::{Accepted, Listener},
+};
 use crate::{
     config::AdminAddress,
-    status::{Page, Pages},
-    wire::Stream,
+    status::{Page, Pages, Status},
 };
 
 /// Connections at a time; each is for one request.
-const CONNECTIONS: usize = 4;
-/// Bytes of a request with its headers: the least that hyper allows.
-const REQUEST: usize = 8 * 1024;
-/// How long a client may take for its request, and for all.
-const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+const CONNECTIONS: usize = 64;
+/// Bytes of a request's head, nearly, and how many are taken at a time. Prometheus may send a token.
+const REQUEST: usize = 4 * 1024;
+const PORTION: usize = 512;
+/// What ends it.
+const END: &[u8] = b"\r\n\r\n";
+/// Bytes that are read at a time once it is there: the least that hyper allows.
+const BUFFER: usize = 8 * 1024;
+/// Bytes of the arena that nobody takes who only asks.
+const RESERVE: usize = 544 * 1024;
+/// How long a client may take for its request, and for all. Kubelet gives up on a probe after a second, by default.
+const HEADERS_WITHIN: Duration = Duration::from_secs(3);
 const ALL_WITHIN: Duration = Duration::from_secs(10);
-/// Pauses after an address that somebody else has: a predecessor that is about to end. After the last one it is given
-/// up, so that an idle process is not woken for it.
-const TAKEN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 /// Pause after an accept that failed: nobody tells when that is over.
 const DESCRIPTORS: Duration = Duration::from_millis(100);
 
 /// Serves the documents for as long as it is polled. Nothing that goes wrong here ends the process: who cannot be
 /// watched still needs an identity.
-pub async fn serve(address: AdminAddress, pages: Arc<dyn Pages>) -> Infallible {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let listener = listen(&address).await;
+pub async fn serve(address: AdminAddress, pages: Arc<dyn Pages>, status: Arc<Status>) -> Infallible {
+    let mut places = Places::default();
+    let listener = Listener::listen(&address, &status).await;
     loop {
         let stream = match listener.accept().await {
             Ok(stream) => stream,
@@ -56,30 +66,90 @@ pub async fn serve(address: AdminAddress, pages: Arc<dyn Pages>) -> Infallible {
                 continue;
             }
         };
-        // Over the limit the connection is closed: probes and scrapes come again.
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-        let pages = Arc::clone(&pages);
-        tokio::spawn(async move {
-            let _place = place;
-            let served = http1::Builder::new()
-                .keep_alive(false)
-                .max_buf_size(REQUEST)
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADERS_WITHIN)
-                .serve_connection(TokioIo::new(stream), service_fn(|request| answer(&*pages, request)));
-            match tokio::time::timeout(ALL_WITHIN, served).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!("a connection to the admin endpoints ended: {error}"),
-                Err(_) => debug!("a connection to the admin endpoints took too long"),
-            }
-        });
+        let asked = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(connection(stream, Arc::clone(&pages), Arc::clone(&asked)));
+        places.take(Place { task: task.abort_handle(), asked });
+        // A request that is there already is answered before anybody else comes: nobody who comes can then take its
+        // place.
+        yield_now().await;
     }
 }
 
-async fn answer(pages: &dyn Pages, request: Request<Incoming>) -> Result<Response<Document>, Infallible> {
-    let Page { status, content_type, body } = match *request.method() {
-        Method::GET | Method::HEAD => pages.page(request.uri().path()),
-        _ => Page { status: 405, content_type: "text/plain", body: Bytes::from_static(b"only GET is answered here\n") },
+async fn connection(mut stream: Accepted, pages: Arc<dyn Pages>, asked: Arc<AtomicBool>) {
+    let began = Instant::now();
+    let head = match timeout_at(began + HEADERS_WITHIN, head(&mut stream)).await {
+        Ok(Ok(head)) => head,
+        Ok(Err(error)) => return debug!("a connection to the admin endpoints brought no request: {error}"),
+        Err(_) => return debug!("a connection to the admin endpoints brought no request in time"),
+    };
+    asked.store(true, Ordering::Relaxed);
+    let is_network = stream.is_network();
+    let (reading, writing) = tokio::io::split(stream.into_stream());
+    let stream = tokio::io::join(Cursor::new(head).chain(reading), writing);
+    let served = http1::Builder::new()
+        .keep_alive(false)
+        .max_buf_size(BUFFER)
+        .serve_connection(TokioIo::new(stream), service_fn(|request| answer(&*pages, is_network, request)));
+    match timeout_at(began + ALL_WITHIN, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!("a connection to the admin endpoints ended: {error}"),
+        Err(_) => debug!("a connection to the admin endpoints took too long"),
+    }
+}
+
+/// The head of a request, whole: HTTP has large buffers, which only who has asked is given.
+async fn head(stream: &mut Accepted) -> io::Result<Vec<u8>> {
+    // Silence takes nothing.
+    stream.readable().await?;
+    let mut head = Vec::new();
+    loop {
+        if head.len() >= REQUEST || !locked::has_room(&[REQUEST, RESERVE]) {
+            return Err(io::Error::other("there is no room for it"));
+        }
+        head.reserve_exact(PORTION);
+        if stream.read(&mut head).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if head.windows(END.len()).any(|bytes| bytes == END) {
+            return Ok(head);
+        }
+    }
+}
+
+/// Who is connected, in the order in which they came.
+#[derive(Default)]
+struct Places(VecDeque<Place>);
+
+struct Place {
+    task: AbortHandle,
+    /// Whether a whole request was read.
+    asked: Arc<AtomicBool>,
+}
+
+impl Places {
+    /// Takes one more. When there are too many, the oldest gives way that has not asked yet, else the oldest: who asks
+    /// and reads at once, as kubelet does, is never among those.
+    fn take(&mut self, place: Place) {
+        self.0.retain(|place| !place.task.is_finished());
+        if self.0.len() >= CONNECTIONS {
+            let slow = self.0.iter().position(|place| !place.asked.load(Ordering::Relaxed)).unwrap_or(0);
+            self.0.remove(slow).inspect(|place| place.task.abort());
+        }
+        self.0.push_back(place);
+    }
+}
+
+async fn answer(
+    pages: &dyn Pages,
+    is_network: bool,
+    request: Request<Incoming>,
+) -> Result<Response<Document>, Infallible> {
+    let meant = if is_network { host::check(&request) } else { Ok(()) };
+    let plain = |status, text: String| Page { status, content_type: "text/plain", body: (text + "\n").into() };
+    let Page { status, content_type, body } = match (meant, request.method()) {
+        (Err((status, reason)), _) => plain(status, reason.to_owned()),
+        (Ok(()), &Method::GET | &Method::HEAD) => pages.page(request.uri().path()),
+        (Ok(()), _) => plain(405, "only GET is answered here".to_owned()),
     };
     let mut response = Response::new(Document(Some(body)));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
@@ -104,83 +174,5 @@ impl Body for Document {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.0.as_ref().map_or(0, |body| body.len() as u64))
-    }
-}
-
-enum Listener {
-    Tcp(TcpListener),
-    /// With its path, and which file it is.
-    Unix(UnixListener, PathBuf, Option<(u64, u64)>),
-}
-
-impl Listener {
-    async fn bind(address: &AdminAddress) -> io::Result<Self> {
-        match address {
-            AdminAddress::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),
-            AdminAddress::Unix(path) => {
-                remove_stale(path).await?;
-                UnixListener::bind(path).map(|listener| Self::Unix(listener, path.clone(), identity(path)))
-            }
-        }
-    }
-
-    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
-        Ok(match self {
-            Self::Tcp(listener) => Box::new(listener.accept().await?.0),
-            Self::Unix(listener, ..) => Box::new(listener.accept().await?.0),
-        })
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        // A successor's socket must survive our end.
-        if let Self::Unix(_, path, own @ Some(_)) = self
-            && identity(path) == *own
-        {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|there| (there.dev(), there.ino()))
-}
-
-/// A socket that nobody serves any more is in the way; anything else is left alone, also one whose owner is too busy to
-/// let us in.
-async fn remove_stale(path: &Path) -> io::Result<()> {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket());
-    match UnixStream::connect(path).await {
-        Err(error) if is_socket && error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        _ => Ok(()),
-    }
-}
-
-/// Listens, unless the address belongs to somebody else and stays so.
-async fn listen(address: &AdminAddress) -> Listener {
-    let mut pauses = TAKEN.into_iter();
-    loop {
-        let error = match Listener::bind(address).await {
-            Ok(listener) => {
-                info!(%address, "serving health, metrics and status");
-                if let AdminAddress::Tcp(address) = address
-                    && !address.ip().is_loopback()
-                {
-                    warn!(%address, "health, metrics and status are shown to whoever reaches this address");
-                }
-                return listener;
-            }
-            Err(error) => error,
-        };
-        let Some(pause) = pauses.next() else {
-            error!(
-                %address,
-                "health, metrics and status CANNOT be served: {error}; SDS goes on without them; SDS_SHIM_ADMIN \
-                 chooses another address"
-            );
-            return std::future::pending().await;
-        };
-        tokio::time::sleep(pause).await;
     }
 }

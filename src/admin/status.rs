@@ -42,6 +42,7 @@ pub(super) fn document(status: &Status, now: i64) -> Value {
         "output": status.output().map(|output| json!({
             "written": output.written.map(rfc3339), "failed": output.failed, "trouble": output.trouble,
         })),
+        "admin": status.admin().map(|trouble| json!({ "trouble": trouble })),
         "sds": peers(&status.peers.view()),
         "memory": memory_facts(),
     })

@@ -159,7 +159,12 @@ impl Shim<'_> {
     async fn health(&self) -> Result<String, ClientError> {
         let (connection, _) = self.connect().await?;
         match self.page(&connection, "/readyz").await? {
-            (200, _) => Ok("ready\n".to_owned()),
+            // After the first line stands what is wrong beside the certificates.
+            (200, body) => {
+                let more =
+                    String::from_utf8_lossy(&body).lines().skip(1).map(|line| format!("{line}\n")).collect::<String>();
+                Ok("ready\n".to_owned() + &more)
+            }
             (503, body) => Err(ClientError::NotReady(String::from_utf8_lossy(&body).trim_end().to_owned())),
             _ => Err(ClientError::Stranger(self.0.display().to_string())),
         }

@@ -31,6 +31,8 @@ pub struct Status {
     by_ca: AtomicBool,
     endpoints: Vec<Arc<Endpoint>>,
     output: Mutex<Option<OutputFacts>>,
+    /// Why the admin endpoints are not served.
+    admin: Mutex<Option<String>>,
     workloads: Mutex<Vec<Weak<Workload>>>,
     renewals: Mutex<Renewals>,
     changes: watch::Sender<()>,
@@ -77,6 +79,7 @@ impl Status {
             min_life,
             endpoints: endpoints.into_iter().map(|address| Arc::new(Endpoint::new(address))).collect(),
             output: Mutex::default(),
+            admin: Mutex::default(),
             workloads: Mutex::default(),
             renewals: Mutex::default(),
             changes: watch::Sender::new(()),
@@ -135,6 +138,16 @@ impl Status {
     /// How it goes with the files of `OUTPUT_CERTS`, once they were to be written.
     pub fn output(&self) -> Option<OutputFacts> {
         self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why the admin endpoints are not served from now on; `None` when they are.
+    pub fn admin_is(&self, trouble: Option<String>) {
+        *self.admin.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// Why the admin endpoints are not served, if they should be and are not. Who is told has asked over the SDS socket.
+    pub fn admin(&self) -> Option<String> {
+        self.admin.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether every secret that a workload needs is held, can be used at `now` (Unix seconds), and will be for long

@@ -1,0 +1,137 @@
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+};
+use tracing::{error, info, warn};
+
+use crate::{config::AdminAddress, status::Status, wire::Stream};
+
+/// Pauses after an address that somebody else has: a predecessor that is about to end.
+const TAKEN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
+/// Pause after the last of these. Whoever came first keeps the address no longer than it wants to.
+const STILL_TAKEN: Duration = Duration::from_secs(15);
+
+pub(super) enum Listener {
+    Tcp(TcpListener),
+    /// With its path, and which file it is.
+    Unix(UnixListener, PathBuf, Option<(u64, u64)>),
+}
+
+pub(super) enum Accepted {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Accepted {
+    /// Waits for the first byte, for which no buffer is needed.
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.readable().await,
+            Self::Unix(stream) => stream.readable().await,
+        }
+    }
+
+    /// Reads into the room that `buffer` has.
+    pub(super) async fn read(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read_buf(buffer).await,
+            Self::Unix(stream) => stream.read_buf(buffer).await,
+        }
+    }
+
+    /// Whether a browser could have been led here.
+    pub(super) fn is_network(&self) -> bool {
+        matches!(self, Self::Tcp(_))
+    }
+
+    pub(super) fn into_stream(self) -> Box<dyn Stream> {
+        match self {
+            Self::Tcp(stream) => Box::new(stream),
+            Self::Unix(stream) => Box::new(stream),
+        }
+    }
+}
+
+impl Listener {
+    /// Listens, as soon as the address is not somebody else's.
+    pub(super) async fn listen(address: &AdminAddress, status: &Status) -> Self {
+        let mut pauses = TAKEN.into_iter();
+        let mut told = false;
+        loop {
+            let error = match Self::bind(address).await {
+                Ok(listener) => {
+                    status.admin_is(None);
+                    info!(%address, "serving health, metrics and status");
+                    if let AdminAddress::Tcp(address) = address
+                        && !address.ip().is_loopback()
+                    {
+                        warn!(%address, "health, metrics and status are shown to whoever reaches this address");
+                    }
+                    return listener;
+                }
+                Err(error) => error,
+            };
+            let retry = format!("it is tried again every {} s", STILL_TAKEN.as_secs());
+            status.admin_is(Some(format!("{address}: probes and scrapes are NOT answered there: {error}; {retry}")));
+            let pause = pauses.next();
+            if pause.is_none() && !told {
+                told = true;
+                error!(
+                    %address,
+                    "health, metrics and status CANNOT be served: {error}; {retry}; SDS goes on without them, and \
+                     another process may answer probes there; SDS_SHIM_ADMIN chooses another address"
+                );
+            }
+            tokio::time::sleep(pause.unwrap_or(STILL_TAKEN)).await;
+        }
+    }
+
+    async fn bind(address: &AdminAddress) -> io::Result<Self> {
+        match address {
+            AdminAddress::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),
+            AdminAddress::Unix(path) => {
+                remove_stale(path).await?;
+                UnixListener::bind(path).map(|listener| Self::Unix(listener, path.clone(), identity(path)))
+            }
+        }
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+        Ok(match self {
+            Self::Tcp(listener) => Accepted::Tcp(listener.accept().await?.0),
+            Self::Unix(listener, ..) => Accepted::Unix(listener.accept().await?.0),
+        })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // A successor's socket must survive our end.
+        if let Self::Unix(_, path, own @ Some(_)) = self
+            && identity(path) == *own
+        {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|there| (there.dev(), there.ino()))
+}
+
+/// A socket that nobody serves any more is in the way; anything else is left alone, also one whose owner is too busy to
+/// let us in.
+async fn remove_stale(path: &Path) -> io::Result<()> {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket());
+    match UnixStream::connect(path).await {
+        Err(error) if is_socket && error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        _ => Ok(()),
+    }
+}
