@@ -21,7 +21,7 @@ use tracing::{error, info, subscriber::SetGlobalDefaultError, warn};
 
 use crate::{
     admin::{self, AdminPages},
-    check,
+    check::{self, ATTACHABLE},
     cli::Command,
     client::{self, ClientError},
     clock,
@@ -137,6 +137,9 @@ fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
     Signals::block(launch.is_some())?;
     let config = Config::from_env(&ProcessEnv::capture()).map_err(AppError::Config)?;
     log::start(config.log.clone())?;
+    if locked::was_open_to_others() {
+        warn!("{ATTACHABLE}");
+    }
     memory::protect(&config.memory, config.secret_memory())?;
     // Before anything else: whoever starts after us looks for the socket.
     let socket = SdsSocket::bind(&config.sds)?;

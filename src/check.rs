@@ -19,6 +19,11 @@ const MAX_FILE: usize = 384 * 1024;
 /// Characters of a value that are shown.
 const SHOWN: usize = 120;
 
+/// What it means that who started the program could read it.
+pub const ATTACHABLE: &str = "another process of the same user could have attached to this one before it closed itself \
+                              to others: install the binary with mode 0111, owned by another user, and have it \
+                              started without CAP_DAC_OVERRIDE (containers: drop ALL)";
+
 /// What was found, for people.
 pub struct Findings {
     /// All of it, in lines.
@@ -212,6 +217,9 @@ impl Findings {
             _ => Ok(summary),
         });
         report.missing.iter().for_each(|missing| self.line(&format!("  missing  {missing}")));
+        if locked::was_open_to_others() {
+            self.line(&format!("  note     {ATTACHABLE}"));
+        }
     }
 }
 

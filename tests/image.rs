@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::fs::MetadataExt as _,
     path::Path,
     time::{Duration, UNIX_EPOCH},
 };
@@ -74,10 +75,13 @@ fn the_image_is_the_same_each_time_and_holds_the_binary_alone() -> Outcome {
     }
     let root = podman(&["image", "mount", &first.binary()])?;
     let found = files(Path::new(&root));
-    let binary = fs::read(Path::new(&root).join("usr/local/bin/sds-shim"));
+    let path = Path::new(&root).join("usr/local/bin/sds-shim");
+    let (binary, about) = (fs::read(&path), fs::metadata(&path));
     podman(&["image", "unmount", &first.binary()])?;
     let expected = ["usr/local/bin/sds-shim", "usr/share/sbom/sds-shim.cdx.json"];
     assert_eq!(found, expected.map(str::to_owned).into());
+    let about = about.or_fail("look at the binary")?;
+    assert_eq!((about.uid(), about.mode() & 0o7777), (0, 0o111), "its user may run it and not read it");
     assert!(binary.or_fail("read the binary")? == shipped(), "it is not the binary that is shipped");
     Ok(())
 }

@@ -190,6 +190,22 @@ fn upgrades_of_the_chart_begin_with_its_own_values() {
     assert_eq!(upgrades, 4);
 }
 
+/// A program that its user can read is one that its user can attach to, until it has closed itself to others.
+#[test]
+fn the_binary_is_installed_so_that_its_user_cannot_read_it() {
+    let mut installed = 0;
+    for file in ["image/Containerfile", "../README.md"] {
+        let text = read(&packaging(file));
+        let lines = text.lines().filter(|line| line.starts_with("COPY ") || line.starts_with("install "));
+        for line in lines.filter(|line| line.ends_with("sds-shim /usr/local/bin/sds-shim")) {
+            assert!(line.contains(" --chmod=0111 ") || line.contains(" -m 111 "), "{file}: {line}");
+            installed += 1;
+        }
+    }
+    assert_eq!(installed, 4);
+    assert!(read(&packaging("systemd/sds-shim.service")).contains("mode 0111"));
+}
+
 /// What is shipped in the chart lies where it always was, too.
 #[test]
 fn the_chart_has_the_alerts_and_the_dashboard() {

@@ -36,7 +36,7 @@ pub use keys::{Structure, generate_ec_key, generate_rsa_key, public_half, read_p
 pub use memory_functions::{TooLate, adopt_openssl};
 #[cfg(fuzzing)]
 pub use pool::model::exercise_pool;
-pub use process::{ProcessLock, harden_process, lock_process};
+pub use process::{ProcessLock, harden_process, lock_process, was_open_to_others};
 pub use readable::Readable;
 pub use registers::clear_vector_registers;
 pub use report::{Counting, Level, Report, report};

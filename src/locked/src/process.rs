@@ -4,7 +4,10 @@ use std::{
     env,
     fs::File,
     io::{self, Read as _},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use nix::{
@@ -86,12 +89,23 @@ pub(crate) fn outcome() -> (ProcessLock, Option<Counting>) {
 /// # Errors
 /// When the kernel refuses one of them.
 pub fn harden_process() -> io::Result<Inherited> {
+    // SAFETY: the call takes no pointers. Not nix's call, to which 2, closed to all but root, is the same as 1.
+    let dumpable = unsafe { libc::prctl(libc::PR_GET_DUMPABLE) };
+    WAS_OPEN.store(dumpable == 1, Ordering::Relaxed);
     prctl::set_dumpable(false)?;
     prctl::set_no_new_privs()?;
     let inherited = Inherited::take(&BACKTRACES)?;
     close_inherited_on_exec();
     forgo_backtraces();
     Ok(inherited)
+}
+
+static WAS_OPEN: AtomicBool = AtomicBool::new(false);
+
+/// Whether another process of our user could have attached to this one before [`harden_process`] closed it: it can stay
+/// attached. It could not if our user may not read the program, which the kernel then closes from its first instruction.
+pub fn was_open_to_others() -> bool {
+    WAS_OPEN.load(Ordering::Relaxed)
 }
 
 const BACKTRACES: [&str; 2] = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"];
