@@ -1,6 +1,6 @@
 use std::{ffi::OsString, io, process::ExitStatus};
 
-use locked::Inherited;
+use locked::{Inherited, Started};
 use nix::{
     sys::{
         prctl,
@@ -47,8 +47,12 @@ impl Launch {
     pub(super) fn start(self) -> Result<Child, LaunchError> {
         let name = self.name();
         match self.inherited.spawn(self.program, self.arguments) {
-            Ok(pid) => {
+            Ok(Started { pid, not_apart }) => {
                 info!(program = name, pid = pid.as_raw(), "the command is started");
+                match not_apart {
+                    None => debug!("Landlock keeps the command from signalling or tracing this process"),
+                    Some(error) => debug!("Landlock does not keep the command from signalling this process: {error}"),
+                }
                 Ok(Child { pid, name })
             }
             Err(error) => Err(match error.kind() {

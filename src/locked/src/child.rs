@@ -18,6 +18,18 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::landlock;
+
+/// A child that was started.
+#[derive(Debug)]
+pub struct Started {
+    /// Its process.
+    pub pid: Pid,
+    /// What kept it from being started in a domain of Landlock, from which it can neither signal nor trace us; `None`
+    /// when it is in one.
+    pub not_apart: Option<io::Error>,
+}
+
 /// What hardening took from this process, or will be taken from it, for the child that should have it. Once this is
 /// gone there is no way back.
 #[derive(Debug)]
@@ -47,22 +59,24 @@ impl Inherited {
     ///
     /// # Errors
     /// What the kernel says of the program.
-    pub fn spawn(self, program: OsString, arguments: Vec<OsString>) -> io::Result<Pid> {
+    pub fn spawn(self, program: OsString, arguments: Vec<OsString>) -> io::Result<Started> {
         await_children()?;
         // Not the standard library's Command: it would leave our signals blocked, and it forks where posix_spawn
         // cannot do what it was asked for. A forked process would write to the arena, which is shared memory with
         // the stack in it; what posix_spawn starts has no memory before it has its own.
-        let mut attributes = PosixSpawnAttr::init()?;
-        attributes.set_flags(PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF)?;
-        attributes.set_sigmask(&self.blocked)?;
-        // Rust's runtime ignores it.
-        attributes.set_sigdefault(&SigSet::from_iter([Signal::SIGPIPE]))?;
-        let actions = PosixSpawnFileActions::init()?;
         let environment = self.environment()?;
         let words: Vec<_> = [program].into_iter().chain(arguments).map(text).collect::<Result<_, _>>()?;
         umask(self.umask);
         setrlimit(Resource::RLIMIT_CORE, self.core.0, self.core.1)?;
-        Ok(posix_spawnp(&words[0], &actions, &attributes, &words, &environment)?)
+        let (started, apart) = landlock::apart(|| {
+            let mut attributes = PosixSpawnAttr::init()?;
+            attributes.set_flags(PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF)?;
+            attributes.set_sigmask(&self.blocked)?;
+            // Rust's runtime ignores it.
+            attributes.set_sigdefault(&SigSet::from_iter([Signal::SIGPIPE]))?;
+            posix_spawnp(&words[0], &PosixSpawnFileActions::init()?, &attributes, &words, &environment)
+        });
+        Ok(Started { pid: started?, not_apart: apart.err() })
     }
 
     /// `NAME=VALUE` for each variable.

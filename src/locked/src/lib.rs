@@ -10,6 +10,7 @@
 mod arena;
 mod child;
 mod keys;
+mod landlock;
 mod mapping;
 mod memory_functions;
 mod methods;
@@ -31,7 +32,7 @@ pub use arena::{
 };
 #[cfg(feature = "dump")]
 pub use arena::{for_each_arena_byte_range, for_each_secret_byte_range, for_the_tables_bytes};
-pub use child::{Inherited, reap};
+pub use child::{Inherited, Started, reap};
 pub use keys::{Structure, generate_ec_key, generate_rsa_key, public_half, read_private_key, write_private_key};
 pub use memory_functions::{TooLate, adopt_openssl};
 #[cfg(fuzzing)]

@@ -1,4 +1,4 @@
-//! What a sidecar's command could try against the process that started it: reads its memory and attaches to it, and
+//! What a sidecar's command could try against the process that started it: reads its memory, attaches to it and signals it, and
 //! does the same with a child of its own, to show that the attempts are such as succeed where nothing forbids them.
 //! With the path of a socket it asks there for the HTTP/2 SETTINGS, as Istio's agent does when it starts.
 
@@ -13,6 +13,7 @@ use std::{
 use nix::{
     sys::{
         ptrace,
+        signal::kill,
         uio::{RemoteIoVec, process_vm_readv},
     },
     unistd::{Pid, getppid},
@@ -30,6 +31,8 @@ fn main() {
         println!("{name} mem: {}", told(mem(pid)));
         println!("{name} process_vm_readv: {}", told(vm(pid)));
         println!("{name} ptrace: {}", told(attach(pid)));
+        // The question alone: whether it could be done.
+        println!("{name} kill: {}", told(kill(pid, None).map_err(Into::into)));
     }
     drop(control.stdin.take());
     control.wait().expect("the control ends with its input");
