@@ -8,6 +8,7 @@ mod log;
 mod proxy_config;
 mod reader;
 mod roots;
+mod sds;
 mod source;
 mod system_roots;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use duration::parse_go_duration;
 pub use env::{Env, ProcessEnv, arguments};
 pub use log::{LogConfig, LogFormat, LogLevel, SCOPES};
 pub use reader::Mistake;
+pub use sds::overflow_uid;
 pub use source::{MountedFiles, SourceConfig};
 pub use system_roots::system_roots;
 pub use variables::{VARIABLES, Variable};
@@ -205,7 +207,7 @@ impl SdsConfig {
     /// All mistakes in what concerns the socket.
     pub fn from_env(env: &dyn Env) -> Result<Self, Vec<Mistake>> {
         let mut reader = Reader::new(env);
-        let config = sds(&mut reader);
+        let config = sds::read(&mut reader);
         let mistakes = reader.finish();
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
@@ -240,7 +242,7 @@ impl Config {
             ca,
             files: files(&mut reader),
             output: output(&mut reader, token.file.is_none()),
-            sds: sds(&mut reader),
+            sds: sds::read(&mut reader),
             wait: wait(&mut reader, token.file.is_none()),
             admin: admin::read(&mut reader),
             memory: memory(&mut reader),
@@ -353,26 +355,6 @@ fn output(reader: &mut Reader<'_>, from_request: bool) -> Option<OutputConfig> {
             .mistake(&variables::OUTPUT_CERTS, "with SDS_SHIM_TOKEN_SOURCE=request there is no certificate of our own");
     }
     Some(OutputConfig { directory, mode: mode.unwrap_or(0o640), gid })
-}
-
-fn sds(reader: &mut Reader<'_>) -> SdsConfig {
-    let file = reader
-        .parse_with(&variables::WORKLOAD_IDENTITY_SOCKET_FILE, |text| {
-            if text.contains('/') || matches!(text, "." | "..") {
-                Err("a file name is expected, not a path: the directory is fixed")
-            } else {
-                Ok(text.to_owned())
-            }
-        })
-        .unwrap_or_else(|| "socket".to_owned());
-    let allowed_uids = reader
-        .parse_with(&variables::SDS_SHIM_ALLOW_UIDS, |text| {
-            text.split(',')
-                .map(|uid| uid.trim().parse::<u32>().map_err(|_| "user ids are expected, such as 1337,2000"))
-                .collect::<Result<_, _>>()
-        })
-        .unwrap_or_default();
-    SdsConfig { socket: PathBuf::from(SOCKET_DIRECTORY).join(file), allowed_uids }
 }
 
 fn wait(reader: &mut Reader<'_>, from_request: bool) -> WaitFor {

@@ -1,5 +1,6 @@
 //! Envoy's Secret Discovery Service on a Unix socket: protocol rules, streams, socket.
 
+mod admission;
 mod authority;
 mod body;
 #[cfg(fuzzing)]

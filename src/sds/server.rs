@@ -6,6 +6,7 @@ use tokio::net::UnixStream;
 use tracing::{debug, warn};
 
 use super::{
+    admission::Admission,
     authority::ForgivingStream,
     lease::Leases,
     limits::{self, Limits, Place},
@@ -29,9 +30,10 @@ pub async fn serve(socket: &SdsSocket, config: &SdsConfig, served: Served) -> io
     let limits = Limits::default();
     let peers = served.status.peers.clone();
     let shared = Arc::new(Shared::new(served, limits.clone(), random()));
+    let admission = Admission::new(config);
     let mut full = false;
     loop {
-        let Some((stream, peer)) = accept(socket, &mut listener, config, &peers).await else { continue };
+        let Some((stream, peer)) = accept(socket, &mut listener, &admission, &peers).await else { continue };
         match limits.connection() {
             Some(place) => {
                 full = false;
@@ -52,7 +54,7 @@ pub async fn serve(socket: &SdsSocket, config: &SdsConfig, served: Served) -> io
 async fn accept(
     socket: &SdsSocket,
     listener: &mut Listener,
-    config: &SdsConfig,
+    admission: &Admission,
     peers: &Peers,
 ) -> Option<(UnixStream, Peer)> {
     let stream = match socket.accept(listener).await {
@@ -65,14 +67,9 @@ async fn accept(
     };
     let credentials = stream.peer_cred().ok()?;
     let peer = Peer { pid: credentials.pid().filter(|pid| *pid > 0), uid: credentials.uid() };
-    if peer.uid == nix::unistd::geteuid().as_raw() || config.allowed_uids.contains(&peer.uid) {
-        return Some((stream, peer));
-    }
+    let Err(reason) = admission.admit(&stream, peer.pid, peer.uid) else { return Some((stream, peer)) };
     peers.refused(peer.uid);
-    warn!(
-        uid = peer.uid,
-        "a connection to the SDS socket was refused: add the user to SDS_SHIM_ALLOW_UIDS to allow it"
-    );
+    warn!(uid = peer.uid, "a connection to the SDS socket was refused: {reason}");
     None
 }
 

@@ -14,6 +14,7 @@ mod landlock;
 mod mapping;
 mod memory_functions;
 mod methods;
+mod peer;
 mod pool;
 mod process;
 mod readable;
@@ -35,6 +36,7 @@ pub use arena::{for_each_arena_byte_range, for_each_secret_byte_range, for_the_t
 pub use child::{Inherited, Started, reap};
 pub use keys::{Structure, generate_ec_key, generate_rsa_key, public_half, read_private_key, write_private_key};
 pub use memory_functions::{TooLate, adopt_openssl};
+pub use peer::peer_process;
 #[cfg(fuzzing)]
 pub use pool::model::exercise_pool;
 pub use process::{ProcessLock, harden_process, lock_process, was_open_to_others};

@@ -1,0 +1,40 @@
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use super::{SOCKET_DIRECTORY, SdsConfig, reader::Reader, variables};
+
+/// What kernels have when nobody has set it.
+const USUAL_OVERFLOW_UID: u32 = 65534;
+
+/// The number that the kernel tells of each user without one in our user namespace. Images often call it `nobody`.
+pub fn overflow_uid() -> u32 {
+    let told = fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
+    told.and_then(|text| text.trim().parse().ok()).unwrap_or(USUAL_OVERFLOW_UID)
+}
+
+pub(super) fn read(reader: &mut Reader<'_>) -> SdsConfig {
+    let file = reader
+        .parse_with(&variables::WORKLOAD_IDENTITY_SOCKET_FILE, |text| {
+            if text.contains('/') || matches!(text, "." | "..") {
+                Err("a file name is expected, not a path: the directory is fixed")
+            } else {
+                Ok(text.to_owned())
+            }
+        })
+        .unwrap_or_else(|| "socket".to_owned());
+    let allowed_uids: BTreeSet<u32> = reader
+        .parse_with(&variables::SDS_SHIM_ALLOW_UIDS, |text| {
+            text.split(',')
+                .map(|uid| uid.trim().parse::<u32>().map_err(|_| "user ids are expected, such as 1337,2000"))
+                .collect::<Result<_, _>>()
+        })
+        .unwrap_or_default();
+    let nobody = overflow_uid();
+    if allowed_uids.contains(&nobody) {
+        let what = format!(
+            "{nobody} is what the kernel tells of every user that our user namespace has no number for: all of them \
+             would be let in; run Envoy as another user, in the user namespace of the shim"
+        );
+        reader.mistake(&variables::SDS_SHIM_ALLOW_UIDS, what);
+    }
+    SdsConfig { socket: PathBuf::from(SOCKET_DIRECTORY).join(file), allowed_uids }
+}
