@@ -26,7 +26,7 @@ use crate::{
     client::{self, ClientError},
     clock,
     config::{self, Config, Mistake, ProcessEnv, SdsConfig, TokenConfig},
-    files::{Changes, FileSource, OutputWriter, RootFiles},
+    files::{Changes, FileAccess, FileSource, OutputWriter, RootFiles},
     identity::BearerToken,
     log,
     memory::{self, TooLittleProtection},
@@ -168,10 +168,12 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
     if let Some(address) = config.admin.listen.clone() {
         tokio::spawn(admin::serve(address, Arc::clone(&pages) as Arc<dyn Pages>, Arc::clone(&status)));
     }
-    let (workloads, view) = workloads(config, Arc::clone(&force), Arc::clone(&status))?;
+    let access = FileAccess::new(sds.file_directories.clone());
+    let (workloads, view) = workloads(config, access.clone(), Arc::clone(&force), Arc::clone(&status))?;
+    let open_to_others = Arc::new(move |name: &str| access.is_open(name));
     let mut supervisor = Supervisor::new(launch, wait, view);
     let keeping = keep_in_place(socket);
-    let serving = sds::serve(socket, &sds, Served { workloads, status, pages });
+    let serving = sds::serve(socket, &sds, Served { workloads, status, pages, open_to_others });
     tokio::pin!(serving, keeping);
     loop {
         tokio::select! {
@@ -208,7 +210,7 @@ fn sources(config: &Config) -> Sources {
 type Secrets = (Arc<dyn Workloads>, Option<watch::Receiver<View>>);
 
 /// Starts to get secrets; with the view of the workload where there is only one.
-fn workloads(config: Config, force: Arc<Notify>, status: Arc<Status>) -> io::Result<Secrets> {
+fn workloads(config: Config, access: FileAccess, force: Arc<Notify>, status: Arc<Status>) -> io::Result<Secrets> {
     let Config { source, identity, key, token, ca, rotation, files, output, .. } = config;
     let (root_files, file_roots) = RootFiles::new(&rotation.roots);
     // The CA's own files tell of their changes, and nothing else is there to wake an idle process for.
@@ -240,7 +242,7 @@ fn workloads(config: Config, force: Arc<Notify>, status: Arc<Status>) -> io::Res
         let report = Box::new(move |outcome| status.wrote(clock::now(), outcome));
         tokio::spawn(OutputWriter::new(output, report).run(store.view()));
     }
-    tokio::spawn(FileSource::new(Arc::clone(&store), store.demand(), files).run());
+    tokio::spawn(FileSource::new(Arc::clone(&store), store.demand(), files, access).run());
     let view = store.view();
     Ok((Arc::new(OneWorkload(store)), Some(view)))
 }

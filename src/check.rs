@@ -141,6 +141,14 @@ impl Findings {
         }
         let uids: Vec<_> = sds.allowed_uids.iter().map(|uid| format!(", {uid}")).collect();
         self.line(&format!("  socket   {}, for our own user{}", sds.socket.display(), uids.concat()));
+        if !sds.allowed_uids.is_empty() {
+            let directories: Vec<_> = sds.file_directories.iter().map(|path| path.display().to_string()).collect();
+            let theirs = match directories.is_empty() {
+                true => "none for the others".to_owned(),
+                false => format!("for the others below {}", directories.join(", ")),
+            };
+            self.line(&format!("           files by name: any for our own, {theirs}"));
+        }
         match &admin.listen {
             Some(address) => self.line(&format!("  admin    {address}")),
             None => self.line("  admin    off"),

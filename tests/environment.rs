@@ -89,6 +89,8 @@ const MISTAKES: &[(&str, &str)] = &[
     ("SDS_SHIM_ALLOW_UIDS", "1337,,2000"),
     ("SDS_SHIM_ALLOW_UIDS", "-1"),
     ("SDS_SHIM_ALLOW_UIDS", "1337,65534"),
+    ("SDS_SHIM_FILE_DIRECTORIES", "private/value"),
+    ("SDS_SHIM_FILE_DIRECTORIES", "/certs,"),
     ("SDS_SHIM_LOG", "private-value"),
     ("SDS_SHIM_TYPO", "private-value"),
     ("SDS_SHIM_", "private-value"),

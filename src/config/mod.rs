@@ -169,6 +169,8 @@ pub struct SdsConfig {
     pub socket: PathBuf,
     /// Users who may connect beside our own.
     pub allowed_uids: BTreeSet<u32>,
+    /// Where files lie that these users may have by their names.
+    pub file_directories: Vec<PathBuf>,
 }
 
 /// What must be there before the command of `sds-shim exec` is started.

@@ -36,5 +36,12 @@ pub(super) fn read(reader: &mut Reader<'_>) -> SdsConfig {
         );
         reader.mistake(&variables::SDS_SHIM_ALLOW_UIDS, what);
     }
-    SdsConfig { socket: PathBuf::from(SOCKET_DIRECTORY).join(file), allowed_uids }
+    let file_directories = reader
+        .parse_with(&variables::SDS_SHIM_FILE_DIRECTORIES, |text| {
+            let directory = |text: &str| Some(PathBuf::from(text.trim())).filter(|directory| directory.is_absolute());
+            let directories: Option<Vec<_>> = text.split(',').map(directory).collect();
+            directories.ok_or("absolute paths of directories are expected, such as /etc/certs,/run/credentials")
+        })
+        .unwrap_or_default();
+    SdsConfig { socket: PathBuf::from(SOCKET_DIRECTORY).join(file), allowed_uids, file_directories }
 }

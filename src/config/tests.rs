@@ -66,6 +66,7 @@ fn every_variable_has_an_effect() {
         ("SDS_SHIM_CA_MTLS", "always"),
         ("SDS_SHIM_CA_TIMEOUT", "3s"),
         ("SDS_SHIM_ALLOW_UIDS", "1337, 2"),
+        ("SDS_SHIM_FILE_DIRECTORIES", "/a, /b/c/"),
         ("SDS_SHIM_WAIT", "certificate"),
         ("SDS_SHIM_ADMIN", "unix:./a"),
         ("SDS_SHIM_READY_MIN_LIFE", "1m"),
@@ -108,6 +109,7 @@ fn every_variable_has_an_effect() {
     assert_eq!(config.identity.spiffe_id.unwrap().as_str(), "spiffe://td/ns/foo/sa/sleep");
     assert_eq!(config.sds.socket, PathBuf::from("./var/run/secrets/workload-spiffe-uds/s"));
     assert_eq!(config.sds.allowed_uids, BTreeSet::from([2, 1337]));
+    assert_eq!(config.sds.file_directories, [PathBuf::from("/a"), PathBuf::from("/b/c/")]);
     assert_eq!((config.token.audience.as_deref(), config.log.level), (Some("a"), LogLevel::Debug));
     assert_eq!(config.wait, WaitFor::Certificate);
     assert_eq!((config.log.format, config.log.scopes), (LogFormat::Json, vec![("sds", LogLevel::Warn)]));

@@ -117,6 +117,8 @@ variables! {
         "Deadline of one call to the CA, from the lookup of its name to the last byte of its answer.";
     SDS_SHIM_ALLOW_UIDS: "user ids, comma separated", "none",
         "Users who may connect to the SDS socket besides our own. Its mode is then 0666, and they must be able to traverse the directories above it.";
+    SDS_SHIM_FILE_DIRECTORIES: "directories, comma separated", "none",
+        "Directories below which users of SDS_SHIM_ALLOW_UIDS may name files (file-cert:, file-root:); our own user may name any file. Symbolic links that lead out of them are not followed.";
     SDS_SHIM_WAIT: "socket or certificate", "socket",
         "What `sds-shim exec` waits for before it starts its program: the listening SDS socket, or the first certificate.";
     SDS_SHIM_ADMIN: "address:port, unix:PATH or off", "127.0.0.1:15022",

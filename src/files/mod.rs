@@ -1,5 +1,6 @@
 //! Files that others write, and how we learn that they changed.
 
+mod access;
 mod changes;
 mod output;
 mod resource;
@@ -7,6 +8,7 @@ mod roots;
 mod source;
 mod watcher;
 
+pub use access::FileAccess;
 pub use changes::Changes;
 pub use output::{OutputWriter, Report};
 pub use resource::FileResource;

@@ -7,7 +7,7 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::{Changes, resource::FileResource};
+use super::{Changes, FileAccess, resource::FileResource};
 use crate::{
     bounded, clock,
     config::FilesConfig,
@@ -29,14 +29,15 @@ pub struct FileSource {
     store: Arc<SecretStore>,
     demand: Demand,
     config: FilesConfig,
+    access: FileAccess,
     /// What is wrong with a name, once that was told.
     told: BTreeMap<String, String>,
 }
 
 impl FileSource {
     /// A source for what `demand` asks of `store`.
-    pub fn new(store: Arc<SecretStore>, demand: Demand, config: FilesConfig) -> Self {
-        Self { store, demand, config, told: BTreeMap::new() }
+    pub fn new(store: Arc<SecretStore>, demand: Demand, config: FilesConfig, access: FileAccess) -> Self {
+        Self { store, demand, config, access, told: BTreeMap::new() }
     }
 
     /// Serves for as long as it is polled.
@@ -78,12 +79,20 @@ impl FileSource {
     }
 
     fn publish(&mut self, name: &str, files: &FileResource) {
-        match read(files) {
+        match self.read(files) {
             Ok((content, not_after, bad)) => {
                 self.store.publish([(name, content, not_after)]);
                 self.tell(name, bad.map(|bad| format!("{bad}; the others are served")));
             }
             Err(trouble) => self.tell(name, Some(self.with_what_is_held(name, &trouble))),
+        }
+    }
+
+    fn read(&self, files: &FileResource) -> Result<(Content, i64, Option<String>), String> {
+        let opened = self.access.open(files)?;
+        match read(&opened.files) {
+            Ok((content, not_after, bad)) => Ok((content, not_after, bad.map(|bad| opened.told(bad)))),
+            Err(trouble) => Err(opened.told(trouble)),
         }
     }
 

@@ -60,6 +60,11 @@ impl Admission {
         Self { own, allowed: config.allowed_uids.clone(), nobody }
     }
 
+    /// Whether this is our own user, as far as the kernel tells.
+    pub(super) fn is_own(&self, uid: u32) -> bool {
+        uid == self.own
+    }
+
     /// # Errors
     /// Why this user may not connect, and what to do.
     pub(super) fn admit(&self, socket: impl AsFd, pid: Option<i32>, uid: u32) -> Result<(), &'static str> {

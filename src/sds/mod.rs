@@ -12,6 +12,7 @@ mod limits;
 mod message;
 mod payload;
 mod report;
+mod rights;
 mod server;
 mod service;
 mod socket;

@@ -6,7 +6,10 @@ use std::{
 use openssl::sha::sha256;
 use tracing::{debug, info, warn};
 
-use super::subscription::{Outcome, Subscription, Verdict};
+use super::{
+    rights::Rights,
+    subscription::{Outcome, Subscription, Verdict},
+};
 use crate::{
     clock,
     status::StreamHandle,
@@ -18,23 +21,28 @@ pub(super) fn is_expected(name: &str) -> bool {
     name == CERTIFICATE || name == ROOTS || is_on_demand(name)
 }
 
-/// Names that are remembered, so that each is warned about once.
+/// Names that are remembered, so that each is warned about once for one reason.
 const REMEMBERED: usize = 64;
 /// Characters of such a name that are told.
 const SHOWN: usize = 128;
 
-/// Names that were told: SHA-256 of each, because names may be long.
+/// Names that were told, each with what was: SHA-256 of both, because names may be long.
 pub(super) type Told = Arc<Mutex<BTreeSet<[u8; 32]>>>;
 
 /// Tells what happens on one stream, in the log and in public.
 pub(super) struct Report {
     shown: StreamHandle,
+    rights: Rights,
     told: Told,
 }
 
 impl Report {
-    pub(super) fn new(shown: StreamHandle, told: Told) -> Self {
-        Self { shown, told }
+    pub(super) fn new(shown: StreamHandle, rights: Rights, told: Told) -> Self {
+        Self { shown, rights, told }
+    }
+
+    pub(super) fn rights(&self) -> &Rights {
+        &self.rights
     }
 
     pub(super) fn request(&self, outcome: &Outcome, subscription: &Subscription, snapshot: &Snapshot) {
@@ -63,6 +71,7 @@ impl Report {
             let trouble = "asked for a resource that is unknown here; its stream stays open and gets nothing";
             self.warn_once(name, trouble);
         }
+        self.refuse(subscription);
     }
 
     pub(super) fn response(&self, outcome: &Outcome) {
@@ -82,9 +91,21 @@ impl Report {
         }
     }
 
+    /// Files that are not open to the client's user. Its stream stays open: there may be more on it.
+    fn refuse(&self, subscription: &Subscription) {
+        let Some((uid, names)) = self.rights.refused(subscription.names()) else { return };
+        for name in names {
+            let trouble = format!(
+                "asked for by uid {uid}, who gets files only below SDS_SHIM_FILE_DIRECTORIES; its stream stays open and \
+                 gets nothing"
+            );
+            self.warn_once(name, &trouble);
+        }
+    }
+
     fn warn_once(&self, name: &str, trouble: &str) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.len() < REMEMBERED && told.insert(sha256(name.as_bytes())) {
+        if told.len() < REMEMBERED && told.insert(sha256(&[name.as_bytes(), trouble.as_bytes()].concat())) {
             let shown: String = name.escape_default().take(SHOWN).collect();
             warn!(resource = shown, "{trouble}");
         }

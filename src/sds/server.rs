@@ -10,6 +10,7 @@ use super::{
     authority::ForgivingStream,
     lease::Leases,
     limits::{self, Limits, Place},
+    rights::Rights,
     service::{SdsService, Served, Shared},
     socket::{Listener, SdsSocket},
 };
@@ -29,6 +30,7 @@ pub async fn serve(socket: &SdsSocket, config: &SdsConfig, served: Served) -> io
     let mut listener = socket.listener()?;
     let limits = Limits::default();
     let peers = served.status.peers.clone();
+    let open_to_others = Arc::clone(&served.open_to_others);
     let shared = Arc::new(Shared::new(served, limits.clone(), random()));
     let admission = Admission::new(config);
     let mut full = false;
@@ -38,7 +40,11 @@ pub async fn serve(socket: &SdsSocket, config: &SdsConfig, served: Served) -> io
             Some(place) => {
                 full = false;
                 let leases = Leases::default();
-                let service = SdsService::new(Arc::clone(&shared), peers.connected(peer), leases.clone());
+                let rights = match admission.is_own(peer.uid) {
+                    true => Rights::Own,
+                    false => Rights::Other(peer.uid, Arc::clone(&open_to_others)),
+                };
+                let service = SdsService::new(Arc::clone(&shared), peers.connected(peer), rights, leases.clone());
                 tokio::spawn(connection(stream, service, leases, place));
             }
             None if !full => {

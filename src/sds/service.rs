@@ -23,6 +23,7 @@ use super::{
     limits::{Limits, MAX_REQUEST, Place},
     message::Pieces,
     report::{Report, Told, is_expected},
+    rights::Rights,
     stream::{Delta, SecretStream, StateOfTheWorld, Variant},
     subscription::Subscription,
 };
@@ -53,6 +54,7 @@ pub(super) struct SdsService {
 struct Caller {
     shown: Client,
     leases: Leases,
+    rights: Rights,
 }
 
 /// What all connections have in common.
@@ -73,6 +75,8 @@ pub struct Served {
     pub status: Arc<status::Status>,
     /// The documents.
     pub pages: Arc<dyn Pages>,
+    /// Whether users beside our own may have the files that a name stands for.
+    pub open_to_others: Arc<dyn Fn(&str) -> bool + Send + Sync>,
 }
 
 /// What a request is served with.
@@ -86,14 +90,14 @@ struct Attached {
 impl Shared {
     /// `first_stream` makes nonces of this process differ from those of an earlier one.
     pub(super) fn new(served: Served, limits: Limits, first_stream: u64) -> Self {
-        let Served { workloads, status, pages } = served;
+        let Served { workloads, status, pages, open_to_others: _ } = served;
         Self { workloads, limits, streams: AtomicU64::new(first_stream), status, pages, told: Told::default() }
     }
 }
 
 impl SdsService {
-    pub(super) fn new(shared: Arc<Shared>, client: Client, leases: Leases) -> Self {
-        Self { shared, client: Arc::new(Caller { shown: client, leases }) }
+    pub(super) fn new(shared: Arc<Shared>, client: Client, rights: Rights, leases: Leases) -> Self {
+        Self { shared, client: Arc::new(Caller { shown: client, leases, rights }) }
     }
 }
 
@@ -151,7 +155,8 @@ impl Shared {
         let place = self.place()?;
         let consumer = self.workloads.attach(token(metadata).map_err(AttachError::from)?)?;
         let subscription = Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed));
-        let report = Report::new(client.shown.stream(call, clock::now()), Arc::clone(&self.told));
+        let shown = client.shown.stream(call, clock::now());
+        let report = Report::new(shown, client.rights.clone(), Arc::clone(&self.told));
         Ok(Attached { consumer, subscription, report, place })
     }
 
@@ -170,7 +175,7 @@ impl Shared {
             requests.next().await.unwrap_or_else(|| Err(Status::invalid_argument("the call carries no request")))?;
         loop {
             let snapshot = match consumer.views.borrow_and_update().clone() {
-                View::Open(snapshot) => snapshot,
+                View::Open(snapshot) => client.rights.seen(snapshot),
                 View::Ended(reason) => return Err(Status::unauthenticated(&*reason)),
             };
             let outcome = subscription
@@ -181,8 +186,13 @@ impl Shared {
                 report.response(&outcome);
                 return Ok(client.leases.lease(response));
             }
-            consumer.wants(subscription.names());
-            if !request.resource_names.iter().any(|name| is_expected(name)) {
+            consumer.wants(subscription.names().filter(|name| client.rights.may_have(name)));
+            if !request.resource_names.iter().any(|name| is_expected(name) && client.rights.may_have(name)) {
+                if client.rights.refused(subscription.names()).is_some() {
+                    return Err(Status::permission_denied(
+                        "SDS_SHIM_FILE_DIRECTORIES does not open these files to you",
+                    ));
+                }
                 return Err(Status::not_found("none of the named resources is known here"));
             }
             if consumer.views.changed().await.is_err() {

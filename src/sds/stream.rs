@@ -124,7 +124,7 @@ impl<V: Variant> Responses for SecretStream<V> {
             let now = clock::now();
             let polled = Pin::new(&mut self.changes).poll_next(cx);
             let snapshot = match self.consumer.views.borrow().clone() {
-                View::Open(snapshot) => snapshot,
+                View::Open(snapshot) => self.report.rights().seen(snapshot),
                 View::Ended(reason) => return Poll::Ready(Some(Err(Status::unauthenticated(&*reason)))),
             };
             let outcome = match polled {
@@ -141,7 +141,9 @@ impl<V: Variant> Responses for SecretStream<V> {
                     match V::request(&mut self.subscription, &request, &snapshot, now) {
                         Ok(outcome) => {
                             self.report.request(&outcome, &self.subscription, &snapshot);
-                            self.report.put_off(&self.consumer.wants(self.subscription.names()));
+                            let rights = self.report.rights();
+                            let wanted = self.subscription.names().filter(|name| rights.may_have(name));
+                            self.report.put_off(&self.consumer.wants(wanted));
                             outcome
                         }
                         Err(error) => return Poll::Ready(Some(Err(Status::invalid_argument(error.to_string())))),

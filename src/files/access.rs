@@ -1,0 +1,121 @@
+use std::{
+    fs::{self, File, OpenOptions},
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
+    path::{Component, Path, PathBuf},
+};
+
+use nix::fcntl::OFlag;
+
+use super::FileResource;
+use crate::bounded;
+
+/// The name whose file is of our choosing.
+const SYSTEM_ROOTS: &str = "file-root:system";
+
+/// Which files users beside our own may have by their names: those below the directories of
+/// `SDS_SHIM_FILE_DIRECTORIES`. Whoever may write there could have a link lead to any file that we can read; so what
+/// lies below them by its name must do so as well when all links are resolved, whoever asks for it.
+#[derive(Clone)]
+pub struct FileAccess(Vec<PathBuf>);
+
+/// Files of a resource that are held open, and the names by which they are read then.
+pub(super) struct Opened {
+    /// The same resource with these names.
+    pub(super) files: FileResource,
+    held: Vec<(PathBuf, PathBuf, File)>,
+}
+
+impl FileAccess {
+    /// With these directories, which are absolute.
+    pub fn new(directories: Vec<PathBuf>) -> Self {
+        Self(directories)
+    }
+
+    /// Whether a name may be asked for by users beside our own.
+    pub fn is_open(&self, name: &str) -> bool {
+        let below = |files: FileResource| files.paths().into_iter().all(|path| self.directory(path).is_some());
+        name == SYSTEM_ROOTS || FileResource::parse(name).is_some_and(below)
+    }
+
+    /// Opens those of the files that lie below the directories.
+    ///
+    /// # Errors
+    /// When one cannot be opened, or a link leads out of its directory.
+    pub(super) fn open(&self, files: &FileResource) -> Result<Opened, String> {
+        let mut opened = Opened { files: files.clone(), held: Vec::new() };
+        for path in files.paths() {
+            let Some(directory) = self.directory(path) else { continue };
+            if !opened.held.iter().any(|(name, ..)| name == path) {
+                let (place, file) = open_below(directory, path)?;
+                opened.held.push((path.to_owned(), place, file));
+            }
+        }
+        let place = |path: &PathBuf| {
+            let held = opened.held.iter().find(|(name, ..)| name == path);
+            held.map_or_else(|| path.clone(), |(_, place, _)| place.clone())
+        };
+        opened.files = match files {
+            FileResource::Certificate { chain, key } => {
+                FileResource::Certificate { chain: place(chain), key: place(key) }
+            }
+            FileResource::Roots(path) => FileResource::Roots(place(path)),
+        };
+        Ok(opened)
+    }
+
+    /// The directory that a path lies below, by its text alone.
+    fn directory(&self, path: &Path) -> Option<&Path> {
+        let climbs = path.components().any(|part| part == Component::ParentDir);
+        self.0.iter().map(PathBuf::as_path).find(|directory| path.starts_with(directory) && !climbs)
+    }
+}
+
+impl Opened {
+    /// A text with the names that everybody knows.
+    pub(super) fn told(&self, text: String) -> String {
+        let known = |text: String, (name, place, _): &(PathBuf, PathBuf, File)| {
+            text.replace(&place.display().to_string(), &name.display().to_string())
+        };
+        self.held.iter().fold(text, known)
+    }
+}
+
+/// Only where the kernel has found the file counts: names can change at any time. Nothing happens to what is opened so,
+/// be it a device or a pipe, before it is opened anew by the name that is answered.
+fn open_below(directory: &Path, path: &Path) -> Result<(PathBuf, File), String> {
+    let told = |error| bounded::describe(path, &error);
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(path).map_err(told)?;
+    let place = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let (found, below) = (fs::read_link(&place).map_err(told)?, fs::canonicalize(directory).map_err(told)?);
+    if !found.starts_with(&below) {
+        let (path, directory) = (path.display(), directory.display());
+        return Err(format!("{path}: a link leads out of {directory}, which SDS_SHIM_FILE_DIRECTORIES does not allow"));
+    }
+    Ok((place, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_lies_below_the_directories_is_open() {
+        let access = FileAccess::new(vec!["/etc/certs".into(), "/run/more/".into()]);
+        for (name, expected) in [
+            ("file-cert:/etc/certs/c.pem~/etc/certs/k.pem", true),
+            ("file-cert:/etc/certs/c.pem~/run/more/deep/k.pem", true),
+            ("file-root:/etc//certs/./r.pem", true),
+            ("file-root:system", true),
+            ("file-cert:/etc/certs/c.pem~/etc/shadow", false),
+            ("file-cert:/etc/shadow~/etc/certs/k.pem", false),
+            ("file-root:/etc/certs/../shadow", false),
+            ("file-root:/etc/certs-of-others/r.pem", false),
+            ("file-root:etc/certs/r.pem", false),
+            ("file-root:", false),
+            ("file-other:/etc/certs/r.pem", false),
+        ] {
+            assert_eq!(access.is_open(name), expected, "{name}");
+        }
+        assert!(!FileAccess::new(Vec::new()).is_open("file-root:/etc/certs/r.pem"));
+    }
+}
