@@ -50,7 +50,10 @@ async fn pod(open: bool) -> Result<(Pod, Files), Failure> {
     volume.replace(&[("tls.pem", &bundle())]).or_fail("fill it")?;
     own(site.workload.path(), UID, UID).or_fail("give the pod away")?;
     let shim = site.shim().confined(Confinement::default());
-    let shim = if open { shim.env("SDS_SHIM_FILE_DIRECTORIES", files.open.display().to_string()) } else { shim };
+    let shim = match open {
+        true => shim.env("SDS_SHIM_FILE_DIRECTORIES", files.open.display().to_string()),
+        false => shim.without("SDS_SHIM_FILE_DIRECTORIES"),
+    };
     Ok((site.serve_with(shim).await?, files))
 }
 
@@ -112,10 +115,11 @@ async fn what_our_own_user_has_asked_for_is_still_not_for_others() -> Outcome {
 #[tokio::test]
 async fn files_below_a_directory_that_was_opened_are_served_and_no_link_leads_out_of_it() -> Outcome {
     let (pod, files) = pod(true).await?;
-    for inside in ["bundle.pem", "in.pem", "volume/tls.pem"] {
-        let name = certificate(&files.open.join(inside));
+    let inside = ["bundle.pem", "in.pem", "volume/tls.pem"].map(|name| files.open.join(name));
+    for inside in inside.into_iter().chain([PathBuf::from("./open/bundle.pem")]) {
+        let name = certificate(&inside);
         let (_, answer) = pod.ask(&[&name]).await?;
-        assert!(secret(&answer, &name)?.key_pem.contains("PRIVATE KEY"), "{inside}");
+        assert!(secret(&answer, &name)?.key_pem.contains("PRIVATE KEY"), "{name}");
     }
     assert!(pod.ask(&["file-root:system"]).await?.1.resources.len() == 1);
     assert_eq!(pod.shim.log().count(REFUSED), 0);
@@ -126,7 +130,7 @@ async fn files_below_a_directory_that_was_opened_are_served_and_no_link_leads_ou
     let line = pod.shim.wait_for_log("a link leads out of").await?;
     assert!(line.contains("SDS_SHIM_FILE_DIRECTORIES") && line.contains("out.pem"), "{line}");
     stream.expect_silence(QUIET).await?;
-    for outside in [files.open.join("../private.pem"), files.private.clone(), PathBuf::from("open/bundle.pem")] {
+    for outside in [files.open.join("../private.pem"), files.private.clone(), PathBuf::from("open/../private.pem")] {
         let name = certificate(&outside);
         let mut stream = pod.client.stream();
         stream.send(sds::request(&[&name]));

@@ -65,6 +65,7 @@ impl FileAccess {
 
     /// The directory that a path lies below, by its text alone.
     fn directory(&self, path: &Path) -> Option<&Path> {
+        let path = std::path::absolute(path).ok()?;
         let climbs = path.components().any(|part| part == Component::ParentDir);
         self.0.iter().map(PathBuf::as_path).find(|directory| path.starts_with(directory) && !climbs)
     }

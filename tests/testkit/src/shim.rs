@@ -204,7 +204,7 @@ impl ShimBuilder {
     #[must_use]
     pub fn confined(mut self, confinement: Confinement) -> Self {
         self.confinement = Some(confinement);
-        self.env("SDS_SHIM_ALLOW_UIDS", nix::unistd::geteuid().to_string())
+        self.let_us_in()
     }
 
     /// Starts the image in a container instead of the binary; our own user may still connect.
@@ -212,8 +212,12 @@ impl ShimBuilder {
     pub fn contained(mut self, containment: Containment) -> Self {
         self.containment = Some(containment);
         // The root is read-only.
-        self.env("SDS_SHIM_ALLOW_UIDS", nix::unistd::geteuid().to_string())
-            .env("SDS_SHIM_ADMIN", format!("unix:{SOCKET}-admin"))
+        self.let_us_in().env("SDS_SHIM_ADMIN", format!("unix:{SOCKET}-admin"))
+    }
+
+    /// Our own user gets what the shim's would.
+    fn let_us_in(self) -> Self {
+        self.env("SDS_SHIM_ALLOW_UIDS", nix::unistd::geteuid().to_string()).env("SDS_SHIM_FILE_DIRECTORIES", "/")
     }
 
     /// Takes the plain build with the distribution's libssl, which `DISTRIBUTION_BINARY` names, instead of the shipped
