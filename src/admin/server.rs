@@ -40,11 +40,13 @@ const CONNECTIONS: usize = 64;
 /// Bytes of a request's head, nearly, and how many are taken at a time. Prometheus may send a token.
 const REQUEST: usize = 4 * 1024;
 const PORTION: usize = 512;
+/// Bytes of what kubelet sends, some four times over.
+const PROBE: usize = 2 * PORTION;
 /// What ends it.
 const END: &[u8] = b"\r\n\r\n";
 /// Bytes that are read at a time once it is there: the least that hyper allows.
 const BUFFER: usize = 8 * 1024;
-/// Bytes of the arena that nobody takes who only asks.
+/// Bytes of the arena that are left to others by whoever sends more.
 const RESERVE: usize = 544 * 1024;
 /// How long a client may take for its request, and for all. Kubelet gives up on a probe after a second, by default.
 const HEADERS_WITHIN: Duration = Duration::from_secs(3);
@@ -103,7 +105,9 @@ async fn head(stream: &mut Accepted) -> io::Result<Vec<u8>> {
     stream.readable().await?;
     let mut head = Vec::new();
     loop {
-        if head.len() >= REQUEST || !locked::has_room(&[REQUEST, RESERVE]) {
+        // A probe is answered as long as anything can be.
+        let rest: &[usize] = if head.len() < PROBE { &[PORTION, BUFFER, BUFFER, BUFFER] } else { &[REQUEST, RESERVE] };
+        if head.len() >= REQUEST || !locked::has_room(rest) {
             return Err(io::Error::other("there is no room for it"));
         }
         head.reserve_exact(PORTION);
