@@ -70,6 +70,14 @@ impl Opened {
         if locked::has_room(&copies.chain([besides]).collect::<Vec<_>>()) { Ok(self) } else { Err(no_room()) }
     }
 
+    /// Itself, if there is room for a file of this size.
+    ///
+    /// # Errors
+    /// As for [`Opened::with_room`].
+    pub fn if_room(self, has_room: impl Fn(usize) -> bool) -> io::Result<Self> {
+        if has_room(self.most()) { Ok(self) } else { Err(no_room()) }
+    }
+
     /// Its content.
     ///
     /// # Errors

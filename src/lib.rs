@@ -5,12 +5,14 @@
 //! and how we prove it; [`ca`] asks for certificates (at hosts that
 //! [`resolve`] finds), which [`rotation`] decides when to do; [`store`] is where
 //! makers and servers of secrets meet; [`sds`] serves them; [`supervise`] starts and follows the command that needs
-//! them. What may be told in public is written into [`status`], and [`admin`] shows it. [`app`] puts all together.
+//! them. What may be told in public is written into [`status`], and [`admin`] shows it. What each of them may take of
+//! the arena is said in [`budget`]. [`app`] puts all together.
 #![forbid(unsafe_code)]
 
 pub mod admin;
 pub mod app;
 pub mod bounded;
+pub mod budget;
 pub mod ca;
 pub mod check;
 pub mod cli;

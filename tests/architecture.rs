@@ -9,8 +9,9 @@ use std::{
 /// What each module may import of the others. `app` puts all together and may import everything.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("bounded", &[]),
+    ("budget", &[]),
     ("clock", &[]),
-    ("identity", &["bounded", "clock"]),
+    ("identity", &["bounded", "budget", "clock"]),
     ("config", &["identity"]),
     ("cli", &["client", "config"]),
     ("wire", &[]),
@@ -20,12 +21,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("memory", &["config"]),
     ("store", &["identity"]),
     ("status", &["clock", "store"]),
-    ("admin", &["clock", "config", "identity", "memory", "status", "store", "wire"]),
-    ("files", &["bounded", "clock", "config", "identity", "memory", "store"]),
+    ("admin", &["budget", "clock", "config", "identity", "memory", "status", "store", "wire"]),
+    ("files", &["bounded", "budget", "clock", "config", "identity", "memory", "store"]),
     ("resolve", &["bounded"]),
-    ("ca", &["bounded", "clock", "config", "identity", "resolve", "wire"]),
+    ("ca", &["bounded", "budget", "clock", "config", "identity", "resolve", "wire"]),
     ("rotation", &["ca", "clock", "config", "files", "identity", "memory", "status", "store"]),
-    ("sds", &["bounded", "clock", "config", "identity", "status", "store"]),
+    ("sds", &["bounded", "budget", "clock", "config", "identity", "status", "store"]),
     ("supervise", &["config", "store"]),
 ];
 

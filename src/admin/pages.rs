@@ -2,18 +2,12 @@ use std::{fmt::Display, sync::Arc};
 
 use super::{metrics, status};
 use crate::{
-    clock,
+    budget, clock,
     status::{Page, Pages, Status},
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
-
-/// What must be free in the arena, in whole pieces, for the large documents: what a renewal needs; a document and what
-/// it is made from, all of it in small blocks and made in one go, so only once at a time; those that are still being
-/// written.
-const ROOM: [usize; 7] = [160 * 1024, PIECE, PIECE, PIECE, PIECE, PIECE, PIECE];
-const PIECE: usize = 32 * 1024;
 
 /// The documents of the admin endpoints.
 pub struct AdminPages(Arc<Status>);
@@ -39,7 +33,7 @@ impl Pages for AdminPages {
                 // Kubelet's probes are somebody else's then; who asks over the SDS socket should know.
                 text(status, &self.0.admin().map_or(told.clone(), |trouble| format!("{told}\n{trouble}")))
             }
-            "/metrics" | "/status" if !locked::has_room(&ROOM) => {
+            "/metrics" | "/status" if !budget::has_room_for_document() => {
                 text(503, &"there is no room for the document now; SDS_SHIM_ARENA_KIB makes more")
             }
             "/metrics" => {

@@ -1,5 +1,5 @@
 use std::{
-    io, iter,
+    io,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -18,7 +18,8 @@ use tokio_openssl::SslStream;
 
 use super::{client_certificate::ClientCertificate, dial::tcp, error::CaError, limits::MAX_BYTES};
 use crate::{
-    bounded, clock,
+    bounded::{self, Opened},
+    budget, clock,
     config::{CaAddress, CaConfig, CaRoots, ServerName},
     identity::TrustBundle,
 };
@@ -27,10 +28,6 @@ use crate::{
 const MAX_ROOTS: usize = 128 * 1024;
 /// The same of an operating system's.
 const MAX_SYSTEM_ROOTS: usize = 384 * 1024;
-/// Bytes that a parsed anchor takes for each of its file, in pieces of this size.
-const PARSED: usize = 5;
-const PIECE: usize = 16 * 1024;
-const NO_ROOM: &str = "there is no room for its trust anchors; SDS_SHIM_ARENA_KIB makes more";
 /// Bytes of the certificate chain that the CA's server presents: a few KiB in the field. Before we know who it is, a
 /// hundred bytes of it take some two KiB.
 const MAX_CHAIN: u16 = 16 * 1024;
@@ -131,15 +128,8 @@ fn anchors(config: &CaConfig) -> Result<Vec<X509>, CaError> {
     let file = &config.roots_file();
     let limit = if matches!(config.roots, CaRoots::System(_)) { MAX_SYSTEM_ROOTS } else { MAX_ROOTS };
     let problem = |cause: String| CaError::Roots { path: file.display().to_string(), cause };
-    let text = bounded::open(file, limit).and_then(|opened| {
-        let most = opened.most();
-        // Parsed, they are many small blocks.
-        let parsed = iter::repeat_n(PIECE, most * PARSED / PIECE);
-        if !locked::has_room(&iter::once(most).chain(parsed).collect::<Vec<_>>()) {
-            return Err(io::Error::new(io::ErrorKind::OutOfMemory, NO_ROOM));
-        }
-        opened.text()
-    });
+    let opened = bounded::open(file, limit).and_then(|opened| opened.if_room(budget::has_room_for_ca_anchors));
+    let text = opened.and_then(Opened::text);
     // What is left out of it is told by whoever serves the file's anchors.
     let mut anchors = Vec::new();
     let look = |anchor: &X509| anchors.push(anchor.clone());

@@ -13,15 +13,13 @@ use tracing::{info, warn};
 use super::Changes;
 use crate::{
     bounded::{self, Opened},
-    clock,
+    budget, clock,
     config::RootsConfig,
     identity::{PeerTrust, RevocationList, TrustBundle, TrustDomain},
 };
 
 /// Bytes of one file: some ninety anchors.
 const MAX_FILE: usize = 128 * 1024;
-/// What must be free besides, for everybody else.
-const RESERVE: usize = 448 * 1024;
 
 /// What peers are verified with, kept up to date from files: watched, and read anew when one of them changes. A file
 /// that goes away or cannot be used any more keeps its last good content.
@@ -127,8 +125,7 @@ impl<T: Default> File<T> {
 
     /// The text, or what is wrong with the file.
     fn text(&self) -> Result<String, String> {
-        // It is in memory as it is, and again as what is made from it.
-        let opened = bounded::open(&self.path, MAX_FILE).and_then(|opened| opened.with_room(3, RESERVE));
+        let opened = bounded::open(&self.path, MAX_FILE).and_then(|opened| opened.if_room(budget::has_room_for_roots));
         opened.and_then(Opened::text).map_err(|error| bounded::describe(&self.path, &error))
     }
 }

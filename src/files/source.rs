@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::{Changes, FileAccess, resource::FileResource};
 use crate::{
-    bounded, clock,
+    bounded, budget, clock,
     config::FilesConfig,
     identity::{Credential, KeyText, TrustBundle, TrustDomain},
     memory,
@@ -18,10 +18,6 @@ use crate::{
 
 /// Bytes of one file: the trust anchors of an operating system are the largest.
 const MAX_FILE: usize = 384 * 1024;
-/// How often a file's content is in memory while it is read, written anew and encoded.
-const COPIES: usize = 4;
-/// What must be free besides, for everybody else.
-const RESERVE: usize = 640 * 1024;
 
 /// Serves files by the names that stand for them, for as long as somebody asks for them. They are watched; what
 /// cannot be used is told once and leaves the last good content in place.
@@ -171,6 +167,6 @@ pub fn read_certificate(chain: &Path, key: &Path) -> Result<MountedCertificate, 
 }
 
 fn file(path: &Path) -> Result<(String, KeyText), String> {
-    let opened = bounded::open(path, MAX_FILE).and_then(|opened| opened.with_room(COPIES, RESERVE));
+    let opened = bounded::open(path, MAX_FILE).and_then(|opened| opened.if_room(budget::has_room_for_named_file));
     opened.and_then(KeyText::read).map_err(|error| bounded::describe(path, &error))
 }

@@ -2,12 +2,12 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::budget;
+
 /// Connections at a time, if the arena of the usual size bears them. A sidecar has one Envoy with one or a few.
 const MAX_CONNECTIONS: usize = 16;
 /// Streams at a time, over all connections, likewise. Envoy opens one for each secret.
 const MAX_STREAMS: usize = 256;
-/// Bytes of the usual arena's heap, nearly: a larger one has proportionally more places.
-const USUAL_ARENA: usize = 1920 * 1024;
 /// Bytes of one request. Node metadata of real sidecars stays well below.
 pub(super) const MAX_REQUEST: usize = 64 * 1024;
 /// Bytes of the headers of one request; they may carry a token.
@@ -30,15 +30,9 @@ pub(super) const MIN_WINDOW: u32 = 16 * 1024;
 
 /// How long a connection for whose bytes there is no room waits before it looks again.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
-/// Bytes of the arena that are left for those who are there: below, no more of their bytes are taken. A renewal finds
-/// room in it. A full arena would end the process, and with it everyone's service.
-const RESERVE: usize = 544 * 1024;
-/// Bytes that must be free for a further stream, and for a further connection.
-const ROOM_FOR_STREAM: usize = RESERVE + 64 * 1024;
-const ROOM_FOR_CONNECTION: usize = RESERVE + 192 * 1024;
-/// What must be there in whole pieces: for a renewal; for the largest request, as it grows in its buffer; for its
-/// names, which are copied.
-const PIECES: [usize; 3] = [160 * 1024, MAX_REQUEST + 24 * 1024, MAX_REQUEST];
+/// What the largest request takes in whole pieces: for itself, as it grows in its buffer; for its names, which are
+/// copied.
+const PIECES: [usize; 2] = [MAX_REQUEST + 24 * 1024, MAX_REQUEST];
 /// Bytes of memory that one byte from a client can make us take before we look again: the shortest request is a header
 /// block of 13 bytes, and a stream takes 5 KiB.
 const AMPLIFICATION: usize = 400;
@@ -46,14 +40,8 @@ const AMPLIFICATION: usize = 400;
 /// How many bytes a client may send us before we look again, possibly none: the arena has room for what they can
 /// become. A buffer that cannot be had would end the process, and the HTTP and gRPC layers do not ask before.
 pub(super) fn may_read() -> usize {
-    let room = free().saturating_sub(RESERVE) / AMPLIFICATION;
-    if room > 0 && locked::has_room(&PIECES) { room } else { 0 }
-}
-
-fn free() -> usize {
-    let usage = locked::usage();
-    // Without an arena (a test build) there is nothing to fill.
-    if usage.capacity == 0 { usize::MAX } else { usage.capacity.saturating_sub(usage.used) }
+    let room = budget::for_clients() / AMPLIFICATION;
+    if room > 0 && budget::has_pieces_for_clients(&PIECES) { room } else { 0 }
 }
 
 /// What all clients together may take. Over a limit the newcomer is refused, and everyone else goes on.
@@ -68,31 +56,26 @@ pub(super) struct Place(#[expect(dead_code, reason = "held for its drop")] Owned
 
 impl Default for Limits {
     fn default() -> Self {
-        let places = |most: usize| Arc::new(Semaphore::new(most * share()));
+        let places = |most: usize| Arc::new(Semaphore::new(most * budget::share()));
         Self { connections: places(MAX_CONNECTIONS), streams: places(MAX_STREAMS) }
     }
 }
 
 /// Streams at a time on one connection.
 pub(super) fn streams_of_one() -> u32 {
-    (MAX_STREAMS * share()) as u32
-}
-
-/// How many times the usual arena we have, in whole numbers.
-fn share() -> usize {
-    (locked::usage().capacity / USUAL_ARENA).max(1)
+    (MAX_STREAMS * budget::share()) as u32
 }
 
 impl Limits {
     pub(super) fn connection(&self) -> Option<Place> {
-        if free() < ROOM_FOR_CONNECTION {
+        if !budget::has_room_for_connection() {
             return None;
         }
         Arc::clone(&self.connections).try_acquire_owned().ok().map(Place)
     }
 
     pub(super) fn stream(&self) -> Option<Place> {
-        if free() < ROOM_FOR_STREAM {
+        if !budget::has_room_for_stream() {
             return None;
         }
         Arc::clone(&self.streams).try_acquire_owned().ok().map(Place)

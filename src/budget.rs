@@ -1,0 +1,117 @@
+//! The budget of the arena: who may take how much of it, and what must be left for the others.
+//!
+//! An allocation that fails ends the process, and with it everyone's service. So whoever takes memory on behalf of
+//! foreign bytes asks here first and refuses what finds no room. Each of the questions below leaves alone what the
+//! more important ones need, in this order: the renewal of our own certificate, a certificate that is parsed, what is
+//! read from files, documents, clients of the socket.
+
+/// Bytes of the usual arena's heap, nearly: a larger one has proportionally more places for clients.
+const USUAL_ARENA: usize = 1920 * 1024;
+
+/// The largest piece that a renewal takes, for the records of a TLS handshake and what OpenSSL makes of them.
+const RENEWAL_PIECE: usize = 160 * 1024;
+
+/// Bytes of the arena that are left when a client of the socket takes something; a renewal finds room in it.
+const BESIDES_CLIENTS: usize = 544 * 1024;
+/// Below this, nothing more of a client is taken at all, not even what only ends a request that has begun.
+const FLOOR: usize = BESIDES_CLIENTS / 2;
+/// Bytes that must be free besides, for a further stream and for a further connection.
+const STREAM: usize = 64 * 1024;
+const CONNECTION: usize = 192 * 1024;
+/// The most that one connection may make us hold: somewhat more than a hundred streams take, and not so much that
+/// nobody else finds room.
+const ONE_CONNECTION: usize = 640 * 1024;
+
+/// What must be free beside the content of a file that peers are verified with.
+const BESIDES_ROOTS: usize = 448 * 1024;
+/// What must be free beside the content of a file that a client has named.
+const BESIDES_NAMED_FILES: usize = 640 * 1024;
+/// How often the content of such a file is in memory while it is read, written anew and encoded.
+const COPIES_OF_NAMED_FILES: usize = 4;
+
+/// Bytes that a parsed anchor of the CA takes for each of its file, in pieces of this size.
+const PARSED: usize = 5;
+const PARSED_PIECE: usize = 16 * 1024;
+
+/// What must be free for a large document, in whole pieces: what a renewal needs; the document and what it is made
+/// from, all of it in small blocks and made in one go, so only once at a time; those that are still being written.
+const DOCUMENT: [usize; 7] =
+    [RENEWAL_PIECE, DOCUMENT_PIECE, DOCUMENT_PIECE, DOCUMENT_PIECE, DOCUMENT_PIECE, DOCUMENT_PIECE, DOCUMENT_PIECE];
+const DOCUMENT_PIECE: usize = 32 * 1024;
+
+/// How many times the usual arena we have, in whole numbers.
+#[must_use]
+pub fn share() -> usize {
+    (locked::usage().capacity / USUAL_ARENA).max(1)
+}
+
+/// Bytes that clients of the socket may still take.
+#[must_use]
+pub fn for_clients() -> usize {
+    free().saturating_sub(BESIDES_CLIENTS)
+}
+
+/// Whether the pieces are there that a renewal needs, and beside them those that a client's largest request does.
+#[must_use]
+pub fn has_pieces_for_clients(request: &[usize]) -> bool {
+    let pieces: Vec<_> = [RENEWAL_PIECE].iter().chain(request).copied().collect();
+    locked::has_room(&pieces)
+}
+
+/// Whether there is room for one more stream of a client.
+#[must_use]
+pub fn has_room_for_stream() -> bool {
+    for_clients() >= STREAM
+}
+
+/// Whether there is room for one more connection of a client.
+#[must_use]
+pub fn has_room_for_connection() -> bool {
+    for_clients() >= CONNECTION
+}
+
+/// Whether there is room for what ends a request that has begun, and for a first connection or stream of somebody who
+/// has none, such as a probe.
+#[must_use]
+pub fn has_room_for_the_least() -> bool {
+    free() >= FLOOR + STREAM
+}
+
+/// The most that one connection of a client may make us hold.
+#[must_use]
+pub fn for_one_connection() -> usize {
+    ONE_CONNECTION * share()
+}
+
+/// Whether a file of this size may be read that peers are verified with. It is in memory twice while it is read, and
+/// again as what is made from it.
+#[must_use]
+pub fn has_room_for_roots(size: usize) -> bool {
+    locked::has_room(&[size, size, size, BESIDES_ROOTS])
+}
+
+/// Whether a file of this size may be read that a client has named.
+#[must_use]
+pub fn has_room_for_named_file(size: usize) -> bool {
+    locked::has_room(&[size * COPIES_OF_NAMED_FILES, BESIDES_NAMED_FILES])
+}
+
+/// Whether a file of this size with the CA's anchors may be read and parsed, which makes many small blocks of it.
+#[must_use]
+pub fn has_room_for_ca_anchors(size: usize) -> bool {
+    let parsed = std::iter::repeat_n(PARSED_PIECE, size * PARSED / PARSED_PIECE);
+    locked::has_room(&std::iter::once(size).chain(parsed).collect::<Vec<_>>())
+}
+
+/// Whether a large document may be made.
+#[must_use]
+pub fn has_room_for_document() -> bool {
+    locked::has_room(&DOCUMENT)
+}
+
+/// Bytes of the arena that nobody uses.
+fn free() -> usize {
+    let usage = locked::usage();
+    // Without an arena (a test build) there is nothing to fill.
+    if usage.capacity == 0 { usize::MAX } else { usage.capacity.saturating_sub(usage.used) }
+}
