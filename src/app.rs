@@ -30,7 +30,7 @@ use crate::{
     identity::BearerToken,
     log,
     memory::{self, TooLittleProtection},
-    rotation::{Mounted, ProjectedToken, Renewal, RenewalSettings, RequestBorne},
+    rotation::{Forced, Mounted, ProjectedToken, Renewal, RenewalSettings, RequestBorne},
     sds::{self, BindError, SdsSocket, Served},
     status::{Pages, Sources, Status},
     store::{AttachError, Consumer, SecretStore, View, Workloads},
@@ -149,7 +149,7 @@ fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
 
 async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
     let signals = Signals::take(launch.is_some())?;
-    let force = Arc::new(Notify::new());
+    let (force, mut forced) = (Arc::new(Notify::new()), Forced::new(config.rotation.forced_pause));
     if let Some(address) = config.ca.addresses.iter().find(|address| config.source.ca && address.is_plaintext()) {
         warn!(
             "CA_ADDR has port 15010: {address} is reached WITHOUT TLS, everybody on the way can read and use the token"
@@ -180,9 +180,10 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
             // Nothing that a client does may keep a signal from us; and what is to be started finds us serving.
             biased;
             event = signals.next() => match event? {
-                event if event.signal == Signal::SIGUSR1 => force.notify_waiters(),
+                event if event.signal == Signal::SIGUSR1 => forced.ask(),
                 event => if let ControlFlow::Break(ended) = supervisor.signal(event) { return Ok(ended) },
             },
+            () = forced.due() => force.notify_waiters(),
             served = &mut serving => { served?; return Ok(None) }
             never = &mut keeping => match never {},
             () = supervisor.due() => {

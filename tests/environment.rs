@@ -33,6 +33,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("CA_PROVIDER", "private-value"),
     ("CREDENTIAL_FETCHER_TYPE", "private-value"),
     ("SDS_SHIM_AVAILABILITY_TARGET", "private-value"),
+    ("SDS_SHIM_RENEW_PAUSE", "private-value"),
     ("SDS_SHIM_ROOT_GRACE", "private-value"),
     ("FILE_DEBOUNCE_DURATION", "private-value"),
     ("SDS_SHIM_FILE_CHECK", "private-value"),

@@ -98,6 +98,8 @@ pub struct TokenConfig {
 pub struct RotationConfig {
     /// When a certificate is renewed.
     pub schedule: Schedule,
+    /// Least time between two renewals that are asked for.
+    pub forced_pause: Duration,
     /// What is served as `ROOTCA` beside what the CA answers.
     pub roots: RootsConfig,
 }
@@ -240,7 +242,11 @@ impl Config {
         let config = Self {
             identity,
             key: key(&mut reader, compat),
-            rotation: RotationConfig { schedule: schedule(&mut reader, compat), roots },
+            rotation: RotationConfig {
+                schedule: schedule(&mut reader, compat),
+                forced_pause: reader.duration(&variables::SDS_SHIM_RENEW_PAUSE).unwrap_or(Duration::from_secs(1)),
+                roots,
+            },
             ca,
             files: files(&mut reader),
             output: output(&mut reader, token.file.is_none()),

@@ -71,6 +71,8 @@ variables! {
         "The share is chosen uniformly within this distance of SECRET_GRACE_PERIOD_RATIO.";
     SDS_SHIM_AVAILABILITY_TARGET: "Go duration", "unset",
         "Renew early enough that at least this much of the certificate's life is always left.";
+    SDS_SHIM_RENEW_PAUSE: "Go duration", "1s",
+        "Least time between two renewals that SIGUSR1 or `sds-shim renew` asks for; what is asked sooner is one renewal.";
     SDS_SHIM_EXTRA_ROOTS: "files, comma separated", "none",
         "Additional trust anchors for ROOTCA, PEM, beside those of the CA's answer and of CA_ROOT_CA; changes are pushed immediately.";
     SDS_SHIM_BUNDLES: "trust-domain=file, comma separated", "none",

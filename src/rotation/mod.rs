@@ -4,6 +4,7 @@ mod backoff;
 mod caller;
 mod failover;
 mod failure;
+mod forced;
 mod mounted;
 mod patience;
 mod projected;
@@ -16,6 +17,7 @@ mod schedule;
 mod trouble;
 
 pub use backoff::Backoff;
+pub use forced::Forced;
 pub use mounted::Mounted;
 pub use patience::{Setback, Strain, bearable, wait_after};
 pub use projected::ProjectedToken;

@@ -42,7 +42,8 @@ fn run(launch: Launch, rotations: usize) -> Result<String, Failure> {
     let out = launch.directory.join("callgrind.out");
     let file = format!("--callgrind-out-file={}", out.display());
     let floor = launch.is_floor();
-    let launch = launch.env("SDS_SHIM_REQUIRE_LOCKED", "none").env("PATH", "/usr/bin:/bin");
+    let launch =
+        launch.env("SDS_SHIM_RENEW_PAUSE", "0s").env("SDS_SHIM_REQUIRE_LOCKED", "none").env("PATH", "/usr/bin:/bin");
     let launch = launch.under(&["/usr/bin/env", "valgrind", "--quiet", "--tool=callgrind", &file]);
     let mut running = launch.start()?;
     let (mut crowd, _) = Crowd::open(&mut running, 1)?;

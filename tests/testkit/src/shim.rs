@@ -58,7 +58,8 @@ impl Shim {
             directory: directory.to_owned(),
             launcher: Vec::new(),
             arguments: Vec::new(),
-            env: BTreeMap::new(),
+            // Tests rotate as fast as they can.
+            env: BTreeMap::from([("SDS_SHIM_RENEW_PAUSE".to_owned(), "0s".to_owned())]),
             socket: directory.join(SOCKET),
             confinement: None,
             containment: None,
