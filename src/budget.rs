@@ -58,10 +58,10 @@ pub fn has_pieces_for_clients(request: &[usize]) -> bool {
     locked::has_room(&pieces)
 }
 
-/// Whether there is room for one more stream of a client.
+/// Whether there is room for one more stream of a client, beside what others will take that have just begun.
 #[must_use]
-pub fn has_room_for_stream() -> bool {
-    for_clients() >= STREAM
+pub fn has_room_for_stream(others: usize) -> bool {
+    for_clients() >= STREAM + others
 }
 
 /// Whether there is room for one more connection of a client.

@@ -1,7 +1,7 @@
 use std::{
     convert::Infallible,
     ffi::OsStr,
-    fs::{self, OpenOptions, Permissions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown, symlink},
     path::{Path, PathBuf},

@@ -2,7 +2,7 @@ use std::{cmp::Ordering, collections::BTreeSet, fmt, sync::Arc};
 
 use openssl::x509::{X509, X509NameRef, X509Ref};
 
-use crate::{budget, clock::rfc3339};
+use crate::clock::rfc3339;
 
 use super::{
     facts::{CertificateFacts, Certificates},

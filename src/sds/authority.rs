@@ -1,115 +1,12 @@
-use std::{
-    io,
-    os::fd::AsFd,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
-
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::UnixStream,
-    time::{Sleep, sleep},
-};
-
 use super::limits;
-
-/// An HTTP/2 connection that takes no more than there is room for, and whose client may be gRPC's C++ core, as in
-/// Envoy's `google_grpc`.
-///
-/// For a `unix:` target that core sends the percent-encoded path of the socket as `:authority`. A percent sign is not
-/// allowed there (RFC 3986, section 3.2.2 allows it only in registered names, which the http crate does not), and h2
-/// resets such a stream before anybody sees it (hyperium/h2#487). Nothing here looks at the authority, so its percent
-/// signs are replaced, byte for byte, on the way in.
-pub(super) struct ForgivingStream {
-    stream: UnixStream,
-    walker: Walker,
-    /// Set while there is no room for what the client sends.
-    pause: Option<Pin<Box<Sleep>>>,
-}
-
-impl ForgivingStream {
-    pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, walker: Walker::default(), pause: None }
-    }
-}
-
-impl AsyncRead for ForgivingStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut most = limits::may_read();
-        while most == 0 {
-            // A client that is gone ends here, with what it sent unread: its memory may be just what is missing.
-            if is_hung_up(&self.stream) {
-                return Poll::Ready(Ok(()));
-            }
-            // Nobody tells when memory is freed; meanwhile what the client sends waits in the kernel, and what we send
-            // goes on.
-            ready!(self.pause.get_or_insert_with(|| Box::pin(sleep(limits::PAUSE))).as_mut().poll(cx));
-            self.pause = None;
-            most = limits::may_read();
-        }
-        self.pause = None;
-        let most = most.min(buf.remaining());
-        let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
-        self.walker.walk(part.filled_mut());
-        if self.walker.headers > limits::MAX_HEADER_BLOCK {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the headers of a request are too large",
-            )));
-        }
-        if self.walker.narrow {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the client's window for a stream is too small",
-            )));
-        }
-        let read = part.filled().len();
-        buf.advance(read);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for ForgivingStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
-
-/// Whether the client is gone, whatever of it is still unread.
-fn is_hung_up(stream: &UnixStream) -> bool {
-    // A hang-up is reported unasked.
-    let mut descriptors = [PollFd::new(stream.as_fd(), PollFlags::empty())];
-    let hung_up = PollFlags::POLLHUP | PollFlags::POLLERR;
-    poll(&mut descriptors, PollTimeout::ZERO).is_ok()
-        && descriptors[0].revents().is_some_and(|events| events.intersects(hung_up))
-}
 
 /// Length of the client's connection preface (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
+/// Length of a frame's head (the same, section 4.1).
+const HEAD: usize = 9;
 const HEADERS: u8 = 0x1;
 const SETTINGS: u8 = 0x4;
+const PUSH_PROMISE: u8 = 0x5;
 const CONTINUATION: u8 = 0x9;
 /// RFC 9113, section 6.5.2.
 const INITIAL_WINDOW_SIZE: [u8; 2] = [0, 4];
@@ -121,18 +18,30 @@ const AUTHORITY: usize = 1;
 const AUTHORITY_NAME: &[u8] = b":authority";
 
 /// Follows frames and header blocks byte by byte, wherever reads happen to end, and keeps nothing of them.
+///
+/// The client may be gRPC's C++ core, as in Envoy's `google_grpc`. For a `unix:` target that core sends the
+/// percent-encoded path of the socket as `:authority`. A percent sign is not allowed there (RFC 3986, section 3.2.2 allows
+/// it only in registered names, which the http crate does not), and h2 resets such a stream before anybody sees it
+/// (hyperium/h2#487). Nothing here looks at the authority, so its percent signs are replaced, byte for byte, on the way
+/// in.
 pub(super) struct Walker {
     frame: Frame,
     block: Block,
     /// Bytes of the present header block, as far as its frames have been announced.
-    headers: usize,
+    pub(super) headers: usize,
+    /// Headers of the present block so far.
+    pub(super) fields: usize,
+    /// Frames that have begun.
+    pub(super) frames: usize,
+    /// Whether the present frame belongs to a header block, with which a stream may begin.
+    opens: bool,
     /// Whether the client has asked for a window that is too small.
-    narrow: bool,
+    pub(super) narrow: bool,
 }
 
 enum Frame {
     Preface { left: usize },
-    Header { bytes: [u8; 9], filled: usize },
+    Header { bytes: [u8; HEAD], filled: usize },
     PadLength { left: usize, priority: bool },
     Skip { left: usize, then: usize, padding: usize },
     Block { left: usize, padding: usize },
@@ -165,7 +74,15 @@ enum Text {
 
 impl Default for Walker {
     fn default() -> Self {
-        Self { frame: Frame::Preface { left: PREFACE }, block: Block::Representation, headers: 0, narrow: false }
+        Self {
+            frame: Frame::Preface { left: PREFACE },
+            block: Block::Representation,
+            headers: 0,
+            fields: 0,
+            frames: 0,
+            opens: false,
+            narrow: false,
+        }
     }
 }
 
@@ -173,6 +90,33 @@ impl Walker {
     pub(super) fn walk(&mut self, bytes: &mut [u8]) {
         for byte in bytes {
             self.step(byte);
+        }
+    }
+
+    /// Whether the client has begun with HTTP/2.
+    pub(super) fn is_open(&self) -> bool {
+        !matches!(self.frame, Frame::Preface { .. })
+    }
+
+    /// How many bytes come next from which no stream can come: the rest of a frame's head, or of the content of a frame
+    /// that is not of a header block.
+    pub(super) fn harmless(&self) -> usize {
+        match self.frame {
+            Frame::Preface { left } => left,
+            Frame::Header { filled, .. } => HEAD - filled,
+            Frame::Settings { left, .. } => left,
+            _ if self.opens => 0,
+            _ => self.rest(),
+        }
+    }
+
+    /// How many bytes of the present frame are to come, as far as that is known.
+    pub(super) fn rest(&self) -> usize {
+        match self.frame {
+            Frame::PadLength { left, .. } => left + 1,
+            Frame::Skip { left, then, padding } => left + then + padding,
+            Frame::Block { left, padding } => left + padding,
+            Frame::Preface { .. } | Frame::Header { .. } | Frame::Settings { .. } => self.harmless(),
         }
     }
 
@@ -188,6 +132,11 @@ impl Walker {
                 bytes[*filled] = *byte;
                 *filled += 1;
                 if *filled == bytes.len() {
+                    self.frames = self.frames.wrapping_add(1);
+                    self.opens = [HEADERS, CONTINUATION, PUSH_PROMISE].contains(&bytes[3]);
+                    if bytes[3] == HEADERS {
+                        self.fields = 0;
+                    }
                     self.headers = match bytes[3] {
                         HEADERS => length(bytes),
                         CONTINUATION => self.headers.saturating_add(length(bytes)),
@@ -220,6 +169,7 @@ impl Walker {
             }
             Frame::Block { left, .. } => {
                 *left -= 1;
+                self.fields += usize::from(matches!(self.block, Block::Representation));
                 self.block = self.block.step(byte);
                 self.frame = std::mem::replace(&mut self.frame, Frame::start()).settle();
             }
@@ -227,16 +177,16 @@ impl Walker {
     }
 }
 
-fn length(header: &[u8; 9]) -> usize {
+fn length(header: &[u8; HEAD]) -> usize {
     usize::from(header[0]) << 16 | usize::from(header[1]) << 8 | usize::from(header[2])
 }
 
 impl Frame {
     fn start() -> Self {
-        Self::Header { bytes: [0; 9], filled: 0 }
+        Self::Header { bytes: [0; HEAD], filled: 0 }
     }
 
-    fn payload(header: &[u8; 9], block: &mut Block) -> Self {
+    fn payload(header: &[u8; HEAD], block: &mut Block) -> Self {
         let length = length(header);
         let (kind, flags) = (header[3], header[4]);
         if kind == HEADERS {

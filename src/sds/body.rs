@@ -10,7 +10,7 @@ use hyper::body::{Body, Frame, Incoming};
 use tonic::Status;
 
 use super::{
-    limits::{self, Place},
+    limits::{Place, is_short},
     message::Pieces,
 };
 
@@ -31,12 +31,13 @@ pub(super) struct ResponseBody {
 
 impl ResponseBody {
     /// A document that takes this place until it has been written.
-    pub(super) fn document(content: Bytes, place: Place) -> Self {
-        Self { responses: None, pieces: Pieces::from([content]), _place: Some(place) }
+    pub(super) fn document(content: Pieces, place: Place) -> Self {
+        Self { responses: None, pieces: content, _place: Some(place) }
     }
 
-    pub(super) fn new(responses: Box<dyn Responses>) -> Self {
-        Self { responses: Some(responses), ..Self::default() }
+    /// Answers that take this place until the last has been written.
+    pub(super) fn new(responses: Box<dyn Responses>, place: Place) -> Self {
+        Self { responses: Some(responses), pieces: Pieces::new(), _place: Some(place) }
     }
 }
 
@@ -100,7 +101,7 @@ impl Body for RequestBody {
             && let Some(data) = frame.data_ref()
         {
             let largest = self.prefix.walk(data).max(data.len());
-            if largest > SMALL && limits::may_read() == 0 {
+            if largest > SMALL && is_short() {
                 return Poll::Ready(Some(Err(Status::resource_exhausted("there is no room for more requests now"))));
             }
         }

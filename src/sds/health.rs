@@ -12,7 +12,6 @@ use tokio_stream::{Stream, wrappers::WatchStream};
 
 use super::{
     body::Responses,
-    limits::Place,
     message::{self, Pieces},
 };
 use crate::{clock, status::Status};
@@ -32,7 +31,6 @@ pub(super) struct Health {
     known: bool,
     /// What makes us look again; nothing for a single check.
     again: Option<Again>,
-    _place: Place,
 }
 
 struct Again {
@@ -44,12 +42,7 @@ struct Again {
 impl Health {
     /// # Errors
     /// `NOT_FOUND` for an unknown service, where the protocol has no answer for it.
-    pub(super) fn new(
-        request: &HealthCheckRequest,
-        status: Arc<Status>,
-        watch: bool,
-        place: Place,
-    ) -> Result<Self, tonic::Status> {
+    pub(super) fn new(request: &HealthCheckRequest, status: Arc<Status>, watch: bool) -> Result<Self, tonic::Status> {
         let known = SERVICES.contains(&request.service.as_str());
         if !known && !watch {
             return Err(tonic::Status::not_found("there is no such service here"));
@@ -58,7 +51,7 @@ impl Health {
             changes: WatchStream::from_changes(status.changes()),
             end: Box::pin(sleep(Duration::ZERO)),
         });
-        Ok(Self { status, told: None, known, again, _place: place })
+        Ok(Self { status, told: None, known, again })
     }
 
     fn look(&self) -> ServingStatus {

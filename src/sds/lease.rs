@@ -1,15 +1,16 @@
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
 use tokio::{sync::Notify, time::sleep};
 
-use super::message::Pieces;
+use super::{limits::MAX_UNWRITTEN, message::Pieces};
 
 /// What a connection was given and has not written yet. A retired key lives on in it, so it must not stay for ever.
 #[derive(Clone, Default)]
@@ -19,6 +20,8 @@ pub(super) struct Leases(Arc<Shared>);
 struct Shared {
     unwritten: AtomicUsize,
     changed: Notify,
+    /// Streams that wait until some of it is written.
+    waiting: Mutex<Vec<Waker>>,
 }
 
 /// Bytes that say when the connection has let go of them.
@@ -37,6 +40,19 @@ impl Leases {
         let pieces = pieces.into_iter().map(lease).collect();
         self.0.changed.notify_one();
         pieces
+    }
+
+    /// Ready while the connection has few pieces to write: what it is to write lies in HTTP/2's store, which grows by
+    /// doubling.
+    pub(super) fn poll_few(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.0.unwritten.load(Ordering::Relaxed) < MAX_UNWRITTEN {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
     }
 
     /// Waits until something has been unwritten for so long at a stretch.
@@ -60,8 +76,13 @@ impl AsRef<[u8]> for Leased {
 impl Drop for Leased {
     fn drop(&mut self) {
         let shared = &self.leases.0;
-        if shared.unwritten.fetch_sub(1, Ordering::Relaxed) == 1 {
+        let left = shared.unwritten.fetch_sub(1, Ordering::Relaxed) - 1;
+        if left == 0 {
             shared.changed.notify_one();
+        }
+        if left < MAX_UNWRITTEN / 2 {
+            let waiting = std::mem::take(&mut *shared.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+            waiting.into_iter().for_each(Waker::wake);
         }
     }
 }

@@ -1,15 +1,19 @@
 //! Envoy's Secret Discovery Service on a Unix socket: protocol rules, streams, socket.
 
+mod account;
 mod admission;
 mod authority;
 mod body;
+mod crowd;
 #[cfg(fuzzing)]
 #[path = "../../tests/fuzz/inside/mod.rs"]
 pub mod fuzz;
 mod health;
+mod intake;
 mod lease;
 mod limits;
 mod message;
+mod pace;
 mod payload;
 mod report;
 mod rights;

@@ -4,9 +4,11 @@ use std::{
 };
 
 use openssl::sha::sha256;
-use tracing::{debug, info, warn};
+use tracing::{Level, debug, event_enabled, info, warn};
 
 use super::{
+    account::Account,
+    crowd::{Cause, Group},
     rights::Rights,
     subscription::{Outcome, Subscription, Verdict},
 };
@@ -34,11 +36,12 @@ pub(super) struct Report {
     shown: StreamHandle,
     rights: Rights,
     told: Told,
+    group: Arc<Group>,
 }
 
 impl Report {
-    pub(super) fn new(shown: StreamHandle, rights: Rights, told: Told) -> Self {
-        Self { shown, rights, told }
+    pub(super) fn new(shown: StreamHandle, rights: Rights, told: Told, account: &Account) -> Self {
+        Self { shown, rights, told, group: Arc::clone(&account.group) }
     }
 
     pub(super) fn rights(&self) -> &Rights {
@@ -51,14 +54,19 @@ impl Report {
         match &outcome.verdict {
             Some((Verdict::Nack(reason), names)) => {
                 self.shown.answered(names, Some(reason), now);
-                warn!(
-                    resources = names.join(","),
-                    reason, "Envoy refused a secret and keeps the one it had; nothing is sent until the secret changes"
-                );
+                if self.group.may_log(Cause::Refused) {
+                    warn!(
+                        resources = names.join(","),
+                        reason,
+                        "Envoy refused a secret and keeps the one it had; nothing is sent until the secret changes"
+                    );
+                }
             }
             Some((Verdict::Ack, names)) => {
                 self.shown.answered(names, None, now);
-                debug!(resources = names.join(","), "Envoy accepted");
+                if event_enabled!(Level::DEBUG) && self.group.may_log(Cause::Accepted) {
+                    debug!(resources = names.join(","), "Envoy accepted");
+                }
             }
             None => {}
         }
@@ -77,7 +85,9 @@ impl Report {
     pub(super) fn response(&self, outcome: &Outcome) {
         self.shown.sent(outcome.send.iter().map(|(name, _)| name.as_str()), clock::now());
         for (name, secret) in &outcome.send {
-            info!(resource = name, version = secret.version(), "sent to Envoy");
+            if event_enabled!(Level::INFO) && self.group.may_log(Cause::Sent) {
+                info!(resource = name, version = secret.version(), "sent to Envoy");
+            }
         }
     }
 

@@ -43,11 +43,11 @@ impl Rights {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Content, SecretStore, View};
+    use crate::store::{Content, Encoded, SecretStore, View};
 
     #[test]
     fn who_may_not_have_a_file_does_not_see_it_when_somebody_else_has_asked() {
-        let store = SecretStore::new(|_, _| bytes::Bytes::new());
+        let store = SecretStore::new(|_, _| Encoded::default());
         for name in ["default", "file-root:/open", "file-root:/closed"] {
             store.publish([(name, Content::anchors(Default::default()), 0)]);
         }

@@ -1,15 +1,22 @@
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tracing::{debug, warn};
 
 use super::{
+    account::{Measured, Streams},
     admission::Admission,
-    authority::ForgivingStream,
+    crowd::{Crowd, Membership, Refusal},
+    intake::Intake,
     lease::Leases,
-    limits::{self, Limits, Place},
+    limits::{self, Limits},
+    pace::{Bucket, Lines},
     rights::Rights,
     service::{SdsService, Served, Shared},
     socket::{Listener, SdsSocket},
@@ -21,6 +28,11 @@ use crate::{
 
 /// Pause after the kernel had no descriptor for a new connection: there is no event to wait for.
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
+/// Refusals at once, and then a second: faster ones cost too much time, and those who wait for it cost nothing.
+const REFUSALS: u32 = 64;
+const REFUSAL_RATE: u32 = 3000;
+/// Lines of the log about connections that are refused, in a minute.
+const LINES: u32 = 20;
 
 /// Serves SDS on the socket for as long as it is polled.
 ///
@@ -29,29 +41,68 @@ const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
 pub async fn serve(socket: &SdsSocket, config: &SdsConfig, served: Served) -> io::Result<()> {
     let mut listener = socket.listener()?;
     let limits = Limits::default();
+    let (crowd, mut refusals) = (Crowd::new(), Refusals::new());
     let peers = served.status.peers.clone();
     let open_to_others = Arc::clone(&served.open_to_others);
     let shared = Arc::new(Shared::new(served, limits.clone(), random()));
     let admission = Admission::new(config);
-    let mut full = false;
     loop {
-        let Some((stream, peer)) = accept(socket, &mut listener, &admission, &peers).await else { continue };
-        match limits.connection() {
-            Some(place) => {
-                full = false;
+        let accepted = accept(socket, &mut listener, &admission, &peers, &mut refusals).await;
+        let Some((stream, peer)) = accepted else { continue };
+        match crowd.admit(peer) {
+            Ok(membership) => {
                 let leases = Leases::default();
+                let account = Arc::clone(&membership.account);
                 let rights = match admission.is_own(peer.uid) {
                     true => Rights::Own,
                     false => Rights::Other(peer.uid, Arc::clone(&open_to_others)),
                 };
-                let service = SdsService::new(Arc::clone(&shared), peers.connected(peer), rights, leases.clone());
-                tokio::spawn(connection(stream, service, leases, place));
+                let client = peers.connected(peer);
+                let service = SdsService::new(Arc::clone(&shared), client, rights, leases.clone(), Arc::clone(&account));
+                let intake = Intake::new(stream, account, Arc::clone(&crowd), limits.clone());
+                tokio::spawn(connection(intake, service, leases, membership));
             }
-            None if !full => {
-                full = true;
-                warn!("there is no room for more connections on the SDS socket now; they are refused");
+            Err(refusal) => {
+                drop(stream);
+                refusals.note(peer, &refusal).await;
             }
-            None => {}
+        }
+    }
+}
+
+/// Connections that are refused, one after the other.
+struct Refusals {
+    pace: Bucket,
+    lines: Lines,
+}
+
+impl Refusals {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { pace: Bucket::new(REFUSALS, REFUSAL_RATE, now), lines: Lines::new(LINES, now) }
+    }
+
+    /// Tells of one, and returns when the next may be looked at.
+    async fn note(&mut self, peer: Peer, refusal: &Refusal) {
+        let now = Instant::now();
+        let (told, left_out) = self.lines.next(now);
+        if left_out > 0 {
+            warn!("{left_out} more connections to the SDS socket were refused in a minute");
+        }
+        match refusal {
+            _ if !told => {}
+            Refusal::TooMany => {
+                warn!(pid = peer.pid, "there is no room for more connections on the SDS socket now; they are refused");
+            }
+            Refusal::TooFast => {
+                warn!(pid = peer.pid, uid = peer.uid, "a process connects to the SDS socket too often; it is refused");
+            }
+            Refusal::User(reason) => warn!(uid = peer.uid, "a connection to the SDS socket was refused: {reason}"),
+        }
+        self.pace.take(1, now);
+        if let Some(wait) = self.pace.wait(now) {
+            // In portions, because timers are coarse.
+            tokio::time::sleep(wait.max(Duration::from_millis(5))).await;
         }
     }
 }
@@ -62,6 +113,7 @@ async fn accept(
     listener: &mut Listener,
     admission: &Admission,
     peers: &Peers,
+    refusals: &mut Refusals,
 ) -> Option<(UnixStream, Peer)> {
     let stream = match socket.accept(listener).await {
         Ok(stream) => stream,
@@ -75,26 +127,32 @@ async fn accept(
     let peer = Peer { pid: credentials.pid().filter(|pid| *pid > 0), uid: credentials.uid() };
     let Err(reason) = admission.admit(&stream, peer.pid, peer.uid) else { return Some((stream, peer)) };
     peers.refused(peer.uid);
-    warn!(uid = peer.uid, "a connection to the SDS socket was refused: {reason}");
+    drop(stream);
+    refusals.note(peer, &Refusal::User(reason)).await;
     None
 }
 
-async fn connection(stream: UnixStream, service: SdsService, leases: Leases, _place: Place) {
-    let served = http2::Builder::new(TokioExecutor::new())
-        .max_concurrent_streams(limits::streams_of_one())
-        .max_header_list_size(limits::MAX_HEADERS)
-        .initial_stream_window_size(limits::STREAM_WINDOW)
-        .initial_connection_window_size(limits::CONNECTION_WINDOW)
-        .max_send_buf_size(limits::SEND_BUFFER)
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(ForgivingStream::new(stream)), service);
+async fn connection(intake: Intake, service: SdsService, leases: Leases, membership: Membership) {
+    let account = &membership.account;
+    let serve = || {
+        http2::Builder::new(Streams(Arc::clone(account)))
+            .max_concurrent_streams(limits::streams_of_one())
+            .max_header_list_size(limits::MAX_HEADERS)
+            .initial_stream_window_size(limits::STREAM_WINDOW)
+            .initial_connection_window_size(limits::CONNECTION_WINDOW)
+            .max_send_buf_size(limits::SEND_BUFFER)
+            .max_local_error_reset_streams(limits::MAX_RESETS)
+            .auto_date_header(false)
+            .serve_connection(TokioIo::new(intake), service)
+    };
     tokio::select! {
-        ended = served => if let Err(error) = ended {
+        ended = Measured::connection(Arc::clone(account), serve) => if let Err(error) = ended {
             debug!("a connection on the SDS socket ended: {error}");
         },
         () = leases.overdue(limits::READ_WITHIN) => {
             warn!("a connection on the SDS socket was closed: its client does not read what it has asked for");
         }
+        reason = account.ended() => warn!("a connection on the SDS socket was closed: {reason}"),
     }
 }
 

@@ -5,6 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
 };
 
 use http::{HeaderValue, StatusCode, header::CONTENT_TYPE};
@@ -17,10 +18,11 @@ use tokio_stream::StreamExt;
 use tonic::{Status, Streaming, codec::Codec, metadata::MetadataMap};
 
 use super::{
+    account::Account,
     body::{Once, RequestBody, ResponseBody, Responses},
     health::{self, Health},
     lease::Leases,
-    limits::{Limits, MAX_REQUEST, Place},
+    limits::{FIRST_MESSAGE, Limits, MAX_REQUEST, Place},
     message::Pieces,
     report::{Report, Told, is_expected},
     rights::Rights,
@@ -55,6 +57,7 @@ struct Caller {
     shown: Client,
     leases: Leases,
     rights: Rights,
+    account: Arc<Account>,
 }
 
 /// What all connections have in common.
@@ -84,7 +87,6 @@ struct Attached {
     consumer: Consumer,
     subscription: Subscription,
     report: Report,
-    place: Place,
 }
 
 impl Shared {
@@ -96,83 +98,110 @@ impl Shared {
 }
 
 impl SdsService {
-    pub(super) fn new(shared: Arc<Shared>, client: Client, rights: Rights, leases: Leases) -> Self {
-        Self { shared, client: Arc::new(Caller { shown: client, leases, rights }) }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        client: Client,
+        rights: Rights,
+        leases: Leases,
+        account: Arc<Account>,
+    ) -> Self {
+        Self { shared, client: Arc::new(Caller { shown: client, leases, rights, account }) }
     }
 }
 
 impl hyper::service::Service<http::Request<Incoming>> for SdsService {
     type Response = http::Response<ResponseBody>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = Answering;
 
-    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
+    fn call(&self, request: http::Request<Incoming>) -> Answering {
+        // Without a place nothing is taken for the answer, not even its future.
+        let Some(mut place) = self.shared.limits.stream(&self.client.account) else {
+            return Answering::Refused(Some(Status::resource_exhausted(
+                "there is no room for more streams now; SDS_SHIM_ARENA_KIB makes more",
+            )));
+        };
         let Self { shared, client } = self.clone();
-        Box::pin(async move { Ok(shared.answer(&client, request).await.unwrap_or_else(Status::into_http)) })
+        Answering::Admitted(Box::pin(async move {
+            place.started();
+            shared.answer(&client, request, place).await.unwrap_or_else(Status::into_http)
+        }))
+    }
+}
+
+/// An answer that is being made.
+pub(super) enum Answering {
+    Refused(Option<Status>),
+    Admitted(Pin<Box<dyn Future<Output = http::Response<ResponseBody>> + Send>>),
+}
+
+impl Future for Answering {
+    type Output = Result<http::Response<ResponseBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Self::Admitted(answer) => answer.as_mut().poll(cx).map(Ok),
+            Self::Refused(status) => match status.take() {
+                Some(status) => Poll::Ready(Ok(status.into_http())),
+                None => Poll::Pending,
+            },
+        }
     }
 }
 
 impl Shared {
-    async fn answer(&self, client: &Caller, request: http::Request<Incoming>) -> Answer {
+    async fn answer(&self, client: &Caller, request: http::Request<Incoming>, place: Place) -> Answer {
         let responses: Box<dyn Responses> = match request.uri().path().trim_start_matches(SERVICE) {
             "StreamSecrets" => Box::new(self.stream::<StateOfTheWorld>(client, request)?),
             "DeltaSecrets" => Box::new(self.stream::<Delta>(client, request)?),
             "FetchSecrets" => Box::new(Once(Some(self.fetch(client, request).await?))),
             health::CHECK => Box::new(self.health(request, false).await?),
             health::WATCH => Box::new(self.health(request, true).await?),
-            path if request.method() == http::Method::GET => return self.page(path),
+            path if request.method() == http::Method::GET => return Ok(self.page(client, path, place)),
             _ => return Err(Status::unimplemented("there are SecretDiscoveryService, version 3, and grpc.health.v1")),
         };
-        let mut response = http::Response::new(ResponseBody::new(responses));
+        let mut response = http::Response::new(ResponseBody::new(responses, place));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         Ok(response)
     }
 
     /// What our own commands ask for (`sds-shim status` and its kin).
-    fn page(&self, path: &str) -> Answer {
-        let place = self.place()?;
+    fn page(&self, client: &Caller, path: &str, place: Place) -> http::Response<ResponseBody> {
         let Page { status, content_type, body } = self.pages.page(path);
+        let body = client.leases.lease(Pieces::from([body]));
         let mut response = http::Response::new(ResponseBody::document(body, place));
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        Ok(response)
+        response
     }
 
     async fn health(&self, request: http::Request<Incoming>, watch: bool) -> Result<Health, Status> {
-        let place = self.place()?;
         let (_, mut requests) = messages::<HealthCheckRequest>(request)?;
-        let request = requests.next().await.unwrap_or_else(|| Ok(HealthCheckRequest::default()))?;
-        Health::new(&request, Arc::clone(&self.status), watch, place)
-    }
-
-    fn place(&self) -> Result<Place, Status> {
-        self.limits.stream().ok_or_else(|| {
-            Status::resource_exhausted("there is no room for more streams now; SDS_SHIM_ARENA_KIB makes more")
-        })
+        let request = first(&mut requests).await.unwrap_or_else(|| Ok(HealthCheckRequest::default()))?;
+        Health::new(&request, Arc::clone(&self.status), watch)
     }
 
     fn attach(&self, client: &Caller, call: &'static str, metadata: &MetadataMap) -> Result<Attached, Status> {
-        let place = self.place()?;
         let consumer = self.workloads.attach(token(metadata).map_err(AttachError::from)?)?;
         let subscription = Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed));
         let shown = client.shown.stream(call, clock::now());
-        let report = Report::new(shown, client.rights.clone(), Arc::clone(&self.told));
-        Ok(Attached { consumer, subscription, report, place })
+        let report = Report::new(shown, client.rights.clone(), Arc::clone(&self.told), &client.account);
+        Ok(Attached { consumer, subscription, report })
     }
 
     fn stream<V: Variant>(&self, client: &Caller, request: http::Request<Incoming>) -> Result<SecretStream<V>, Status> {
         let (metadata, requests) = messages(request)?;
-        let Attached { consumer, subscription, report, place } = self.attach(client, V::CALL, &metadata)?;
-        Ok(SecretStream::new(requests, consumer, subscription, report, (place, client.leases.clone())))
+        let Attached { consumer, subscription, report } = self.attach(client, V::CALL, &metadata)?;
+        Ok(SecretStream::new(requests, consumer, subscription, report, client.leases.clone()))
     }
 
     /// Answers with what is held of the named secrets, at once if there is any, else as soon as there is.
     async fn fetch(&self, client: &Caller, request: http::Request<Incoming>) -> Result<Pieces, Status> {
         let (metadata, mut requests) = messages::<DiscoveryRequest>(request)?;
-        let Attached { mut consumer, mut subscription, report, place: _place } =
-            self.attach(client, "FetchSecrets", &metadata)?;
-        let request =
-            requests.next().await.unwrap_or_else(|| Err(Status::invalid_argument("the call carries no request")))?;
+        let Attached { mut consumer, mut subscription, report } = self.attach(client, "FetchSecrets", &metadata)?;
+        let request = first(&mut requests)
+            .await
+            .unwrap_or_else(|| Err(Status::invalid_argument("the call carries no request")))?;
         loop {
             let snapshot = match consumer.views.borrow_and_update().clone() {
                 View::Open(snapshot) => client.rights.seen(snapshot),
@@ -200,6 +229,16 @@ impl Shared {
             }
         }
     }
+}
+
+/// The first message of a call. What has begun must not hold its place for ever.
+async fn first<T>(requests: &mut Streaming<T>) -> Option<Result<T, Status>> {
+    tokio::time::timeout(FIRST_MESSAGE, requests.next()).await.unwrap_or_else(|_| Some(Err(late())))
+}
+
+/// How a call ends whose first message does not come.
+pub(super) fn late() -> Status {
+    Status::deadline_exceeded(format!("the call carries no request after {} s", FIRST_MESSAGE.as_secs()))
 }
 
 /// The metadata and the messages of a call.

@@ -1,19 +1,21 @@
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use prost::Message;
 use sds_shim_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use tokio::time::{Sleep, sleep};
 use tokio_stream::{Stream, wrappers::WatchStream};
 use tonic::{Status, Streaming};
 
 use super::{
     body::Responses,
     lease::Leases,
-    limits::Place,
+    limits::FIRST_MESSAGE,
     message::{self, Pieces},
     report::Report,
+    service,
     subscription::{Outcome, ProtocolError, Subscription},
 };
 use crate::{
@@ -94,7 +96,8 @@ pub(super) struct SecretStream<V: Variant> {
     subscription: Subscription,
     report: Report,
     leases: Leases,
-    _place: Place,
+    /// Until the first message has come, how long it may take.
+    late: Option<Pin<Box<Sleep>>>,
 }
 
 impl<V: Variant> SecretStream<V> {
@@ -103,7 +106,7 @@ impl<V: Variant> SecretStream<V> {
         mut consumer: Consumer,
         subscription: Subscription,
         report: Report,
-        (place, leases): (Place, Leases),
+        leases: Leases,
     ) -> Self {
         consumer.views.mark_unchanged();
         Self {
@@ -113,7 +116,7 @@ impl<V: Variant> SecretStream<V> {
             subscription,
             report,
             leases,
-            _place: place,
+            late: Some(Box::pin(sleep(FIRST_MESSAGE))),
         }
     }
 }
@@ -121,6 +124,8 @@ impl<V: Variant> SecretStream<V> {
 impl<V: Variant> Responses for SecretStream<V> {
     fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Pieces, Status>>> {
         loop {
+            // Who does not read what it was sent gets no more, and is not listened to either.
+            ready!(self.leases.poll_few(cx));
             let now = clock::now();
             let polled = Pin::new(&mut self.changes).poll_next(cx);
             let snapshot = match self.consumer.views.borrow().clone() {
@@ -136,8 +141,15 @@ impl<V: Variant> Responses for SecretStream<V> {
                         Poll::Ready(Some(Ok(request))) => request,
                         Poll::Ready(Some(Err(status))) => return Poll::Ready(Some(Err(status))),
                         Poll::Ready(None) => return Poll::Ready(None),
-                        Poll::Pending => return Poll::Pending,
+                        Poll::Pending => {
+                            if let Some(late) = &mut self.late {
+                                ready!(late.as_mut().poll(cx));
+                                return Poll::Ready(Some(Err(service::late())));
+                            }
+                            return Poll::Pending;
+                        }
                     };
+                    self.late = None;
                     match V::request(&mut self.subscription, &request, &snapshot, now) {
                         Ok(outcome) => {
                             self.report.request(&outcome, &self.subscription, &snapshot);

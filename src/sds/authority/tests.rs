@@ -117,3 +117,47 @@ fn a_header_block_is_as_long_as_its_frames_announce() {
     assert_eq!(header(DATA, 16_000), 32_001);
     assert_eq!(header(HEADERS, 30), 30);
 }
+
+/// What comes next is told at each byte: whatever belongs to no header block can be read without a stream to come of it.
+#[test]
+fn bytes_that_open_no_stream_are_told_from_those_that_do() {
+    let padded = [&[2][..], &block(b"a"), &[0, 0]].concat();
+    let parts = [
+        frame(4, 0, &[0, 4, 0, 1, 0, 0]),
+        frame(1, 0xc, &padded),
+        frame(0, 0, b"data"),
+        frame(9, 4, b"\x83"),
+        frame(6, 0, &[0; 8]),
+    ];
+    let bytes = connection(&parts);
+    let opens: Vec<_> = [&vec![false; 24], &vec![false; 15]]
+        .into_iter()
+        .cloned()
+        .chain([[vec![false; 9], vec![true; padded.len()]].concat()])
+        .chain([vec![false; 13], [vec![false; 9], vec![true]].concat(), vec![false; 17]])
+        .flatten()
+        .collect();
+    let mut walker = Walker::default();
+    for (at, byte) in bytes.into_iter().enumerate() {
+        let (harmless, rest) = (walker.harmless(), walker.rest());
+        assert_eq!(harmless == 0, opens[at], "byte {at}");
+        assert!(rest > 0, "byte {at}");
+        // No more than is harmless, and as much as can be.
+        let run = opens[at..].iter().take_while(|opens| !**opens).count();
+        assert!(harmless <= run && rest >= harmless, "byte {at}");
+        walker.walk(&mut [byte]);
+    }
+    assert_eq!(walker.frames, 5);
+}
+
+#[test]
+fn headers_are_counted_however_short_they_are() {
+    let mut walker = Walker::default();
+    let parts = [frame(1, 0, &[0x82; 40]), frame(9, 4, &[0xbe; 40]), frame(1, 4, &block(b"a"))];
+    let mut bytes = connection(&parts);
+    let second = bytes.len() - parts[2].len();
+    walker.walk(&mut bytes[..second]);
+    assert_eq!(walker.fields, 80);
+    walker.walk(&mut bytes[second..]);
+    assert_eq!(walker.fields, 6);
+}

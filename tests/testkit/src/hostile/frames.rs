@@ -5,7 +5,11 @@ use crate::rng::Rng;
 /// What a client sends first.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+pub(super) const DATA: u8 = 0;
+pub(super) const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
+pub(super) const END_STREAM: u8 = 1;
+pub(super) const END_HEADERS: u8 = 4;
 const KINDS: u64 = 11;
 /// The largest that a server must take.
 const LARGEST: usize = 16_384;
@@ -29,6 +33,11 @@ pub(super) fn beginning(rng: &mut Rng) -> Vec<u8> {
     let (kind, flags) = (rng.below(KINDS) as u8, rng.next() as u8);
     let content = rng.within(0..length);
     [frame(length, kind, flags, 1), rng.bytes(content)].concat()
+}
+
+/// A frame with this content.
+pub(super) fn with_content(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
+    [&frame(content.len(), kind, flags, stream), content].concat()
 }
 
 fn frame(length: usize, kind: u8, flags: u8, stream: u32) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! Clients that no server should have: each takes what it can get, breaks what it can break, and goes away.
 
+mod flood;
 mod frames;
 mod sluggish;
 
@@ -44,11 +45,29 @@ pub enum Attack {
     Huge,
     /// A lawful client, which asks, accepts and leaves.
     Lawful,
+    /// One connection with requests as fast as they are taken, and faster than is allowed.
+    Flood,
+    /// Two lawful connections with 250 requests in flight on each.
+    InFlight,
+    /// More connections than there are places, on which hardly anything is said.
+    Silent,
+    /// One connection with as many and as long names as there can be.
+    Names,
+    /// Connections that ask on a hundred streams each, again and again, and never read.
+    Unread,
+    /// Requests of many headers that take one byte each on their way.
+    EmptyHeaders,
+    /// Large documents that are asked for and not read.
+    Documents,
+    /// Connections that come and go.
+    Connects,
+    /// A stream that asks anew as soon as it is answered.
+    Again,
 }
 
 impl Attack {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 19] = [
         Self::Crowd,
         Self::Deaf,
         Self::ByteByByte,
@@ -59,25 +78,54 @@ impl Attack {
         Self::Endless,
         Self::Huge,
         Self::Lawful,
+        Self::Flood,
+        Self::InFlight,
+        Self::Silent,
+        Self::Names,
+        Self::Unread,
+        Self::EmptyHeaders,
+        Self::Documents,
+        Self::Connects,
+        Self::Again,
     ];
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|attack| format!("{attack:?}") == name)
+    }
 
     /// Does it once. What the server makes of it, refusals and broken connections among them, is no failure.
     pub async fn run(self, socket: &Path, rng: &mut Rng) {
+        self.run_for(socket, rng, LONGEST).await;
+    }
+
+    /// The same for longer, where it does not end by itself. Returns how often it did what it does, if it counts that.
+    pub async fn run_for(self, socket: &Path, rng: &mut Rng, longest: Duration) -> u64 {
+        let floods = longest.saturating_sub(longest / 8);
         let attack = async {
             match self {
-                Self::Crowd => crowd(socket, rng).await,
-                Self::Deaf => deaf(socket, rng).await,
-                Self::ByteByByte => byte_by_byte(socket, rng).await,
-                Self::Noise => noise(socket, rng).await,
-                Self::Frames => frames(socket, rng).await,
-                Self::HalfFrame => half_frame(socket, rng).await,
-                Self::Resets => resets(socket, rng).await,
-                Self::Endless => endless(socket, rng).await,
-                Self::Huge => huge(socket, rng).await,
-                Self::Lawful => lawful(socket, rng).await,
+                Self::Crowd => crowd(socket, rng).await.map(|()| 1),
+                Self::Deaf => deaf(socket, rng).await.map(|()| 1),
+                Self::ByteByByte => byte_by_byte(socket, rng).await.map(|()| 1),
+                Self::Noise => noise(socket, rng).await.map(|()| 1),
+                Self::Frames => frames(socket, rng).await.map(|()| 1),
+                Self::HalfFrame => half_frame(socket, rng).await.map(|()| 1),
+                Self::Resets => resets(socket, rng).await.map(|()| 1),
+                Self::Endless => endless(socket, rng).await.map(|()| 1),
+                Self::Huge => huge(socket, rng).await.map(|()| 1),
+                Self::Lawful => lawful(socket, rng).await.map(|()| 1),
+                Self::Flood => flood::requests(socket, floods).await,
+                Self::InFlight => flood::in_flight(socket, floods).await,
+                Self::Silent => flood::silent(socket, floods).await,
+                Self::Names => flood::names(socket, floods).await,
+                Self::Unread => flood::unread(socket, floods).await,
+                Self::EmptyHeaders => flood::empty_headers(socket, floods).await,
+                Self::Documents => flood::documents(socket, floods).await,
+                Self::Connects => flood::connects(socket, floods).await,
+                Self::Again => flood::again(socket, floods).await,
             }
         };
-        let _ = timeout(LONGEST, attack).await;
+        timeout(longest, attack).await.map_or(0, |done| done.unwrap_or(0))
     }
 }
 

@@ -1,0 +1,233 @@
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tracing::warn;
+
+use super::{
+    account::Account,
+    limits::{self, IDLE_UNDER_PRESSURE},
+    pace::{Bucket, Lines},
+};
+use crate::{budget, status::Peer};
+
+/// All who are connected. Places and memory are shared out by process, because the user is the same for all containers
+/// of a pod as a rule.
+pub(super) struct Crowd(Mutex<Present>);
+
+struct Present {
+    members: Vec<Arc<Account>>,
+    groups: BTreeMap<(Option<i32>, u32), Arc<Group>>,
+    /// When room was last made by closing somebody's connection.
+    relieved: Option<Instant>,
+}
+
+/// The connections of one process. Those whose process the kernel does not tell, because it is in another PID namespace,
+/// are one group.
+pub(super) struct Group {
+    peer: Peer,
+    /// What it sends.
+    units: Mutex<Bucket>,
+    /// Its connections.
+    connects: Mutex<Bucket>,
+    /// What is logged of it: a line for each cause.
+    lines: Mutex<[Lines; 3]>,
+}
+
+/// Causes of lines in the log.
+#[derive(Clone, Copy)]
+pub(super) enum Cause {
+    Sent,
+    Accepted,
+    Refused,
+}
+
+/// A place among the connections, free again when this is dropped.
+pub(super) struct Membership {
+    crowd: Arc<Crowd>,
+    pub(super) account: Arc<Account>,
+}
+
+/// Why a connection is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    TooMany,
+    TooFast,
+    /// Its user may have none, and why.
+    User(&'static str),
+}
+
+impl Crowd {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Present { members: Vec::new(), groups: BTreeMap::new(), relieved: None })))
+    }
+
+    /// A place for a connection of this peer. Where there is none, whoever takes more than others may have to leave.
+    pub(super) fn admit(self: &Arc<Self>, peer: Peer) -> Result<Membership, Refusal> {
+        let mut present = self.present();
+        let group = present.group(peer);
+        if !group.connects.lock().unwrap_or_else(PoisonError::into_inner).take(1, Instant::now()) {
+            return Err(Refusal::TooFast);
+        }
+        let own = present.size(&group);
+        // The last places are kept for those who have none, such as our own commands and probes.
+        let most = limits::connections() + if own == 0 { limits::KEPT_CONNECTIONS } else { 0 };
+        if present.members.len() >= most && !present.make_place(&group, own) {
+            return Err(Refusal::TooMany);
+        }
+        let has_room = budget::has_room_for_connection() || own == 0 && budget::has_room_for_the_least();
+        if !has_room {
+            present.relieve();
+            return Err(Refusal::TooMany);
+        }
+        let account = Arc::new(Account::new(group));
+        present.members.push(Arc::clone(&account));
+        drop(present);
+        Ok(Membership { crowd: Arc::clone(self), account })
+    }
+
+    /// Somebody has waited for memory long enough: closes a connection of those who hold most.
+    pub(super) fn relieve(&self) {
+        self.present().relieve();
+    }
+
+    fn present(&self) -> MutexGuard<'_, Present> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Present {
+    fn group(&mut self, peer: Peer) -> Arc<Group> {
+        /// Groups that are remembered for their rates after they have left.
+        const REMEMBERED: usize = 64;
+        let now = Instant::now();
+        if self.groups.len() >= REMEMBERED {
+            // First those who may do all again, then whoever is not there.
+            self.groups.retain(|_, group| Arc::strong_count(group) > 1 || !group.is_rested(now));
+            if self.groups.len() >= REMEMBERED {
+                self.groups.retain(|_, group| Arc::strong_count(group) > 1);
+            }
+        }
+        Arc::clone(self.groups.entry((peer.pid, peer.uid)).or_insert_with(|| Arc::new(Group::new(peer, now))))
+    }
+
+    fn size(&self, group: &Arc<Group>) -> usize {
+        self.members.iter().filter(|member| Arc::ptr_eq(&member.group, group)).count()
+    }
+
+    /// Closes a connection that nothing is asked on, else one of a process that has more of them by far.
+    fn make_place(&mut self, newcomer: &Arc<Group>, own: usize) -> bool {
+        let idle = |member: &Arc<Account>| member.idle().filter(|idle| *idle >= IDLE_UNDER_PRESSURE);
+        let silent = self.members.iter().filter_map(|member| Some((self.size(&member.group), idle(member)?, member)));
+        let victim = silent.max_by_key(|(size, idle, _)| (*size, *idle)).map(|(_, _, member)| Arc::clone(member));
+        let victim = victim.or_else(|| {
+            let greedy = self.members.iter().filter(|member| !Arc::ptr_eq(&member.group, newcomer));
+            // The last one of those who came later.
+            let greedy = greedy.max_by_key(|member| self.size(&member.group))?;
+            (self.size(&greedy.group) > own + 1).then(|| Arc::clone(greedy))
+        });
+        let Some(victim) = victim else { return false };
+        victim.end("its place was needed");
+        self.members.retain(|member| !Arc::ptr_eq(member, &victim));
+        true
+    }
+
+    fn relieve(&mut self) {
+        /// What is freed by one is seen after this.
+        const PAUSE: Duration = Duration::from_millis(250);
+        /// Who holds less is not the one to close.
+        const SMALL: usize = 96 * 1024;
+        if self.relieved.is_some_and(|at| at.elapsed() < PAUSE) {
+            return;
+        }
+        let of_group = |group: &Arc<Group>| {
+            self.members.iter().filter(|one| Arc::ptr_eq(&one.group, group)).map(|one| one.held()).sum::<usize>()
+        };
+        let largest = self.members.iter().max_by_key(|member| (of_group(&member.group), member.held()));
+        if let Some(largest) = largest.filter(|largest| of_group(&largest.group) >= SMALL) {
+            warn!(
+                pid = largest.group.peer.pid,
+                bytes = largest.held(),
+                "there is no room for what clients of the SDS socket ask for"
+            );
+            largest.end("it holds most of what others need");
+            self.relieved = Some(Instant::now());
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.crowd.present().members.retain(|member| !Arc::ptr_eq(member, &self.account));
+    }
+}
+
+impl Group {
+    fn new(peer: Peer, now: Instant) -> Self {
+        Self {
+            peer,
+            units: Mutex::new(Bucket::new(limits::BURST, limits::RATE, now)),
+            connects: Mutex::new(Bucket::new(limits::CONNECTION_BURST, limits::CONNECTION_RATE, now)),
+            lines: Mutex::new([(); 3].map(|()| Lines::new(limits::LINES, now))),
+        }
+    }
+
+    /// Whether it may do all that it may ever do at once.
+    fn is_rested(&self, now: Instant) -> bool {
+        self.units().is_full(now) && self.connects.lock().unwrap_or_else(PoisonError::into_inner).is_full(now)
+    }
+
+    /// Frames or parts of them that it has sent.
+    pub(super) fn units(&self) -> MutexGuard<'_, Bucket> {
+        self.units.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a line of this cause may be written; tells of those that were not.
+    pub(super) fn may_log(&self, cause: Cause) -> bool {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let (may, left_out) = lines[cause as usize].next(Instant::now());
+        drop(lines);
+        if left_out > 0 {
+            let what = match cause {
+                Cause::Sent => "secrets sent",
+                Cause::Accepted => "secrets accepted",
+                Cause::Refused => "secrets refused",
+            };
+            warn!(
+                pid = self.peer.pid,
+                uid = self.peer.uid,
+                "{left_out} more lines on {what} were left out in a minute"
+            );
+        }
+        may
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(pid: i32) -> Peer {
+        Peer { pid: Some(pid), uid: 7 }
+    }
+
+    #[test]
+    fn one_process_cannot_take_all_places() {
+        let crowd = Crowd::new();
+        let mut greedy: Vec<_> = (0..limits::connections()).map(|_| crowd.admit(peer(1)).expect("a place")).collect();
+        greedy.iter().for_each(|one| one.account.opens_stream());
+        assert_eq!(crowd.admit(peer(1)).err(), Some(Refusal::TooMany));
+        // Those who have none find one, without harm to anybody, and then at the cost of who has most.
+        let others: Vec<_> = (2..8).map(|pid| crowd.admit(peer(pid)).expect("a place for somebody else")).collect();
+        others.iter().for_each(|one| one.account.opens_stream());
+        let ended = |one: &Membership| one.account.is_ended();
+        assert_eq!(greedy.iter().filter(|one| ended(one)).count(), others.len() - limits::KEPT_CONNECTIONS);
+        assert!(!others.iter().any(ended));
+        greedy.retain(|one| !ended(one));
+        assert_eq!(crowd.present().members.len(), limits::connections() + limits::KEPT_CONNECTIONS);
+        drop((greedy, others));
+        assert!(crowd.present().members.is_empty());
+    }
+}
