@@ -13,8 +13,9 @@ const RENEWAL_PIECE: usize = 160 * 1024;
 
 /// Bytes of the arena that are left when a client of the socket takes something; a renewal finds room in it.
 const BESIDES_CLIENTS: usize = 544 * 1024;
-/// Below this, nothing more of a client is taken at all, not even what only ends a request that has begun.
-const FLOOR: usize = BESIDES_CLIENTS / 2;
+/// As much of it may be taken for what ends a request that has begun, and for who has nothing yet: it is a few KiB each
+/// time, and soon free again.
+const LEAST: usize = 96 * 1024;
 /// Bytes that must be free besides, for a further stream and for a further connection.
 const STREAM: usize = 64 * 1024;
 const CONNECTION: usize = 192 * 1024;
@@ -74,7 +75,7 @@ pub fn has_room_for_connection() -> bool {
 /// has none, such as a probe.
 #[must_use]
 pub fn has_room_for_the_least() -> bool {
-    free() >= FLOOR + STREAM
+    free() >= BESIDES_CLIENTS - LEAST && locked::has_room(&[RENEWAL_PIECE])
 }
 
 /// The most that one connection of a client may make us hold.

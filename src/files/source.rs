@@ -3,8 +3,10 @@ use std::{
     convert::Infallible,
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
+use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::{Changes, FileAccess, resource::FileResource};
@@ -18,6 +20,10 @@ use crate::{
 
 /// Bytes of one file: the trust anchors of an operating system are the largest.
 const MAX_FILE: usize = 384 * 1024;
+
+/// Least time between two times that other files are wanted: all of them are read then, and whoever asks decides how
+/// often.
+const PACE: Duration = Duration::from_millis(100);
 
 /// Serves files by the names that stand for them, for as long as somebody asks for them. They are watched; what
 /// cannot be used is told once and leaves the last good content in place.
@@ -39,10 +45,18 @@ impl FileSource {
     /// Serves for as long as it is polled.
     pub async fn run(mut self) -> Infallible {
         let mut served = BTreeSet::new();
+        let mut pace = interval(PACE);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let names = self.demand.names();
             served.difference(&names).for_each(|name| self.forget(name));
             served.clone_from(&names);
+            tokio::select! {
+                biased;
+                _ = pace.tick() => {}
+                // What nobody wants any more is forgotten at once, so that it is read anew when it is wanted again.
+                () = self.demand.changed(&names) => continue,
+            }
             self.serve(&names).await;
         }
     }

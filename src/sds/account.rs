@@ -35,6 +35,8 @@ struct State {
     opened: bool,
     /// Since when there has been no stream on it.
     idle_since: Instant,
+    /// Since when its client has not taken what we write.
+    blocked_since: Option<Instant>,
     /// Why it has to end.
     end: Option<&'static str>,
 }
@@ -49,7 +51,7 @@ impl Account {
             task: AtomicIsize::new(0),
             turn: AtomicBool::new(false),
             streams: AtomicUsize::new(0),
-            state: Mutex::new(State { opened: false, idle_since: now, end: None }),
+            state: Mutex::new(State { opened: false, idle_since: now, blocked_since: None, end: None }),
             changed: Notify::new(),
         }
     }
@@ -96,6 +98,12 @@ impl Account {
         self.changed.notify_one();
     }
 
+    /// The client takes nothing more, or takes something again.
+    pub(super) fn blocked(&self, blocked: bool) {
+        self.state().blocked_since = blocked.then(Instant::now);
+        self.changed.notify_one();
+    }
+
     /// Whether it may read now, and no more until it is polled the next time: what was read becomes streams only when
     /// the connection finds nothing more to read, and takes its memory only then.
     pub(super) fn has_turn(&self) -> bool {
@@ -121,20 +129,14 @@ impl Account {
         self.changed.notify_one();
     }
 
-    /// Waits until the connection has to end, and says why. While there are streams, no time is waited for.
+    /// Waits until the connection has to end, and says why. While there are streams and their client reads, no time is
+    /// waited for.
     pub(super) async fn ended(&self) -> &'static str {
         loop {
-            let deadline = {
-                let state = self.state();
-                match state.end {
-                    Some(reason) => return reason,
-                    None if !state.opened => Some((self.accepted + limits::HANDSHAKE, "its client is silent")),
-                    None if self.streams() == 0 => {
-                        Some((state.idle_since + limits::IDLE, "nothing was asked for on it"))
-                    }
-                    None => None,
-                }
-            };
+            let (end, deadline) = self.next_end();
+            if let Some(reason) = end {
+                return reason;
+            }
             let at = deadline.map_or_else(Instant::now, |(at, _)| at);
             tokio::select! {
                 () = self.changed.notified() => {}
@@ -143,6 +145,15 @@ impl Account {
                 }
             }
         }
+    }
+
+    /// Why it has to end now, or when it has to if nothing changes.
+    fn next_end(&self) -> (Option<&'static str>, Option<(Instant, &'static str)>) {
+        let state = self.state();
+        let silent = (!state.opened).then(|| (self.accepted + limits::HANDSHAKE, "its client is silent"));
+        let idle = (self.streams() == 0).then(|| (state.idle_since + limits::IDLE, "nothing was asked for on it"));
+        let deaf = state.blocked_since.map(|at| (at + limits::READ_WITHIN, "its client does not read"));
+        (state.end, [silent, idle, deaf].into_iter().flatten().min())
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -209,5 +220,32 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
         tokio::spawn(stream);
         let task = locked::usage().used.wrapping_sub(before).cast_signed();
         self.0.task.store(task, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::crowd::Crowd, *};
+    use crate::status::Peer;
+
+    #[test]
+    fn only_a_connection_that_does_something_has_no_end_in_sight() {
+        let membership = Crowd::new().admit(Peer::default()).expect("there is nobody else");
+        let account = &membership.account;
+        let reason = || account.next_end().1.map(|(_, reason)| reason);
+        assert_eq!(reason(), Some("its client is silent"));
+        account.opened();
+        assert_eq!(reason(), Some("nothing was asked for on it"));
+        account.opens_stream();
+        assert_eq!(reason(), None);
+        account.blocked(true);
+        assert_eq!(reason(), Some("its client does not read"));
+        account.blocked(false);
+        account.ends_stream();
+        assert_eq!(reason(), Some("nothing was asked for on it"));
+        assert_eq!(account.next_end().0, None);
+        account.end("its place was needed");
+        account.end("and for another reason");
+        assert_eq!(account.next_end().0, Some("its place was needed"));
     }
 }

@@ -132,8 +132,12 @@ impl AsyncRead for Intake {
 impl Intake {
     /// Notes how a write went. Nobody but we ourselves tells that we may read again.
     fn wrote<T>(&mut self, cx: &Context<'_>, written: Poll<T>) -> Poll<T> {
-        if std::mem::replace(&mut self.blocked, written.is_pending()) && !self.blocked {
-            cx.waker().wake_by_ref();
+        if self.blocked != written.is_pending() {
+            self.blocked = written.is_pending();
+            self.account.blocked(self.blocked);
+            if !self.blocked {
+                cx.waker().wake_by_ref();
+            }
         }
         written
     }

@@ -95,7 +95,8 @@ impl Report {
     pub(super) fn put_off(&self, names: &[&str]) {
         for name in names {
             let trouble = format!(
-                "files of {MAX_NAMES} names are held, which is the most; it waits until one of them is asked for no more"
+                "files of {MAX_NAMES} names are held, which is the most, or they are too long together; it waits until one of them is asked for no \
+                 more"
             );
             self.warn_once(name, &trouble);
         }

@@ -9,6 +9,8 @@ use tokio::sync::Notify;
 const ON_DEMAND: &str = "file-";
 /// Different names at a time, over all consumers: each may stand for a few tens of KiB.
 pub const MAX_NAMES: usize = 16;
+/// Bytes of all of them together. They are paths, and whoever follows the files holds each of them many times.
+const MAX_BYTES: usize = 16 * 1024;
 
 /// Whether a name stands for files, so that it is held once somebody asks for it.
 pub fn is_on_demand(name: &str) -> bool {
@@ -35,6 +37,18 @@ struct Names {
     next: u64,
 }
 
+impl Names {
+    fn has_room_for(&self, name: &str) -> bool {
+        let bytes: usize = self.held.iter().map(String::len).sum();
+        self.held.len() < MAX_NAMES && bytes + name.len() <= MAX_BYTES
+    }
+
+    fn first_that_waits(&self) -> Option<&String> {
+        let waiting = self.wanted.iter().filter(|(name, _)| !self.held.contains(*name));
+        waiting.min_by_key(|(_, (_, arrival))| *arrival).map(|(name, _)| name)
+    }
+}
+
 impl Demand {
     /// What is to be held now.
     pub fn names(&self) -> BTreeSet<String> {
@@ -58,7 +72,7 @@ impl Demand {
             let arrival = names.next;
             names.next += 1;
             names.wanted.entry(name.to_owned()).or_insert((0, arrival)).0 += 1;
-            if names.held.len() < MAX_NAMES {
+            if names.has_room_for(name) {
                 names.held.insert(name.to_owned());
             }
             names.held.contains(name)
@@ -76,9 +90,9 @@ impl Demand {
             }
             names.wanted.remove(name);
             if names.held.remove(name) {
-                let waiting = names.wanted.iter().filter(|(name, _)| !names.held.contains(*name));
-                let first = waiting.min_by_key(|(_, (_, arrival))| *arrival).map(|(name, _)| name.clone());
-                names.held.extend(first);
+                while let Some(first) = names.first_that_waits().filter(|first| names.has_room_for(first)).cloned() {
+                    names.held.insert(first);
+                }
             }
         });
         self.0.changed.notify_waiters();
@@ -117,5 +131,23 @@ impl Wanted {
 impl Drop for Wanted {
     fn drop(&mut self) {
         self.set(std::iter::empty());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_are_held_as_far_as_there_is_room_and_the_others_follow() {
+        let demand = Demand::default();
+        let name = |number: usize| format!("file-root:/{number}/{}", "x".repeat(6000));
+        let (mut first, mut second) = (Wanted::new(&demand), Wanted::new(&demand));
+        let names: Vec<_> = (0..4).map(name).collect();
+        assert!(first.set(names[..2].iter().map(String::as_str)).is_empty());
+        assert_eq!(second.set(names[2..].iter().map(String::as_str)), names[2..]);
+        assert_eq!(demand.names(), names[..2].iter().cloned().collect());
+        drop(first);
+        assert_eq!(demand.names(), names[2..].iter().cloned().collect());
     }
 }
