@@ -68,6 +68,14 @@ impl Account {
         done
     }
 
+    /// Does something within that which stays when the connection is gone, so that it does not count as its own.
+    pub(super) fn exempt<T>(&self, work: impl FnOnce() -> T) -> T {
+        let before = locked::usage().used;
+        let done = work();
+        self.held.fetch_sub(locked::usage().used.wrapping_sub(before).cast_signed(), Ordering::Relaxed);
+        done
+    }
+
     /// Bytes that it makes us hold.
     pub(super) fn held(&self) -> usize {
         usize::try_from(self.held.load(Ordering::Relaxed)).unwrap_or(0)

@@ -30,7 +30,7 @@ use crate::{
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
 /// Refusals at once, and then a second: faster ones cost too much time, and those who wait for it cost nothing.
 const REFUSALS: u32 = 64;
-const REFUSAL_RATE: u32 = 3000;
+const REFUSAL_RATE: u32 = 6000;
 /// Lines of the log about connections that are refused, in a minute.
 const LINES: u32 = 20;
 

@@ -182,7 +182,9 @@ impl Shared {
     }
 
     fn attach(&self, client: &Caller, call: &'static str, metadata: &MetadataMap) -> Result<Attached, Status> {
-        let consumer = self.workloads.attach(token(metadata).map_err(AttachError::from)?)?;
+        let token = token(metadata).map_err(AttachError::from)?;
+        // A token that comes for the first time begins renewals that outlive its connection.
+        let consumer = client.account.exempt(|| self.workloads.attach(token))?;
         let subscription = Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed));
         let shown = client.shown.stream(call, clock::now());
         let report = Report::new(shown, client.rights.clone(), Arc::clone(&self.told), &client.account);
