@@ -58,7 +58,8 @@ pub async fn serve(socket: &SdsSocket, config: &SdsConfig, served: Served) -> io
                     false => Rights::Other(peer.uid, Arc::clone(&open_to_others)),
                 };
                 let client = peers.connected(peer);
-                let service = SdsService::new(Arc::clone(&shared), client, rights, leases.clone(), Arc::clone(&account));
+                let service =
+                    SdsService::new(Arc::clone(&shared), client, rights, leases.clone(), Arc::clone(&account));
                 let intake = Intake::new(stream, account, Arc::clone(&crowd), limits.clone());
                 tokio::spawn(connection(intake, service, leases, membership));
             }
