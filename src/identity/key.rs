@@ -2,6 +2,7 @@ use locked::Structure;
 use openssl::{
     error::ErrorStack,
     hash::MessageDigest,
+    nid::Nid,
     pkey::{PKey, PKeyRef, Private},
     stack::Stack,
     x509::{X509ReqBuilder, extension::SubjectAlternativeName},
@@ -48,8 +49,8 @@ impl KeySpec {
     /// What OpenSSL says; it fails only for want of memory or randomness.
     pub fn generate(&self) -> Result<PKey<Private>, ErrorStack> {
         match self.algorithm {
-            KeyAlgorithm::P256 => locked::generate_ec_key("P-256"),
-            KeyAlgorithm::P384 => locked::generate_ec_key("P-384"),
+            KeyAlgorithm::P256 => locked::generate_ec_key(Nid::X9_62_PRIME256V1),
+            KeyAlgorithm::P384 => locked::generate_ec_key(Nid::SECP384R1),
             KeyAlgorithm::Rsa { bits } => locked::generate_rsa_key(bits),
         }
     }

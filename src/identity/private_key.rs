@@ -223,7 +223,7 @@ mod tests {
     }
 
     fn key() -> String {
-        let key = locked::generate_ec_key("P-256").unwrap();
+        let key = locked::generate_ec_key(openssl::nid::Nid::X9_62_PRIME256V1).unwrap();
         String::from_utf8(key.private_key_to_pem_pkcs8().unwrap()).unwrap()
     }
 

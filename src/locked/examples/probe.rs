@@ -5,10 +5,10 @@
 use std::{env, hint::black_box, process::ExitCode};
 
 use locked::{
-    LockedAllocator, Need, ProcessLock, adopt_openssl, fill_openssl_tables, harden_process, lock_process,
-    on_arena_stack, open_secret_memory, report, secretly, usage,
+    LockedAllocator, Need, ProcessLock, adopt_openssl, fill_openssl_tables, generate_ec_key, harden_process,
+    lock_process, on_arena_stack, open_secret_memory, report, usage,
 };
-use openssl::{ec, nid::Nid, pkey::PKey};
+use openssl::{ec, nid::Nid};
 
 #[global_allocator]
 static ALLOCATOR: LockedAllocator = LockedAllocator;
@@ -51,7 +51,7 @@ fn tell() {
     let heap = black_box(vec![7_u8; HEAP]);
     open_secret_memory(Need::Usual);
     let outcome = lock_process();
-    let key = secretly(|| PKey::ec_gen("P-256").expect("a key"));
+    let key = generate_ec_key(Nid::X9_62_PRIME256V1).expect("a key");
     println!("key={}", key.bits());
     let report = report();
     println!("level={}", report.level());

@@ -55,6 +55,7 @@ unsafe extern "C" {
         size: usize,
         len: *mut usize,
     ) -> c_int;
+    safe fn OPENSSL_thread_stop();
     fn RAND_get0_private(library: *mut c_void) -> *mut c_void;
 }
 
@@ -70,12 +71,18 @@ pub enum Structure {
     Traditional,
 }
 
-/// Makes a key on the curve with this name.
+/// Makes a key on one of the named curves.
 ///
 /// # Errors
 /// What OpenSSL says; it fails only for want of memory or randomness, or of the curve.
-pub fn generate_ec_key(curve: &str) -> Result<PKey<Private>, ErrorStack> {
-    secretly(|| PKey::ec_gen(curve))
+pub fn generate_ec_key(curve: Nid) -> Result<PKey<Private>, ErrorStack> {
+    // What it finds its algorithms with is public, and OpenSSL remembers some of it for ever.
+    let mut context = PkeyCtx::new_id(Id::EC)?;
+    secretly(|| {
+        context.keygen_init()?;
+        context.set_ec_paramgen_curve_nid(curve)?;
+        context.keygen()
+    })
 }
 
 /// Makes an RSA key with a modulus of so many bits.
@@ -87,8 +94,8 @@ pub fn generate_rsa_key(bits: u32) -> Result<PKey<Private>, ErrorStack> {
     // public, so it is made out here.
     // SAFETY: null is the usual library context; what is returned stays OpenSSL's.
     let _ = unsafe { RAND_get0_private(ptr::null_mut()) };
+    let mut context = PkeyCtx::new_id(Id::RSA)?;
     secretly(|| {
-        let mut context = PkeyCtx::new_id(Id::RSA)?;
         context.keygen_init()?;
         context.set_rsa_keygen_bits(bits)?;
         context.keygen()
@@ -109,6 +116,9 @@ pub fn read_private_key(pem: &[u8]) -> Result<PKey<Private>, ErrorStack> {
     if context.is_null() {
         return Err(ErrorStack::get());
     }
+    // Where OpenSSL keeps errors: made out here, if it is not there yet.
+    // SAFETY: the call takes nothing.
+    unsafe { openssl_sys::ERR_clear_error() };
     let read = secretly(|| {
         let (mut data, mut len) = (pem.as_ptr(), pem.len());
         // SAFETY: the context is from above, and the pointers are to variables that say where the text is.
@@ -116,8 +126,12 @@ pub fn read_private_key(pem: &[u8]) -> Result<PKey<Private>, ErrorStack> {
     });
     // SAFETY: the context is from above and not used any more.
     unsafe { OSSL_DECODER_CTX_free(context) };
+    let errors = ErrorStack::get();
+    // Decoders that were tried in vain leave words of errors, which would stay among keys for as long as the thread
+    // lives, also when they are cleared.
+    OPENSSL_thread_stop();
     if read != 1 || key.is_null() {
-        return Err(ErrorStack::get());
+        return Err(errors);
     }
     // SAFETY: the key is new, and this is its owner.
     Ok(unsafe { PKey::from_ptr(key) })
@@ -316,9 +330,12 @@ mod tests {
 
     #[test]
     fn keys_are_written_as_openssl_writes_them() {
-        for key in
-            [generate_ec_key("P-256"), generate_ec_key("P-384"), generate_ec_key("P-521"), generate_rsa_key(2048)]
-        {
+        for key in [
+            generate_ec_key(Nid::X9_62_PRIME256V1),
+            generate_ec_key(Nid::SECP384R1),
+            generate_ec_key(Nid::SECP521R1),
+            generate_rsa_key(2048),
+        ] {
             let key = key.unwrap();
             assert_eq!(write_private_key(&key, Structure::Pkcs8).unwrap(), key.private_key_to_pem_pkcs8().unwrap());
             let traditional = match key.id() {

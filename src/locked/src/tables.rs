@@ -72,8 +72,10 @@ unsafe extern "C" {
 }
 
 /// One algorithm of each kind: whoever wants one that is not known yet makes OpenSSL list all of its kind.
-const ALGORITHMS: [(Fetch, &CStr); 10] = [
+const ALGORITHMS: [(Fetch, &CStr); 11] = [
     (EVP_MD_fetch, c"SHA256"),
+    // For the nonces of signatures: where OpenSSL remembers that it has found it is no key material.
+    (EVP_MD_fetch, c"SHA512"),
     (EVP_CIPHER_fetch, c"AES-128-GCM"),
     (EVP_MAC_fetch, c"HMAC"),
     (EVP_KDF_fetch, c"HKDF"),

@@ -7,6 +7,7 @@ use locked::{
 use openssl::{
     bn::BigNumRef,
     hash::MessageDigest,
+    nid::Nid,
     pkey::{Id, PKey, Private},
     sign::{Signer, Verifier},
     x509::{X509NameBuilder, X509ReqBuilder},
@@ -65,7 +66,7 @@ impl Needles {
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    Ec(&'static str),
+    Ec(Nid),
     Rsa(u32),
 }
 
@@ -93,6 +94,17 @@ fn needles(key: &PKey<Private>) -> Needles {
 
 fn peak(what: &str) {
     println!("{what}: {:?}, stack {}", secret_usage(), secret_stack_peak());
+}
+
+/// What the shim does with a key.
+fn leaves_nothing(kind: Kind) {
+    let key = generate(kind);
+    sign(&key);
+    let pem = write_private_key(&key, Structure::Pkcs8).unwrap();
+    sign(&read_private_key(&pem).unwrap());
+    assert!(read_private_key(&pem[..pem.len() / 2]).is_err());
+    drop((key, pem));
+    assert_eq!(secret_usage().used, 0, "{kind:?}: something that is no key was made among keys, and stays");
 }
 
 fn life_of(kind: Kind) {
@@ -145,21 +157,22 @@ fn keys_live_and_die_in_secret_memory() {
     }
     // What a process with such keys is given: 32 KiB of which 10 are stack, and 64 of which 16 are.
     for (kinds, heap, stack) in [
-        ([Kind::Ec("P-256"), Kind::Ec("P-384")], 22 << 10, 10 << 10),
+        ([Kind::Ec(Nid::X9_62_PRIME256V1), Kind::Ec(Nid::SECP384R1)], 22 << 10, 10 << 10),
         ([Kind::Rsa(2048), Kind::Rsa(4096)], 48 << 10, 16 << 10),
     ] {
+        kinds.into_iter().for_each(leaves_nothing);
         kinds.into_iter().for_each(life_of);
         assert!(secret_usage().peak <= heap, "{:?}", secret_usage());
         assert!(secret_stack_peak() <= stack - (2 << 10), "{} bytes of stack", secret_stack_peak());
         assert_eq!(secret_usage().spilled, 0);
     }
-    life_of(Kind::Ec("P-521"));
+    life_of(Kind::Ec(Nid::SECP521R1));
     without_room_keys_lie_in_the_arena_and_come_back();
 }
 
 /// More keys than there is room for: they are in the arena, which says so, until they are gone.
 fn without_room_keys_lie_in_the_arena_and_come_back() {
-    let keys: Vec<_> = (0..40).map(|_| generate(Kind::Ec("P-256"))).collect();
+    let keys: Vec<_> = (0..40).map(|_| generate(Kind::Ec(Nid::X9_62_PRIME256V1))).collect();
     let needles = needles(&keys[39]);
     assert!(secret_usage().spilled > 0 && !locked::keys_are_secret(), "{:?}", secret_usage());
     assert_eq!(secret_usage().charged, 64 << 10, "no more is taken");
