@@ -12,7 +12,7 @@ use crate::config::MemoryConfig;
 
 /// The protection that was asked for is not to be had here.
 #[derive(Debug, thiserror::Error)]
-#[error("SDS_SHIM_REQUIRE_LOCKED={required}, and keys would be protected only at the level {held}: {missing}")]
+#[error("SDS_SHIM_REQUIRE_LOCKED={required} is not met: memory is protected only at the level {held}: {missing}")]
 pub struct TooLittleProtection {
     required: Level,
     held: Level,

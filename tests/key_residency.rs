@@ -119,7 +119,7 @@ impl Subject {
         Ok((search(shim.pid(), &needles)?, self.rotations, shim, site))
     }
 
-    async fn is_hidden(self) -> Outcome {
+    async fn hides_its_keys(self) -> Outcome {
         let (search, _, mut shim, _site) = self.rotate_and_search(Confinement::default()).await?;
         let Search { found, readable, refused } = search;
         println!("{:?}: {readable} bytes read, {refused} refused by the kernel, {found:?} found", self.variables);
@@ -138,37 +138,37 @@ impl Subject {
 
 #[tokio::test]
 async fn root_finds_no_byte_of_any_p256_key() -> Outcome {
-    P256.is_hidden().await
+    P256.hides_its_keys().await
 }
 
 #[tokio::test]
 async fn root_finds_no_byte_of_any_p384_key() -> Outcome {
-    Subject { variables: P384, rotations: 10, ..P256 }.is_hidden().await
+    Subject { variables: P384, rotations: 10, ..P256 }.hides_its_keys().await
 }
 
 #[tokio::test]
 async fn root_finds_no_byte_of_any_rsa_2048_key() -> Outcome {
-    Subject { variables: RSA_2048, rotations: 4, secret: 64, ..P256 }.is_hidden().await
+    Subject { variables: RSA_2048, rotations: 4, secret: 64, ..P256 }.hides_its_keys().await
 }
 
 #[tokio::test]
 async fn root_finds_no_byte_of_any_rsa_4096_key() -> Outcome {
-    Subject { variables: RSA_4096, rotations: 2, secret: 64, ..P256 }.is_hidden().await
+    Subject { variables: RSA_4096, rotations: 2, secret: 64, ..P256 }.hides_its_keys().await
 }
 
 #[tokio::test]
 async fn root_finds_no_byte_of_any_mounted_key() -> Outcome {
-    Subject { source: Source::Files, variables: MOUNTED, secret: 64, ..P256 }.is_hidden().await
+    Subject { source: Source::Files, variables: MOUNTED, secret: 64, ..P256 }.hides_its_keys().await
 }
 
 #[tokio::test]
 async fn root_finds_no_byte_of_any_key_that_is_named() -> Outcome {
-    Subject { source: Source::Names, variables: NAMED, ..P256 }.is_hidden().await
+    Subject { source: Source::Names, variables: NAMED, ..P256 }.hides_its_keys().await
 }
 
 #[tokio::test]
 async fn root_finds_no_byte_of_a_provisioned_key_nor_of_those_that_are_written_to_files() -> Outcome {
-    Subject { variables: PROVISIONED, secret: 64, ..P256 }.is_hidden().await
+    Subject { variables: PROVISIONED, secret: 64, ..P256 }.hides_its_keys().await
 }
 
 const UNPROTECTED: Confinement = Confinement { without_secret_memory: true, ..Confinement::DEFAULT };

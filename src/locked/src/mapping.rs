@@ -136,8 +136,10 @@ impl SecretMapping {
         });
         let had = had.count();
         for index in 0..had {
-            // SAFETY: the page is inside of the mapping, and the kernel has just brought it in.
-            unsafe { self.start.add(index * page).write(0) };
+            // SAFETY: the page is inside of the mapping.
+            let first = unsafe { self.start.add(index * page) };
+            // SAFETY: the kernel has just brought the page in.
+            unsafe { first.write(0) };
         }
         had
     }
