@@ -11,7 +11,7 @@ use sds_shim::{
     supervise::LaunchError,
 };
 
-/// Keys and tokens pass through buffers of every library: all of them lie in the arena.
+/// Tokens pass through buffers of every library: all of them lie in the locked arena, and keys in secret memory.
 #[global_allocator]
 static ALLOCATOR: locked::LockedAllocator = locked::LockedAllocator;
 

@@ -116,7 +116,7 @@ mod tests {
         let (one, other) = (issued(), issued());
         let error = |chain: &str, text: &str| Credential::from_pem(chain, &key(text)).err().unwrap().to_string();
         assert!(error(&one.chain_pem, &other.key_pem).contains("does not belong"));
-        assert!(error(&one.chain_pem, &one.chain_pem).contains("no private key"));
+        assert!(error(&one.chain_pem, &one.chain_pem).contains("no PEM private key"));
         assert!(error(&one.key_pem, &one.key_pem).contains("the certificate chain"));
     }
 }

@@ -1,3 +1,5 @@
+use std::thread;
+
 use locked::Structure;
 use openssl::{
     error::ErrorStack,
@@ -7,8 +9,12 @@ use openssl::{
     stack::Stack,
     x509::{X509ReqBuilder, extension::SubjectAlternativeName},
 };
+use tokio::sync::oneshot;
 
 use super::spiffe::SpiffeId;
+
+/// Bytes of the stack of a thread that makes a key; the work itself is done on the one in secret memory.
+const MAKERS_STACK: usize = 64 * 1024;
 
 /// Algorithm and size of a workload's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +61,21 @@ impl KeySpec {
         }
     }
 
+    /// The same without stopping everybody else: an RSA key of 4,096 bits takes seconds, so it is made by a thread that
+    /// ends with it. Where a limit allows no thread, it is made here after all.
+    async fn generate_aside(&self) -> Result<PKey<Private>, ErrorStack> {
+        if !matches!(self.algorithm, KeyAlgorithm::Rsa { .. }) {
+            return self.generate();
+        }
+        let (tell, made) = oneshot::channel();
+        let spec = *self;
+        let make = move || drop(tell.send(spec.generate()));
+        match thread::Builder::new().stack_size(MAKERS_STACK).spawn(make) {
+            Ok(_) => made.await.unwrap_or_else(|_| self.generate()),
+            Err(_) => self.generate(),
+        }
+    }
+
     /// The key as PEM, for the one place that serves it.
     ///
     /// # Errors
@@ -82,8 +103,11 @@ impl CertificateRequest {
     ///
     /// # Errors
     /// What OpenSSL says; it fails only for want of memory or randomness.
-    pub fn new(spec: &KeySpec, id: &SpiffeId) -> Result<Self, ErrorStack> {
-        let key = spec.generate()?;
+    pub async fn make(spec: &KeySpec, id: &SpiffeId) -> Result<Self, ErrorStack> {
+        Self::with_key(spec.generate_aside().await?, spec, id)
+    }
+
+    fn with_key(key: PKey<Private>, spec: &KeySpec, id: &SpiffeId) -> Result<Self, ErrorStack> {
         let mut builder = X509ReqBuilder::new()?;
         builder.set_version(0)?;
         let public = locked::public_half(&key)?;
@@ -122,11 +146,11 @@ mod tests {
         SpiffeId::for_service_account(&"cluster.local".parse().unwrap(), "foo", "sleep").unwrap()
     }
 
-    #[test]
-    fn the_csr_asks_for_the_spiffe_id_and_nothing_else() {
+    #[tokio::test]
+    async fn the_csr_asks_for_the_spiffe_id_and_nothing_else() {
         for algorithm in [KeyAlgorithm::P256, KeyAlgorithm::P384, KeyAlgorithm::Rsa { bits: 2048 }] {
             let spec = KeySpec { algorithm, encoding: KeyEncoding::Pkcs8 };
-            let request = CertificateRequest::new(&spec, &id()).unwrap();
+            let request = CertificateRequest::make(&spec, &id()).await.unwrap();
             let csr = X509Req::from_pem(request.csr_pem().as_bytes()).unwrap();
             assert!(csr.verify(request.key()).unwrap());
             assert!(csr.public_key().unwrap().public_eq(request.key()));
@@ -149,10 +173,13 @@ mod tests {
         }
     }
 
-    #[test]
-    fn each_request_has_a_key_of_its_own() {
+    #[tokio::test]
+    async fn each_request_has_a_key_of_its_own() {
         let spec = KeySpec { algorithm: KeyAlgorithm::P256, encoding: KeyEncoding::Pkcs8 };
-        let (a, b) = (CertificateRequest::new(&spec, &id()).unwrap(), CertificateRequest::new(&spec, &id()).unwrap());
+        let [a, b] = [
+            CertificateRequest::make(&spec, &id()).await.unwrap(),
+            CertificateRequest::make(&spec, &id()).await.unwrap(),
+        ];
         assert!(!a.key().public_eq(b.key()));
     }
 }

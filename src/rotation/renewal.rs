@@ -276,7 +276,7 @@ impl<T: TokenSource> Renewal<T> {
         let mut backoff = Backoff::default();
         memory::before_a_key();
         loop {
-            match CertificateRequest::new(&self.key, id).map(Arc::new) {
+            match CertificateRequest::make(&self.key, id).await.map(Arc::new) {
                 Ok(request) => {
                     requests.push((id.clone(), Arc::clone(&request)));
                     return request;

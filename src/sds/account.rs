@@ -233,7 +233,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::crowd::Crowd, *};
+    use super::super::crowd::Crowd;
     use crate::status::Peer;
 
     #[test]

@@ -40,7 +40,7 @@ pub enum ProcessLock {
 static OUTCOME: Mutex<(ProcessLock, Option<Counting>)> = Mutex::new((ProcessLock::NotAsked, None));
 
 /// Locks the whole process in memory, as far as the limit allows. Call it when everything is mapped and before any
-/// other thread exists. When it is refused, nothing is half done: whatever holds a key is in the arena.
+/// other thread exists. When it is refused, nothing is half done: whatever holds a key is in secret memory, or in the arena.
 pub fn lock_process() -> ProcessLock {
     keep_libc_small();
     let status = Status::read();

@@ -21,7 +21,7 @@ macro_rules! calls {
 }
 
 calls! {
-    /// What a serving process uses, its resolver's thread and its end included.
+    /// What a serving process uses, the thread that makes an RSA key and its end included.
     #[cfg(target_arch = "x86_64")]
     SERVING, SERVING_CALLS:
     // Descriptors.
@@ -37,8 +37,8 @@ calls! {
     // Waiting.
     SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_wait SYS_epoll_pwait SYS_eventfd2 SYS_signalfd4 SYS_timerfd_create
     SYS_timerfd_settime SYS_poll SYS_ppoll SYS_futex SYS_nanosleep SYS_clock_nanosleep SYS_restart_syscall
-    // Memory; what may not be executed, below.
-    SYS_brk SYS_munmap SYS_mremap SYS_madvise
+    // Memory; what may not be executed, below. Secret memory that the limit has refused is asked for again.
+    SYS_brk SYS_munmap SYS_mremap SYS_madvise SYS_memfd_secret SYS_ftruncate
     // Time, where it is no plain read of memory, and randomness.
     SYS_clock_gettime SYS_gettimeofday SYS_time SYS_getrandom
     // Ourselves.
