@@ -50,6 +50,30 @@ async fn a_server_certificate_for_another_name_is_refused() -> Tested {
     refused(&scene, scene.shim(), "hostname mismatch").await
 }
 
+/// A workload that is issued a certificate with the CA's name as its common name must not get anybody's token (RFC 9525,
+/// section 2).
+#[tokio::test]
+async fn a_common_name_is_no_name_of_a_server() -> Tested {
+    for leaf in [
+        Leaf { uri: vec!["spiffe://cluster.local/ns/foo/sa/mallory".to_owned()], ..Leaf::server(&[]) },
+        Leaf::server(&[]),
+    ] {
+        let leaf = Leaf { common_name: Some("istiod.istio-system.svc".to_owned()), ..leaf };
+        let scene = Scene::with(server(leaf)).await?;
+        refused(&scene, scene.shim(), "hostname mismatch").await?;
+    }
+    Ok(())
+}
+
+/// The intermediate alone as the CA's trust anchor, as istio-csr's users have it.
+#[tokio::test]
+async fn an_intermediate_can_be_the_anchor() -> Tested {
+    let scene = Scene::new().await?;
+    let anchor = scene.workload.path().join("intermediate.pem");
+    fs::write(&anchor, scene.pki.intermediate_pem()).or_fail("write the anchor")?;
+    works(&scene, scene.shim().env("CA_ROOT_CA", anchor.display().to_string())).await
+}
+
 #[tokio::test]
 async fn localhost_in_the_certificate_does_not_help() -> Tested {
     // The name behind `localhost` is istiod's own, whatever the server calls itself.

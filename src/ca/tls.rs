@@ -8,7 +8,11 @@ use std::{
 use openssl::{
     error::ErrorStack,
     ssl::{ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslVerifyMode, SslVersion},
-    x509::{X509, X509VerifyResult, store::X509StoreBuilder},
+    x509::{
+        X509, X509VerifyResult,
+        store::X509StoreBuilder,
+        verify::{X509CheckFlags, X509VerifyFlags},
+    },
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -93,8 +97,13 @@ fn ssl(config: &CaConfig, server_name: &ServerName, certificate: Option<&ClientC
             for anchor in anchors {
                 store.add_cert(anchor)?;
             }
+            // As for an answer, and as Go and Envoy have it: whatever the file names is an anchor, also an intermediate.
+            store.set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
             context.set_cert_store(store.build());
             let mut ssl = Ssl::new(&context.build())?;
+            // A server is named by its SANs alone (RFC 9525, section 2): a subject can say anything, and who is issued a
+            // certificate with the CA's name as its common name must not get our token.
+            ssl.param_mut().set_hostflags(X509CheckFlags::NEVER_CHECK_SUBJECT | X509CheckFlags::NO_PARTIAL_WILDCARDS);
             match server_name {
                 ServerName::Dns(name) => {
                     ssl.set_hostname(name)?;

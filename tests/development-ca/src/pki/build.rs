@@ -46,7 +46,7 @@ impl Authority {
 
     pub(super) fn certify(&self, leaf: &Leaf, key: &PKeyRef<Public>) -> Result<X509, ErrorStack> {
         let lifetime = Lifetime { not_before: leaf.not_before, not_after: leaf.not_after };
-        let mut builder = builder(&*subject(None)?, lifetime, key)?;
+        let mut builder = builder(&*subject(leaf.common_name.as_deref())?, lifetime, key)?;
         builder.set_issuer_name(self.certificate.subject_name())?;
         append_leaf(&mut builder, leaf, &self.certificate)?;
         builder.sign(&self.key, MessageDigest::sha256())?;

@@ -15,6 +15,8 @@ pub struct Issued {
 /// Content of a certificate; start from [`Leaf::server`] or [`Leaf::workload`] and change fields.
 #[derive(Clone, Debug, Default)]
 pub struct Leaf {
+    /// The subject's common name; without one the subject is empty.
+    pub common_name: Option<String>,
     /// DNS SANs.
     pub dns: Vec<String>,
     /// IP SANs.
