@@ -179,7 +179,14 @@ async fn a_ca_certificate() -> Tested {
 
 #[tokio::test]
 async fn a_certificate_without_extended_key_usage() -> Tested {
-    signed(|o| (o.leaf.server_auth, o.leaf.client_auth) = (false, false), "extended key usage lacks serverAuth").await
+    let scene = Scene::new().await?;
+    scene.ca.set_fault(Some(Fault::sign(|o| (o.leaf.server_auth, o.leaf.client_auth) = (false, false))));
+    let mut shim = scene.shim().start()?;
+    let mut stream = Open::connect(&mut shim, "default").await?;
+    stream.next(&shim).await?;
+    shim.wait_for_log("has no extended key usage").await?;
+    assert_eq!(shim.log().count("has no extended key usage"), 1, "said once a certificate");
+    Ok(())
 }
 
 #[tokio::test]
@@ -266,6 +273,22 @@ async fn an_expired_intermediate() -> Tested {
     shim.wait_for_log("a certificate is valid from").await?;
     within(&shim, "two answered calls", scene.ca.wait_for_outcomes(2)).await?;
     stream.expect_silence(&shim).await
+}
+
+/// Peers verify the whole path: a leaf of 24 h under a root that ends in a minute is over in a minute.
+#[tokio::test]
+async fn a_leaf_that_outlives_its_root_is_renewed_in_time() -> Tested {
+    const LEFT: i64 = 60;
+    let root = Lifetime { not_before: -86_400, not_after: LEFT };
+    let pki = Pki::with_options(&PkiOptions { root, ..PkiOptions::new("test") });
+    let options = CaOptions { server_pki: Some(Arc::new(Pki::new("server"))), ..CaOptions::default() };
+    let mut scene = Scene::with_pki(Arc::new(pki), options).await?;
+    scene.write_token(&token())?;
+    let shim = scene.shim().start()?;
+    let line = shim.wait_for_log("a certificate was issued").await?;
+    let wait = line.split("renewal_in_s=").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    assert!(wait.is_some_and(|wait: i64| wait < LEFT), "{line}");
+    Ok(())
 }
 
 #[tokio::test]

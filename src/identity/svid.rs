@@ -96,6 +96,8 @@ pub struct Issued {
     pub bad_anchors: BadAnchors,
     /// Digest of the root that the chain leads to.
     pub anchor: [u8; 32],
+    /// Whether the leaf has no extended key usage.
+    pub for_any_use: bool,
 }
 
 impl X509Svid {
@@ -140,13 +142,16 @@ impl X509Svid {
             return Err(SvidError::Chain("it is empty".to_owned()));
         };
         let intermediates = in_order(&path, others, &roots, now)?;
-        let not_after = path.iter().map(|certificate| validity(certificate).1).fold(not_after, i64::min);
+        // Peers verify the whole path: it is over with the first of its certificates, the anchor among them.
+        let ends = path.iter().chain([&anchor]).map(|certificate| validity(certificate).1);
+        let not_after = ends.fold(not_after, i64::min);
         let svid = Self { leaf, intermediates, key: key.clone(), validity: (not_before, not_after) };
-        Ok(Issued { svid, roots, bad_anchors, anchor: sha256(&anchor.to_der()?) })
+        let for_any_use = svid.leaf.extended_key_usage().is_none();
+        Ok(Issued { svid, roots, bad_anchors, anchor: sha256(&anchor.to_der()?), for_any_use })
     }
 
-    /// NotBefore and NotAfter that count, in Unix seconds: the leaf's start, and the end of whichever certificate
-    /// between leaf and root ends first.
+    /// NotBefore and NotAfter that count, in Unix seconds: the leaf's start, and the end of whichever certificate from
+    /// leaf to root ends first.
     pub fn validity(&self) -> (i64, i64) {
         self.validity
     }
@@ -203,8 +208,8 @@ fn check_usage(leaf: &X509Ref) -> Result<(), SvidError> {
     if !usage.contains(X509KeyUsage::DIGITAL_SIGNATURE) {
         return Err(SvidError::KeyUsage("key usage lacks digitalSignature"));
     }
-    // An absent extension would allow every use, but no Citadel omits it: it is not what we asked for.
-    let usage = leaf.extended_key_usage().unwrap_or(X509ExtendedKeyUsage::empty());
+    // An SVID should have the extension and need not (X509-SVID, section 4.4); without it every use is allowed.
+    let Some(usage) = leaf.extended_key_usage() else { return Ok(()) };
     for (flag, lack) in [
         (X509ExtendedKeyUsage::SSL_SERVER, "extended key usage lacks serverAuth"),
         (X509ExtendedKeyUsage::SSL_CLIENT, "extended key usage lacks clientAuth"),

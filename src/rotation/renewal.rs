@@ -9,7 +9,7 @@ use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     backoff::Backoff, caller::Request, failover::Failover, failure::Failure, mounted::Mounted, patience::bearable,
@@ -314,6 +314,9 @@ impl<T: TokenSource> Renewal<T> {
             chain: issued.svid.chain().map_err(SvidError::from)?,
             key: issued.svid.key_pem(&self.key).map_err(SvidError::from)?,
         };
+        if issued.for_any_use {
+            warn!("the CA's certificate has no extended key usage: Envoy accepts it, stricter peers may not");
+        }
         self.roots.publish(&issued, id.domain(), certificate).await;
         memory::look_again();
         Ok(issued.svid)
