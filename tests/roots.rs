@@ -221,6 +221,29 @@ async fn a_root_that_the_ca_drops_is_kept_for_its_grace() -> Tested {
     Ok(())
 }
 
+/// Envoy refuses every peer whose path leads to an anchor that has ended, although its successor stands beside it: so one
+/// goes when it ends, whichever source still has it, and its source's next call is half a day away.
+#[tokio::test]
+async fn anchors_go_when_they_end() -> Tested {
+    for in_file in [true, false] {
+        let scene = Scene::new().await?;
+        let short = Lifetime { not_before: -86_400, not_after: 5 };
+        let old = Pki::with_options(&PkiOptions { root: short, ..PkiOptions::new("old") }).root_pem();
+        let (own, extra) = (scene.pki.root_pem(), file(&scene, "extra.pem"));
+        write(&extra, if in_file { &old } else { &own })?;
+        if !in_file {
+            scene.ca.set_extra_roots(vec![old.clone()]);
+        }
+        let (mut served, anchors) = Served::start(scene, with_files(&[&extra])).await?;
+        assert!(anchors.contains(&own) && anchors.contains(&old), "{anchors}");
+        assert_eq!(served.pushed().await?, own);
+        served.shim.wait_for_log("CN=old ended at").await?;
+        served.quiet().await?;
+        assert_eq!(served.shim.log().count("ended at"), 1, "told once");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn bad_anchors_in_a_file_are_left_out_and_told_once() -> Tested {
     let scene = Scene::new().await?;

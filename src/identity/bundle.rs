@@ -45,6 +45,11 @@ impl TrustAnchor {
         self.facts.not_after
     }
 
+    /// Whom it names.
+    pub fn subject(&self) -> &str {
+        &self.facts.subject
+    }
+
     /// Bytes of its DER.
     pub fn size(&self) -> usize {
         self.der.len()

@@ -3,7 +3,7 @@ use std::{
     convert::Infallible,
     future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use tokio::sync::{Notify, watch};
@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::roots::Roots;
 use crate::{
-    clock,
+    clock::{self, WallTimer},
     config::RootsConfig,
     files::MountedCertificate,
     identity::{Issued, PeerTrust, RevocationList, TrustBundle, TrustDomain, same_domains},
@@ -159,6 +159,9 @@ impl RootPublisher {
 
     /// Follows the files, and drops anchors whose grace is over, for as long as it is polled.
     pub(super) async fn follow(&self, mut files: watch::Receiver<PeerTrust>) -> Infallible {
+        // By the wall clock, over suspends: anchors end by it.
+        let timer =
+            WallTimer::new().inspect_err(|error| warn!("anchors may be served for longer than they last: {error}"));
         loop {
             let now = clock::now();
             let in_files = files.borrow_and_update().clone();
@@ -169,7 +172,9 @@ impl RootPublisher {
                 state.look_for_gaps(self.own_issuer());
                 state.held.retain(|_, end| *end > now);
                 let left = state.held.iter().filter(|(domain, _)| **domain != state.own).map(|(_, end)| *end);
-                let ends = left.chain(state.next_crl_end(now)).min();
+                let anchors = state.domains.iter().flat_map(|(_, bundle)| bundle.anchors());
+                let anchors = anchors.map(|anchor| anchor.not_after()).filter(|end| *end > now);
+                let ends = left.chain(state.next_crl_end(now)).chain(anchors).min();
                 let next = state.roots.expire(now).into_iter().chain(ends).min();
                 if state.published.is_some() || state.mounted {
                     self.push(&mut state, now);
@@ -182,7 +187,7 @@ impl RootPublisher {
                     future::pending::<()>().await;
                 },
                 () = self.deadlines.notified() => {}
-                () = until(next, now) => {}
+                () = until(timer.as_ref().ok(), next, now) => {}
             }
         }
     }
@@ -200,26 +205,36 @@ impl RootPublisher {
     }
 }
 
-async fn until(moment: Option<i64>, now: i64) {
-    match moment {
-        Some(moment) => tokio::time::sleep(Duration::from_secs((moment - now).max(1) as u64)).await,
-        None => future::pending().await,
+async fn until(timer: Option<&WallTimer>, moment: Option<i64>, now: i64) {
+    match (moment, timer) {
+        (None, _) => future::pending().await,
+        (Some(moment), Some(timer)) => {
+            let moment = UNIX_EPOCH + Duration::from_secs(moment.max(0).cast_unsigned());
+            timer.until(moment, || ()).await;
+        }
+        (Some(moment), None) => tokio::time::sleep(Duration::from_secs((moment - now).max(1).cast_unsigned())).await,
     }
 }
 
 impl State {
     /// What is to be published, if it differs from what is.
     fn change(&mut self, now: i64) -> Option<Content> {
+        for anchor in self.roots.take_ended() {
+            let end = clock::rfc3339(anchor.not_after());
+            self.tell(format!("the trust anchor {} ended at {end} and is no longer served", anchor.subject()));
+        }
         let (bundle, crl) = (self.roots.bundle(), self.crl(now));
-        let domains = self.told_apart(&bundle);
+        let domains = self.told_apart(&bundle, now);
         let unchanged = match &self.published {
+            // Nothing that Envoy could use: it refuses an empty list, and goes on with the one that has ended.
+            Some(_) if bundle.anchors().is_empty() => true,
             Some(held) => held.roots.is_same_set(&bundle) && same_domains(&held.domains, &domains) && held.crl == crl,
             None => bundle.anchors().is_empty(),
         };
         if unchanged {
             return None;
         }
-        match self.roots.left_out() {
+        match self.roots.left_out(now) {
             0 => {}
             count => self.tell(format!("{count} trust anchors find no room and are left out")),
         }
@@ -233,7 +248,7 @@ impl State {
     /// Trust domains with the anchors that vouch for them, those of our own certificates first; none where they are not
     /// told apart. Where we moved from another one, our anchors vouch for that as well until our last certificate of it
     /// has ended: peers may not have moved yet.
-    fn told_apart(&self, ours: &TrustBundle) -> Vec<(TrustDomain, TrustBundle)> {
+    fn told_apart(&self, ours: &TrustBundle, now: i64) -> Vec<(TrustDomain, TrustBundle)> {
         if self.domains.is_empty() {
             return Vec::new();
         }
@@ -244,8 +259,12 @@ impl State {
             ((*domain).clone(), TrustBundle::new(anchors.cloned().collect()))
         });
         let others = self.domains.iter().filter(|(domain, _)| !own.contains(domain)).cloned();
+        let lasting = |(domain, bundle): (TrustDomain, TrustBundle)| {
+            let lasting = bundle.anchors().iter().filter(|anchor| anchor.not_after() > now);
+            (domain, TrustBundle::new(lasting.cloned().collect()))
+        };
         // A domain without anchors would make Envoy refuse all of it.
-        with_ours.chain(others).filter(|(_, bundle)| !bundle.anchors().is_empty()).collect()
+        with_ours.chain(others).map(lasting).filter(|(_, bundle)| !bundle.anchors().is_empty()).collect()
     }
 
     /// The lists of revoked certificates as they are served.

@@ -15,6 +15,8 @@ pub(super) struct Roots {
     answered: TrustBundle,
     files: TrustBundle,
     served: BTreeMap<[u8; 32], Served>,
+    /// Dropped because they ended, and not yet told.
+    ended: Vec<Arc<TrustAnchor>>,
     /// NotAfter of the leaf that is held.
     leaf_end: i64,
 }
@@ -31,7 +33,7 @@ struct Served {
 impl Roots {
     pub(super) fn new(grace: Option<Duration>) -> Self {
         let (answered, files) = (TrustBundle::default(), TrustBundle::default());
-        Self { grace, answered, files, served: BTreeMap::new(), leaf_end: i64::MIN }
+        Self { grace, answered, files, served: BTreeMap::new(), ended: Vec::new(), leaf_end: i64::MIN }
     }
 
     /// The CA answered with these, and a leaf that ends at `leaf_end` (Unix seconds) under `anchor`.
@@ -55,10 +57,21 @@ impl Roots {
         self.settle(now);
     }
 
-    /// Drops what has been served long enough. Answers when to look again (Unix seconds).
+    /// Drops what has been served long enough, and what has ended: Envoy builds a peer's path to the first anchor that
+    /// fits, and when that has ended it refuses the peer although its successor stands beside. Answers when to look
+    /// again (Unix seconds).
     pub(super) fn expire(&mut self, now: i64) -> Option<i64> {
-        self.served.retain(|_, served| served.until.is_none_or(|until| until > now));
-        self.served.values().filter_map(|served| served.until).min()
+        let ends =
+            |served: &Served| served.until.map_or(served.anchor.not_after(), |end| end.min(served.anchor.not_after()));
+        self.ended
+            .extend(self.served.values().map(|served| &served.anchor).filter(|one| one.not_after() <= now).cloned());
+        self.served.retain(|_, served| ends(served) > now);
+        self.served.values().map(ends).min()
+    }
+
+    /// The anchors that ended while they were served, since this was asked for last.
+    pub(super) fn take_ended(&mut self) -> Vec<Arc<TrustAnchor>> {
+        std::mem::take(&mut self.ended)
     }
 
     /// What is to be served: what the CA answered first, and last what its sources have dropped.
@@ -70,9 +83,9 @@ impl Roots {
     }
 
     /// How many anchors of the sources found no room.
-    pub(super) fn left_out(&self) -> usize {
+    pub(super) fn left_out(&self, now: i64) -> usize {
         let sources = self.answered.anchors().iter().chain(self.files.anchors());
-        sources.filter(|anchor| !self.served.contains_key(anchor.digest())).count()
+        sources.filter(|anchor| anchor.not_after() > now && !self.served.contains_key(anchor.digest())).count()
     }
 
     fn settle(&mut self, now: i64) {
@@ -91,13 +104,14 @@ impl Roots {
             };
         }
         self.expire(now);
-        self.make_room();
+        self.make_room(now);
     }
 
     /// Serves what the sources have, as much as there is room for: the CA's answer first, since our own chain leads
     /// there, and last what is on its way out.
-    fn make_room(&mut self) {
+    fn make_room(&mut self, now: i64) {
         let sources = self.answered.anchors().iter().chain(self.files.anchors());
+        let sources = sources.filter(|anchor| anchor.not_after() > now);
         let leaving = self.served.values().filter(|served| served.until.is_some()).map(|served| &served.anchor);
         let (mut bytes, mut kept) = (0, BTreeMap::new());
         for anchor in sources.chain(leaving) {
@@ -117,7 +131,7 @@ impl Roots {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use testkit::development_ca::Pki;
+    use testkit::development_ca::{Lifetime, Pki, PkiOptions};
 
     /// When the tests take place, Unix seconds; roots of the development CA are valid for years.
     const NOW: i64 = 1_795_000_000;
@@ -138,6 +152,10 @@ mod tests {
             *self.bundle(&[root]).anchors()[0].digest()
         }
 
+        fn end(&self, root: usize) -> i64 {
+            self.bundle(&[root]).anchors()[0].not_after()
+        }
+
         fn served(&self, roots: &Roots) -> Vec<usize> {
             let digests: Vec<_> = (0..self.0.len()).map(|root| self.digest(root)).collect();
             let index = |anchor: &Arc<TrustAnchor>| digests.iter().position(|digest| digest == anchor.digest());
@@ -152,7 +170,8 @@ mod tests {
         roots.in_files(source.bundle(&[1, 2]), NOW);
         roots.answered(source.bundle(&[1, 0]), source.digest(0), NOW + 100, NOW);
         assert_eq!(source.served(&roots), [1, 0, 2]);
-        assert_eq!(roots.expire(NOW + 1_000_000), None);
+        roots.expire(NOW + 1_000_000);
+        assert_eq!(source.served(&roots), [1, 0, 2]);
     }
 
     #[test]
@@ -163,7 +182,7 @@ mod tests {
         roots.answered(source.bundle(&[1]), source.digest(1), NOW + 150, NOW + 50);
         assert_eq!(source.served(&roots), [1, 0]);
         assert_eq!(roots.expire(NOW + 99), Some(NOW + 100));
-        assert_eq!(roots.expire(NOW + 100), None);
+        assert_eq!(roots.expire(NOW + 100), Some(source.end(1)));
         assert_eq!(source.served(&roots), [1]);
     }
 
@@ -186,7 +205,7 @@ mod tests {
         roots.answered(source.bundle(&[0]), source.digest(0), NOW + 100, NOW);
         assert_eq!(roots.expire(NOW), Some(NOW + 10));
         roots.in_files(source.bundle(&[1]), NOW + 5);
-        assert_eq!(roots.expire(NOW + 20), None);
+        roots.expire(NOW + 20);
         assert_eq!(source.served(&roots), [0, 1]);
     }
 
@@ -199,6 +218,37 @@ mod tests {
         assert_eq!(source.served(&roots), [0]);
     }
 
+    /// Whichever source has them.
+    #[test]
+    fn an_anchor_goes_when_it_ends_and_is_told_once() {
+        let mut source = Source::of(1);
+        let options = PkiOptions { root: Lifetime { not_before: -60, not_after: 1000 }, ..PkiOptions::new("short") };
+        source.0.push(Pki::with_options(&options).root_pem());
+        let now = crate::clock::now();
+        let bundle = |roots: &[usize]| {
+            let text: String = roots.iter().map(|root| source.0[*root].as_str()).collect();
+            TrustBundle::from_pem(&text, now).expect("anchors").0
+        };
+        let (lasting, short) = (bundle(&[0]), bundle(&[1]));
+        let end = short.anchors()[0].not_after();
+        for in_files in [true, false] {
+            let mut roots = Roots::new(None);
+            let (files, answer) = if in_files { (bundle(&[1]), bundle(&[0])) } else { (bundle(&[0]), bundle(&[0, 1])) };
+            roots.in_files(files, now);
+            roots.answered(answer, *lasting.anchors()[0].digest(), now + 10_000, now);
+            assert_eq!(roots.bundle().anchors().len(), 2);
+            assert_eq!(roots.expire(end - 1), Some(end));
+            assert!(roots.take_ended().is_empty());
+            roots.expire(end);
+            assert!(roots.bundle().is_same_set(&lasting), "it is served although it has ended");
+            assert_eq!(roots.take_ended().len(), 1);
+            // The sources still have it.
+            roots.in_files(if in_files { bundle(&[1]) } else { bundle(&[0]) }, end + 1);
+            assert!(roots.bundle().is_same_set(&lasting) && roots.take_ended().is_empty());
+            assert_eq!(roots.left_out(end + 1), 0);
+        }
+    }
+
     #[test]
     fn there_is_a_limit() {
         let source = Source::of(1);
@@ -209,7 +259,7 @@ mod tests {
         roots.in_files(bundle, NOW);
         let bytes: usize = roots.bundle().anchors().iter().map(|anchor| anchor.size()).sum();
         assert!(bytes <= MAX_BYTES && bytes > MAX_BYTES - 4 * size, "{bytes}");
-        assert!(roots.left_out() > 0);
+        assert!(roots.left_out(NOW) > 0);
     }
 
     #[test]
