@@ -169,7 +169,7 @@ async fn with_the_limit_of_old_kernels_it_refuses_unless_told_otherwise() -> Out
     assert!(shim.log().contains("is 64 KiB: raise it to at least 2368 KiB, or give the capability IPC_LOCK"));
 
     let mut shim = start(&site, containment, Some("none"), &[])?;
-    shim.wait_for_log("keys are in memory that is NOT locked").await?;
+    shim.wait_for_log("the process is NOT locked").await?;
     serves(&mut shim).await
 }
 
