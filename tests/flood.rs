@@ -238,9 +238,12 @@ async fn requests_of_many_lawful_clients_do_not_wait_for_each_other_for_ever() -
     const REQUESTS: usize = 100;
     let mut scene = Scene::new().await?;
     for round in 0..3 {
-        let mut all = JoinSet::new();
+        let mut clients = Vec::new();
         for _ in 0..CLIENTS {
-            let client = SdsClient::connect(scene.shim.socket()).await.or_fail("connect")?;
+            clients.push(SdsClient::connect(scene.shim.socket()).await.or_fail("connect")?);
+        }
+        let mut all = JoinSet::new();
+        for client in clients {
             for _ in 0..REQUESTS {
                 let client = client.clone();
                 all.spawn(async move { client.fetch(sds::request(&["default"])).await });

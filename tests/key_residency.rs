@@ -123,12 +123,18 @@ impl Subject {
         let (search, _, mut shim, _site) = self.rotate_and_search(Confinement::default()).await?;
         let Search { found, readable, refused } = search;
         println!("{:?}: {readable} bytes read, {refused} refused by the kernel, {found:?} found", self.variables);
-        assert!(found.is_empty(), "windows found, by key: {found:?}");
         assert_eq!(refused, self.secret << 10, "bytes of secret memory");
         assert!(readable > 4 << 20, "the rest was not read");
         let status: serde_json::Value =
             serde_json::from_str(&shim.admin("/status").await?.text()).or_fail("read it")?;
         let memory = &status["memory"];
+        if self.variables == RSA_4096 && memory["level"] == "locked" {
+            // Two such keys and what signing takes fill all but a few KiB of it, and in pieces: what finds no room is told.
+            assert_ne!(memory["keys_outside_of_secret_memory_bytes"], 0, "{memory}");
+            shim.wait_for_log("not all keys are in secret memory: ").await?;
+            return Ok(());
+        }
+        assert!(found.is_empty(), "windows found, by key: {found:?}");
         assert_eq!(memory["level"], "secret", "{memory}");
         assert_eq!(memory["keys_outside_of_secret_memory_bytes"], 0, "{memory}");
         println!("{:?}: {} bytes in use at the most", self.variables, memory["secret_peak_bytes"]);

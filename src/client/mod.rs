@@ -33,6 +33,8 @@ use crate::{bounded::foreign_text, clock, wire::Connection};
 pub use render::render;
 
 const ORIGIN: &str = "http://localhost";
+/// Pause while the socket's queue of connections is full, for which there is no event.
+const FULL_QUEUE: Duration = Duration::from_millis(10);
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of one document.
@@ -117,7 +119,16 @@ struct Shim<'a>(&'a Path);
 
 impl Shim<'_> {
     async fn connect(&self) -> Result<(Connection, Option<Pid>), ClientError> {
-        let stream = UnixStream::connect(self.0).await.map_err(|error| self.unreachable(&error))?;
+        let started = Instant::now();
+        let stream = loop {
+            match UnixStream::connect(self.0).await {
+                // The socket's queue is full: somebody connects without an end, and the shim comes to us in a moment.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && started.elapsed() < PATIENCE => {
+                    sleep(FULL_QUEUE).await;
+                }
+                connected => break connected.map_err(|error| self.unreachable(&error))?,
+            }
+        };
         let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0).map(Pid::from_raw);
         let connection = timeout(PATIENCE, Connection::new(Box::new(stream))).await;
         let connection = connection.map_err(|_| self.unreachable(&"it says nothing"))?;

@@ -23,7 +23,7 @@ const FILES: usize = 3;
 /// The part of the base on which key operations run: they take 7.3 KiB at the most, and 10 KiB with RSA 4096
 /// (`src/locked/tests/secret.rs`).
 const USUAL_STACK: usize = 10 << 10;
-const LARGE_STACK: usize = 16 << 10;
+const LARGE_STACK: usize = 14 << 10;
 /// What is taken from the arena at a time for keys that secret memory has no room for.
 const SPARE: usize = 16 << 10;
 const SPARES: usize = 16;
