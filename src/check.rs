@@ -312,10 +312,7 @@ fn anchors(file: &Path, now: i64, lenient: bool) -> Result<String, String> {
 }
 
 fn certificate(chain: &Path, key: &Path, now: i64) -> Result<String, String> {
-    let read = |path: &Path| {
-        let opened = bounded::open(path, MAX_FILE).and_then(|opened| opened.with_room(2, 0));
-        opened.and_then(KeyText::read).map_err(|error| bounded::describe(path, &error))
-    };
+    let read = |path: &Path| KeyText::open(path, MAX_FILE).map_err(|error| bounded::describe(path, &error));
     let credential = Credential::from_pem(&read(chain)?.0, &read(key)?.1);
     let end = credential.map_err(|error| format!("{}: {error}", chain.display()))?.not_after();
     match end > now {

@@ -41,9 +41,7 @@ impl ClientCertificate {
         };
         let read = |file: &str| {
             let path = directory.join(file);
-            let opened = bounded::open(&path, MAX_FILE).and_then(|opened| opened.with_room(2, 0));
-            let text = opened.and_then(KeyText::read);
-            text.map_err(|error| CaError::Provisioned(bounded::describe(&path, &error)))
+            KeyText::open(&path, MAX_FILE).map_err(|error| CaError::Provisioned(bounded::describe(&path, &error)))
         };
         let mut chain = certificates(&read("cert-chain.pem")?.0).map_err(|error| problem("cert-chain.pem", &error))?;
         let key = read("key.pem")?.1.parse().map_err(|error| problem("key.pem", &error))?;

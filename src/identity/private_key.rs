@@ -1,6 +1,7 @@
 use std::{
     fmt,
     io::{self, Read},
+    path::Path,
 };
 
 use openssl::pkey::{PKey, Private};
@@ -70,6 +71,15 @@ impl KeyText {
         }
         splitter.end(&mut public);
         Ok((public, Self(splitter.key)))
+    }
+
+    /// Opens and reads a file that may hold a key, of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// As for [`bounded::open`], [`Opened::with_room`] and [`KeyText::read`].
+    pub fn open(path: &Path, limit: usize) -> io::Result<(String, Self)> {
+        // The text is in memory as it is, and again as what is made from it.
+        Self::read(bounded::open(path, limit)?.with_room(2, 0)?)
     }
 
     /// Reads a file that may hold a key, and the text beside it.
