@@ -57,6 +57,9 @@ demo-control-plane: build envoy ## the same mesh, configured over ADS with mutua
 	@$(CARGO) build --quiet --package testkit --bin demo
 	@target/debug/demo control-plane
 
+# What only a second build could use takes several gigabytes, which a machine in CI need not have.
+test test-kubernetes test-kernels: export CARGO_INCREMENTAL := 0
+
 test: check build $(TEST_TOOLS) asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins
 	@rm -rf target/test-output
