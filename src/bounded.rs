@@ -12,12 +12,12 @@ use nix::{
     unistd::{getegid, geteuid},
 };
 
+use crate::budget;
+
 /// What helps where something is closed to us.
 const CLOSED: &str = "open it to us, in Kubernetes with fsGroup or the volume's defaultMode";
 /// Bytes that a file may have grown by since it was opened, or have where the file system tells no sizes.
 const GROWTH: usize = 16 * 1024;
-/// What must be free besides a file's content.
-const BESIDES: usize = 32 * 1024;
 
 /// A regular file that others write, opened, with its size at that time. Whatever its name leads to later, no more
 /// than there is room for is read of it.
@@ -61,19 +61,10 @@ impl Opened {
         self.size.max(GROWTH).min(self.limit)
     }
 
-    /// Itself, if there is room for this many copies of the content, and `besides`.
+    /// Itself, if there is room for what will be read of it.
     ///
     /// # Errors
     /// [`io::ErrorKind::OutOfMemory`]: a full arena would end the process.
-    pub fn with_room(self, copies: usize, besides: usize) -> io::Result<Self> {
-        let copies = std::iter::repeat_n(self.size.min(self.limit), copies);
-        if locked::has_room(&copies.chain([besides]).collect::<Vec<_>>()) { Ok(self) } else { Err(no_room()) }
-    }
-
-    /// Itself, if there is room for a file of this size.
-    ///
-    /// # Errors
-    /// As for [`Opened::with_room`].
     pub fn if_room(self, has_room: impl Fn(usize) -> bool) -> io::Result<Self> {
         if has_room(self.most()) { Ok(self) } else { Err(no_room()) }
     }
@@ -132,9 +123,9 @@ fn no_room() -> io::Error {
 /// Reads a file that others write.
 ///
 /// # Errors
-/// As for [`open`], [`Opened::with_room`] and [`Opened::read`].
+/// As for [`open`], [`Opened::if_room`] and [`Opened::read`].
 pub fn read(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
-    open(path, limit)?.with_room(1, BESIDES)?.read()
+    open(path, limit)?.if_room(|size| budget::has_room_for_file(size, 1))?.read()
 }
 
 /// Reads a file that others write, of which only the ASCII counts; in the place of every other byte stands a `?`.

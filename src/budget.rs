@@ -30,6 +30,25 @@ const BESIDES_NAMED_FILES: usize = 640 * 1024;
 /// How often the content of such a file is in memory while it is read, written anew and encoded.
 const COPIES_OF_NAMED_FILES: usize = 4;
 
+/// What must be free beside each copy of any other file.
+const BESIDES_FILES: usize = 32 * 1024;
+
+/// What must be free beside a certificate, and beside a revocation list, for as long as it is parsed.
+const BESIDES_CERTIFICATE: usize = 24 * 1024;
+const BESIDES_LIST: usize = 64 * 1024;
+
+/// Bytes of the arena that are left while an answer of the CA is read: for the rest of a header block of which all but
+/// the last read has been taken.
+const BESIDES_ANSWER: usize = 64 * 1024;
+/// What must be there in whole pieces: for the frames that wait to be looked at, or for a large answer as it is put
+/// together; for the headers of a frame. Clients leave no more than that to a renewal.
+const ANSWER: [usize; 2] = [72 * 1024, 24 * 1024];
+/// Bytes of memory that one byte of an answer can make HTTP/2 take: a header is named by its index in one.
+const AMPLIFICATION: usize = 400;
+
+/// What must be free beside a request to the admin port that is larger than a probe's.
+const BESIDES_ADMIN: usize = 544 * 1024;
+
 /// Bytes that a parsed anchor of the CA takes for each of its file, in pieces of this size.
 const PARSED: usize = 5;
 const PARSED_PIECE: usize = 16 * 1024;
@@ -82,6 +101,38 @@ pub fn has_room_for_the_least() -> bool {
 #[must_use]
 pub fn for_one_connection() -> usize {
     ONE_CONNECTION * share()
+}
+
+/// Whether a file of this size may be read, which is then in memory this many times.
+#[must_use]
+pub fn has_room_for_file(size: usize, copies: usize) -> bool {
+    locked::has_room(&std::iter::repeat_n(size, copies).chain([BESIDES_FILES]).collect::<Vec<_>>())
+}
+
+/// Whether a certificate may be parsed that takes these pieces.
+#[must_use]
+pub fn has_room_for_certificate(pieces: impl Iterator<Item = usize>) -> bool {
+    locked::has_room(&pieces.chain([BESIDES_CERTIFICATE]).collect::<Vec<_>>())
+}
+
+/// Whether a revocation list may be parsed that takes these pieces.
+#[must_use]
+pub fn has_room_for_list(pieces: impl Iterator<Item = usize>) -> bool {
+    locked::has_room(&pieces.chain([BESIDES_LIST]).collect::<Vec<_>>())
+}
+
+/// Bytes of the CA's answer that may be read now.
+#[must_use]
+pub fn for_answer() -> usize {
+    if locked::has_room(&ANSWER) { free().saturating_sub(BESIDES_ANSWER) / AMPLIFICATION } else { 0 }
+}
+
+/// Whether a request to the admin port may be read that takes these pieces: a probe is answered as long as anything can
+/// be.
+#[must_use]
+pub fn has_room_for_admin(pieces: &[usize], is_probe: bool) -> bool {
+    let besides = if is_probe { 0 } else { BESIDES_ADMIN };
+    locked::has_room(&pieces.iter().copied().chain([besides]).collect::<Vec<_>>())
 }
 
 /// Whether a file of this size may be read that peers are verified with. It is in memory twice while it is read, and

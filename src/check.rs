@@ -6,7 +6,7 @@ use locked::{Level, Need};
 
 use crate::{
     bounded::{self, Opened, foreign_text},
-    clock,
+    budget, clock,
     config::{CaRoots, Config, Env, Mistake, MutualTls, RootsConfig, Schedule, ServerName, VARIABLES},
     identity::{
         BearerToken, Credential, KeyAlgorithm, KeyEncoding, KeySpec, KeyText, SpiffeId, TrustBundle, TrustDomain,
@@ -288,7 +288,8 @@ fn further_roots(roots: &RootsConfig) -> String {
 }
 
 fn read(file: &Path) -> Result<String, String> {
-    let opened = bounded::open(file, MAX_FILE).and_then(|opened| opened.with_room(2, 0));
+    let opened =
+        bounded::open(file, MAX_FILE).and_then(|opened| opened.if_room(|size| budget::has_room_for_file(size, 2)));
     opened.and_then(Opened::text).map_err(|error| bounded::describe(file, &error))
 }
 

@@ -8,15 +8,15 @@ use std::{
 
 /// What each module may import of the others. `app` puts all together and may import everything.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("bounded", &[]),
     ("budget", &[]),
+    ("bounded", &["budget"]),
     ("clock", &[]),
     ("identity", &["bounded", "budget", "clock"]),
     ("config", &["identity"]),
     ("cli", &["client", "config"]),
     ("wire", &[]),
     ("client", &["bounded", "clock", "wire"]),
-    ("check", &["bounded", "clock", "config", "identity", "memory"]),
+    ("check", &["bounded", "budget", "clock", "config", "identity", "memory"]),
     ("log", &["clock", "config"]),
     ("memory", &["config"]),
     ("store", &["identity"]),

@@ -141,6 +141,15 @@ impl Honest {
     }
 }
 
+impl Honest {
+    /// Bytes of the arena that nobody had when most of it was in use.
+    fn least_room(&self) -> Option<u64> {
+        let lines = self.shim.log().lines();
+        let told = |line: &String| line.split("arena_least_room=").nth(1)?.split(' ').next()?.parse().ok();
+        lines.iter().rev().find_map(told)
+    }
+}
+
 /// Attacks until told to end, in a thread of its own, so that the honest client and the CA have theirs.
 struct Attackers {
     end: Arc<AtomicBool>,
@@ -267,10 +276,11 @@ async fn nothing_that_clients_or_the_ca_do_exhausts_it() -> Outcome {
     exchanged.stop();
     honest.site.ca.set_fault(None);
     let (after, descriptors) = honest.at_rest(Some(alone)).await?;
+    let room = honest.least_room().expect("it is told at each renewal");
     println!(
         "{attacks} attacks in {duration:?}; {rotations} rotations, the longest wait {longest:?} of {LIFETIME:?}; VmSize \
-         at most {} KiB, at most {} descriptors; arena {before} bytes before, {after} after; {alone} descriptors \
-         before, {descriptors} after",
+         at most {} KiB, at most {} descriptors; arena {before} bytes before, {after} after, smallest room {room}; \
+         {alone} descriptors before, {descriptors} after",
         honest.peak, honest.descriptors,
     );
     assert!(attacks >= 20 && rotations >= 2, "too little happened");

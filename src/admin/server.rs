@@ -31,6 +31,7 @@ use super::{
     listener::{Accepted, Listener},
 };
 use crate::{
+    budget,
     config::AdminAddress,
     status::{Page, Pages, Status},
 };
@@ -46,8 +47,6 @@ const PROBE: usize = 2 * PORTION;
 const END: &[u8] = b"\r\n\r\n";
 /// Bytes that are read at a time once it is there: the least that hyper allows.
 const BUFFER: usize = 8 * 1024;
-/// Bytes of the arena that are left to others by whoever sends more.
-const RESERVE: usize = 544 * 1024;
 /// How long a client may take for its request, and for all. Kubelet gives up on a probe after a second, by default.
 const HEADERS_WITHIN: Duration = Duration::from_secs(3);
 const ALL_WITHIN: Duration = Duration::from_secs(10);
@@ -105,9 +104,9 @@ async fn head(stream: &mut Accepted) -> io::Result<Vec<u8>> {
     stream.readable().await?;
     let mut head = Vec::new();
     loop {
-        // A probe is answered as long as anything can be.
-        let rest: &[usize] = if head.len() < PROBE { &[PORTION, BUFFER, BUFFER, BUFFER] } else { &[REQUEST, RESERVE] };
-        if head.len() >= REQUEST || !locked::has_room(rest) {
+        let is_probe = head.len() < PROBE;
+        let pieces: &[usize] = if is_probe { &[PORTION, BUFFER, BUFFER, BUFFER] } else { &[REQUEST] };
+        if head.len() >= REQUEST || !budget::has_room_for_admin(pieces, is_probe) {
             return Err(io::Error::other("there is no room for it"));
         }
         head.reserve_exact(PORTION);

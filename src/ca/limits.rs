@@ -14,19 +14,14 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+use crate::budget;
+
 /// Bytes of one call: four times the largest answer (`citadel::MAX_ANSWER`), headers and frames included.
 pub(super) const MAX_BYTES: usize = 256 * 1024;
 /// HTTP/2 frames of one call. The largest answer takes five; some proxies cut it into pieces of a KiB.
 const MAX_FRAMES: usize = 256;
 /// Bytes that are taken before we look again.
 const AT_ONCE: usize = 4 * 1024;
-/// Bytes of memory that one byte can make HTTP/2 take: a header is named by its index in one.
-const AMPLIFICATION: usize = 400;
-/// Bytes of the arena that are left, for the rest of a header block of which all but this has been taken.
-const RESERVE: usize = 64 * 1024;
-/// What must be there in whole pieces: for [`MAX_FRAMES`] frames that wait to be looked at, or for a large answer as it
-/// is put together; for the headers of a frame. Clients leave no more than that to a renewal.
-const PIECES: [usize; 2] = [72 * 1024, 24 * 1024];
 /// Fewer bytes than this at once are not worth it: there is no room.
 const LEAST: usize = 16;
 
@@ -71,7 +66,7 @@ impl<S> Limited<S> {
     /// How many bytes may be taken now.
     fn room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         loop {
-            let room = room();
+            let room = budget::for_answer().min(AT_ONCE);
             if room >= LEAST {
                 self.pause = None;
                 return Poll::Ready(Ok(room));
@@ -84,16 +79,6 @@ impl<S> Limited<S> {
             (self.pause, self.pauses) = (None, self.pauses + 1);
         }
     }
-}
-
-fn room() -> usize {
-    let usage = locked::usage();
-    if usage.capacity == 0 {
-        // Without an arena (a test build) there is nothing to fill.
-        return AT_ONCE;
-    }
-    let free = usage.capacity.saturating_sub(usage.used).saturating_sub(RESERVE);
-    if locked::has_room(&PIECES) { (free / AMPLIFICATION).min(AT_ONCE) } else { 0 }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Limited<S> {

@@ -6,12 +6,10 @@ use super::{
     pem::{cut, decode},
     validity::unix_seconds,
 };
+use crate::budget;
 
 const BEGIN: &str = "-----BEGIN X509 CRL-----";
 const END: &str = "-----END X509 CRL-----";
-
-/// What must be free besides for as long as a list is parsed: a full arena would end the process.
-const BESIDES: usize = 64 * 1024;
 
 /// RFC 5280's time for what has no end, 9999-12-31T23:59:59Z.
 const NEVER: i64 = 253_402_300_799;
@@ -38,12 +36,12 @@ impl RevocationList {
             let unparsable = || format!("CRL {position} cannot be parsed");
             let block = block.ok_or_else(unparsable)?;
             // Twice as text, twice as DER.
-            if !locked::has_room(&[2 * block.len(), block.len(), BESIDES]) {
+            if !budget::has_room_for_list([2 * block.len(), block.len()].into_iter()) {
                 return Err(no_room(position));
             }
             let der = decode(block, BEGIN, END).ok_or_else(unparsable)?;
             let weight = Weight::of(&der).ok_or_else(unparsable)?;
-            if !weight.has_room(CRL, BESIDES + block.len()) {
+            if !budget::has_room_for_list(weight.pieces(CRL).chain([block.len()])) {
                 return Err(no_room(position));
             }
             found.push(Self::new(&der).ok_or_else(unparsable)?);

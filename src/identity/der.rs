@@ -37,13 +37,12 @@ impl Weight {
         Some(Self { size: der.len(), elements: count(der, true)? })
     }
 
-    /// Whether there is room for it while it is parsed and looked at, and for `besides`.
-    pub(super) fn has_room(self, cost: Cost, besides: usize) -> bool {
+    /// The pieces of memory that it takes while it is parsed and looked at.
+    pub(super) fn pieces(self, cost: Cost) -> impl Iterator<Item = usize> {
         // Many small blocks, which need not lie side by side.
         const PIECE: usize = 16 * 1024;
         let parsed = self.elements * cost.element + self.size * cost.byte;
-        let pieces = std::iter::repeat_n(PIECE, parsed.div_ceil(PIECE));
-        locked::has_room(&pieces.chain([besides, self.size]).collect::<Vec<_>>())
+        std::iter::repeat_n(PIECE, parsed.div_ceil(PIECE)).chain([self.size])
     }
 }
 

@@ -7,6 +7,7 @@ use base64::{
 use openssl::{error::ErrorStack, x509::X509};
 
 use super::der::{CERTIFICATE, Weight};
+use crate::budget;
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
@@ -22,8 +23,6 @@ const MOST_ELEMENTS: usize = 512;
 const MOST_ELEMENTS_OF_A_CHAIN: usize = MOST * 160;
 /// The same in words, of a trust anchor.
 pub(super) const TOO_LARGE: &str = "is too large: 16 KiB and 512 ASN.1 elements (names and the like) are the most";
-/// What must be free besides for as long as one certificate is parsed: a full arena would end the process.
-const BESIDES: usize = 24 * 1024;
 
 /// What OpenSSL takes for base64.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
@@ -143,7 +142,7 @@ pub(super) fn blocks(text: &str) -> impl Iterator<Item = Result<Block, PemError>
         let weight = Weight::of(&der).ok_or(PemError::Malformed { position })?;
         match weight.elements {
             elements if elements > MOST_ELEMENTS => Err(PemError::TooLarge { position }),
-            _ if !weight.has_room(CERTIFICATE, BESIDES) => Err(PemError::NoRoom { position }),
+            _ if !budget::has_room_for_certificate(weight.pieces(CERTIFICATE)) => Err(PemError::NoRoom { position }),
             elements => Ok(Block { der, elements }),
         }
     };

@@ -6,7 +6,10 @@ use std::{
 
 use openssl::pkey::{PKey, Private};
 
-use crate::bounded::{self, Opened};
+use crate::{
+    bounded::{self, Opened},
+    budget,
+};
 
 /// Bytes of a private key's PEM block: one of RSA with 8,192 bits has 6,400.
 const MAX_KEY: usize = 8 * 1024;
@@ -76,10 +79,10 @@ impl KeyText {
     /// Opens and reads a file that may hold a key, of at most `limit` bytes.
     ///
     /// # Errors
-    /// As for [`bounded::open`], [`Opened::with_room`] and [`KeyText::read`].
+    /// As for [`bounded::open`], [`Opened::if_room`] and [`KeyText::read`].
     pub fn open(path: &Path, limit: usize) -> io::Result<(String, Self)> {
         // The text is in memory as it is, and again as what is made from it.
-        Self::read(bounded::open(path, limit)?.with_room(2, 0)?)
+        Self::read(bounded::open(path, limit)?.if_room(|size| budget::has_room_for_file(size, 2))?)
     }
 
     /// Reads a file that may hold a key, and the text beside it.

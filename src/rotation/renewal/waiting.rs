@@ -119,7 +119,9 @@ impl<T: TokenSource> Renewal<T> {
     }
 
     pub(super) async fn sleep_until_renewal(&mut self, wait: Duration) {
-        debug!(arena_used = locked::usage().used, "waiting for the renewal");
+        let arena = locked::usage();
+        let least_room = arena.capacity.saturating_sub(arena.peak);
+        debug!(arena_least_room = least_room, arena_used = arena.used, "waiting for the renewal");
         tokio::select! {
             biased;
             () = self.force.notified() => self.asked_for(),
