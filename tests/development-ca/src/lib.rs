@@ -31,7 +31,7 @@ pub use fault::{Fault, PlainAnswer, SignOverrides};
 pub use flood::Flood;
 pub use kubernetes::{Kubernetes, Method};
 pub use options::{CaOptions, ClientCertificates, TlsVersions};
-pub use pki::{Issued, Leaf, Lifetime, Pki, PkiOptions};
+pub use pki::{CrlOptions, Issued, Leaf, Lifetime, Pki, PkiOptions};
 pub use projected::{ProjectedFile, ProjectedVolume};
 pub use record::{Authorization, Call, Outcome, Peer};
 pub use server::DevelopmentCa;

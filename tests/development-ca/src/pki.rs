@@ -39,6 +39,27 @@ pub struct Lifetime {
     pub not_after: i64,
 }
 
+/// What a CRL is like.
+#[derive(Clone, Copy, Debug)]
+pub struct CrlOptions<'a> {
+    /// Whether the root signs it, not the intermediate.
+    pub by_root: bool,
+    /// ThisUpdate and NextUpdate.
+    pub life: Lifetime,
+    /// Extensions beside the usual ones: name, whether it is critical, DER of the value.
+    pub extensions: &'a [(&'a str, bool, &'a [u8])],
+    /// Whether it is signed with a key that nobody knows.
+    pub foreign_key: bool,
+}
+
+impl CrlOptions<'_> {
+    /// An ordinary one that is up to date for so many seconds, and began a day before that or before now.
+    pub fn fresh_for(seconds: i64) -> Self {
+        let life = Lifetime { not_before: seconds.min(0) - 86_400, not_after: seconds };
+        Self { by_root: false, life, extensions: &[], foreign_key: false }
+    }
+}
+
 impl PkiOptions {
     /// A root for ten years, an intermediate for one, both valid since yesterday (so that backdated leaves fit in).
     pub fn new(common_name: &str) -> PkiOptions {
@@ -89,14 +110,26 @@ impl Pki {
         ])
     }
 
-    /// A CRL of the intermediate that names these leaves and is up to date for so many seconds, PEM.
+    /// A CRL of the intermediate that names these leaves, PEM. It is up to date for so many seconds, and began a day
+    /// before.
     pub fn crl(&self, revoked: &[&Issued], fresh_for: i64) -> String {
-        self.intermediate.crl(&leaves(revoked), fresh_for).expect("OpenSSL signs a CRL")
+        self.crl_with(revoked, &CrlOptions::fresh_for(fresh_for))
     }
 
     /// The same of the root, which issued the intermediate.
     pub fn root_crl(&self, revoked: &[&Issued], fresh_for: i64) -> String {
-        self.root.crl(&leaves(revoked), fresh_for).expect("OpenSSL signs a CRL")
+        self.crl_with(revoked, &CrlOptions { by_root: true, ..CrlOptions::fresh_for(fresh_for) })
+    }
+
+    /// A CRL of any kind.
+    pub fn crl_with(&self, revoked: &[&Issued], options: &CrlOptions<'_>) -> String {
+        let issuer = if options.by_root { &self.root } else { &self.intermediate };
+        issuer.crl(&leaves(revoked), options).expect("OpenSSL signs a CRL")
+    }
+
+    /// The intermediate as what can be revoked by the root.
+    pub fn as_issued(&self) -> Issued {
+        Issued { chain_pem: self.intermediate_pem(), key_pem: String::new() }
     }
 
     /// Issues a certificate for a fresh P-256 key.

@@ -16,7 +16,7 @@ use openssl::x509::{
     X509, X509Builder, X509CrlBuilder, X509Extension, X509Name, X509NameRef, X509Ref, X509RevokedBuilder,
 };
 
-use super::{Leaf, Lifetime};
+use super::{CrlOptions, Leaf, Lifetime};
 
 /// A CA certificate and its key.
 pub(super) struct Authority {
@@ -53,19 +53,22 @@ impl Authority {
         Ok(builder.build())
     }
 
-    /// A CRL, PEM; `fresh_for` is in seconds from now, and it began a day before that.
-    pub(super) fn crl(&self, revoked: &[X509], fresh_for: i64) -> Result<String, ErrorStack> {
+    /// A CRL that names these, PEM.
+    pub(super) fn crl(&self, revoked: &[X509], options: &CrlOptions<'_>) -> Result<String, ErrorStack> {
         let mut builder = X509CrlBuilder::new()?;
         builder.set_issuer_name(self.certificate.subject_name())?;
-        builder.set_last_update(&*at(fresh_for.min(0) - 86_400)?)?;
-        builder.set_next_update(&*at(fresh_for)?)?;
+        builder.set_last_update(&*at(options.life.not_before)?)?;
+        builder.set_next_update(&*at(options.life.not_after)?)?;
         let certificate = X509Builder::new()?;
         let context = certificate.x509v3_context(Some(&self.certificate), None);
         builder.append_extension(AuthorityKeyIdentifier::new().keyid(true).build(&context)?)?;
         // RFC 5280, section 5.2.3: INTEGER 1.
-        let number = Asn1OctetString::new_from_bytes(&[2, 1, 1])?;
-        let name = Asn1Object::from_str("2.5.29.20")?;
-        builder.append_extension(X509Extension::new_from_der(&name, false, &number)?)?;
+        let further = options.extensions.iter().copied().chain([("2.5.29.20", false, &[2, 1, 1][..])]);
+        for (name, critical, value) in further {
+            let name = Asn1Object::from_str(name)?;
+            let value = Asn1OctetString::new_from_bytes(value)?;
+            builder.append_extension(X509Extension::new_from_der(&name, critical, &value)?)?;
+        }
         for certificate in revoked {
             let mut entry = X509RevokedBuilder::new()?;
             entry.set_serial_number(certificate.serial_number())?;
@@ -73,7 +76,8 @@ impl Authority {
             builder.add_revoked(entry.build())?;
         }
         builder.sort()?;
-        builder.sign(&self.key, MessageDigest::sha256())?;
+        let foreign = if options.foreign_key { Some(p256()?) } else { None };
+        builder.sign(foreign.as_ref().unwrap_or(&self.key), MessageDigest::sha256())?;
         Ok(String::from_utf8(builder.build()?.to_pem()?).expect("PEM is ASCII"))
     }
 
