@@ -33,9 +33,8 @@ const COPIES_OF_NAMED_FILES: usize = 4;
 /// What must be free beside each copy of any other file.
 const BESIDES_FILES: usize = 32 * 1024;
 
-/// What must be free beside a certificate, and beside a revocation list, for as long as it is parsed.
+/// What must be free beside a certificate for as long as it is parsed.
 const BESIDES_CERTIFICATE: usize = 24 * 1024;
-const BESIDES_LIST: usize = 64 * 1024;
 
 /// Bytes of the arena that are left while an answer of the CA is read: for the rest of a header block of which all but
 /// the last read has been taken.
@@ -115,12 +114,6 @@ pub fn has_room_for_certificate(pieces: impl Iterator<Item = usize>) -> bool {
     locked::has_room(&pieces.chain([BESIDES_CERTIFICATE]).collect::<Vec<_>>())
 }
 
-/// Whether a revocation list may be parsed that takes these pieces.
-#[must_use]
-pub fn has_room_for_list(pieces: impl Iterator<Item = usize>) -> bool {
-    locked::has_room(&pieces.chain([BESIDES_LIST]).collect::<Vec<_>>())
-}
-
 /// Bytes of the CA's answer that may be read now.
 #[must_use]
 pub fn for_answer() -> usize {
@@ -140,6 +133,34 @@ pub fn has_room_for_admin(pieces: &[usize], is_probe: bool) -> bool {
 #[must_use]
 pub fn has_room_for_roots(size: usize) -> bool {
     locked::has_room(&[size, size, size, BESIDES_ROOTS])
+}
+
+/// Whether a file with revocation lists of this size may be read. It is in memory as text and as what is made from it,
+/// then as that and as what is served; where trust domains are told apart (`several`), that is written in several steps.
+#[must_use]
+pub fn has_room_for_revocation_lists(size: usize, several: bool) -> bool {
+    let copies = std::iter::repeat_n(size, copies_of_revocation_lists(several));
+    locked::has_room(&copies.chain([BESIDES_ROOTS]).collect::<Vec<_>>())
+}
+
+/// Whether so many bytes of revocation lists may be written as they are served: clients may have come since they were
+/// read.
+#[must_use]
+pub fn has_room_to_serve_revocation_lists(size: usize, several: bool) -> bool {
+    let copies = std::iter::repeat_n(size, copies_of_revocation_lists(several) - 1);
+    locked::has_room(&copies.chain([RENEWAL_PIECE]).collect::<Vec<_>>())
+}
+
+/// KiB of an arena in which there is room for such a file beside its successor.
+#[must_use]
+pub fn arena_for_revocation_lists(size: usize, several: bool) -> usize {
+    const STEP: usize = 64;
+    let copies = copies_of_revocation_lists(several) + 2;
+    (locked::mapped() / 1024 + copies * size / 1024).next_multiple_of(STEP)
+}
+
+fn copies_of_revocation_lists(several: bool) -> usize {
+    if several { 5 } else { 2 }
 }
 
 /// Whether a file of this size may be read that a client has named.

@@ -1,6 +1,11 @@
 //! `sds-shim check`: the environment and the files that it names, looked at without serving anything.
 
-use std::{fmt::Write as _, fs, io::ErrorKind, path::Path};
+use std::{
+    fmt::Write as _,
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 use locked::{Level, Need};
 
@@ -9,7 +14,8 @@ use crate::{
     budget, clock,
     config::{CaRoots, Config, Env, Mistake, MutualTls, RootsConfig, Schedule, ServerName, VARIABLES},
     identity::{
-        BearerToken, Credential, KeyAlgorithm, KeyEncoding, KeySpec, KeyText, SpiffeId, TrustBundle, TrustDomain,
+        BearerToken, Credential, KeyAlgorithm, KeyEncoding, KeySpec, KeyText, RevocationList, SpiffeId, TrustBundle,
+        TrustDomain,
     },
     memory,
 };
@@ -199,6 +205,7 @@ impl Findings {
         for (_, file) in &config.rotation.roots.domains {
             self.verdict(anchors(file, now, false));
         }
+        self.revocation(&config.rotation.roots, now);
         if let Some(file) = &config.rotation.roots.trust_domain_file {
             match trust_domain(file) {
                 Err(bad) if fs::metadata(file).is_err_and(|error| error.kind() == ErrorKind::NotFound) => {
@@ -212,6 +219,43 @@ impl Findings {
         }
         if let Some(directory) = config.sds.socket.parent() {
             self.verdict(writable(directory));
+        }
+    }
+
+    /// The lists of revoked certificates, as they are read while serving.
+    fn revocation(&mut self, roots: &RootsConfig, now: i64) {
+        let Some(file) = &roots.crl else { return };
+        let lists = match RevocationList::read(file, !roots.domains.is_empty()) {
+            Ok(lists) if lists.is_empty() => {
+                return self
+                    .line(&format!("  note     {}: it is empty, so no revocation lists are served", file.display()));
+            }
+            Ok(lists) => lists,
+            // Few have one.
+            Err(trouble) if trouble.reason == "missing" && !roots.crl_required => return,
+            Err(trouble) => return self.verdict(Err(trouble.text)),
+        };
+        let read = |file: &PathBuf| Some(TrustBundle::from_pem(&read(file).ok()?, now).ok()?.0.signers());
+        let signers: Vec<_> = roots.files.iter().filter_map(read).flatten().collect();
+        let unusable = |list: &RevocationList| match list.flaw(&signers) {
+            Some(flaw) => Some(flaw.to_owned()),
+            None if list.this_update() > now => Some(format!("begins at {}", clock::rfc3339(list.this_update()))),
+            None if list.next_update() <= now => Some(format!("has expired at {}", clock::rfc3339(list.next_update()))),
+            None => None,
+        };
+        for (list, why) in lists.iter().filter_map(|list| Some((list, unusable(list)?))) {
+            let is_superseded = |other: &RevocationList| other.is_like(list) && unusable(other).is_none();
+            let told = format!("{}: the CRL of {} {why}", file.display(), list.issuer());
+            match lists.iter().any(is_superseded) {
+                true => self.line(&format!("  note     {told}; another one of this issuer counts")),
+                false => self.verdict(Err(told)),
+            }
+        }
+        if lists.iter().all(|list| unusable(list).is_none()) {
+            let end = lists.iter().map(RevocationList::next_update).min().unwrap_or(i64::MAX);
+            let count =
+                if lists.len() == 1 { "1 revocation list" } else { &format!("{} revocation lists", lists.len()) };
+            self.verdict(Ok(format!("{}: {count}, the first is good until {}", file.display(), clock::rfc3339(end))));
         }
     }
 

@@ -84,7 +84,7 @@ fn what_finds_no_room_is_refused() {
                 }
             }
             for text in &lists {
-                match RevocationList::from_pem(text) {
+                match RevocationList::all(text.as_bytes()) {
                     Ok(_) => count(true),
                     Err(error) => {
                         assert!(error.starts_with("there is no room"), "with {leave} bytes free: {error}");

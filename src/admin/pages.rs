@@ -27,7 +27,10 @@ impl Pages for AdminPages {
             "/livez" => text(200, &"ok"),
             "/readyz" => {
                 let (status, told) = match self.0.readiness(now) {
-                    Ok(()) => (200, "ok".to_owned()),
+                    Ok(()) => {
+                        let trouble = self.0.revocation_trouble();
+                        (200, trouble.map_or("ok".to_owned(), |trouble| format!("ok\nrevocation lists: {trouble}")))
+                    }
                     Err(reason) => (503, reason.to_string()),
                 };
                 // Kubelet's probes are somebody else's then; who asks over the SDS socket should know.

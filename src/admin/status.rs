@@ -7,7 +7,7 @@ use crate::{
     clock::rfc3339,
     identity::CertificateFacts,
     memory,
-    status::{EndpointFacts, PeersView, RenewalFacts, Status, Workload},
+    status::{EndpointFacts, PeersView, RenewalFacts, RevocationFacts, Status, Workload},
     store::Secret,
 };
 
@@ -65,6 +65,7 @@ fn workload(workload: &Workload, shown: usize) -> Value {
         token_not_after,
         looks,
         trouble,
+        revocation,
     } = workload.renewal();
     let secrets = workload.secrets();
     json!({
@@ -80,6 +81,20 @@ fn workload(workload: &Workload, shown: usize) -> Value {
         "trouble": trouble.map(|trouble| json!({
             "since": rfc3339(trouble.since), "reason": trouble.reason.label(), "text": trouble.text,
         })),
+        "revocation": lists(&revocation),
+    })
+}
+
+/// Nothing where nobody wants any.
+fn lists(facts: &RevocationFacts) -> Option<Value> {
+    let (reason, text) = facts.trouble.as_ref().map(|(reason, text)| (*reason, text)).unzip();
+    (*facts != RevocationFacts::default()).then(|| {
+        json!({
+            "served": facts.served,
+            "whole_chain": facts.whole_chain,
+            "missed": facts.is_missed,
+            "trouble": text.map(|text| json!({ "reason": reason, "text": text })),
+        })
     })
 }
 

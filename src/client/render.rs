@@ -72,6 +72,7 @@ impl Page {
             );
             let _ = writeln!(out, "trouble  {}", self.paint("31", &trouble));
         }
+        self.revocation(out, &workload["revocation"]);
         let mut rows = vec![["RESOURCE", "KIND", "SERIAL", "ISSUER", "BEGAN", "ENDS"].map(str::to_owned)];
         for secret in list(&workload["resources"]) {
             for certificate in list(&secret["certificates"]) {
@@ -89,6 +90,25 @@ impl Page {
         for secret in list(&workload["resources"]) {
             let what = format!("certificates of {}", text(&secret["name"]));
             further(out, &secret["certificate_count"], list(&secret["certificates"]).len(), &what);
+        }
+    }
+
+    fn revocation(&self, out: &mut String, revocation: &Value) {
+        if revocation.is_null() {
+            return;
+        }
+        let checks = if revocation["whole_chain"] == true { "whole chains" } else { "leaf certificates alone" };
+        let served = match revocation["served"].as_u64() {
+            Some(count) if count > 0 => {
+                format!("{} served, Envoy checks {checks}", many(&revocation["served"], "list"))
+            }
+            _ => "no list is served".to_owned(),
+        };
+        match revocation["trouble"]["text"].as_str() {
+            Some(trouble) => {
+                let _ = writeln!(out, "CRL      {}", self.paint("31", &format!("{served}: {trouble}")));
+            }
+            None => _ = writeln!(out, "CRL      {served}"),
         }
     }
 

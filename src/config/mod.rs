@@ -118,10 +118,14 @@ pub struct Schedule {
 pub struct RootsConfig {
     /// PEM files. They are watched.
     pub files: Vec<PathBuf>,
-    /// The file with revocation lists, which may be missing.
+    /// The file with revocation lists.
     pub crl: Option<PathBuf>,
-    /// Whether no list is served once one of them is too old.
+    /// Whether it must be there.
+    pub crl_required: bool,
+    /// Whether no list is served once one of them cannot be used.
     pub crl_fail_open: bool,
+    /// Whether only leaves are looked for in the lists.
+    pub crl_leaf_only: bool,
     /// Our own trust domain, unless the file tells another one.
     pub trust_domain: TrustDomain,
     /// The file that tells our own trust domain. It is watched.

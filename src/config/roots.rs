@@ -31,10 +31,13 @@ pub(super) fn roots(
         // Who may vouch for the CA's server may not all vouch for workloads.
         _ => None,
     };
+    let crl = reader.text(&variables::SDS_SHIM_CRL);
     RootsConfig {
         files: mounted.into_iter().chain(own).chain(extra).collect(),
-        crl: Some(reader.text(&variables::SDS_SHIM_CRL).unwrap_or_else(|| CRL_FILE.to_owned()).into()),
+        crl_required: crl.is_some(),
+        crl: Some(crl.unwrap_or_else(|| CRL_FILE.to_owned()).into()),
         crl_fail_open: reader.boolean(&variables::SDS_SHIM_CRL_FAIL_OPEN).unwrap_or_default(),
+        crl_leaf_only: reader.boolean(&variables::SDS_SHIM_CRL_LEAF_ONLY).unwrap_or_default(),
         trust_domain: trust_domain.clone(),
         trust_domain_file,
         domains: domains.unwrap_or_default(),

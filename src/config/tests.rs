@@ -38,6 +38,7 @@ fn every_variable_has_an_effect() {
         ("SDS_SHIM_BUNDLES", "one=/one.pem, two.example=/two.pem"),
         ("SDS_SHIM_CRL", "/crl.pem"),
         ("SDS_SHIM_CRL_FAIL_OPEN", "true"),
+        ("SDS_SHIM_CRL_LEAF_ONLY", "true"),
         ("SDS_SHIM_ROOT_GRACE", "0s"),
         ("FILE_DEBOUNCE_DURATION", "1s"),
         ("OUTPUT_CERTS", "/out"),
@@ -95,7 +96,9 @@ fn every_variable_has_an_effect() {
     let roots = RootsConfig {
         files,
         crl: Some("/crl.pem".into()),
+        crl_required: true,
         crl_fail_open: true,
+        crl_leaf_only: true,
         trust_domain: "td".parse().unwrap(),
         trust_domain_file: Some("/td".into()),
         domains: vec![("one".parse().unwrap(), "/one.pem".into()), ("two.example".parse().unwrap(), "/two.pem".into())],

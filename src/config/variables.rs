@@ -78,9 +78,11 @@ variables! {
     SDS_SHIM_BUNDLES: "trust-domain=file, comma separated", "none",
         "Trust anchors of other trust domains, PEM, each trusted for its own trust domain only: ROOTCA becomes Envoy's SPIFFE validator, with all other anchors for our own trust domain.";
     SDS_SHIM_CRL: "file", "./var/run/secrets/istio/crl/ca-crl.pem",
-        "Certificate revocation lists, PEM, served in ROOTCA if the file exists; it must hold one from each CA that issues workload certificates.";
+        "Certificate revocation lists, PEM or one as DER, served in ROOTCA; there must be one from each CA that issues workload certificates. The file may be missing unless this is set; a file of 0 bytes withdraws the lists.";
     SDS_SHIM_CRL_FAIL_OPEN: "true or false", "false",
-        "Serve no CRL once one has expired; by default Envoy then rejects the certificates of its issuer.";
+        "Serve ROOTCA without revocation lists while one that should be there is expired or cannot be used. By default ROOTCA is held back until they can be used, the last good lists stay in place, and Envoy rejects the certificates of a CA whose list has expired.";
+    SDS_SHIM_CRL_LEAF_ONLY: "true or false", "false",
+        "Check peers' leaf certificates only. By default whole chains are checked as soon as there is a list from every CA up to the root.";
     SDS_SHIM_ROOT_GRACE: "Go duration", "until the last certificate seen under it would have expired",
         "How long an anchor that all its sources have dropped is still served; 0s drops it immediately.";
     ECC_SIGNATURE_ALGORITHM: "ECDSA", "ECDSA, or RSA when only WORKLOAD_RSA_KEY_SIZE is set",

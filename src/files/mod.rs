@@ -2,6 +2,7 @@
 
 mod access;
 mod changes;
+mod crl;
 mod output;
 mod resource;
 mod roots;

@@ -10,12 +10,15 @@ use openssl::sha::sha256;
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
-use super::Changes;
+use super::{
+    Changes,
+    crl::{CrlFile, SETTLE},
+};
 use crate::{
     bounded::{self, Opened},
     budget, clock,
     config::RootsConfig,
-    identity::{PeerTrust, RevocationList, TrustBundle, TrustDomain},
+    identity::{PeerTrust, TrustBundle, TrustDomain},
 };
 
 /// Bytes of one file: some ninety anchors.
@@ -28,7 +31,7 @@ pub struct RootFiles {
     own_file: Option<File<TrustDomain>>,
     files: Vec<File<TrustBundle>>,
     inline: TrustBundle,
-    crl: Option<File<Vec<Arc<RevocationList>>>>,
+    crl: Option<CrlFile>,
     domains: Vec<(TrustDomain, File<TrustBundle>)>,
     changes: watch::Sender<PeerTrust>,
 }
@@ -53,7 +56,7 @@ impl RootFiles {
             own,
             files: config.files.iter().map(|path| File::new(path)).collect(),
             inline: read_inline(&config.inline),
-            crl: config.crl.as_deref().map(File::new),
+            crl: config.crl.as_deref().map(|path| CrlFile::new(path, config)),
             domains: config.domains.iter().map(domain).collect(),
             changes,
         };
@@ -72,10 +75,11 @@ impl RootFiles {
         let mut changes = Changes::new(paths, Duration::ZERO, check);
         loop {
             // Watched before they are read, so that no change falls in between.
-            self.read();
+            let soon = self.read();
             tokio::select! {
                 () = changes.next() => {}
                 () = force.notified() => {}
+                () = tokio::time::sleep(SETTLE), if soon => {}
             }
         }
     }
@@ -84,17 +88,18 @@ impl RootFiles {
         self.files.iter().chain(self.domains.iter().map(|(_, file)| file))
     }
 
-    fn read(&mut self) {
+    /// Answers whether that must be done again soon.
+    fn read(&mut self) -> bool {
         self.files.iter_mut().for_each(File::read_anchors);
         self.domains.iter_mut().for_each(|(_, file)| file.read_anchors());
-        self.crl.iter_mut().for_each(File::read_crl);
+        let soon = self.crl.as_mut().is_some_and(CrlFile::read);
         self.own_file.iter_mut().for_each(File::read_trust_domain);
         let in_files = self.files.iter().flat_map(|file| file.held.anchors());
         let anchors = in_files.chain(self.inline.anchors()).cloned().collect();
         let trust = PeerTrust {
             own: self.own_file.as_ref().map_or(&self.own, |file| &file.held).clone(),
             roots: TrustBundle::new(anchors),
-            crls: self.crl.as_ref().map(|file| file.held.clone()).unwrap_or_default(),
+            revocation: self.crl.as_ref().map(|file| file.revocation().clone()).unwrap_or_default(),
             domains: self.domains.iter().map(|(domain, file)| (domain.clone(), file.held.clone())).collect(),
         };
         self.changes.send_if_modified(|held| {
@@ -104,6 +109,7 @@ impl RootFiles {
             }
             changed
         });
+        soon
     }
 }
 
@@ -163,32 +169,6 @@ impl File<TrustBundle> {
         };
         let then = format!("{} of it are served", self.held.anchors().len());
         self.tell("trust anchors", trouble, &then);
-    }
-}
-
-impl File<Vec<Arc<RevocationList>>> {
-    fn read_crl(&mut self) {
-        // Few have one: that it is missing is told only of one that was there.
-        if self.held.is_empty() && !self.path.exists() {
-            return;
-        }
-        let text = self.text();
-        let digest = text.as_ref().ok().map(|text| sha256(text.as_bytes()));
-        // Parsed, a large one takes half of the arena.
-        if digest.is_some() && digest == self.read {
-            return;
-        }
-        self.read = None;
-        let trouble = match text.and_then(|text| RevocationList::from_pem(&text)) {
-            Ok(lists) => {
-                self.held = lists.into_iter().map(Arc::new).collect();
-                self.read = digest;
-                None
-            }
-            Err(error) => Some(error),
-        };
-        let then = format!("{} of it are served", self.held.len());
-        self.tell("revocation lists", trouble, &then);
     }
 }
 

@@ -2,9 +2,11 @@ use std::{cmp::Ordering, collections::BTreeSet, fmt, sync::Arc};
 
 use openssl::x509::{X509, X509NameRef, X509Ref};
 
-use crate::clock::rfc3339;
+use crate::{budget, clock::rfc3339};
 
 use super::{
+    crl::CrlSigner,
+    der::{CERTIFICATE, Weight},
     facts::{CertificateFacts, Certificates},
     pem::{self, Block, PemError},
     validity::is_ca,
@@ -185,6 +187,15 @@ impl TrustBundle {
         let mut all = Certificates::default();
         self.anchors.iter().for_each(|anchor| all.push(&anchor.der, Arc::clone(&anchor.facts)));
         all
+    }
+
+    /// The anchors as those who may sign revocation lists, as far as there is room to look at them.
+    pub fn signers(&self) -> Vec<CrlSigner> {
+        let has_room = |der: &&Vec<u8>| {
+            Weight::of(der).is_some_and(|weight| budget::has_room_for_certificate(weight.pieces(CERTIFICATE)))
+        };
+        let ders = self.anchors.iter().map(|anchor| &anchor.der).filter(has_room);
+        CrlSigner::of(ders.filter_map(|der| X509::from_der(der).ok()))
     }
 
     /// Whether this certificate is one of them.

@@ -1,70 +1,151 @@
-use openssl::{error::ErrorStack, x509::X509Crl};
+use std::{fs, io::ErrorKind, path::Path, sync::Arc};
+
+use openssl::{error::ErrorStack, sha::sha256, x509::X509Name};
 
 use super::{
-    der::{CRL, Weight},
-    facts::{CertificateFacts, name},
-    pem::{cut, decode},
-    validity::unix_seconds,
+    der::{CERTIFICATE, Weight},
+    facts::{CertificateFacts, name, push_pem},
+    pem::{cut, decode_lines},
 };
-use crate::budget;
+use crate::{bounded, budget};
+
+mod parse;
+mod signer;
+
+pub(super) use parse::Scope;
+pub use signer::CrlSigner;
 
 const BEGIN: &str = "-----BEGIN X509 CRL-----";
 const END: &str = "-----END X509 CRL-----";
 
+/// Bytes of a file with revocation lists. Long before that, room is what is missing.
+const MOST: usize = 64 * 1024 * 1024;
+/// Bytes of an issuer's name, and elements in it.
+const MOST_NAME: usize = 4 * 1024;
+const MOST_NAME_ELEMENTS: usize = 128;
+
 /// RFC 5280's time for what has no end, 9999-12-31T23:59:59Z.
 const NEVER: i64 = 253_402_300_799;
 
-/// A certificate revocation list: what it says and who says it. Whether its signature holds is for those to look at
-/// who verify with it.
-#[derive(Debug, PartialEq, Eq)]
+/// A certificate revocation list: what it says and who says it.
+#[derive(Debug)]
 pub struct RevocationList {
-    pem: Vec<u8>,
+    der: Vec<u8>,
+    parts: parse::Parts,
     issuer: String,
-    this_update: i64,
-    next_update: i64,
+    name: [u8; 32],
+    digest: [u8; 32],
+}
+
+/// Why there is no list where one should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct CrlTrouble {
+    /// Its class, as metrics have it.
+    pub reason: &'static str,
+    /// In words that name the file.
+    pub text: String,
+}
+
+impl PartialEq for RevocationList {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
 }
 
 impl RevocationList {
-    /// Reads every list of a PEM text.
+    /// Reads a file: one list as DER, or any number of them as PEM. None, if it has no bytes at all.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn read(file: &Path, several: bool) -> Result<Vec<Self>, CrlTrouble> {
+        let trouble = |reason, text| CrlTrouble { reason, text };
+        let has_room = |size| budget::has_room_for_revocation_lists(size, several);
+        let read = bounded::open(file, MOST).and_then(|opened| {
+            let size = opened.most();
+            Ok((size, if has_room(size) { opened.read().map(Some) } else { Ok(None) }?))
+        });
+        match read {
+            Ok((_, Some(content))) => {
+                Self::all(&content).map_err(|error| trouble("malformed", format!("{}: {error}", file.display())))
+            }
+            Ok((size, None)) => {
+                let kib = budget::arena_for_revocation_lists(size, several);
+                let text = format!(
+                    "{}: there is no room for {size} bytes of revocation lists; SDS_SHIM_ARENA_KIB={kib} makes enough",
+                    file.display()
+                );
+                Err(trouble("too_large", text))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(trouble("missing", bounded::describe(file, &error)))
+            }
+            Err(error) => Err(trouble("unreadable", bounded::describe(file, &error))),
+        }
+    }
+
+    /// Whether there is room to serve these now.
+    pub fn have_room(lists: &[Arc<Self>], several: bool) -> bool {
+        let size = lists.iter().map(|list| list.pem_len()).sum();
+        budget::has_room_to_serve_revocation_lists(size, several)
+    }
+
+    /// Whether the file has no bytes, which takes back all lists: Istio does that with the lists of a mesh.
+    pub fn is_withdrawn(file: &Path) -> bool {
+        fs::metadata(file).is_ok_and(|found| found.is_file() && found.len() == 0)
+    }
+
+    /// Reads a file's content: one list as DER, or every list of a PEM text. Of no bytes, there is none.
     ///
     /// # Errors
     /// What is wrong with it, in words that go with the name of the file.
-    pub fn from_pem(text: &str) -> Result<Vec<Self>, String> {
+    pub fn all(content: &[u8]) -> Result<Vec<Self>, String> {
+        // A sequence: no text begins with a zero.
+        if content.first() == Some(&b'0') && std::str::from_utf8(content).is_err() {
+            return Ok(vec![Self::new(content.to_vec()).ok_or("it is no DER CRL, nor PEM")?]);
+        }
+        let text = std::str::from_utf8(content).map_err(|error| {
+            format!("it is neither a DER CRL nor text: byte {} is no UTF-8", error.valid_up_to() + 1)
+        })?;
         let mut found = Vec::new();
         for (index, block) in cut(text, BEGIN, END).enumerate() {
-            let position = index + 1;
-            let unparsable = || format!("CRL {position} cannot be parsed");
-            let block = block.ok_or_else(unparsable)?;
-            // Twice as text, twice as DER.
-            if !budget::has_room_for_list([2 * block.len(), block.len()].into_iter()) {
-                return Err(no_room(position));
-            }
-            let der = decode(block, BEGIN, END).ok_or_else(unparsable)?;
-            let weight = Weight::of(&der).ok_or_else(unparsable)?;
-            if !budget::has_room_for_list(weight.pieces(CRL).chain([block.len()])) {
-                return Err(no_room(position));
-            }
-            found.push(Self::new(&der).ok_or_else(unparsable)?);
-            // OpenSSL leaves the reasons of a "no" in a queue that the next TLS operation would take for its own.
-            drop(ErrorStack::get());
+            let unparsable = || format!("CRL {} cannot be parsed", index + 1);
+            let block = block.ok_or_else(|| format!("CRL {} is cut off: it has no {END}", index + 1))?;
+            let der = decode_lines(block, BEGIN, END).ok_or_else(unparsable)?;
+            found.push(Self::new(der).ok_or_else(unparsable)?);
         }
-        if found.is_empty() { Err("it holds no PEM CRL".to_owned()) } else { Ok(found) }
+        if found.is_empty() && !content.is_empty() { Err("it holds no PEM CRL".to_owned()) } else { Ok(found) }
     }
 
-    fn new(der: &[u8]) -> Option<Self> {
-        let crl = X509Crl::from_der(der).ok()?;
-        Some(Self {
-            pem: crl.to_pem().ok()?,
-            issuer: name(crl.issuer_name()),
-            this_update: unix_seconds(crl.last_update()).ok()?,
-            // Without NextUpdate it never gets too old.
-            next_update: crl.next_update().map_or(Ok(NEVER), unix_seconds).ok()?,
-        })
+    fn new(der: Vec<u8>) -> Option<Self> {
+        let parts = parse::parse(&der)?;
+        let issuer = der.get(parts.issuer.clone()).filter(|issuer| issuer.len() <= MOST_NAME)?;
+        let weight = Weight::of(issuer)?;
+        if weight.elements > MOST_NAME_ELEMENTS || !budget::has_room_for_certificate(weight.pieces(CERTIFICATE)) {
+            return None;
+        }
+        let parsed = X509Name::from_der(issuer);
+        // OpenSSL leaves the reasons of a "no" in a queue that the next TLS operation would take for its own.
+        drop(ErrorStack::get());
+        let parsed = parsed.ok()?;
+        let (issuer, name) = (name(&parsed), signer::canonical(&parsed));
+        Some(Self { digest: sha256(&der), der, parts, issuer, name })
     }
 
     /// As PEM, ending with a newline.
-    pub fn pem(&self) -> &[u8] {
-        &self.pem
+    pub fn pem(&self, to: &mut Vec<u8>) {
+        push_pem(&self.der, "X509 CRL", to);
+    }
+
+    /// Bytes of its PEM.
+    pub fn pem_len(&self) -> usize {
+        let base64 = self.der.len().div_ceil(3) * 4;
+        BEGIN.len() + 1 + base64 + base64.div_ceil(64) + END.len() + 1
+    }
+
+    /// SHA-256 of its DER.
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.digest
     }
 
     /// The distinguished name of who issued it, cut and made fit for one line.
@@ -72,56 +153,57 @@ impl RevocationList {
         &self.issuer
     }
 
-    /// From when on (Unix seconds) it is too old to be used.
+    /// From when on (Unix seconds) it holds.
+    pub fn this_update(&self) -> i64 {
+        self.parts.this_update
+    }
+
+    /// From when on (Unix seconds) it is too old to be used. Without NextUpdate it never gets too old.
     pub fn next_update(&self) -> i64 {
-        self.next_update
+        self.parts.next_update.unwrap_or(NEVER)
     }
 
-    /// What everybody may know of the lists in a PEM text.
-    pub fn facts(text: &str) -> Vec<CertificateFacts> {
-        let lists = Self::from_pem(text).unwrap_or_default().into_iter();
-        lists
-            .map(|list| CertificateFacts {
-                serial: String::new(),
-                subject: list.issuer.clone(),
-                issuer: list.issuer,
-                not_before: list.this_update,
-                not_after: list.next_update,
-                fingerprint: openssl::sha::sha256(&list.pem),
-                is_crl: true,
-            })
-            .collect()
+    /// How many certificates it names.
+    pub fn entries(&self) -> usize {
+        self.parts.entries
     }
-}
 
-fn no_room(position: usize) -> String {
-    format!("there is no room for CRL {position}; SDS_SHIM_ARENA_KIB makes more")
+    /// Whether the one could be used in the place of the other.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let (one, two) = (&self.parts, &other.parts);
+        let same_key = one.key_id == two.key_id || one.key_id.is_none() || two.key_id.is_none();
+        self.name == other.name && same_key && one.scope == two.scope
+    }
+
+    /// Why it is of no use to Envoy at any time, given the CAs that are known; of others nothing is.
+    pub fn flaw(&self, signers: &[CrlSigner]) -> Option<&'static str> {
+        if self.parts.flaw.is_some() {
+            return self.parts.flaw;
+        }
+        let mut refusals = signers.iter().filter(|signer| self.is_of(signer)).map(|signer| signer.refuses(self));
+        let first = refusals.next()?;
+        // A CA may have several keys under its name.
+        if refusals.any(|refusal| refusal.is_none()) { None } else { first }
+    }
+
+    /// Whether it bears this CA's name.
+    pub fn is_of(&self, signer: &CrlSigner) -> bool {
+        signer.is_named(&self.name)
+    }
+
+    /// What everybody may know of it.
+    pub fn facts(&self) -> CertificateFacts {
+        CertificateFacts {
+            serial: String::new(),
+            subject: self.issuer.clone(),
+            issuer: self.issuer.clone(),
+            not_before: self.this_update(),
+            not_after: self.next_update(),
+            fingerprint: self.digest,
+            is_crl: true,
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use testkit::development_ca::Pki;
-
-    #[test]
-    fn lists_are_read_from_one_text() {
-        let (one, two) = (Pki::new("one"), Pki::new("two"));
-        let text = format!("noise{}{}", one.crl(&[], 600), two.root_crl(&[], -5));
-        let lists = RevocationList::from_pem(&text).unwrap();
-        assert_eq!(
-            lists.iter().map(RevocationList::pem).collect::<Vec<_>>().concat(),
-            &text.as_bytes()["noise".len()..]
-        );
-        assert!(lists[0].issuer().contains("one intermediate") && lists[1].issuer().ends_with("CN=two"));
-        assert!(lists[0].next_update() > lists[1].next_update() + 600);
-        assert!(RevocationList::facts(&text).iter().all(|facts| facts.is_crl));
-    }
-
-    #[test]
-    fn what_is_none_is_named() {
-        let error = |text: &str| RevocationList::from_pem(text).unwrap_err();
-        assert_eq!(error(&Pki::new("x").root_pem()), "it holds no PEM CRL");
-        assert_eq!(error(&format!("{BEGIN}\nAAAA\n{END}")), "CRL 1 cannot be parsed");
-        assert_eq!(error(&format!("{BEGIN}\nAAAA")), "CRL 1 cannot be parsed");
-    }
-}
+mod tests;

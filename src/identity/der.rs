@@ -19,8 +19,6 @@ pub(super) struct Cost {
 /// Of a certificate: a name in it is an object with a text and a place in a list, and there are two such lists once
 /// somebody has looked at them.
 pub(super) const CERTIFICATE: Cost = Cost { element: 544, byte: 4 };
-/// Of a CRL: an entry of three elements takes some 320 bytes.
-pub(super) const CRL: Cost = Cost { element: 120, byte: 2 };
 
 /// A structure before it is parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,7 +28,8 @@ pub struct CertificateFacts {
     pub not_after: i64,
     /// SHA-256 of its DER.
     pub fingerprint: [u8; 32],
-    /// Whether it is no certificate but a CRL, with ThisUpdate and NextUpdate as its life, and the SHA-256 of its PEM.
+    /// Whether it is no certificate but a CRL, with ThisUpdate and NextUpdate as its life, and the SHA-256 of its
+    /// DER.
     pub is_crl: bool,
 }
 
@@ -83,15 +84,25 @@ impl Certificates {
     }
 
     pub(super) fn push(&mut self, der: &[u8], facts: Arc<CertificateFacts>) {
-        self.pem.extend_from_slice(b"-----BEGIN CERTIFICATE-----\n");
-        // 48 bytes are the 64 characters of a line (RFC 7468, section 2).
-        for line in der.chunks(48) {
-            self.pem.extend_from_slice(base64::encode_block(line).as_bytes());
-            self.pem.push(b'\n');
-        }
-        self.pem.extend_from_slice(b"-----END CERTIFICATE-----\n");
+        push_pem(der, "CERTIFICATE", &mut self.pem);
         self.facts.push(facts);
     }
+}
+
+/// Writes DER as PEM, ending with a newline.
+pub(super) fn push_pem(der: &[u8], label: &str, pem: &mut Vec<u8>) {
+    let marker = |pem: &mut Vec<u8>, which: &str| {
+        [b"-----", which.as_bytes(), b" ", label.as_bytes(), b"-----\n"]
+            .iter()
+            .for_each(|part| pem.extend_from_slice(part));
+    };
+    marker(pem, "BEGIN");
+    // 48 bytes are the 64 characters of a line (RFC 7468, section 2).
+    for line in der.chunks(48) {
+        pem.extend_from_slice(base64::encode_block(line).as_bytes());
+        pem.push(b'\n');
+    }
+    marker(pem, "END");
 }
 
 /// A certificate's serial number in lower-case hexadecimal.

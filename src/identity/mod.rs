@@ -16,10 +16,10 @@ mod validity;
 
 pub use bundle::{BadAnchor, BadAnchors, TrustAnchor, TrustBundle};
 pub use credential::{Credential, CredentialError};
-pub use crl::RevocationList;
+pub use crl::{CrlSigner, CrlTrouble, RevocationList};
 pub use facts::{CertificateFacts, Certificates};
 pub use key::{CertificateRequest, KeyAlgorithm, KeyEncoding, KeySpec};
-pub use peers::{PeerTrust, same_domains};
+pub use peers::{PeerTrust, Revocation, same_domains};
 pub use pem::{PemError, certificates};
 pub use private_key::{KeyError, KeyText};
 pub use spiffe::{NameError, SpiffeId, TrustDomain};

@@ -1,6 +1,10 @@
 use std::sync::Arc;
 
-use super::{bundle::TrustBundle, crl::RevocationList, spiffe::TrustDomain};
+use super::{
+    bundle::TrustBundle,
+    crl::{CrlTrouble, RevocationList},
+    spiffe::TrustDomain,
+};
 
 /// What peers are verified with, and where we belong, as the files have it.
 #[derive(Clone, Debug, Default)]
@@ -10,9 +14,18 @@ pub struct PeerTrust {
     /// Trust anchors of our own trust domain, or of all where they are not told apart.
     pub roots: TrustBundle,
     /// Certificates that no longer hold, as their issuers say.
-    pub crls: Vec<Arc<RevocationList>>,
+    pub revocation: Revocation,
     /// Trust anchors of other trust domains, which vouch for these alone.
     pub domains: Vec<(TrustDomain, TrustBundle)>,
+}
+
+/// What a file of revocation lists holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Revocation {
+    /// Its last good content.
+    pub lists: Vec<Arc<RevocationList>>,
+    /// Why that is not its content now.
+    pub trouble: Option<CrlTrouble>,
 }
 
 impl PeerTrust {
@@ -20,7 +33,7 @@ impl PeerTrust {
     pub fn is_same(&self, other: &Self) -> bool {
         self.own == other.own
             && self.roots.is_same_set(&other.roots)
-            && self.crls == other.crls
+            && self.revocation == other.revocation
             && same_domains(&self.domains, &other.domains)
     }
 }

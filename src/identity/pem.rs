@@ -164,6 +164,24 @@ pub(super) fn decode(block: &str, begin: &str, end: &str) -> Option<Vec<u8>> {
     Some(der)
 }
 
+/// The same in portions, for a block of which there is no room for a further copy.
+pub(super) fn decode_lines(block: &str, begin: &str, end: &str) -> Option<Vec<u8>> {
+    const PORTION: usize = 1024;
+    let content = block.strip_prefix(begin)?.strip_suffix(end)?;
+    let mut der = Vec::new();
+    der.try_reserve_exact(content.len() / 4 * 3 + 3).ok()?;
+    let mut portion = Vec::with_capacity(PORTION);
+    for byte in content.bytes().filter(|byte| !byte.is_ascii_whitespace()) {
+        portion.push(byte);
+        if portion.len() == PORTION {
+            LENIENT.decode_vec(&portion, &mut der).ok()?;
+            portion.clear();
+        }
+    }
+    LENIENT.decode_vec(&portion, &mut der).ok()?;
+    Some(der)
+}
+
 /// Every block of a PEM text between these markers, and `None` for one at the end that is cut off.
 ///
 /// Blocks are cut out by their markers first, because files in the field lack the newline between two of them.

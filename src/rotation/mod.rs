@@ -11,6 +11,7 @@ mod projected;
 mod reason;
 mod renewal;
 mod request_borne;
+mod revocation;
 mod root_publisher;
 mod roots;
 mod schedule;

@@ -29,7 +29,8 @@ impl Mounted {
     /// What is mounted is all that is served to the workload, shown as `identity`.
     pub fn new(settings: &RenewalSettings, files: MountedFiles, identity: String, store: Arc<SecretStore>) -> Self {
         let shown = settings.status.workload(identity, &store);
-        let roots = Arc::new(RootPublisher::new(Arc::clone(&store), &settings.rotation.roots, true));
+        let roots =
+            Arc::new(RootPublisher::new(Arc::clone(&store), &settings.rotation.roots, true, Arc::clone(&shown)));
         Self::beside(settings, files, roots, store, shown)
     }
 

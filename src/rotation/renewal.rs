@@ -121,7 +121,8 @@ impl<T: TokenSource> Renewal<T> {
         let (identity, configured) = (identity.in_domain(&asked), identity);
         let shown = settings.status.workload(identity.to_string(), &store);
         let mounted = settings.mounted.clone();
-        let roots = RootPublisher::new(Arc::clone(&store), &settings.rotation.roots, mounted.is_some());
+        let config = &settings.rotation.roots;
+        let roots = RootPublisher::new(Arc::clone(&store), config, mounted.is_some(), Arc::clone(&shown));
         let roots = Arc::new(roots);
         let beside =
             |files| Mounted::beside(settings, files, Arc::clone(&roots), Arc::clone(&store), Arc::clone(&shown));

@@ -7,15 +7,19 @@ use std::{
 };
 
 use tokio::sync::{Notify, watch};
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::roots::Roots;
+use super::{
+    revocation::{Revocation, Selection},
+    roots::Roots,
+};
 use crate::{
     clock::{self, WallTimer},
     config::RootsConfig,
     files::MountedCertificate,
-    identity::{Issued, PeerTrust, RevocationList, TrustBundle, TrustDomain, same_domains},
-    store::{CERTIFICATE, Content, ROOTS, SecretStore, Validation, View},
+    identity::{CrlSigner, Issued, PeerTrust, RevocationList, TrustBundle, TrustDomain, certificates, same_domains},
+    status::{RevocationFacts, Workload},
+    store::{CERTIFICATE, Content, ROOTS, SecretStore, Validation},
 };
 
 /// How long a certificate waits for the roots that it needs to be acknowledged.
@@ -25,6 +29,7 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 /// certificate, each after the anchors that it needs.
 pub(super) struct RootPublisher {
     store: Arc<SecretStore>,
+    shown: Arc<Workload>,
     state: Mutex<State>,
     deadlines: Notify,
 }
@@ -37,9 +42,9 @@ struct State {
     own: TrustDomain,
     /// The anchors of the files that are for one trust domain.
     domains: Vec<(TrustDomain, TrustBundle)>,
-    crls: Vec<Arc<RevocationList>>,
-    /// Whether no CRL is served once one of them is too old.
-    crl_fail_open: bool,
+    revocation: Revocation,
+    /// When the lists are to be looked at again (Unix seconds).
+    lists_until: Option<i64>,
     /// What is published; without mounted files nothing before the first answer of the CA.
     published: Option<Published>,
     /// Whether a certificate has waited for it: whoever never answers delays one certificate and no more.
@@ -55,25 +60,26 @@ struct State {
 struct Published {
     roots: TrustBundle,
     domains: Vec<(TrustDomain, TrustBundle)>,
-    crl: Vec<u8>,
+    lists: Vec<[u8; 32]>,
+    whole_chain: bool,
 }
 
 impl RootPublisher {
-    pub(super) fn new(store: Arc<SecretStore>, config: &RootsConfig, mounted: bool) -> Self {
+    pub(super) fn new(store: Arc<SecretStore>, config: &RootsConfig, mounted: bool, shown: Arc<Workload>) -> Self {
         let state = State {
             roots: Roots::new(config.grace),
             held: BTreeMap::new(),
             own: config.trust_domain.clone(),
             domains: Vec::new(),
-            crls: Vec::new(),
-            crl_fail_open: config.crl_fail_open,
+            revocation: Revocation::new(config),
+            lists_until: None,
             published: None,
             waited_for: true,
             mounted,
             by_ca: false,
             told: BTreeSet::new(),
         };
-        Self { store, state: Mutex::new(state), deadlines: Notify::new() }
+        Self { store, shown, state: Mutex::new(state), deadlines: Notify::new() }
     }
 
     /// Publishes what the CA issued. Peers may already present certificates of a new root, and they must be able to
@@ -94,8 +100,9 @@ impl RootPublisher {
             }
             state.held.insert(domain, not_after);
             state.roots.answered(issued.roots.clone(), issued.anchor, not_after, clock::now());
+            state.revocation.issued_by(CrlSigner::of(issued.svid.parts().1.iter().cloned()));
             let switches = !std::mem::replace(&mut state.by_ca, true);
-            let changed = state.change(clock::now());
+            let changed = state.change(clock::now(), &self.shown);
             // Also when nothing is new in this answer: a file may have brought the root a moment ago.
             let waited_for = std::mem::replace(&mut state.waited_for, true);
             (changed, self.store.holds(CERTIFICATE) && (switches || !waited_for))
@@ -125,9 +132,13 @@ impl RootPublisher {
             if state.by_ca {
                 return false;
             }
-            if let Some(domain) = trust_domain
-                && state.held.insert(domain, not_after) != Some(not_after)
+            if let Content::TlsCertificate { chain, .. } = &content
+                && let Ok(chain) = certificates(&String::from_utf8_lossy(&chain.pem))
             {
+                state.revocation.issued_by(CrlSigner::of(chain.into_iter().skip(1)));
+            }
+            let is_new = trust_domain.is_some_and(|domain| state.held.insert(domain, not_after) != Some(not_after));
+            if is_new || !state.revocation.is_empty() {
                 self.push(&mut state, clock::now());
                 self.deadlines.notify_one();
             }
@@ -145,7 +156,7 @@ impl RootPublisher {
 
     /// Publishes the trust anchors where they have changed.
     fn push(&self, state: &mut State, now: i64) {
-        if let Some(roots) = state.change(now) {
+        if let Some(roots) = state.change(now, &self.shown) {
             self.store.publish([(ROOTS, roots, i64::MAX)]);
         }
     }
@@ -168,18 +179,18 @@ impl RootPublisher {
             let next = {
                 let mut state = self.lock();
                 state.roots.in_files(in_files.roots, now);
-                (state.crls, state.domains, state.own) = (in_files.crls, in_files.domains, in_files.own);
-                state.look_for_gaps(self.own_issuer());
+                state.revocation.in_file(in_files.revocation);
+                (state.domains, state.own) = (in_files.domains, in_files.own);
                 state.held.retain(|_, end| *end > now);
                 let left = state.held.iter().filter(|(domain, _)| **domain != state.own).map(|(_, end)| *end);
                 let anchors = state.domains.iter().flat_map(|(_, bundle)| bundle.anchors());
                 let anchors = anchors.map(|anchor| anchor.not_after()).filter(|end| *end > now);
-                let ends = left.chain(state.next_crl_end(now)).chain(anchors).min();
+                let ends = left.chain(anchors).min();
                 let next = state.roots.expire(now).into_iter().chain(ends).min();
-                if state.published.is_some() || state.mounted {
+                if state.by_ca || state.mounted {
                     self.push(&mut state, now);
                 }
-                next
+                next.into_iter().chain(state.lists_until).min()
             };
             tokio::select! {
                 changed = files.changed() => if changed.is_err() {
@@ -189,14 +200,6 @@ impl RootPublisher {
                 () = self.deadlines.notified() => {}
                 () = until(timer.as_ref().ok(), next, now) => {}
             }
-        }
-    }
-
-    /// Who issued the certificate that is served.
-    fn own_issuer(&self) -> Option<String> {
-        match self.store.look() {
-            View::Open(secrets) => Some(secrets.get(CERTIFICATE)?.facts().first()?.issuer.clone()),
-            View::Ended(_) => None,
         }
     }
 
@@ -218,20 +221,42 @@ async fn until(timer: Option<&WallTimer>, moment: Option<i64>, now: i64) {
 
 impl State {
     /// What is to be published, if it differs from what is.
-    fn change(&mut self, now: i64) -> Option<Content> {
+    fn change(&mut self, now: i64, shown: &Workload) -> Option<Content> {
         for anchor in self.roots.take_ended() {
             let end = clock::rfc3339(anchor.not_after());
             self.tell(format!("the trust anchor {} ended at {end} and is no longer served", anchor.subject()));
         }
-        let (bundle, crl) = (self.roots.bundle(), self.crl(now));
+        let bundle = self.roots.bundle();
         let domains = self.told_apart(&bundle, now);
+        let Selection { lists, whole_chain, trouble, told, next } = self.select_lists(&bundle, now);
+        told.into_iter().for_each(|what| self.tell(what));
+        self.lists_until = next;
+        let closed = trouble.is_some() && !self.revocation.fail_open();
+        shown.revocation(RevocationFacts {
+            served: lists.len(),
+            whole_chain,
+            trouble,
+            is_missed: closed && (lists.is_empty() || self.published.is_none()),
+        });
+        if closed && self.published.is_none() {
+            return None;
+        }
+        let digests: Vec<_> = lists.iter().map(|list| *list.digest()).collect();
         let unchanged = match &self.published {
             // Nothing that Envoy could use: it refuses an empty list, and goes on with the one that has ended.
             Some(_) if bundle.anchors().is_empty() => true,
-            Some(held) => held.roots.is_same_set(&bundle) && same_domains(&held.domains, &domains) && held.crl == crl,
+            Some(held) => {
+                let same_lists = held.lists == digests && held.whole_chain == whole_chain;
+                held.roots.is_same_set(&bundle) && same_domains(&held.domains, &domains) && same_lists
+            }
             None => bundle.anchors().is_empty(),
         };
         if unchanged {
+            return None;
+        }
+        if !lists.is_empty() && !RevocationList::have_room(&lists, !domains.is_empty()) {
+            self.tell("there is no room to serve the revocation lists now; it is tried again every second".to_owned());
+            self.lists_until = Some(now + 1);
             return None;
         }
         match self.roots.left_out(now) {
@@ -241,8 +266,12 @@ impl State {
         let anchors = bundle.certificates();
         let told_apart = domains.iter().map(|(domain, bundle)| (domain.to_string(), bundle.certificates())).collect();
         self.waited_for = false;
-        self.published = Some(Published { roots: bundle, domains, crl: crl.clone() });
-        Some(Content::ValidationContext(Validation { anchors, crl, domains: told_apart }))
+        if !lists.is_empty() && self.published.as_ref().is_none_or(|held| held.lists != digests) {
+            let checks = if whole_chain { "whole chains" } else { "leaf certificates alone" };
+            info!("revocation lists: {} served, and Envoy checks {checks}", lists.len());
+        }
+        self.published = Some(Published { roots: bundle, domains, lists: digests, whole_chain });
+        Some(Content::ValidationContext(Validation { anchors, lists, whole_chain, domains: told_apart }))
     }
 
     /// Trust domains with the anchors that vouch for them, those of our own certificates first; none where they are not
@@ -267,37 +296,10 @@ impl State {
         with_ours.chain(others).map(lasting).filter(|(_, bundle)| !bundle.anchors().is_empty()).collect()
     }
 
-    /// The lists of revoked certificates as they are served.
-    fn crl(&mut self, now: i64) -> Vec<u8> {
-        let old: Vec<_> = self.crls.iter().filter(|list| list.next_update() <= now).cloned().collect();
-        for list in &old {
-            let then = match self.crl_fail_open {
-                true => "no CRL is served until it is renewed (SDS_SHIM_CRL_FAIL_OPEN)",
-                false => "Envoy refuses certificates of this issuer until it is renewed",
-            };
-            self.tell(format!(
-                "the CRL of {} has expired at {}: {then}",
-                list.issuer(),
-                clock::rfc3339(list.next_update())
-            ));
-        }
-        let served = self.crls.iter().filter(|_| old.is_empty() || !self.crl_fail_open);
-        served.flat_map(|list| list.pem()).copied().collect()
-    }
-
-    /// Where there are lists, Envoy refuses certificates of an issuer without one: our peers may have the same as we.
-    fn look_for_gaps(&mut self, own_issuer: Option<String>) {
-        let covered = |issuer: &String| self.crls.iter().any(|list| list.issuer() == issuer);
-        if let Some(issuer) = own_issuer.filter(|issuer| !self.crls.is_empty() && !covered(issuer)) {
-            self.tell(format!(
-                "no CRL is one of {issuer}, which issued our own certificate: Envoy refuses peers with certificates of it"
-            ));
-        }
-    }
-
-    /// When the next of the lists gets too old.
-    fn next_crl_end(&self, now: i64) -> Option<i64> {
-        self.crls.iter().map(|list| list.next_update()).filter(|end| *end > now).min()
+    /// The lists of revoked certificates that are served beside these anchors.
+    fn select_lists(&mut self, bundle: &TrustBundle, now: i64) -> Selection {
+        let anchors = if self.revocation.is_empty() { Vec::new() } else { bundle.signers() };
+        self.revocation.select(&anchors, anchors.len() == bundle.anchors().len(), now)
     }
 
     /// Warns of the same thing once.

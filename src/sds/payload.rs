@@ -1,4 +1,5 @@
-use bytes::Bytes;
+use std::sync::Arc;
+
 use prost::{
     Message,
     encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
@@ -7,15 +8,14 @@ use sds_shim_proto::{
     envoy::{
         config::core::v3::{DataSource, TypedExtensionConfig, data_source::Specifier},
         extensions::transport_sockets::tls::v3::{
-            CertificateValidationContext, Secret, SpiffeCertValidatorConfig, secret::Type,
-            spiffe_cert_validator_config::TrustDomain,
+            CertificateValidationContext, SpiffeCertValidatorConfig, spiffe_cert_validator_config::TrustDomain,
         },
     },
     google::protobuf::Any,
 };
 
 use crate::{
-    identity::Certificates,
+    identity::{Certificates, RevocationList},
     store::{Content, Encoded, Validation},
 };
 
@@ -27,6 +27,8 @@ const SPIFFE_VALIDATOR_URL: &str =
 /// Field numbers of `envoy/extensions/transport_sockets/tls/v3/{secret,common}.proto` and of `DataSource`.
 const SECRET_NAME: u32 = 1;
 const SECRET_TLS_CERTIFICATE: u32 = 2;
+const SECRET_VALIDATION_CONTEXT: u32 = 4;
+const CRL: u32 = 7;
 const CERTIFICATE_CHAIN: u32 = 1;
 const PRIVATE_KEY: u32 = 2;
 const INLINE_BYTES: u32 = 2;
@@ -86,32 +88,44 @@ fn open(field: u32, len: usize, buf: &mut Vec<u8>) {
     encode_varint(len as u64, buf);
 }
 
-fn anchors(name: &str, Validation { anchors, crl, domains }: Validation) -> Encoded {
-    let has_crl = !crl.is_empty();
-    let validator = (!domains.is_empty()).then(|| spiffe_validator(domains, &crl));
+/// The lists are written by hand as well: they may take half of the arena, and prost would write them twice.
+fn anchors(name: &str, Validation { anchors, lists, whole_chain, domains }: Validation) -> Encoded {
+    let has_crl = !lists.is_empty();
+    let validator = (!domains.is_empty()).then(|| spiffe_validator(domains, &lists));
     let len = anchors.pem.len();
     let context = CertificateValidationContext {
         trusted_ca: inline(anchors.pem),
-        crl: has_crl.then(|| inline(crl)).flatten(),
-        // Else a CRL of every CA up to the root would be needed, and a missing one would refuse every peer.
-        only_verify_leaf_cert_crl: has_crl,
+        crl: None,
+        // Else a CRL of every CA up to the root is needed, and a missing one refuses every peer.
+        only_verify_leaf_cert_crl: has_crl && !whole_chain,
         custom_validator_config: validator,
     };
     let trusted = context.trusted_ca.as_ref().map_or(0, Message::encoded_len);
-    let context_len = context.encoded_len();
-    let secret = Secret { name: name.to_owned(), r#type: Some(Type::ValidationContext(context)) };
-    // The anchors are the first field of the context, which is the last of the secret.
-    let bytes: Bytes = secret.encode_to_vec().into();
-    let start = bytes.len() - context_len + 1 + encoded_len_varint(trusted as u64) + trusted - len;
-    Encoded::public(bytes, start..start + len)
+    let field = |key: u32, len: usize| key_len(key) + encoded_len_varint(len as u64) + len;
+    let list_len: usize = lists.iter().map(|list| list.pem_len()).sum();
+    let source = field(INLINE_BYTES, list_len);
+    let context_len = context.encoded_len() + if has_crl { field(CRL, source) } else { 0 };
+    let mut bytes = Vec::with_capacity(field(SECRET_NAME, name.len()) + field(SECRET_VALIDATION_CONTEXT, context_len));
+    open(SECRET_NAME, name.len(), &mut bytes);
+    bytes.extend_from_slice(name.as_bytes());
+    open(SECRET_VALIDATION_CONTEXT, context_len, &mut bytes);
+    // The anchors are the first field of the context.
+    let start = bytes.len() + 1 + encoded_len_varint(trusted as u64) + trusted - len;
+    context.encode_raw(&mut bytes);
+    if has_crl {
+        open(CRL, source, &mut bytes);
+        open(INLINE_BYTES, list_len, &mut bytes);
+        lists.iter().for_each(|list| list.pem(&mut bytes));
+    }
+    Encoded::public(bytes.into(), start..start + len)
 }
 
 /// Envoy's SPIFFE validator: anchors vouch for their own trust domain alone. It looks for revocation lists among the
 /// anchors of a domain, and we know those of our own, which comes first.
-fn spiffe_validator(domains: Vec<(String, Certificates)>, crl: &[u8]) -> TypedExtensionConfig {
-    let mut crl = Some(crl);
+fn spiffe_validator(domains: Vec<(String, Certificates)>, lists: &[Arc<RevocationList>]) -> TypedExtensionConfig {
+    let mut lists = Some(lists);
     let trust_domains = domains.into_iter().map(|(name, Certificates { pem: mut bundle, .. })| {
-        bundle.extend_from_slice(crl.take().unwrap_or_default());
+        lists.take().into_iter().flatten().for_each(|list| list.pem(&mut bundle));
         TrustDomain { name, trust_bundle: inline(bundle) }
     });
     let config = SpiffeCertValidatorConfig { trust_domains: trust_domains.collect() };
@@ -126,7 +140,7 @@ fn inline(bytes: Vec<u8>) -> Option<DataSource> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sds_shim_proto::envoy::extensions::transport_sockets::tls::v3::TlsCertificate;
+    use sds_shim_proto::envoy::extensions::transport_sockets::tls::v3::{Secret, TlsCertificate, secret::Type};
 
     fn whole(resource: &Encoded) -> Vec<u8> {
         resource.pieces().flatten().collect()
@@ -153,13 +167,21 @@ mod tests {
 
     #[test]
     fn anchors_are_found_again() {
-        for (crl, domains) in [(Vec::new(), 0), (vec![b'r'; 300], 0), (vec![b'r'; 300], 2), (Vec::new(), 2)] {
+        let pki = testkit::development_ca::Pki::new("lists");
+        let text = pki.crl(&[], 600);
+        let lists = || RevocationList::all(text.as_bytes()).unwrap().into_iter().map(Arc::new).collect();
+        for (lists, domains) in [(Vec::new(), 0), (lists(), 0), (lists(), 2), (Vec::new(), 2)] {
             let bundle = || Certificates::unread(vec![b'a'; 1000]);
             let domains = (0..domains).map(|n| (format!("domain{n}"), bundle())).collect();
-            let resource = anchors("ROOTCA", Validation { anchors: bundle(), crl, domains });
+            let pem = if lists.is_empty() { Vec::new() } else { text.clone().into_bytes() };
+            let resource = anchors("ROOTCA", Validation { anchors: bundle(), lists, whole_chain: false, domains });
             assert_eq!(resource.certificates().concat(), bundle().pem);
             assert_eq!((resource.key(), resource.pieces().count()), (&[][..], 1));
-            Secret::decode(whole(&resource).as_slice()).unwrap();
+            let secret = Secret::decode(whole(&resource).as_slice()).unwrap();
+            assert_eq!(secret.encoded_len(), resource.len());
+            let Some(Type::ValidationContext(context)) = secret.r#type else { panic!("another type") };
+            assert_eq!(context.only_verify_leaf_cert_crl, !pem.is_empty());
+            assert!(context.crl == if pem.is_empty() { None } else { inline(pem) });
         }
     }
 }

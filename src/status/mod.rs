@@ -17,7 +17,7 @@ use crate::store::SecretStore;
 
 pub use peers::{Client, Peer, Peers, PeersView, Requested, ResourceCounts, StreamFacts, StreamHandle};
 pub use upstream::{BUCKETS, Endpoint, EndpointFacts, Latencies, Reason};
-pub use workload::{NotReady, RenewalFacts, Trouble, Workload};
+pub use workload::{NotReady, RenewalFacts, RevocationFacts, Trouble, Workload};
 
 /// The public state of the process.
 pub struct Status {
@@ -161,6 +161,11 @@ impl Status {
             return Err(NotReady::Nobody);
         }
         workloads.iter().try_for_each(|workload| workload.readiness(now, self.min_life))
+    }
+
+    /// What is wrong with lists of revoked certificates while what was served before is served still.
+    pub fn revocation_trouble(&self) -> Option<String> {
+        self.workloads().iter().find_map(|workload| workload.renewal().revocation.trouble).map(|(_, text)| text)
     }
 
     /// When (Unix seconds) somebody who is ready now stops to be, if nothing else happens.

@@ -34,6 +34,21 @@ pub struct RenewalFacts {
     pub looks: u64,
     /// What is wrong now.
     pub trouble: Option<Trouble>,
+    /// How it goes with the lists of revoked certificates.
+    pub revocation: RevocationFacts,
+}
+
+/// How it goes with the lists of revoked certificates.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RevocationFacts {
+    /// How many lists are served.
+    pub served: usize,
+    /// Whether Envoy looks for CA certificates in them as well.
+    pub whole_chain: bool,
+    /// Why what should be served is not, with the class of the reason.
+    pub trouble: Option<(&'static str, String)>,
+    /// Whether that leaves peers without the lists that they are to be verified with.
+    pub is_missed: bool,
 }
 
 /// What keeps a workload from its next certificate.
@@ -71,6 +86,9 @@ pub enum NotReady {
         /// What is known of the reason.
         because: String,
     },
+    /// Peers would be accepted although they may be revoked.
+    #[error("revocation lists are missing: {0}")]
+    Revocation(String),
     /// It can be used, but not for long enough.
     #[error("{resource} expires at {at}, which is less than SDS_SHIM_READY_MIN_LIFE away{because}")]
     Short {
@@ -136,6 +154,14 @@ impl Workload {
         self.status.changed(|_| {});
     }
 
+    /// How it goes with the lists of revoked certificates from now on.
+    pub fn revocation(&self, now: RevocationFacts) {
+        let before = std::mem::replace(&mut self.lock().revocation, now.clone());
+        if before != now {
+            self.status.changed(|_| {});
+        }
+    }
+
     /// The mounted files were read as was asked for, whatever came of it.
     pub fn looked(&self) {
         self.lock().looks += 1;
@@ -162,6 +188,10 @@ impl Workload {
 
     pub(super) fn readiness(&self, now: i64, min_life: i64) -> Result<(), NotReady> {
         let secrets = self.secrets();
+        let missed = Some(self.lock().revocation.clone()).filter(|revocation| revocation.is_missed);
+        if let Some((_, trouble)) = missed.and_then(|revocation| revocation.trouble) {
+            return Err(NotReady::Revocation(trouble));
+        }
         let because = || self.lock().trouble.as_ref().map_or(String::new(), |trouble| format!(": {}", trouble.text));
         for resource in [CERTIFICATE, ROOTS] {
             let end = not_after(&secrets, resource);

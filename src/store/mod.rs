@@ -43,8 +43,10 @@ pub enum Content {
 pub struct Validation {
     /// Trust anchors.
     pub anchors: Certificates,
-    /// Certificate revocation lists, PEM; empty for none.
-    pub crl: Vec<u8>,
+    /// Certificate revocation lists.
+    pub lists: Vec<Arc<RevocationList>>,
+    /// Whether CA certificates are looked for in them as well, not leaves alone.
+    pub whole_chain: bool,
     /// Trust domains, each with the anchors that vouch for it alone; empty where they are not told apart.
     pub domains: Vec<(String, Certificates)>,
 }
@@ -66,7 +68,7 @@ impl Content {
                         all.push(Arc::clone(more));
                     }
                 }
-                all.extend(RevocationList::facts(&String::from_utf8_lossy(&validation.crl)).into_iter().map(Arc::new));
+                all.extend(validation.lists.iter().map(|list| Arc::new(list.facts())));
                 all
             }
         }
@@ -77,9 +79,12 @@ impl Content {
         let mut digest = Sha256::new();
         match self {
             Self::TlsCertificate { chain, .. } => digest.update(&chain.pem),
-            Self::ValidationContext(Validation { anchors, crl, domains }) => {
+            Self::ValidationContext(Validation { anchors, lists, whole_chain, domains }) => {
                 digest.update(&anchors.pem);
-                digest.update(crl);
+                lists.iter().for_each(|list| digest.update(list.digest()));
+                if *whole_chain {
+                    digest.update(b"whole chain");
+                }
                 for (name, anchors) in domains {
                     digest.update(name.as_bytes());
                     digest.update(&anchors.pem);

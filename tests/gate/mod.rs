@@ -36,6 +36,27 @@ impl Gate {
         allowed: &[&str],
         edit: impl FnOnce(ShimBuilder) -> ShimBuilder,
     ) -> Result<Self, Failure> {
+        let mut gate = Self::begin(scene, allowed, edit).await?;
+        gate.ready().await?;
+        Ok(gate)
+    }
+
+    /// Ends both processes.
+    pub(crate) fn end(self) -> Scene {
+        self.scene
+    }
+
+    /// Waits until Envoy has its secrets.
+    pub(crate) async fn ready(&mut self) -> Result<(), Failure> {
+        self.envoy.wait_ready().await.map_err(|failure| self.shim.explain(failure))
+    }
+
+    /// The same without waiting.
+    pub(crate) async fn begin(
+        scene: Scene,
+        allowed: &[&str],
+        edit: impl FnOnce(ShimBuilder) -> ShimBuilder,
+    ) -> Result<Self, Failure> {
         let application = Httpbin::start().await?;
         let reservation = Reservation::new().or_fail("reserve a port")?;
         let mut shim = edit(scene.shim()).start()?;
@@ -43,14 +64,16 @@ impl Gate {
         let allowed: Vec<_> = allowed.iter().map(ToString::to_string).collect();
         let bootstrap = Bootstrap::new("gate", SdsTransport::EnvoyGrpc).port(reservation.port());
         let bootstrap = bootstrap.inbound(application.address(), &allowed).build();
-        let mut envoy = Envoy::start("Envoy of the gate", scene.workload.path(), &bootstrap)?;
-        envoy.wait_ready().await.map_err(|failure| shim.explain(failure))?;
+        let envoy = Envoy::start("Envoy of the gate", scene.workload.path(), &bootstrap)?;
         Ok(Self { envoy, shim, scene, reservation, _application: application })
     }
 
     /// Whether a peer with this certificate gets an answer. It does not look at the gate's own.
     pub(crate) async fn lets_in(&self, peer: &Issued) -> Result<bool, Failure> {
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.reservation.port())).await.or_fail("connect")?;
+        // Envoy listens once it has its secrets.
+        let Ok(stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.reservation.port())).await else {
+            return Ok(false);
+        };
         let roots = self.scene.pki.root_pem();
         let answer = match tls::connect(stream, &roots, Some(peer)).await {
             Ok(stream) => http::get(stream, "httpbin", "/ip").await,

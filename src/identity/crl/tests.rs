@@ -1,0 +1,64 @@
+use super::*;
+use testkit::development_ca::Pki;
+
+fn pem(lists: &[RevocationList]) -> String {
+    let mut pem = Vec::new();
+    lists.iter().for_each(|list| list.pem(&mut pem));
+    assert_eq!(pem.len(), lists.iter().map(RevocationList::pem_len).sum::<usize>());
+    String::from_utf8(pem).unwrap()
+}
+
+#[test]
+fn lists_are_read_from_one_text() {
+    let (one, two) = (Pki::new("one"), Pki::new("two"));
+    let text = format!("noise{}{}", one.crl(&[], 600), two.root_crl(&[], -5));
+    let lists = RevocationList::all(text.as_bytes()).unwrap();
+    assert_eq!(pem(&lists), text["noise".len()..]);
+    assert!(lists[0].issuer().contains("one intermediate") && lists[1].issuer().ends_with("CN=two"));
+    assert!(lists[0].next_update() > lists[1].next_update() + 600);
+    assert!(lists.iter().all(|list| list.facts().is_crl));
+}
+
+#[test]
+fn one_list_may_be_der() {
+    let text = Pki::new("one").crl(&[], 600);
+    let der = openssl::x509::X509Crl::from_pem(text.as_bytes()).unwrap().to_der().unwrap();
+    assert_eq!(pem(&RevocationList::all(&der).unwrap()), text);
+    let error = RevocationList::all(&der[..der.len() - 1]).unwrap_err();
+    assert_eq!(error, "it is no DER CRL, nor PEM");
+}
+
+#[test]
+fn what_is_none_is_named() {
+    let error = |text: &str| RevocationList::all(text.as_bytes()).unwrap_err();
+    assert_eq!(error(&Pki::new("x").root_pem()), "it holds no PEM CRL");
+    assert_eq!(error("\n"), "it holds no PEM CRL");
+    assert_eq!(error(&format!("{BEGIN}\nAAAA\n{END}")), "CRL 1 cannot be parsed");
+    assert_eq!(error(&format!("{BEGIN}\nAAAA")), "CRL 1 is cut off: it has no -----END X509 CRL-----");
+    assert_eq!(RevocationList::all(b"").unwrap(), []);
+}
+
+/// Whoever sees less in a list than OpenSSL may serve what Envoy refuses.
+#[test]
+fn no_byte_can_be_changed_unseen_and_every_cut_is_refused() {
+    let pki = Pki::new("one");
+    let leaf = pki.issue(&testkit::development_ca::Leaf::workload("spiffe://a/b", std::time::Duration::from_secs(60)));
+    let text = pki.crl(&[&leaf], 600);
+    let der = openssl::x509::X509Crl::from_pem(text.as_bytes()).unwrap().to_der().unwrap();
+    for end in 0..der.len() {
+        assert!(RevocationList::new(der[..end].to_vec()).is_none(), "cut after {end}");
+    }
+    let certificate = openssl::x509::X509::from_pem(pki.intermediate_pem().as_bytes()).unwrap();
+    let signers = CrlSigner::of([certificate]);
+    assert_eq!(RevocationList::new(der.clone()).unwrap().flaw(&signers), None);
+    let mut read = 0;
+    for at in 0..der.len() {
+        let mut changed = der.clone();
+        changed[at] ^= 1;
+        let Some(list) = RevocationList::new(changed.clone()) else { continue };
+        read += 1;
+        assert!(openssl::x509::X509Crl::from_der(&changed).is_ok(), "OpenSSL refuses a change at {at}: {changed:02x?}");
+        assert!(list.flaw(&signers).is_some() || !list.is_of(&signers[0]), "a change at {at}");
+    }
+    assert!(read > 100, "{read}");
+}
