@@ -61,6 +61,11 @@ impl Opened {
         self.size.max(GROWTH).min(self.limit)
     }
 
+    /// As many bytes as it had when it was opened.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
     /// Itself, if there is room for what will be read of it.
     ///
     /// # Errors

@@ -33,8 +33,9 @@ const COPIES_OF_NAMED_FILES: usize = 4;
 /// What must be free beside each copy of any other file.
 const BESIDES_FILES: usize = 32 * 1024;
 
-/// What must be free beside a certificate for as long as it is parsed.
+/// What must be free beside a certificate, and beside a revocation list, for as long as it is parsed.
 const BESIDES_CERTIFICATE: usize = 24 * 1024;
+const BESIDES_LIST: usize = 64 * 1024;
 
 /// Bytes of the arena that are left while an answer of the CA is read: for the rest of a header block of which all but
 /// the last read has been taken.
@@ -114,6 +115,12 @@ pub fn has_room_for_certificate(pieces: impl Iterator<Item = usize>) -> bool {
     locked::has_room(&pieces.chain([BESIDES_CERTIFICATE]).collect::<Vec<_>>())
 }
 
+/// Whether a revocation list may be parsed that takes these pieces.
+#[must_use]
+pub fn has_room_for_list(pieces: impl Iterator<Item = usize>) -> bool {
+    locked::has_room(&pieces.chain([BESIDES_LIST]).collect::<Vec<_>>())
+}
+
 /// Bytes of the CA's answer that may be read now.
 #[must_use]
 pub fn for_answer() -> usize {
@@ -140,7 +147,8 @@ pub fn has_room_for_roots(size: usize) -> bool {
 #[must_use]
 pub fn has_room_for_revocation_lists(size: usize, several: bool) -> bool {
     let copies = std::iter::repeat_n(size, copies_of_revocation_lists(several));
-    locked::has_room(&copies.chain([BESIDES_ROOTS]).collect::<Vec<_>>())
+    // Less than clients leave, so that they keep no ordinary list from being read.
+    locked::has_room(&copies.chain([RENEWAL_PIECE, LEAST]).collect::<Vec<_>>())
 }
 
 /// Whether so many bytes of revocation lists may be written as they are served: clients may have come since they were

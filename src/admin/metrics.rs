@@ -149,7 +149,7 @@ impl Writer<'_> {
         }
         let help = "0 while revocation lists that should be served cannot be, with the class of the reason";
         let mut metric = self.describe("sds_shim_revocation_usable", help, MetricType::Gauge)?;
-        for one in facts.iter().filter(|one| one.revocation != Default::default()) {
+        for one in &facts {
             let reason = one.revocation.trouble.as_ref().map_or("", |(reason, _)| reason);
             let labels = vec![("identity", one.identity.as_str()), ("reason", reason)];
             sample(&mut metric, labels, i64::from(reason.is_empty()))?;

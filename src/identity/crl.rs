@@ -62,8 +62,8 @@ impl RevocationList {
         let trouble = |reason, text| CrlTrouble { reason, text };
         let has_room = |size| budget::has_room_for_revocation_lists(size, several);
         let read = bounded::open(file, MOST).and_then(|opened| {
-            let size = opened.most();
-            Ok((size, if has_room(size) { opened.read().map(Some) } else { Ok(None) }?))
+            let size = opened.size();
+            Ok((size, if has_room(opened.most()) { opened.read().map(Some) } else { Ok(None) }?))
         });
         match read {
             Ok((_, Some(content))) => {
@@ -102,34 +102,44 @@ impl RevocationList {
     pub fn all(content: &[u8]) -> Result<Vec<Self>, String> {
         // A sequence: no text begins with a zero.
         if content.first() == Some(&b'0') && std::str::from_utf8(content).is_err() {
-            return Ok(vec![Self::new(content.to_vec()).ok_or("it is no DER CRL, nor PEM")?]);
+            if !budget::has_room_for_list(std::iter::once(content.len())) {
+                return Err(no_room(1));
+            }
+            return Ok(vec![Self::new(content.to_vec(), 1)?.ok_or("it is no DER CRL, nor PEM")?]);
         }
         let text = std::str::from_utf8(content).map_err(|error| {
             format!("it is neither a DER CRL nor text: byte {} is no UTF-8", error.valid_up_to() + 1)
         })?;
         let mut found = Vec::new();
         for (index, block) in cut(text, BEGIN, END).enumerate() {
-            let unparsable = || format!("CRL {} cannot be parsed", index + 1);
-            let block = block.ok_or_else(|| format!("CRL {} is cut off: it has no {END}", index + 1))?;
+            let position = index + 1;
+            let unparsable = || format!("CRL {position} cannot be parsed");
+            let block = block.ok_or_else(|| format!("CRL {position} is cut off: it has no {END}"))?;
+            if !budget::has_room_for_list(std::iter::once(block.len())) {
+                return Err(no_room(position));
+            }
             let der = decode_lines(block, BEGIN, END).ok_or_else(unparsable)?;
-            found.push(Self::new(der).ok_or_else(unparsable)?);
+            found.push(Self::new(der, position)?.ok_or_else(unparsable)?);
         }
         if found.is_empty() && !content.is_empty() { Err("it holds no PEM CRL".to_owned()) } else { Ok(found) }
     }
 
-    fn new(der: Vec<u8>) -> Option<Self> {
-        let parts = parse::parse(&der)?;
-        let issuer = der.get(parts.issuer.clone()).filter(|issuer| issuer.len() <= MOST_NAME)?;
-        let weight = Weight::of(issuer)?;
-        if weight.elements > MOST_NAME_ELEMENTS || !budget::has_room_for_certificate(weight.pieces(CERTIFICATE)) {
-            return None;
+    /// Nothing, when it is none.
+    fn new(der: Vec<u8>, position: usize) -> Result<Option<Self>, String> {
+        let Some(parts) = parse::parse(&der) else { return Ok(None) };
+        let issuer = der.get(parts.issuer.clone()).filter(|issuer| issuer.len() <= MOST_NAME).unwrap_or_default();
+        match Weight::of(issuer) {
+            Some(weight) if weight.elements > MOST_NAME_ELEMENTS => return Ok(None),
+            Some(weight) if !budget::has_room_for_list(weight.pieces(CERTIFICATE)) => return Err(no_room(position)),
+            Some(_) => {}
+            None => return Ok(None),
         }
         let parsed = X509Name::from_der(issuer);
         // OpenSSL leaves the reasons of a "no" in a queue that the next TLS operation would take for its own.
         drop(ErrorStack::get());
-        let parsed = parsed.ok()?;
+        let Ok(parsed) = parsed else { return Ok(None) };
         let (issuer, name) = (name(&parsed), signer::canonical(&parsed));
-        Some(Self { digest: sha256(&der), der, parts, issuer, name })
+        Ok(Some(Self { digest: sha256(&der), der, parts, issuer, name }))
     }
 
     /// As PEM, ending with a newline.
@@ -203,6 +213,10 @@ impl RevocationList {
             is_crl: true,
         }
     }
+}
+
+fn no_room(position: usize) -> String {
+    format!("there is no room for CRL {position}; SDS_SHIM_ARENA_KIB makes more")
 }
 
 #[cfg(test)]

@@ -46,16 +46,16 @@ fn no_byte_can_be_changed_unseen_and_every_cut_is_refused() {
     let text = pki.crl(&[&leaf], 600);
     let der = openssl::x509::X509Crl::from_pem(text.as_bytes()).unwrap().to_der().unwrap();
     for end in 0..der.len() {
-        assert!(RevocationList::new(der[..end].to_vec()).is_none(), "cut after {end}");
+        assert!(RevocationList::new(der[..end].to_vec(), 1).unwrap().is_none(), "cut after {end}");
     }
     let certificate = openssl::x509::X509::from_pem(pki.intermediate_pem().as_bytes()).unwrap();
     let signers = CrlSigner::of([certificate]);
-    assert_eq!(RevocationList::new(der.clone()).unwrap().flaw(&signers), None);
+    assert_eq!(RevocationList::new(der.clone(), 1).unwrap().unwrap().flaw(&signers), None);
     let mut read = 0;
     for at in 0..der.len() {
         let mut changed = der.clone();
         changed[at] ^= 1;
-        let Some(list) = RevocationList::new(changed.clone()) else { continue };
+        let Some(list) = RevocationList::new(changed.clone(), 1).unwrap() else { continue };
         read += 1;
         assert!(openssl::x509::X509Crl::from_der(&changed).is_ok(), "OpenSSL refuses a change at {at}: {changed:02x?}");
         assert!(list.flaw(&signers).is_some() || !list.is_of(&signers[0]), "a change at {at}");
