@@ -88,7 +88,7 @@ variables! {
     ECC_SIGNATURE_ALGORITHM: "ECDSA", "ECDSA, or RSA when only WORKLOAD_RSA_KEY_SIZE is set",
         "Algorithm of the workload's key.";
     ECC_CURVE: "P256 or P384", "P256",
-        "Curve of an ECDSA key.";
+        "Curve of an ECDSA key; Envoys take a peer with P384 only where tls_params allow TLS 1.3.";
     WORKLOAD_RSA_KEY_SIZE: "2048 to 4096", "unset",
         "Use RSA keys of this size in bits, unless ECC_SIGNATURE_ALGORITHM is set.";
     PKCS8_KEY: "true or false", "true",

@@ -172,6 +172,12 @@ transport_socket:
     "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
     sni: {{ .service }}.{{ .namespace }}.svc.{{ $context.Values.clusterDomain }}
     common_tls_context:
+      # By default an Envoy speaks TLS 1.2 as a client, in which a peer's key must lie on a curve that it offers.
+      tls_params:
+        tls_maximum_protocol_version: TLSv1_3
+{{- with $context.Values.proxy.ecdhCurves }}
+        ecdh_curves: {{ . | toJson }}
+{{- end }}
       {{- include "sds-shim.envoy.tls" (list $context (list (printf "spiffe://%s/ns/%s/sa/%s" $context.Values.trustDomain .namespace .serviceAccount))) | nindent 6 }}
 typed_extension_protocol_options:
   {{- include "sds-shim.envoy.protocols" $context | nindent 2 }}

@@ -174,12 +174,13 @@ impl Bootstrap {
     /// Every request makes a connection and a full handshake of its own (no reuse, no resumption), so that each one
     /// proves the certificates of its moment.
     fn upstream_cluster(&self, upstream: &Upstream) -> Value {
-        let tls = json!({
+        let mut tls = json!({
             "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
             "sni": upstream.host,
             "max_session_keys": 0,
             "common_tls_context": self.tls_context(std::slice::from_ref(&upstream.spiffe_id)),
         });
+        tls["common_tls_context"]["tls_params"] = upstream_tls_params();
         let mut cluster = cluster(&upstream.host, &socket_address(upstream.address));
         cluster["transport_socket"] = json!({ "name": "envoy.transport_sockets.tls", "typed_config": tls });
         cluster["typed_extension_protocol_options"] = protocol_options(&json!({
@@ -188,6 +189,15 @@ impl Bootstrap {
         }));
         cluster
     }
+}
+
+/// What an Envoy needs as a client, where it speaks TLS 1.2 with X25519 and P-256 by default: the one version in which a
+/// peer's key may lie on another curve, for older peers that curve, and the key exchange that its peer prefers.
+pub fn upstream_tls_params() -> Value {
+    json!({
+        "tls_maximum_protocol_version": "TLSv1_3",
+        "ecdh_curves": ["X25519MLKEM768", "X25519", "P-256", "P-384"],
+    })
 }
 
 /// The `sds_config` of one secret: wait for it for ever, and send the node once a stream.

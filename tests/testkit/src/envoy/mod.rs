@@ -19,7 +19,7 @@ use crate::{
 };
 
 pub use admin::{Admin, Certificate, SecretStates};
-pub use bootstrap::{Bootstrap, SdsTransport, Upstream, XDS_CLUSTER, sds_config};
+pub use bootstrap::{Bootstrap, SdsTransport, Upstream, XDS_CLUSTER, sds_config, upstream_tls_params};
 
 /// The admin socket, relative to Envoy's working directory.
 pub const ADMIN_SOCKET: &str = "admin.sock";
