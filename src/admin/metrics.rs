@@ -220,7 +220,9 @@ impl Writer<'_> {
                 (|counts| counts.pushes) as fn(&crate::status::ResourceCounts) -> u64,
             ),
             ("sds_shim_sds_acks", "Secrets that were accepted, by resource", |counts| counts.acks),
-            ("sds_shim_sds_nacks", "Secrets that were refused, by resource", |counts| counts.nacks),
+            ("sds_shim_sds_nacks", "Secrets that were refused, by the resource that the refusal is about", |counts| {
+                counts.nacks
+            }),
         ] {
             let mut metric = self.describe(name, help, MetricType::Counter)?;
             for (resource, counts) in &view.resources {

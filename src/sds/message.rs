@@ -25,8 +25,8 @@ const PREFIX: usize = 5;
 /// all streams share. So a key is encoded once and never copied, and it is gone when the last of its frames is.
 pub(super) type Pieces = VecDeque<Bytes>;
 
-/// A response of `StreamSecrets` and `FetchSecrets`.
-pub(super) fn state_of_the_world(outcome: &Outcome, nonce: String) -> Pieces {
+/// A response of `StreamSecrets` and `FetchSecrets`, in which the secrets have this mark.
+pub(super) fn state_of_the_world(outcome: &Outcome, nonce: String, mark: u64) -> Pieces {
     let head = DiscoveryResponse {
         version_info: version(outcome),
         type_url: SECRET_TYPE_URL.to_owned(),
@@ -38,13 +38,14 @@ pub(super) fn state_of_the_world(outcome: &Outcome, nonce: String) -> Pieces {
         let any = any_head(secret.resource());
         encode_length(RESPONSE_RESOURCES, any.len() + secret.resource().len(), &mut before);
         before.extend(any);
+        before.extend(secret.resource().opening(mark));
         (before, secret.resource())
     });
     pieces(&head, resources)
 }
 
-/// A response of `DeltaSecrets`.
-pub(super) fn delta(outcome: &Outcome, nonce: String) -> Pieces {
+/// A response of `DeltaSecrets`, likewise.
+pub(super) fn delta(outcome: &Outcome, nonce: String, mark: u64) -> Pieces {
     let head = DeltaDiscoveryResponse {
         system_version_info: version(outcome),
         type_url: SECRET_TYPE_URL.to_owned(),
@@ -62,6 +63,7 @@ pub(super) fn delta(outcome: &Outcome, nonce: String) -> Pieces {
         encode_length(RESPONSE_RESOURCES, resource.len() + any_len, &mut before);
         before.extend(resource);
         before.extend(any);
+        before.extend(secret.resource().opening(mark));
         (before, secret.resource())
     });
     pieces(&head, resources)
@@ -147,10 +149,10 @@ mod tests {
     fn pieces_are_what_prost_would_write() {
         let outcome = outcome();
         let any = |at: usize| Any { type_url: SECRET_TYPE_URL.to_owned(), value: resource(&outcome, at) };
-        let stream = DiscoveryResponse::decode(&*message(&state_of_the_world(&outcome, "n".to_owned()))).unwrap();
+        let stream = DiscoveryResponse::decode(&*message(&state_of_the_world(&outcome, "n".to_owned(), 1))).unwrap();
         assert!(stream.resources == [any(0), any(1)]);
         assert_eq!((stream.nonce.as_str(), stream.type_url.as_str()), ("n", SECRET_TYPE_URL));
-        let delta = DeltaDiscoveryResponse::decode(&*message(&delta(&outcome, "n".to_owned()))).unwrap();
+        let delta = DeltaDiscoveryResponse::decode(&*message(&delta(&outcome, "n".to_owned(), 1))).unwrap();
         assert_eq!(delta.removed_resources, ["gone"]);
         for (at, resource) in delta.resources.iter().enumerate() {
             assert_eq!(
@@ -165,7 +167,7 @@ mod tests {
     #[test]
     fn secrets_are_shared_and_not_copied() {
         let outcome = outcome();
-        for pieces in [state_of_the_world(&outcome, "n".to_owned()), delta(&outcome, "n".to_owned())] {
+        for pieces in [state_of_the_world(&outcome, "n".to_owned(), 1), delta(&outcome, "n".to_owned(), 1)] {
             assert_eq!(pieces.len(), 4);
             for (at, (_, secret)) in outcome.send.iter().enumerate() {
                 let resource = secret.resource().pieces().next().unwrap();
@@ -177,7 +179,7 @@ mod tests {
     #[test]
     fn a_response_without_resources_is_whole() {
         let outcome = Outcome { removed: vec!["gone".to_owned()], ..Outcome::default() };
-        let pieces = delta(&outcome, "n".to_owned());
+        let pieces = delta(&outcome, "n".to_owned(), 1);
         assert_eq!(DeltaDiscoveryResponse::decode(&*message(&pieces)).unwrap().removed_resources, ["gone"]);
     }
 }

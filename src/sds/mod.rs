@@ -3,6 +3,7 @@
 mod account;
 mod admission;
 mod authority;
+mod blame;
 mod body;
 mod crowd;
 #[cfg(fuzzing)]

@@ -1,6 +1,9 @@
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use openssl::sha::sha256;
@@ -8,13 +11,14 @@ use tracing::{Level, debug, event_enabled, info, warn};
 
 use super::{
     account::Account,
+    blame::about,
     crowd::{Cause, Group},
     rights::Rights,
     subscription::{Outcome, Subscription, Verdict},
 };
 use crate::{
     clock,
-    status::StreamHandle,
+    status::{Refusal, StreamHandle},
     store::{CERTIFICATE, MAX_NAMES, ROOTS, Snapshot, is_on_demand},
 };
 
@@ -28,19 +32,32 @@ const REMEMBERED: usize = 64;
 /// Characters of such a name that are told.
 const SHOWN: usize = 128;
 
-/// Names that were told, each with what was: SHA-256 of both, because names may be long.
-pub(super) type Told = Arc<Mutex<BTreeSet<[u8; 32]>>>;
+/// What is remembered over all streams.
+pub(super) struct Told {
+    /// Names that were warned about, each with what was told: SHA-256 of both, because names may be long.
+    warned: Mutex<BTreeSet<[u8; 32]>>,
+    /// The mark of secrets that are sent. It is another one after each refusal, and in each process: an Envoy that gets
+    /// bytes again that it has refused would take them unread.
+    mark: AtomicU64,
+}
+
+impl Told {
+    /// `mark` is the first one.
+    pub(super) fn new(mark: u64) -> Self {
+        Self { warned: Mutex::default(), mark: AtomicU64::new(mark) }
+    }
+}
 
 /// Tells what happens on one stream, in the log and in public.
 pub(super) struct Report {
     shown: StreamHandle,
     rights: Rights,
-    told: Told,
+    told: Arc<Told>,
     group: Arc<Group>,
 }
 
 impl Report {
-    pub(super) fn new(shown: StreamHandle, rights: Rights, told: Told, account: &Account) -> Self {
+    pub(super) fn new(shown: StreamHandle, rights: Rights, told: Arc<Told>, account: &Account) -> Self {
         Self { shown, rights, told, group: Arc::clone(&account.group) }
     }
 
@@ -48,22 +65,32 @@ impl Report {
         &self.rights
     }
 
+    /// The mark of what is sent now.
+    pub(super) fn mark(&self) -> u64 {
+        self.told.mark.load(Ordering::Relaxed)
+    }
+
     pub(super) fn request(&self, outcome: &Outcome, subscription: &Subscription, snapshot: &Snapshot) {
         let now = clock::now();
         self.shown.wants(subscription.names(), now);
         match &outcome.verdict {
             Some((Verdict::Nack(reason), names)) => {
-                self.shown.answered(names, Some(reason), now);
+                self.told.mark.fetch_add(1, Ordering::Relaxed);
+                let about = about(reason, names, || self.shown.all_names(), snapshot);
+                let holds = names.iter().all(|name| subscription.holds(name));
+                self.shown.refused(Refusal { sent: names, about: &about, reason, holds }, now);
                 if self.group.may_log(Cause::Refused) {
+                    // It tells what is wrong with one secret when it gets the last of those that it needs.
+                    let told_with = (about != *names).then(|| names.join(","));
+                    let has = if holds { "keeps the one it had" } else { "has no other" };
                     warn!(
-                        resources = names.join(","),
-                        reason,
-                        "Envoy refused a secret and keeps the one it had; nothing is sent until the secret changes"
+                        resources = about.join(","),
+                        told_with, reason, "Envoy refused a secret and {has}; nothing is sent until the secret changes"
                     );
                 }
             }
             Some((Verdict::Ack, names)) => {
-                self.shown.answered(names, None, now);
+                self.shown.accepted(names, now);
                 if event_enabled!(Level::DEBUG) && self.group.may_log(Cause::Accepted) {
                     debug!(resources = names.join(","), "Envoy accepted");
                 }
@@ -115,7 +142,7 @@ impl Report {
     }
 
     fn warn_once(&self, name: &str, trouble: &str) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.warned.lock().unwrap_or_else(PoisonError::into_inner);
         if told.len() < REMEMBERED && told.insert(sha256(&[name.as_bytes(), trouble.as_bytes()].concat())) {
             let shown: String = name.escape_default().take(SHOWN).collect();
             warn!(resource = shown, "{trouble}");

@@ -67,7 +67,7 @@ pub(super) struct Shared {
     streams: AtomicU64,
     status: Arc<status::Status>,
     pages: Arc<dyn Pages>,
-    told: Told,
+    told: Arc<Told>,
 }
 
 /// What is served: secrets, health, documents.
@@ -90,10 +90,17 @@ struct Attached {
 }
 
 impl Shared {
-    /// `first_stream` makes nonces of this process differ from those of an earlier one.
+    /// `first_stream` makes nonces and marks of this process differ from those of an earlier one.
     pub(super) fn new(served: Served, limits: Limits, first_stream: u64) -> Self {
         let Served { workloads, status, pages, open_to_others: _ } = served;
-        Self { workloads, limits, streams: AtomicU64::new(first_stream), status, pages, told: Told::default() }
+        Self {
+            workloads,
+            limits,
+            streams: AtomicU64::new(first_stream),
+            status,
+            pages,
+            told: Arc::new(Told::new(first_stream)),
+        }
     }
 }
 
@@ -213,7 +220,7 @@ impl Shared {
                 .request(&request, &snapshot, clock::now())
                 .map_err(|error| Status::invalid_argument(error.to_string()))?;
             report.request(&outcome, &subscription, &snapshot);
-            if let Some(response) = StateOfTheWorld::response(&outcome, subscription.nonce()) {
+            if let Some(response) = StateOfTheWorld::response(&outcome, subscription.nonce(), report.mark()) {
                 report.response(&outcome);
                 return Ok(client.leases.lease(response));
             }

@@ -38,7 +38,7 @@ pub(super) trait Variant: Unpin + Send + 'static {
     ) -> Result<Outcome, ProtocolError>;
 
     /// `None` where the variant has no words for the outcome.
-    fn response(outcome: &Outcome, nonce: String) -> Option<Pieces>;
+    fn response(outcome: &Outcome, nonce: String, mark: u64) -> Option<Pieces>;
 }
 
 /// State of the world (`StreamSecrets`).
@@ -58,9 +58,9 @@ impl Variant for StateOfTheWorld {
         subscription.request(request, snapshot, now)
     }
 
-    fn response(outcome: &Outcome, nonce: String) -> Option<Pieces> {
+    fn response(outcome: &Outcome, nonce: String, mark: u64) -> Option<Pieces> {
         // A removal cannot be said in this variant: the client keeps what it has.
-        (!outcome.send.is_empty()).then(|| message::state_of_the_world(outcome, nonce))
+        (!outcome.send.is_empty()).then(|| message::state_of_the_world(outcome, nonce, mark))
     }
 }
 
@@ -81,8 +81,8 @@ impl Variant for Delta {
         subscription.delta_request(request, snapshot, now)
     }
 
-    fn response(outcome: &Outcome, nonce: String) -> Option<Pieces> {
-        Some(message::delta(outcome, nonce))
+    fn response(outcome: &Outcome, nonce: String, mark: u64) -> Option<Pieces> {
+        Some(message::delta(outcome, nonce, mark))
     }
 }
 
@@ -164,7 +164,7 @@ impl<V: Variant> Responses for SecretStream<V> {
             };
             self.consumer.took_roots(self.subscription.answered(ROOTS));
             if outcome.is_response()
-                && let Some(response) = V::response(&outcome, self.subscription.nonce())
+                && let Some(response) = V::response(&outcome, self.subscription.nonce(), self.report.mark())
             {
                 self.report.response(&outcome);
                 return Poll::Ready(Some(Ok(self.leases.lease(response))));

@@ -88,6 +88,8 @@ struct Known {
     present: bool,
     /// Whether it has answered to that version, or came with it.
     answered: bool,
+    /// Whether it has taken a version, whatever it said of a later one.
+    held: bool,
     /// The responses without an answer that the name was in: a bit for each, the last response's is the lowest. Not
     /// more, because there are many streams.
     in_flight: u8,
@@ -115,14 +117,13 @@ impl Subscription {
         let initial = self.sent == 0 || request.response_nonce.is_empty();
         if !initial && request.response_nonce != self.nonce() {
             // What it wants was decided before it had seen the last response; what it says of an earlier one holds.
-            let verdict = self.verdict(&request.response_nonce, request.error_detail.as_ref());
-            return Ok(Outcome { verdict, ..Outcome::default() });
+            return Ok(Outcome { verdict: self.verdict(request), ..Outcome::default() });
         }
-        let verdict = self.verdict(&request.response_nonce, request.error_detail.as_ref());
+        let verdict = self.verdict(request);
         let wanted: BTreeSet<&String> = request.resource_names.iter().collect();
         self.names.retain(|name, known| {
             if initial {
-                *known = Known { in_flight: known.in_flight, ..Known::default() };
+                *known = Known { in_flight: known.in_flight, held: known.held, ..Known::default() };
             }
             wanted.contains(name)
         });
@@ -145,7 +146,7 @@ impl Subscription {
         check_type(&request.type_url)?;
         check_names(&request.resource_names_subscribe, self.names.len())?;
         // Only a verdict depends on the nonce: a change of names is never lost, because it is told only once.
-        let verdict = self.verdict(&request.response_nonce, request.error_detail.as_ref());
+        let verdict = self.verdict(request);
         let subscribed = &request.resource_names_subscribe;
         for name in request.resource_names_unsubscribe.iter().filter(|name| !subscribed.contains(name)) {
             self.names.remove(name);
@@ -153,8 +154,10 @@ impl Subscription {
         for name in subscribed {
             // Named again, it is wanted again; on a reconnect the client tells what it holds.
             let version = request.initial_resource_versions.get(name).cloned();
-            let in_flight = self.names.get(name).map_or(0, |known| known.in_flight);
-            self.names.insert(name.clone(), Known { answered: version.is_some(), version, present: false, in_flight });
+            let (answered, before) = (version.is_some(), self.names.get(name));
+            let in_flight = before.map_or(0, |known| known.in_flight);
+            let held = answered || before.is_some_and(|known| known.held);
+            self.names.insert(name.clone(), Known { version, present: false, answered, held, in_flight });
         }
         Ok(Outcome { verdict, ..self.due(snapshot, now) })
     }
@@ -178,6 +181,11 @@ impl Subscription {
     /// has yet to answer.
     pub(super) fn answered(&self, name: &str) -> Option<Option<&str>> {
         self.names.get(name).map(|known| known.version.as_deref().filter(|_| known.answered))
+    }
+
+    /// Whether the client has taken some version of a name, be it before we came.
+    pub(super) fn holds(&self, name: &str) -> bool {
+        self.names.get(name).is_some_and(|known| known.held)
     }
 
     /// The nonce of the last response; the next one has another.
@@ -220,7 +228,8 @@ impl Subscription {
         outcome
     }
 
-    fn verdict(&mut self, nonce: &str, error: Option<&Status>) -> Option<(Verdict, Vec<String>)> {
+    fn verdict(&mut self, answer: &impl Answer) -> Option<(Verdict, Vec<String>)> {
+        let (nonce, error) = (answer.nonce(), answer.error());
         let ages = 0..IN_FLIGHT.min(self.sent - self.answered_to);
         let age = ages.into_iter().find(|age| nonce == self.nonce_of(self.sent - age))?;
         // Answers come in the order of the responses: those before it get none any more.
@@ -230,6 +239,13 @@ impl Subscription {
         for (name, known) in &mut self.names {
             if known.in_flight >> age & 1 == 1 {
                 known.answered |= known.in_flight & later == 0;
+                known.held |= match (error, known.version.as_deref()) {
+                    (None, _) => true,
+                    // It tells what it has taken last. That it names what it refuses proves nothing: it takes unread
+                    // what it has had before.
+                    (Some(_), Some(refused)) => !answer.taken().is_empty() && !answer.taken().contains(refused),
+                    (Some(_), None) => !answer.taken().is_empty(),
+                };
                 names.push(name.clone());
             }
             known.in_flight &= later;
@@ -239,6 +255,42 @@ impl Subscription {
             None => Verdict::Ack,
         };
         Some((verdict, names))
+    }
+}
+
+/// What a request says of an earlier response.
+trait Answer {
+    fn nonce(&self) -> &str;
+    fn error(&self) -> Option<&Status>;
+    /// The version that the client has taken last, where the variant has a place for it.
+    fn taken(&self) -> &str;
+}
+
+impl Answer for DiscoveryRequest {
+    fn nonce(&self) -> &str {
+        &self.response_nonce
+    }
+
+    fn error(&self) -> Option<&Status> {
+        self.error_detail.as_ref()
+    }
+
+    fn taken(&self) -> &str {
+        &self.version_info
+    }
+}
+
+impl Answer for DeltaDiscoveryRequest {
+    fn nonce(&self) -> &str {
+        &self.response_nonce
+    }
+
+    fn error(&self) -> Option<&Status> {
+        self.error_detail.as_ref()
+    }
+
+    fn taken(&self) -> &str {
+        ""
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::store::SecretStore;
 
-pub use peers::{Client, Peer, Peers, PeersView, Requested, ResourceCounts, StreamFacts, StreamHandle};
+pub use peers::{Client, Peer, Peers, PeersView, Refusal, Requested, ResourceCounts, StreamFacts, StreamHandle};
 pub use upstream::{BUCKETS, Endpoint, EndpointFacts, Latencies, Reason};
 pub use workload::{NotReady, RenewalFacts, RevocationFacts, Trouble, Workload};
 
@@ -71,18 +71,19 @@ impl Status {
     /// Nothing is known yet. `min_life` is how much of a certificate's life (seconds) must be left to be ready, and
     /// `endpoints` is where the CA may be asked.
     pub fn new(started: i64, min_life: i64, sources: Sources, endpoints: impl IntoIterator<Item = String>) -> Self {
+        let changes = watch::Sender::new(());
         Self {
             sources,
             by_ca: AtomicBool::new(false),
             started,
-            peers: Peers::default(),
+            peers: Peers::new(changes.clone()),
             min_life,
             endpoints: endpoints.into_iter().map(|address| Arc::new(Endpoint::new(address))).collect(),
             output: Mutex::default(),
             admin: Mutex::default(),
             workloads: Mutex::default(),
             renewals: Mutex::default(),
-            changes: watch::Sender::new(()),
+            changes,
         }
     }
 
@@ -150,8 +151,8 @@ impl Status {
         self.admin.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether every secret that a workload needs is held, can be used at `now` (Unix seconds), and will be for long
-    /// enough.
+    /// Whether every secret that a workload needs is held, can be used at `now` (Unix seconds), will be for long enough,
+    /// and was not refused by an Envoy that has no other.
     ///
     /// # Errors
     /// What is missing, and why.

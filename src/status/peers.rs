@@ -3,6 +3,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::sync::watch;
+
 use crate::store::{CERTIFICATE, ROOTS, is_on_demand};
 
 /// Names that are remembered of one stream, each cut to [`NAME`] characters.
@@ -24,7 +26,11 @@ pub struct Peer {
 
 /// Who is connected to the SDS socket, and what was said there.
 #[derive(Clone, Default)]
-pub struct Peers(Arc<Mutex<PeersView>>);
+pub struct Peers {
+    view: Arc<Mutex<PeersView>>,
+    /// Told when somebody may have become or ceased to be without a secret.
+    changes: watch::Sender<()>,
+}
 
 /// What was said on the SDS socket.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +70,8 @@ pub enum Requested {
     Accepted,
     /// The client refused it (NACK).
     Refused,
+    /// The client cannot use it for now, because of another one that it has refused.
+    Blocked,
 }
 
 impl Requested {
@@ -74,6 +82,7 @@ impl Requested {
             Self::Sent => "sent",
             Self::Accepted => "accepted",
             Self::Refused => "refused",
+            Self::Blocked => "blocked",
         }
     }
 }
@@ -89,6 +98,21 @@ pub struct ResourceCounts {
     pub nacks: u64,
     /// When it was refused last (Unix seconds), and what the client said.
     pub last_nack: Option<(i64, String)>,
+    /// The stream of a client that has refused it and holds none, as long as nobody has taken it since.
+    without: Option<u64>,
+}
+
+/// What a client has refused.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal<'a> {
+    /// What it was sent.
+    pub sent: &'a [String],
+    /// What its reason is about.
+    pub about: &'a [String],
+    /// Its reason.
+    pub reason: &'a str,
+    /// Whether it still has what it was sent before.
+    pub holds: bool,
 }
 
 impl PeersView {
@@ -102,9 +126,38 @@ impl PeersView {
         pending
     }
 
+    /// What became of requests for these on some streams.
+    fn set(&mut self, names: &[String], state: Requested, now: i64, on: impl Fn(u64, &StreamFacts) -> bool) {
+        let names: Vec<_> = names.iter().map(|name| shown(name)).collect();
+        for (_, stream) in self.streams.iter_mut().filter(|(id, stream)| on(**id, stream)) {
+            for known in stream.resources.iter_mut().filter(|(known, _, _)| names.contains(known)) {
+                (known.1, known.2) = (state, now);
+            }
+        }
+    }
+
+    fn has(&self, state: Requested, on: impl Fn(u64, &StreamFacts) -> bool) -> bool {
+        let streams = self.streams.iter().filter(|(id, stream)| on(**id, stream));
+        streams.flat_map(|(_, stream)| &stream.resources).any(|(_, known, _)| *known == state)
+    }
+
+    fn unblock(&mut self, now: i64, on: impl Fn(u64, &StreamFacts) -> bool) {
+        for (_, stream) in self.streams.iter_mut().filter(|(id, stream)| on(**id, stream)) {
+            for known in stream.resources.iter_mut().filter(|(_, state, _)| *state == Requested::Blocked) {
+                (known.1, known.2) = (Requested::Accepted, now);
+            }
+        }
+    }
+
     fn count(&mut self, name: &str) -> &mut ResourceCounts {
         let label = label(name, &self.resources).to_owned();
         self.resources.entry(label).or_default()
+    }
+}
+
+impl StreamFacts {
+    fn is(&self, name: &str, state: Requested) -> bool {
+        self.resources.iter().any(|(known, found, _)| known == name && *found == state)
     }
 }
 
@@ -118,6 +171,12 @@ impl Peers {
     /// What was said so far.
     pub fn view(&self) -> PeersView {
         self.lock().clone()
+    }
+
+    /// When a resource was refused (Unix seconds) and why, if it is such that whoever refused it has none.
+    pub fn refusal(&self, resource: &str) -> Option<(i64, String)> {
+        let view = self.lock();
+        view.resources.get(resource).filter(|counts| counts.without.is_some())?.last_nack.clone()
     }
 
     /// A connection is open for as long as what is returned is held.
@@ -134,8 +193,12 @@ impl Peers {
         *view.refused.entry(if known { uid } else { OTHER.to_owned() }).or_default() += 1;
     }
 
+    pub(super) fn new(changes: watch::Sender<()>) -> Self {
+        Self { changes, ..Self::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, PeersView> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -201,21 +264,67 @@ impl StreamHandle {
         });
     }
 
-    /// The client has answered to these; `refusal` is why it did not take them, if it did not.
-    pub fn answered(&self, names: &[String], refusal: Option<&str>, now: i64) {
+    /// The client has taken these.
+    pub fn accepted(&self, names: &[String], now: i64) {
+        let mut view = self.peers.lock();
+        let mut changed = false;
         for name in names {
-            let mut view = self.peers.lock();
             let counts = view.count(name);
-            match refusal {
-                Some(reason) => {
-                    counts.nacks += 1;
-                    counts.last_nack = Some((now, reason.to_owned()));
-                }
-                None => counts.acks += 1,
-            }
-            drop(view);
-            self.set(name, if refusal.is_some() { Requested::Refused } else { Requested::Accepted }, now);
+            counts.acks += 1;
+            changed |= counts.without.take().is_some();
         }
+        // Who takes one has what else that needs.
+        for counts in view.resources.values_mut().filter(|counts| counts.without == Some(self.id)) {
+            (counts.without, changed) = (None, true);
+        }
+        view.set(names, Requested::Accepted, now, |id, _| id == self.id);
+        let Some(peer) = view.streams.get(&self.id).map(|stream| stream.peer) else { return };
+        let own = |_: u64, stream: &StreamFacts| stream.peer == peer;
+        // What the reason of a refusal was about stands on another stream, where nothing comes of it any more.
+        if !view.has(Requested::Refused, own) {
+            view.unblock(now, own);
+        }
+        drop(view);
+        if changed {
+            self.peers.changes.send_replace(());
+        }
+    }
+
+    /// The client has refused something.
+    pub fn refused(&self, Refusal { sent, about, reason, holds }: Refusal<'_>, now: i64) {
+        let mut view = self.peers.lock();
+        let Some(peer) = view.streams.get(&self.id).map(|stream| stream.peer) else { return };
+        let foreign = |name: &String| !sent.contains(name);
+        for name in about {
+            // Whoever takes one and refuses another because of it has not taken it.
+            let took = |id: u64, stream: &StreamFacts| match foreign(name) {
+                true => stream.peer != peer,
+                false => id != self.id,
+            };
+            let holds =
+                holds || view.streams.iter().any(|(id, one)| took(*id, one) && one.is(name, Requested::Accepted));
+            let counts = view.count(name);
+            counts.nacks += 1;
+            counts.last_nack = Some((now, reason.to_owned()));
+            counts.without = if holds { counts.without } else { Some(self.id) };
+        }
+        let blocked: Vec<_> = sent.iter().filter(|name| !about.contains(name)).cloned().collect();
+        view.set(&blocked, Requested::Blocked, now, |id, _| id == self.id);
+        let elsewhere = about.iter().all(foreign);
+        view.set(about, Requested::Refused, now, |id, stream| id == self.id || (elsewhere && stream.peer == peer));
+        drop(view);
+        self.peers.changes.send_replace(());
+    }
+
+    /// What this client asks for on all its streams.
+    pub fn all_names(&self) -> Vec<String> {
+        let view = self.peers.lock();
+        let Some(peer) = view.streams.get(&self.id).map(|stream| stream.peer) else { return Vec::new() };
+        let own = view.streams.values().filter(|stream| stream.peer == peer);
+        let mut names: Vec<_> = own.flat_map(|stream| &stream.resources).map(|(name, _, _)| name.clone()).collect();
+        names.sort();
+        names.dedup();
+        names
     }
 
     fn set(&self, name: &str, state: Requested, now: i64) {
@@ -236,7 +345,20 @@ impl StreamHandle {
 
 impl Drop for StreamHandle {
     fn drop(&mut self) {
-        self.peers.lock().streams.remove(&self.id);
+        let mut view = self.peers.lock();
+        view.streams.remove(&self.id);
+        // Who is gone needs nothing, if there is somebody else who has it.
+        let PeersView { streams, resources, .. } = &mut *view;
+        let mut changed = false;
+        for (name, counts) in resources.iter_mut().filter(|(_, counts)| counts.without == Some(self.id)) {
+            if streams.values().any(|stream| stream.is(name, Requested::Accepted)) {
+                (counts.without, changed) = (None, true);
+            }
+        }
+        drop(view);
+        if changed {
+            self.peers.changes.send_replace(());
+        }
     }
 }
 
@@ -257,9 +379,10 @@ mod tests {
         stream.wants(["default", "ROOTCA"].into_iter(), 2);
         assert_eq!(peers.view().pending(), BTreeMap::from([("ROOTCA", 1), ("default", 1)]));
         stream.sent(["default"].into_iter(), 3);
-        stream.answered(&["default".to_owned()], None, 4);
+        let names = ["default".to_owned()];
+        stream.accepted(&names, 4);
         stream.sent(["default"].into_iter(), 5);
-        stream.answered(&["default".to_owned()], Some("no"), 6);
+        stream.refused(Refusal { sent: &names, about: &names, reason: "no", holds: true }, 6);
         let view = peers.view();
         assert_eq!(view.pending(), BTreeMap::from([("ROOTCA", 1)]));
         let counts = &view.resources["default"];
@@ -278,7 +401,7 @@ mod tests {
         let stream = client.stream("StreamSecrets", 1);
         let names: Vec<_> = (0..1000).map(|number| format!("{number}{}", "x".repeat(1000))).collect();
         stream.wants(names.iter().map(String::as_str), 1);
-        stream.answered(&names, None, 1);
+        stream.accepted(&names, 1);
         (0..1000).for_each(|uid| peers.refused(uid));
         let view = peers.view();
         let resources = &view.streams.values().next().unwrap().resources;

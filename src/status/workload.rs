@@ -99,6 +99,16 @@ pub enum NotReady {
         /// What is known of the reason.
         because: String,
     },
+    /// It can be used, but not by the Envoy that was sent it.
+    #[error("Envoy refused {resource} at {at} and has no other: {reason}")]
+    Refused {
+        /// Which one.
+        resource: &'static str,
+        /// When, as RFC 3339.
+        at: String,
+        /// What Envoy said.
+        reason: String,
+    },
 }
 
 impl Workload {
@@ -202,6 +212,11 @@ impl Workload {
             }
             if end.saturating_sub(now) < min_life {
                 return Err(NotReady::Short { resource, at: at(), because: because() });
+            }
+        }
+        for resource in [CERTIFICATE, ROOTS] {
+            if let Some((at, reason)) = self.status.peers.refusal(resource) {
+                return Err(NotReady::Refused { resource, at: clock::rfc3339(at), reason });
             }
         }
         Ok(())

@@ -2,13 +2,20 @@ use std::{fmt, ops::Range};
 
 use bytes::Bytes;
 
-/// An encoded secret as Envoy gets it: what is public, and behind it what holds a private key, which lies in secret
-/// memory. All streams share both.
+/// Characters of a mark.
+pub const MARK: usize = 16;
+
+/// An encoded secret as Envoy gets it: how it opens, then what is public, and behind it what holds a private key, which
+/// lies in secret memory. All streams share the latter two. The opening has room for a mark, which means nothing:
+/// whoever remembers the bytes and not what it thought of them, as Envoy does, looks anew when they are others.
 #[derive(Clone, Default)]
 pub struct Encoded {
+    opening: Bytes,
+    /// Where in it the mark stands.
+    mark: usize,
     public: Bytes,
     secret: Bytes,
-    /// Where in both together the certificates are.
+    /// Where in both of these together the certificates are.
     certificates: Range<usize>,
     /// Where in what is secret the key is.
     key: Range<usize>,
@@ -23,12 +30,27 @@ impl Encoded {
     /// A resource whose end is secret, with the place of its certificates in all of it and of the key in what is
     /// secret.
     pub fn with_key(public: Bytes, secret: Bytes, certificates: Range<usize>, key: Range<usize>) -> Self {
-        Self { public, secret, certificates, key }
+        Self { public, secret, certificates, key, ..Self::default() }
+    }
+
+    /// The same behind an opening, with the place of its mark.
+    #[must_use]
+    pub fn opened(self, opening: Bytes, mark: usize) -> Self {
+        Self { opening, mark, ..self }
     }
 
     /// Bytes of all of it.
     pub fn len(&self) -> usize {
-        self.public.len() + self.secret.len()
+        self.opening.len() + self.public.len() + self.secret.len()
+    }
+
+    /// How it opens, with this mark.
+    pub fn opening(&self, mark: u64) -> Vec<u8> {
+        let mut opening = self.opening.to_vec();
+        if let Some(place) = opening.get_mut(self.mark..self.mark + MARK) {
+            place.copy_from_slice(format!("{mark:0MARK$x}").as_bytes());
+        }
+        opening
     }
 
     /// Whether it has none.
@@ -36,7 +58,7 @@ impl Encoded {
         self.len() == 0
     }
 
-    /// What it consists of, in its order; not copied.
+    /// What it consists of behind its opening, in its order; not copied.
     pub fn pieces(&self) -> impl Iterator<Item = Bytes> {
         [&self.public, &self.secret].into_iter().filter(|piece| !piece.is_empty()).cloned()
     }

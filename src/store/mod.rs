@@ -18,7 +18,7 @@ use consumer::Receipts;
 
 pub use consumer::Consumer;
 pub use demand::{Demand, MAX_NAMES, is_on_demand};
-pub use encoded::Encoded;
+pub use encoded::{Encoded, MARK};
 
 /// The name of the workload's own certificate (contract with Envoy and Istio).
 pub const CERTIFICATE: &str = "default";

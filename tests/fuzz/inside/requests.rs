@@ -28,7 +28,7 @@ use super::super::{
 };
 use crate::{
     identity::Certificates,
-    store::{Content, SecretStore, Snapshot, View},
+    store::{Content, Encoded, SecretStore, Snapshot, View},
 };
 
 /// Names that secrets are published under.
@@ -218,17 +218,22 @@ impl<V: Wire> Client<V> {
 
     /// What goes on the wire says what the outcome says.
     fn check_response(&self, outcome: &Outcome) {
-        let Some(pieces) = V::response(outcome, self.subscription.nonce()) else {
+        let Some(pieces) = V::response(outcome, self.subscription.nonce(), MARK) else {
             assert!(outcome.send.is_empty());
             return;
         };
         let (nonce, removed, values) = V::decode_response(&message(&pieces));
         assert_eq!(nonce, self.subscription.nonce());
-        let sent = outcome.send.iter().map(|(_, secret)| secret.resource().pieces().flatten().collect::<Vec<u8>>());
+        let whole =
+            |resource: &Encoded| resource.opening(MARK).into_iter().chain(resource.pieces().flatten()).collect();
+        let sent = outcome.send.iter().map(|(_, secret)| -> Vec<u8> { whole(secret.resource()) });
         assert!(values.iter().map(|value| value.to_vec()).eq(sent));
         assert!(removed == outcome.removed || V::TELLS_ALL);
     }
 }
+
+/// Any mark is as good as another.
+const MARK: u64 = 7;
 
 fn is_nack(verdict: &Verdict) -> bool {
     match verdict {
