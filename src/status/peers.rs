@@ -255,13 +255,18 @@ impl StreamHandle {
 
     /// The client came with what there is of these, so that nothing is sent.
     pub fn holds(&self, name: &str, now: i64) {
+        let mut view = self.peers.lock();
+        let peer = |id| view.streams.get(&id).map(|stream| stream.peer);
+        // It takes what it gets first, and only then finds that it cannot use it.
+        let without = view.resources.get(name).and_then(|counts| counts.without);
+        let refused = without.is_some_and(|id| peer(id).is_some() && peer(id) == peer(self.id));
+        let state = if refused { Requested::Refused } else { Requested::Accepted };
         let name = shown(name);
-        self.with(|stream| {
-            let waits = |known: &&mut (String, Requested, i64)| known.0 == name && known.1 == Requested::Pending;
-            for known in stream.resources.iter_mut().filter(waits) {
-                (known.1, known.2) = (Requested::Accepted, now);
-            }
-        });
+        let Some(stream) = view.streams.get_mut(&self.id) else { return };
+        let waits = |known: &&mut (String, Requested, i64)| known.0 == name && known.1 == Requested::Pending;
+        for known in stream.resources.iter_mut().filter(waits) {
+            (known.1, known.2) = (state, now);
+        }
     }
 
     /// The client has taken these.
@@ -368,47 +373,4 @@ fn shown(name: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stream_is_followed_from_the_request_to_its_end() {
-        let peers = Peers::default();
-        let client = peers.connected(Peer { pid: Some(7), uid: 1337 });
-        let stream = client.stream("StreamSecrets", 1);
-        stream.wants(["default", "ROOTCA"].into_iter(), 2);
-        assert_eq!(peers.view().pending(), BTreeMap::from([("ROOTCA", 1), ("default", 1)]));
-        stream.sent(["default"].into_iter(), 3);
-        let names = ["default".to_owned()];
-        stream.accepted(&names, 4);
-        stream.sent(["default"].into_iter(), 5);
-        stream.refused(Refusal { sent: &names, about: &names, reason: "no", holds: true }, 6);
-        let view = peers.view();
-        assert_eq!(view.pending(), BTreeMap::from([("ROOTCA", 1)]));
-        let counts = &view.resources["default"];
-        assert_eq!((counts.pushes, counts.acks, counts.nacks), (2, 1, 1));
-        assert_eq!(counts.last_nack, Some((6, "no".to_owned())));
-        let facts = view.streams.values().next().unwrap();
-        assert_eq!(facts.resources[0], ("default".to_owned(), Requested::Refused, 6));
-        drop((stream, client));
-        assert!(peers.view().streams.is_empty() && peers.view().connections == 0);
-    }
-
-    #[test]
-    fn nobody_outside_makes_it_grow() {
-        let peers = Peers::default();
-        let client = peers.connected(Peer::default());
-        let stream = client.stream("StreamSecrets", 1);
-        let names: Vec<_> = (0..1000).map(|number| format!("{number}{}", "x".repeat(1000))).collect();
-        stream.wants(names.iter().map(String::as_str), 1);
-        stream.accepted(&names, 1);
-        (0..1000).for_each(|uid| peers.refused(uid));
-        let view = peers.view();
-        let resources = &view.streams.values().next().unwrap().resources;
-        assert_eq!(resources.len(), NAMES);
-        assert!(resources.iter().all(|(name, _, _)| name.len() <= NAME));
-        assert_eq!(view.resources.keys().collect::<Vec<_>>(), [OTHER]);
-        assert_eq!(view.refused.len(), COUNTED + 1);
-        assert_eq!(view.refused.values().sum::<u64>(), 1000);
-    }
-}
+mod tests;
