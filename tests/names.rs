@@ -3,7 +3,11 @@
 
 mod ca_common;
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use ca_common::{Open, Scene, Tested, attempts::failed, renew, within};
 use testkit::{
@@ -199,5 +203,53 @@ async fn an_address_that_is_silent_does_not_hold_up_the_next_one() -> Tested {
     renew(&shim)?;
     stream.next(&shim).await?;
     assert_eq!(shim.log().count("no certificate yet"), 0);
+    Ok(())
+}
+
+/// A nameserver that never answers to questions for IPv6 addresses, and to the others in this way.
+async fn four_alone(absent: fn() -> Says) -> Result<Nameserver, Failure> {
+    Nameserver::start(move |asked| match (asked.six, asked.name.as_str()) {
+        (true, _) => Says::Nothing,
+        (false, "istiod.sys.svc.cluster.test") => Says::Addresses(vec![LOOPBACK.into()]),
+        (false, _) => absent(),
+    })
+    .await
+}
+
+/// The name is the last of those that a pod's search list makes of it, and nobody answers for IPv6 addresses.
+#[tokio::test]
+async fn a_search_list_is_gone_through_at_once_where_nobody_answers_for_ipv6() -> Tested {
+    let search = "search foo.svc.cluster.test svc.cluster.test cluster.test\noptions ndots:5\n";
+    // The name is not there, or it is there and has no address.
+    let absent: [(fn() -> Says, Duration); 2] =
+        [(|| Says::Code(3), Duration::from_secs(2)), (|| Says::Addresses(Vec::new()), Duration::from_secs(6))];
+    for (absent, within) in absent {
+        for host in ["istiod.sys", "istiod.sys.svc", "istiod.sys.svc.cluster.test"] {
+            let scene = Scene::new().await?;
+            let nameserver = four_alone(absent).await?;
+            let mut shim = shim(&scene, host, &nameserver, search)?.start()?;
+            let started = Instant::now();
+            Open::connect(&mut shim, "default").await?.next(&shim).await?;
+            assert!(started.elapsed() < within, "{host}: {:?}", started.elapsed());
+            assert_eq!(shim.log().count("cannot be resolved"), 0, "{host}");
+        }
+    }
+    Ok(())
+}
+
+/// A single answer that is lost does not make a name one without addresses.
+#[tokio::test]
+async fn an_answer_that_is_lost_is_asked_for_again() -> Tested {
+    let scene = Scene::new().await?;
+    let lost = AtomicBool::new(false);
+    let nameserver = Nameserver::start(move |asked| match asked.six {
+        true => Says::Addresses(Vec::new()),
+        false if !lost.swap(true, Ordering::Relaxed) => Says::Nothing,
+        false => Says::Addresses(vec![LOOPBACK.into()]),
+    })
+    .await?;
+    let mut shim = shim(&scene, "ca.test", &nameserver, "")?.start()?;
+    Open::connect(&mut shim, "default").await?.next(&shim).await?;
+    assert_eq!(shim.log().count("cannot be resolved"), 0);
     Ok(())
 }

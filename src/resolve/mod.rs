@@ -31,6 +31,8 @@ const MOST_CONTENT: usize = 64 * 1024;
 /// How long to wait for addresses of the other kind once there are some of one.
 const OTHER_KIND: Duration = Duration::from_millis(250);
 const NO_SUCH_NAME: u8 = 3;
+/// What a nameserver says of a name that is there, and has no address.
+const NO_ADDRESS: &str = "that it has no address";
 
 /// Why a name has no address.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +101,8 @@ struct Lookup<'a> {
     /// The nameserver that is asked first: the one that answered last.
     first: usize,
     wait: Duration,
+    /// How long may still be waited for answers that stay out where those of the other kind have come.
+    spare: Duration,
     /// What came of each nameserver, if not an answer.
     failures: Vec<Option<String>>,
 }
@@ -108,13 +112,13 @@ impl<'a> Lookup<'a> {
         let servers = config.servers.len();
         let first = if config.rotate { usize::from(random().unwrap_or(0)) % servers } else { 0 };
         let wait = config.timeout.min(limit / (servers as u32 * config.attempts));
-        Self { config, first, wait, failures: vec![None; servers] }
+        Self { config, first, wait, spare: limit / 2, failures: vec![None; servers] }
     }
 
     fn failure(&self) -> ResolveError {
-        let silent = || format!("no answer within {:.1} s", self.wait.as_secs_f64());
         let told = self.config.servers.iter().zip(&self.failures);
-        let told = told.map(|(server, why)| format!("{}: {}", server.ip(), why.clone().unwrap_or_else(silent)));
+        let told =
+            told.map(|(server, why)| format!("{}: {}", server.ip(), why.clone().unwrap_or_else(|| self.silence())));
         ResolveError::NoServer(told.collect::<Vec<_>>().join(", "))
     }
 
@@ -139,32 +143,43 @@ impl<'a> Lookup<'a> {
     /// answers as it should: whether one did at all.
     async fn ask(&mut self, name: Name) -> Result<Result<Vec<IpAddr>, &'static str>, bool> {
         let (servers, start) = (self.config.servers.len(), self.first);
-        let mut answered = false;
+        let (mut answered, mut half) = (false, None);
         for turn in 0..servers * self.config.attempts as usize {
             let index = (start + turn) % servers;
             let failure = match self.ask_server(name, self.config.servers[index]).await {
-                Ok(answer) if !answer.addresses.is_empty() => return Ok(Ok(answer.addresses)),
-                Ok(answer) if answer.code == 0 || answer.code == NO_SUCH_NAME => {
+                Ok(Told { answer, .. }) if !answer.addresses.is_empty() => return Ok(Ok(answer.addresses)),
+                // The other answer may be lost, and not kept back: asked again, it may come.
+                Ok(Told { answer, whole: false }) if [0, NO_SUCH_NAME].contains(&answer.code) => {
+                    half = half.or(Some(index));
+                    self.silence()
+                }
+                Ok(Told { answer, .. }) if answer.code == 0 || answer.code == NO_SUCH_NAME => {
                     self.first = index;
-                    let absent = if answer.code == 0 { "that it has no address" } else { "NXDOMAIN" };
+                    let absent = if answer.code == 0 { NO_ADDRESS } else { "NXDOMAIN" };
                     return Ok(Err(absent));
                 }
-                Ok(answer) => {
+                Ok(Told { answer, .. }) => {
                     answered = true;
                     code_name(answer.code)
                 }
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    format!("no answer within {:.1} s", self.wait.as_secs_f64())
-                }
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => self.silence(),
                 Err(error) => error.to_string(),
             };
             self.failures[index] = Some(failure);
         }
+        if let Some(index) = half {
+            self.first = index;
+            return Ok(Err(NO_ADDRESS));
+        }
         Err(answered)
     }
 
+    fn silence(&self) -> String {
+        format!("no answer within {:.1} s", self.wait.as_secs_f64())
+    }
+
     /// Asks one nameserver for addresses of both kinds at the same time.
-    async fn ask_server(&self, name: Name, server: SocketAddr) -> io::Result<Answer> {
+    async fn ask_server(&mut self, name: Name, server: SocketAddr) -> io::Result<Told> {
         let question = |kind| Question { name, kind, server, tcp_only: self.config.tcp_only, wait: self.wait };
         let questions = [question(Kind::Aaaa), question(Kind::A)];
         let mut asked = questions.each_ref().map(|question| Box::pin(question.ask()));
@@ -179,28 +194,48 @@ impl<'a> Lookup<'a> {
         .await;
         let other = &mut asked[1 - index];
         let (mut answer, other) = match first {
-            // Whoever drops questions for IPv6 must not cost us the whole wait.
-            Ok(answer) if !answer.addresses.is_empty() => {
-                (answer, timeout(OTHER_KIND, other).await.unwrap_or_else(|error| Err(error.into())))
+            // It holds for addresses of every kind (RFC 8020). Of the other kind it does not convince: some nameservers
+            // say so of each name for which they have no IPv6 address (RFC 4074, section 4.2).
+            Ok(answer) if answer.code == NO_SUCH_NAME && questions[index].kind == Kind::A => {
+                return Ok(Told { answer, whole: true });
             }
-            Ok(answer) => (answer, other.await),
+            // Whoever drops questions for IPv6 must not cost us the whole wait.
+            Ok(answer) => {
+                let patience = match answer.addresses.is_empty() {
+                    true => self.wait.min((self.spare / 2).max(OTHER_KIND)),
+                    false => OTHER_KIND,
+                };
+                let waited = timeout(patience, other).await.unwrap_or_else(|error| {
+                    self.spare = self.spare.saturating_sub(patience);
+                    Err(error.into())
+                });
+                (answer, waited)
+            }
             Err(error) => {
                 let answer = other.await?;
                 (if answer.addresses.is_empty() { return Err(error) } else { answer }, Err(error))
             }
         };
+        let whole = other.is_ok();
         match other {
             Ok(other) if answer.code == 0 || !other.addresses.is_empty() => {
                 answer.code = if other.addresses.is_empty() { answer.code.max(other.code) } else { 0 };
                 answer.addresses.extend(other.addresses);
             }
-            Ok(_) => {}
-            Err(error) if answer.addresses.is_empty() => return Err(error),
-            Err(_) => {}
+            Err(error) if answer.addresses.is_empty() && error.kind() != io::ErrorKind::TimedOut => return Err(error),
+            // What came decides: that there is no such address, or what ails the nameserver.
+            Ok(_) | Err(_) => {}
         }
         answer.addresses = alternating(answer.addresses);
-        Ok(answer)
+        Ok(Told { answer, whole })
     }
+}
+
+/// What a nameserver says to both questions.
+struct Told {
+    answer: Answer,
+    /// Whether it has answered to both.
+    whole: bool,
 }
 
 fn code_name(code: u8) -> String {
