@@ -117,7 +117,12 @@ fn read_inline(texts: &[String]) -> TrustBundle {
     let mut anchors = Vec::new();
     for (index, text) in texts.iter().enumerate() {
         match TrustBundle::from_pem(text, clock::now()) {
-            Ok((bundle, _)) => anchors.extend_from_slice(bundle.anchors()),
+            Ok((bundle, bad)) => {
+                if !bad.is_empty() {
+                    warn!("PROXY_CONFIG: caCertificatesPem, text {}: {bad}", index + 1);
+                }
+                anchors.extend_from_slice(bundle.anchors());
+            }
             Err(error) => warn!("PROXY_CONFIG: caCertificatesPem, text {}: {error}", index + 1),
         }
     }

@@ -24,8 +24,7 @@ pub struct TrustAnchor {
 
 impl TrustAnchor {
     /// The anchor, if it can serve as one at `now` (Unix seconds).
-    fn new(certificate: &X509Ref, now: i64) -> Result<Self, String> {
-        let der = certificate.to_der().map_err(|error| error.to_string())?;
+    fn new(certificate: &X509Ref, der: Vec<u8>, now: i64) -> Result<Self, String> {
         let facts = CertificateFacts::new(certificate, &der);
         if facts.not_after <= now {
             return Err(format!("expired at {}", rfc3339(facts.not_after)));
@@ -138,9 +137,10 @@ impl TrustBundle {
         let (mut anchors, mut bad) = (Vec::new(), BadAnchors::default());
         for (index, block) in pem::blocks(text).enumerate() {
             let anchor = match block {
-                Ok(block) => Self::anchor(&block, now, &mut look),
+                Ok(block) => Self::anchor(block, now, &mut look),
                 Err(error @ PemError::NoRoom { .. }) => return Err(error),
                 Err(PemError::TooLarge { .. }) => Err(pem::TOO_LARGE.to_owned()),
+                Err(PemError::Refused { reason, .. }) => Err(format!("{UNPARSABLE} by Envoy: it {reason}")),
                 Err(_) => Err(UNPARSABLE.to_owned()),
             };
             match anchor {
@@ -157,9 +157,9 @@ impl TrustBundle {
         }
     }
 
-    fn anchor(block: &Block, now: i64, look: &mut impl FnMut(&X509)) -> Result<TrustAnchor, String> {
+    fn anchor(block: Block, now: i64, look: &mut impl FnMut(&X509)) -> Result<TrustAnchor, String> {
         let certificate = block.parse().ok_or(UNPARSABLE)?;
-        let anchor = TrustAnchor::new(&certificate, now)?;
+        let anchor = TrustAnchor::new(&certificate, block.into_der(), now)?;
         look(&certificate);
         Ok(anchor)
     }

@@ -7,6 +7,7 @@ use openssl::{
 
 use super::{
     facts::Certificates,
+    leaf,
     pem::{PemError, certificates},
     private_key::{KeyError, KeyText},
     spiffe::TrustDomain,
@@ -25,6 +26,9 @@ pub enum CredentialError {
     /// They are of two generations, or were never meant for each other.
     #[error("the private key does not belong to the certificate")]
     Mismatch,
+    /// Envoy does not take the leaf.
+    #[error("the leaf {0}: Envoy refuses it")]
+    Leaf(&'static str),
     /// OpenSSL failed.
     #[error("OpenSSL: {0}")]
     OpenSsl(#[from] ErrorStack),
@@ -48,6 +52,7 @@ impl Credential {
         let ours = chain.iter().position(|one| one.public_key().is_ok_and(|public| public.public_eq(&key)));
         drop(ErrorStack::get());
         let leaf = chain.remove(ours.ok_or(CredentialError::Mismatch)?);
+        leaf::check(&leaf).map_err(CredentialError::Leaf)?;
         chain.insert(0, leaf);
         Ok(Self { chain, key })
     }

@@ -6,7 +6,10 @@ use base64::{
 };
 use openssl::{error::ErrorStack, x509::X509};
 
-use super::der::{CERTIFICATE, Weight};
+use super::{
+    der::{CERTIFICATE, Weight},
+    strict,
+};
 use crate::budget;
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
@@ -43,6 +46,14 @@ pub enum PemError {
     Malformed {
         /// Which one, counted from 1.
         position: usize,
+    },
+    /// One of the blocks is none that Envoy could read: it would refuse all that comes with it.
+    #[error("certificate {position} in it cannot be parsed by Envoy: it {reason}")]
+    Refused {
+        /// Which one, counted from 1.
+        position: usize,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// It holds certificates, and none of them can be a trust anchor.
     #[error("certificate {position} in it {reason}")]
@@ -120,12 +131,14 @@ pub(super) struct Block {
 }
 
 impl Block {
+    /// Its DER.
+    pub(super) fn into_der(self) -> Vec<u8> {
+        self.der
+    }
+
     /// Its parsed form; `None` when it is no certificate.
     pub(super) fn parse(&self) -> Option<X509> {
-        let parsed = X509::from_der(&self.der).ok();
-        // OpenSSL leaves the reasons of a "no" in a queue that the next TLS operation would take for its own.
-        drop(ErrorStack::get());
-        parsed
+        parsed(&self.der)
     }
 }
 
@@ -143,10 +156,34 @@ pub(super) fn blocks(text: &str) -> impl Iterator<Item = Result<Block, PemError>
         match weight.elements {
             elements if elements > MOST_ELEMENTS => Err(PemError::TooLarge { position }),
             _ if !budget::has_room_for_certificate(weight.pieces(CERTIFICATE)) => Err(PemError::NoRoom { position }),
-            elements => Ok(Block { der, elements }),
+            elements => {
+                let der = strictly(der).map_err(|reason| PemError::Refused { position, reason })?;
+                Ok(Block { der, elements })
+            }
         }
     };
     cut(text, BEGIN, END).enumerate().map(look)
+}
+
+/// A certificate as Envoy can read it, without what may follow it.
+///
+/// # Errors
+/// What is wrong with it.
+fn strictly(mut der: Vec<u8>) -> Result<Vec<u8>, &'static str> {
+    let read = strict::check(&der).or_else(|reason| {
+        // OpenSSL writes the shell around what is signed anew, and it may be nothing but that.
+        der = parsed(&der).and_then(|certificate| certificate.to_der().ok()).ok_or(reason)?;
+        strict::check(&der)
+    });
+    der.truncate(read?);
+    Ok(der)
+}
+
+fn parsed(der: &[u8]) -> Option<X509> {
+    let certificate = X509::from_der(der).ok();
+    // OpenSSL leaves the reasons of a "no" in a queue that the next TLS operation would take for its own.
+    drop(ErrorStack::get());
+    certificate
 }
 
 /// The content of a block; `None` when it is no base64, or there is no room for it.

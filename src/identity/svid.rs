@@ -18,6 +18,7 @@ use super::{
     bundle::{BadAnchors, TrustBundle, may_have_issued},
     facts::{Certificates, serial},
     key::KeySpec,
+    leaf,
     pem::{Chain, PemError},
     spiffe::SpiffeId,
     validity::{is_ca, validity},
@@ -60,6 +61,9 @@ pub enum SvidError {
     /// The leaf cannot be used on both sides of mutual TLS.
     #[error("the leaf's {0}")]
     KeyUsage(&'static str),
+    /// Envoy does not take the leaf.
+    #[error("the leaf {0}: Envoy refuses it")]
+    Leaf(&'static str),
     /// A certificate's time has not come or is over; times are Unix seconds.
     #[error("a certificate is valid from {} to {}, and now is {}", rfc3339(*.not_before), rfc3339(*.not_after), rfc3339(*.now))]
     Time {
@@ -125,6 +129,7 @@ impl X509Svid {
         }
         check_identity(&leaf, id)?;
         check_usage(&leaf)?;
+        leaf::check(&leaf).map_err(SvidError::Leaf)?;
         let (not_before, not_after) = validity(&leaf);
         // Nor may it be over before it begins.
         if not_after <= now.max(not_before) {

@@ -24,7 +24,7 @@ pub fn unix_seconds(time: &Asn1TimeRef) -> Result<i64, ErrorStack> {
 /// no accessor for it, and its own check for servers and clients lets a CA certificate pass as a leaf.
 pub(super) fn is_ca(certificate: &X509Ref) -> Result<bool, ErrorStack> {
     let der = certificate.to_der()?;
-    Ok(match basic_constraints(&der) {
+    Ok(match extension(&der, &[0x55, 0x1d, 0x13]) {
         Ok(None) => false,
         // OpenSSL takes more than DER allows, and any value but zero for TRUE: only what is plainly no CA counts as none.
         Ok(Some(value)) => !matches!(value, [0x30, 0x00] | [0x30, _, 0x01, 0x01, 0x00, ..] | [0x30, _, 0x02, ..]),
@@ -35,11 +35,10 @@ pub(super) fn is_ca(certificate: &X509Ref) -> Result<bool, ErrorStack> {
 /// DER that is not as we expect it.
 pub(super) struct Unreadable;
 
-/// The value of the extension (2.5.29.19), if the certificate has it.
-fn basic_constraints(certificate: &[u8]) -> Result<Option<&[u8]>, Unreadable> {
+/// The value of the extension with this identifier, if the certificate has it.
+pub(super) fn extension<'a>(certificate: &'a [u8], identifier: &[u8]) -> Result<Option<&'a [u8]>, Unreadable> {
     const SEQUENCE: u8 = 0x30;
     const EXTENSIONS: u8 = 0xa3;
-    const OID: [u8; 3] = [0x55, 0x1d, 0x13];
     let inside = |(tag, value, _): (u8, _, _), wanted| if tag == wanted { Ok(value) } else { Err(Unreadable) };
     let certificate = inside(element(certificate)?, SEQUENCE)?;
     let mut fields = inside(element(certificate)?, SEQUENCE)?;
@@ -54,7 +53,7 @@ fn basic_constraints(certificate: &[u8]) -> Result<Option<&[u8]>, Unreadable> {
             let (tag, extension, rest) = element(extensions)?;
             extensions = rest;
             let (_, oid, mut after) = element(inside((tag, extension, rest), SEQUENCE)?)?;
-            if oid != OID {
+            if oid != identifier {
                 continue;
             }
             // Whether it is critical may stand in between.

@@ -3,6 +3,7 @@
 mod admin;
 pub mod ads;
 mod bootstrap;
+pub mod judge;
 pub mod wire;
 
 use std::{
