@@ -103,6 +103,19 @@ impl Opened {
         text(self.read()?)
     }
 
+    /// Itself, if it holds no more than the limit.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::FileTooLarge`] when it does.
+    pub fn within_limit(self) -> io::Result<Self> {
+        if self.size > self.limit { Err(self.too_large()) } else { Ok(self) }
+    }
+
+    fn too_large(&self) -> io::Error {
+        let told = format!("the file holds more than {} bytes", self.limit);
+        io::Error::new(io::ErrorKind::FileTooLarge, told)
+    }
+
     /// Its bytes for whoever reads them in portions, up to one more than [`Opened::most`].
     pub fn into_reader(self) -> impl Read {
         let most = self.most() as u64;

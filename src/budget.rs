@@ -23,10 +23,14 @@ const CONNECTION: usize = 192 * 1024;
 /// nobody else finds room.
 const ONE_CONNECTION: usize = 640 * 1024;
 
-/// What must be free beside the content of a file that peers are verified with.
+/// What must be free beside an anchor or a list that peers are verified with.
 const BESIDES_ROOTS: usize = 448 * 1024;
 /// What must be free beside the content of a file that a client has named.
 const BESIDES_NAMED_FILES: usize = 640 * 1024;
+/// Bytes of those that are left for anchors of the CA.
+const FOR_THE_CA: usize = 64 * 1024;
+/// Bytes that all anchors may take which peers are verified with, where there is no arena to have a part of.
+const ANCHORS_WITHOUT_ARENA: usize = 256 * 1024;
 /// How often the content of such a file is in memory while it is read, written anew and encoded.
 const COPIES_OF_NAMED_FILES: usize = 4;
 
@@ -48,10 +52,6 @@ const AMPLIFICATION: usize = 400;
 
 /// What must be free beside a request to the admin port that is larger than a probe's.
 const BESIDES_ADMIN: usize = 544 * 1024;
-
-/// Bytes that a parsed anchor of the CA takes for each of its file, in pieces of this size.
-const PARSED: usize = 5;
-const PARSED_PIECE: usize = 16 * 1024;
 
 /// What must be free for a large document, in whole pieces: what a renewal needs; the document and what it is made
 /// from, all of it in small blocks and made in one go, so only once at a time; those that are still being written.
@@ -177,11 +177,38 @@ pub fn has_room_for_named_file(size: usize) -> bool {
     locked::has_room(&[size * COPIES_OF_NAMED_FILES, BESIDES_NAMED_FILES])
 }
 
-/// Whether a file of this size with the CA's anchors may be read and parsed, which makes many small blocks of it.
+/// Bytes that all anchors may take which peers are verified with: half of the arena, so that there is enough for a
+/// renewal and for some clients.
 #[must_use]
-pub fn has_room_for_ca_anchors(size: usize) -> bool {
-    let parsed = std::iter::repeat_n(PARSED_PIECE, size * PARSED / PARSED_PIECE);
-    locked::has_room(&std::iter::once(size).chain(parsed).collect::<Vec<_>>())
+pub fn for_anchors() -> usize {
+    match locked::usage().capacity {
+        0 => ANCHORS_WITHOUT_ARENA,
+        capacity => capacity / 2,
+    }
+}
+
+/// The same of anchors in files, so that those of the CA, which our own chain leads to, find room.
+#[must_use]
+pub fn for_anchors_of_files() -> usize {
+    for_anchors().saturating_sub(FOR_THE_CA)
+}
+
+/// Whether one more anchor of this size may be kept that peers are verified with.
+#[must_use]
+pub fn has_room_for_anchor(size: usize) -> bool {
+    locked::has_room(&[size, BESIDES_ROOTS])
+}
+
+/// Whether one more anchor of this size may be kept of a file that a client has named.
+#[must_use]
+pub fn has_room_for_named_anchor(size: usize) -> bool {
+    locked::has_room(&[size, BESIDES_NAMED_FILES])
+}
+
+/// Whether an anchor of the CA may be kept until it has been verified.
+#[must_use]
+pub fn has_room_for_ca_anchor(size: usize) -> bool {
+    locked::has_room(&[size, RENEWAL_PIECE])
 }
 
 /// Whether a large document may be made.

@@ -193,19 +193,27 @@ impl Findings {
             });
             self.verdict(token.map_err(|error| format!("{}: {error}", file.display())));
         }
+        // As much room as the process will have.
+        if let Err(error) = memory::enlarge(&config.memory) {
+            self.verdict(Err(format!("the arena cannot be extended to SDS_SHIM_ARENA_KIB: {error}")));
+        }
+        let mut served = Vec::new();
         let own = config.ca.roots_file();
         // An operating system's are many, and some of them may have expired without doing harm.
         let lenient = matches!(config.ca.roots, CaRoots::System(_));
         if config.source.ca {
-            self.verdict(anchors(&own, now, lenient));
+            let is_served = config.rotation.roots.files.contains(&own);
+            let bundle = self.anchors(&own, now, lenient);
+            served.extend(bundle.filter(|_| is_served));
         }
         for file in config.rotation.roots.files.iter().filter(|file| !config.source.ca || **file != own) {
-            self.verdict(anchors(file, now, false));
+            served.extend(self.anchors(file, now, false));
         }
         for (_, file) in &config.rotation.roots.domains {
-            self.verdict(anchors(file, now, false));
+            self.anchors(file, now, false);
         }
         self.revocation(&config.rotation.roots, now);
+        self.all_anchors(&served);
         if let Some(file) = &config.rotation.roots.trust_domain_file {
             match trust_domain(file) {
                 Err(bad) if fs::metadata(file).is_err_and(|error| error.kind() == ErrorKind::NotFound) => {
@@ -256,6 +264,32 @@ impl Findings {
             let count =
                 if lists.len() == 1 { "1 revocation list" } else { &format!("{} revocation lists", lists.len()) };
             self.verdict(Ok(format!("{}: {count}, the first is good until {}", file.display(), clock::rfc3339(end))));
+        }
+    }
+
+    /// Looks at a file of trust anchors.
+    fn anchors(&mut self, file: &Path, now: i64, lenient: bool) -> Option<TrustBundle> {
+        let (bundle, told) = match anchors(file, now, lenient) {
+            Ok((bundle, told)) => (Some(bundle), told),
+            Err(error) => (None, Err(error)),
+        };
+        self.verdict(told);
+        bundle
+    }
+
+    /// Whether there is room for these together.
+    fn all_anchors(&mut self, bundles: &[TrustBundle]) {
+        let all = bundles.iter().flat_map(TrustBundle::anchors).cloned().collect();
+        let (all, most) = (TrustBundle::new(all), budget::for_anchors());
+        let size: usize = all.anchors().iter().map(|anchor| anchor.size()).sum();
+        if size > most {
+            self.verdict(Err(format!(
+                "the {} trust anchors of all files take {} KiB, and {} KiB, half of the arena, are the most: some would be \
+                 left out; SDS_SHIM_ARENA_KIB makes more",
+                all.anchors().len(),
+                size / 1024,
+                most / 1024
+            )));
         }
     }
 
@@ -341,19 +375,21 @@ fn trust_domain(file: &Path) -> Result<TrustDomain, String> {
     read(file)?.trim().parse().map_err(|error| format!("{}: {error}", file.display()))
 }
 
-fn anchors(file: &Path, now: i64, lenient: bool) -> Result<String, String> {
-    let (bundle, bad) =
-        TrustBundle::from_pem(&read(file)?, now).map_err(|error| format!("{}: {error}", file.display()))?;
+/// The anchors of a file, and what is to be said of them.
+fn anchors(file: &Path, now: i64, lenient: bool) -> Result<(TrustBundle, Result<String, String>), String> {
+    let (bundle, bad) = TrustBundle::from_file(file, now, budget::has_room_for_anchor)
+        .map_err(|error| format!("{}: {error}", file.display()))?;
     if let Some(bad) = bad.told().first().filter(|_| !lenient) {
-        return Err(format!("{}: {bad}", file.display()));
+        return Ok((bundle, Err(format!("{}: {bad}", file.display()))));
     }
     let end = bundle.anchors().iter().map(|anchor| anchor.not_after()).min().unwrap_or(i64::MAX);
-    Ok(format!(
+    let told = format!(
         "{}: {} trust anchors, the first ends at {}",
         file.display(),
         bundle.anchors().len(),
         clock::rfc3339(end)
-    ))
+    );
+    Ok((bundle, Ok(told)))
 }
 
 fn certificate(chain: &Path, key: &Path, now: i64) -> Result<String, String> {

@@ -28,10 +28,7 @@ static TOLD_SECRET: AtomicBool = AtomicBool::new(true);
 /// # Errors
 /// When that is less than the configuration requires.
 pub fn protect(config: &MemoryConfig, need: Need) -> Result<(), TooLittleProtection> {
-    let more = config.arena_bytes.saturating_sub(locked::mapped());
-    if more > 0
-        && let Err(error) = locked::extend(more)
-    {
+    if let Err(error) = enlarge(config) {
         warn!("cannot extend the arena to SDS_SHIM_ARENA_KIB: {error}; continuing with the default size");
     }
     locked::open_secret_memory(need);
@@ -47,6 +44,17 @@ pub fn protect(config: &MemoryConfig, need: Need) -> Result<(), TooLittleProtect
         warn!("{missing}");
     }
     Ok(())
+}
+
+/// Makes the arena as large as asked.
+///
+/// # Errors
+/// What the kernel says; the arena stays as it was.
+pub fn enlarge(config: &MemoryConfig) -> io::Result<()> {
+    match config.arena_bytes.saturating_sub(locked::mapped()) {
+        0 => Ok(()),
+        more => locked::extend(more),
+    }
 }
 
 /// Asks again for secret memory where other processes of the user had it all. For the moment before a key is made: keys

@@ -26,7 +26,7 @@ use openssl::{
 };
 use sds_shim::{
     clock,
-    identity::{Credential, KeyText, SpiffeId, TrustBundle, X509Svid},
+    identity::{Answer, Credential, KeyText, SpiffeId, TrustBundle, X509Svid},
 };
 use testkit::{
     Failure, OrFail,
@@ -192,7 +192,7 @@ async fn each_certificate_that_is_served_is_accepted() -> Result<(), Failure> {
         let answer = [pem(&der), own.clone(), pki.root_pem()];
         let key_pem = key.private_key_to_pem_pkcs8().or_fail("write the key")?;
         let chain = answer[..2].concat();
-        let svid = X509Svid::verify(&answer, &key, &id, now).map(|issued| issued.svid.chain());
+        let svid = X509Svid::verify(Answer::of(&answer), &key, &id, now).map(|issued| issued.svid.chain());
         let (_, key_text) = KeyText::split(key_pem.as_slice(), key_pem.len(), 1 << 16).or_fail("split the key")?;
         let credential = Credential::from_pem(&chain, &key_text).map(|credential| credential.chain());
         let read = [svid.map_err(|error| error.to_string()), credential.map_err(|error| error.to_string())];

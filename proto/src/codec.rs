@@ -2,7 +2,7 @@ use std::marker::PhantomData;
 
 use prost::{
     Message,
-    bytes::Buf,
+    bytes::{Buf, Bytes},
     encoding::{DecodeContext, decode_key, skip_field},
 };
 use tonic::{
@@ -46,6 +46,47 @@ where
 
     fn decoder(&mut self) -> LimitedDecoder<U> {
         LimitedDecoder(ProstCodec::<T, U>::raw_decoder(BufferSettings::new(INITIAL, YIELD)))
+    }
+}
+
+/// The codec of a client that takes answers as bytes, in whatever portions they come as messages.
+pub struct BytesCodec<T>(PhantomData<T>);
+
+impl<T> Default for BytesCodec<T> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: Message + Default + Send + 'static> Codec for BytesCodec<T> {
+    type Encode = T;
+    type Decode = Bytes;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = BytesDecoder;
+
+    fn encoder(&mut self) -> ProstEncoder<T> {
+        ProstCodec::<T, T>::raw_encoder(BufferSettings::new(INITIAL, YIELD))
+    }
+
+    fn decoder(&mut self) -> BytesDecoder {
+        BytesDecoder
+    }
+}
+
+/// Hands a message on as it is.
+pub struct BytesDecoder;
+
+impl Decoder for BytesDecoder {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        let len = buf.remaining();
+        Ok(Some(buf.copy_to_bytes(len)))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(INITIAL, YIELD)
     }
 }
 

@@ -12,7 +12,7 @@ mod codec;
 #[path = "generated/mod.rs"]
 mod generated;
 
-pub use codec::SmallCodec;
+pub use codec::{BytesCodec, SmallCodec};
 pub use generated::{envoy, google, grpc, istio};
 
 /// The type URL of every SDS resource (Envoy, "xDS REST and gRPC protocol").

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    answer::Portions,
     client_certificate::ClientCertificate,
     dial::tcp,
     error::CaError,
@@ -50,6 +51,12 @@ impl Channel {
         Ok(Self { connection, alert, given_up, retry_after: Arc::default() })
     }
 
+    /// Gives it up for this reason.
+    pub(super) fn give_up(&self, reason: &'static str) -> CaError {
+        drop(self.given_up.because(reason));
+        CaError::GivenUp(reason)
+    }
+
     /// What a broken call means: with a client certificate, a TLS alert is its refusal.
     pub(super) fn explain(&self, presented: bool, error: &dyn std::fmt::Display) -> CaError {
         explain(&self.alert, &self.given_up, presented, error)
@@ -62,7 +69,8 @@ impl Channel {
 
     /// What tonic's client sends requests with.
     pub(super) fn sender(&self) -> Sender {
-        Sender { sender: self.connection.sender(), retry_after: Arc::clone(&self.retry_after) }
+        let (retry_after, given_up) = (Arc::clone(&self.retry_after), self.given_up.clone());
+        Sender { sender: self.connection.sender(), retry_after, given_up }
     }
 
     /// How long the answer's HTTP headers ask us to wait, if they do.
@@ -82,10 +90,11 @@ fn explain(alert: &Alert, given_up: &GivenUp, presented: bool, error: &dyn std::
 pub(super) struct Sender {
     sender: wire::Sender,
     retry_after: Arc<OnceLock<Duration>>,
+    given_up: GivenUp,
 }
 
 impl tower_service::Service<http::Request<tonic::body::Body>> for Sender {
-    type Response = http::Response<hyper::body::Incoming>;
+    type Response = http::Response<Portions>;
     type Error = hyper::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, hyper::Error>> + Send>>;
 
@@ -95,13 +104,14 @@ impl tower_service::Service<http::Request<tonic::body::Body>> for Sender {
 
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
         let (answer, retry_after) = (self.sender.call(request), Arc::clone(&self.retry_after));
+        let given_up = self.given_up.clone();
         Box::pin(async move {
             let answer = answer.await?;
             // What is not gRPC, a proxy's answer for instance, loses its headers on the way through tonic.
             if let Some(wait) = retry::from_headers(answer.headers()) {
                 let _ = retry_after.set(wait);
             }
-            Ok(answer)
+            Ok(answer.map(|body| Portions::new(body, given_up)))
         })
     }
 }

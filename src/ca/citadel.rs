@@ -1,23 +1,25 @@
 use std::{collections::BTreeMap, sync::Arc};
 
-use http::Uri;
+use http::{Uri, uri::PathAndQuery};
 use sds_shim_proto::{
+    BytesCodec,
     google::protobuf::{Struct, Value, value::Kind},
-    istio::v1::auth::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
+    istio::v1::auth::IstioCertificateRequest,
 };
 use tonic::{
     Request, Status,
+    client::Grpc,
     metadata::{AsciiMetadataKey, MetadataMap, MetadataValue},
 };
 
-use super::{channel::Channel, client_certificate::ClientCertificate, error::CaError};
+use super::{answer::Reader, channel::Channel, client_certificate::ClientCertificate, error::CaError};
 use crate::{
     config::{CaAddress, CaConfig, CaHeader, ServerName},
-    identity::BearerToken,
+    identity::{Answer, BearerToken},
 };
 
-/// Bytes of an answer: a chain is a few KiB, a bundle of roots a few tens.
-const MAX_ANSWER: usize = 64 * 1024;
+/// The one call of the service.
+const PATH: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 
 /// Istio's certificate service, called Citadel (`istio.v1.auth.IstioCertificateService`), at one address.
 pub struct CitadelClient {
@@ -63,7 +65,7 @@ impl CitadelClient {
         csr_pem: &str,
         token: Option<&BearerToken>,
         certificate: Option<&ClientCertificate>,
-    ) -> Result<Vec<String>, CaError> {
+    ) -> Result<Answer, CaError> {
         let call = self.call(csr_pem, token, certificate);
         tokio::time::timeout(self.config.timeout, call).await.unwrap_or(Err(CaError::Deadline(self.config.timeout)))
     }
@@ -73,7 +75,7 @@ impl CitadelClient {
         csr_pem: &str,
         token: Option<&BearerToken>,
         certificate: Option<&ClientCertificate>,
-    ) -> Result<Vec<String>, CaError> {
+    ) -> Result<Answer, CaError> {
         let channel = Channel::connect(&self.config, &self.address, certificate).await?;
         let mut request = Request::new(IstioCertificateRequest {
             csr: csr_pem.to_owned(),
@@ -82,15 +84,24 @@ impl CitadelClient {
         });
         request.set_timeout(self.config.timeout);
         self.add_metadata(request.metadata_mut(), token)?;
-        let mut client = IstioCertificateServiceClient::with_origin(channel.sender(), self.origin.clone())
-            .max_decoding_message_size(MAX_ANSWER);
-        match client.create_certificate(request).await {
-            Ok(answer) => Ok(answer.into_inner().cert_chain),
+        let failed = |status: Status| match channel.is_broken() || std::error::Error::source(&status).is_some() {
             // A status that came from the connection, not from the CA.
-            Err(status) if channel.is_broken() || std::error::Error::source(&status).is_some() => {
-                Err(channel.explain(certificate.is_some(), &root_cause(&status)))
-            }
-            Err(status) => Err(CaError::from_status(&status, channel.retry_after())),
+            true => channel.explain(certificate.is_some(), &root_cause(&status)),
+            false => CaError::from_status(&status, channel.retry_after()),
+        };
+        let mut client = Grpc::with_origin(channel.sender(), self.origin.clone());
+        client.ready().await.map_err(|error| channel.explain(certificate.is_some(), &error))?;
+        let codec = BytesCodec::<IstioCertificateRequest>::default();
+        let answer = client.server_streaming(request, PathAndQuery::from_static(PATH), codec).await;
+        let (mut portions, mut reader) = (answer.map_err(&failed)?.into_inner(), Reader::default());
+        let mut came = false;
+        while let Some(portion) = portions.message().await.map_err(&failed)? {
+            came = true;
+            reader.read(&portion).map_err(|reason| channel.give_up(reason))?;
+        }
+        match came {
+            true => reader.end().map_err(|reason| channel.give_up(reason)),
+            false => Err(channel.give_up("the CA answered OK without a message")),
         }
     }
 

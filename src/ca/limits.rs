@@ -16,10 +16,14 @@ use tokio::{
 
 use crate::budget;
 
-/// Bytes of one call: four times the largest answer (`citadel::MAX_ANSWER`), headers and frames included.
-pub(super) const MAX_BYTES: usize = 256 * 1024;
-/// HTTP/2 frames of one call. The largest answer takes five; some proxies cut it into pieces of a KiB.
+/// Bytes of an answer: a chain is a few KiB, and a bundle of four hundred roots a megabyte.
+pub(super) const MAX_ANSWER: usize = 1280 * 1024;
+/// Bytes of one call, headers and frames included.
+pub(super) const MAX_BYTES: usize = MAX_ANSWER + 256 * 1024;
+/// HTTP/2 frames of one call that bring next to nothing, and bytes that pay for one more. The largest answer takes
+/// eighty; some proxies cut it into pieces of a KiB.
 const MAX_FRAMES: usize = 256;
+const BYTES_OF_A_FRAME: usize = 512;
 /// Bytes that are taken before we look again.
 const AT_ONCE: usize = 4 * 1024;
 /// Fewer bytes than this at once are not worth it: there is no room.
@@ -29,8 +33,8 @@ const LEAST: usize = 16;
 const PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSES: usize = 50;
 
-const TOO_MANY_BYTES: &str = "more than 256 KiB came in one call";
-const TOO_MANY_FRAMES: &str = "more than 256 HTTP/2 frames came in one call (informational answers, perhaps)";
+const TOO_MANY_BYTES: &str = "more than 1,536 KiB came in one call";
+const TOO_MANY_FRAMES: &str = "more than 256 HTTP/2 frames came in one call, and more than one for each 512 bytes (informational answers, perhaps)";
 const NO_ROOM: &str = "there is no room for what comes; SDS_SHIM_ARENA_KIB makes more";
 
 /// Why a connection was given up, once it was.
@@ -42,7 +46,7 @@ impl GivenUp {
         self.0.get().copied()
     }
 
-    fn because(&self, reason: &'static str) -> io::Error {
+    pub(super) fn because(&self, reason: &'static str) -> io::Error {
         let _ = self.0.set(reason);
         io::Error::other(reason)
     }
@@ -88,7 +92,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Limited<S> {
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
         self.frames.walk(part.filled());
         self.bytes += part.filled().len();
-        if self.frames.count > MAX_FRAMES {
+        if self.frames.count > MAX_FRAMES + self.bytes / BYTES_OF_A_FRAME {
             return Poll::Ready(Err(self.given_up.because(TOO_MANY_FRAMES)));
         }
         if self.bytes > MAX_BYTES {
@@ -185,8 +189,10 @@ mod tests {
             |length: usize| [vec![0, (length >> 8) as u8, length as u8, 0, 0, 0, 0, 0, 1], vec![7; length]].concat();
         let answer = data(16 * 1024).repeat(5);
         assert_eq!(all_of(answer.clone()).await, (answer.len(), None));
-        assert_eq!(all_of(data(16 * 1024).repeat(17)).await.1, Some(TOO_MANY_BYTES));
-        assert_eq!(all_of(data(1).repeat(257)).await.1, Some(TOO_MANY_FRAMES));
+        assert_eq!(all_of(data(16 * 1024).repeat(97)).await.1, Some(TOO_MANY_BYTES));
+        assert_eq!(all_of(data(1).repeat(300)).await.1, Some(TOO_MANY_FRAMES));
         assert_eq!(all_of(data(1).repeat(256)).await, (2560, None));
+        let in_pieces = data(1024).repeat(1280);
+        assert_eq!(all_of(in_pieces.clone()).await, (in_pieces.len(), None));
     }
 }

@@ -1,5 +1,6 @@
 //! The upstream CA: Citadel's `CreateCertificate` over HTTP/2 and (mutual) TLS.
 
+mod answer;
 mod channel;
 mod citadel;
 mod client_certificate;

@@ -1,5 +1,6 @@
 use std::{
     io,
+    path::Path,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -8,6 +9,7 @@ use std::{
 use openssl::{
     error::ErrorStack,
     ssl::{ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslVerifyMode, SslVersion},
+    stack::StackRef,
     x509::{
         X509, X509VerifyResult,
         store::X509StoreBuilder,
@@ -22,16 +24,11 @@ use tokio_openssl::SslStream;
 
 use super::{client_certificate::ClientCertificate, dial::tcp, error::CaError, limits::MAX_BYTES};
 use crate::{
-    bounded::{self, Opened},
-    budget, clock,
-    config::{CaAddress, CaConfig, CaRoots, ServerName},
-    identity::TrustBundle,
+    clock,
+    config::{CaAddress, CaConfig, ServerName},
+    identity::{TrustBundle, may_have_issued},
 };
 
-/// Bytes of the file with the CA's trust anchors: some ninety of them. In memory they take a multiple of it.
-const MAX_ROOTS: usize = 128 * 1024;
-/// The same of an operating system's.
-const MAX_SYSTEM_ROOTS: usize = 384 * 1024;
 /// Bytes of the certificate chain that the CA's server presents: a few KiB in the field. Before we know who it is, a
 /// hundred bytes of it take some two KiB.
 const MAX_CHAIN: u16 = 16 * 1024;
@@ -90,13 +87,14 @@ pub(super) async fn connect(
 }
 
 fn ssl(config: &CaConfig, server_name: &ServerName, certificate: Option<&ClientCertificate>) -> Result<Ssl, CaError> {
-    let anchors = anchors(config)?;
+    let file = config.roots_file();
+    // What is left out of it is told by whoever serves the file's anchors.
+    TrustBundle::look_at_file(&file, clock::now(), |_| {})
+        .map_err(|error| CaError::Roots { path: file.display().to_string(), cause: error.to_string() })?;
     context(certificate)
         .and_then(|mut context| {
             let mut store = X509StoreBuilder::new()?;
-            for anchor in anchors {
-                store.add_cert(anchor)?;
-            }
+            locked::find_anchors(&mut context, Box::new(move |presented| anchors(&file, presented)))?;
             // As for an answer, and as Go and Envoy have it: whatever the file names is an anchor, also an intermediate.
             store.set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
             context.set_cert_store(store.build());
@@ -133,18 +131,15 @@ fn context(certificate: Option<&ClientCertificate>) -> Result<SslContextBuilder,
     Ok(context)
 }
 
-fn anchors(config: &CaConfig) -> Result<Vec<X509>, CaError> {
-    let file = &config.roots_file();
-    let limit = if matches!(config.roots, CaRoots::System(_)) { MAX_SYSTEM_ROOTS } else { MAX_ROOTS };
-    let problem = |cause: String| CaError::Roots { path: file.display().to_string(), cause };
-    let opened = bounded::open(file, limit).and_then(|opened| opened.if_room(budget::has_room_for_ca_anchors));
-    let text = opened.and_then(Opened::text);
-    // What is left out of it is told by whoever serves the file's anchors.
-    let mut anchors = Vec::new();
-    let look = |anchor: &X509| anchors.push(anchor.clone());
-    let text = text.map_err(|error| problem(error.to_string()))?;
-    TrustBundle::from_pem_with(&text, clock::now(), look).map_err(|error| problem(error.to_string()))?;
-    Ok(anchors)
+/// Those of the file that may have issued one of these, or are one of them: parsed, hundreds would fill the arena.
+fn anchors(file: &Path, presented: &StackRef<X509>) -> Vec<X509> {
+    let presented: Vec<_> = presented.iter().collect();
+    let mut found = Vec::new();
+    // Where it cannot be read any more, the server is not accepted.
+    let _ = TrustBundle::look_at_file(file, clock::now(), |anchor| {
+        found.extend(may_have_issued(anchor, &presented).then(|| anchor.clone()));
+    });
+    found
 }
 
 /// Whether the peer sent a longer handshake message than it may (`SSL_R_EXCESSIVE_MESSAGE_SIZE`).

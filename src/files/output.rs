@@ -1,4 +1,5 @@
 use std::{
+    borrow::Cow,
     convert::Infallible,
     ffi::OsStr,
     fs::{self, File, OpenOptions, Permissions},
@@ -19,7 +20,7 @@ use crate::{
     bounded::describe,
     clock,
     config::OutputConfig,
-    store::{CERTIFICATE, ROOTS, Snapshot, View},
+    store::{CERTIFICATE, Encoded, ROOTS, Snapshot, View},
 };
 
 /// The link that makes a generation the current one, as kubelet names it.
@@ -52,9 +53,9 @@ pub struct OutputWriter {
 
 /// The three files of a generation, as they lie in what is served: a key is not copied on its way to the file.
 struct Generation<'a> {
-    chain: [&'a [u8]; 2],
+    chain: &'a Encoded,
     key: &'a [u8],
-    anchors: [&'a [u8]; 2],
+    anchors: &'a Encoded,
 }
 
 impl<'a> Generation<'a> {
@@ -62,7 +63,7 @@ impl<'a> Generation<'a> {
     fn of(snapshot: &'a Snapshot) -> Option<Self> {
         let certificate = snapshot.get(CERTIFICATE).filter(|secret| !secret.is_anchors())?.resource();
         let anchors = snapshot.get(ROOTS).filter(|secret| secret.is_anchors())?.resource();
-        Some(Self { chain: certificate.certificates(), key: certificate.key(), anchors: anchors.certificates() })
+        Some(Self { chain: certificate, key: certificate.key(), anchors })
     }
 }
 
@@ -176,21 +177,21 @@ impl OutputWriter {
     }
 
     fn fill(&self, place: &Path, generation: &Generation<'_>) -> Result<(), String> {
-        let files: [(_, &[&[u8]], _); 3] = [
-            (KEY, &[generation.key], self.config.mode),
-            (CHAIN, &generation.chain, PUBLIC),
-            (ANCHORS, &generation.anchors, PUBLIC),
-        ];
-        for (name, content, mode) in files {
+        let file = |name: &str, mode: u32, content: &mut dyn Iterator<Item = Cow<'_, [u8]>>| {
             let path = place.join(name);
-            self.file(&path, content, mode).map_err(|error| describe(&path, &error))?;
-        }
+            self.file(&path, content, mode).map_err(|error| describe(&path, &error))
+        };
+        file(KEY, self.config.mode, &mut [Cow::Borrowed(generation.key)].into_iter())?;
+        file(CHAIN, PUBLIC, &mut generation.chain.certificates())?;
+        file(ANCHORS, PUBLIC, &mut generation.anchors.certificates())?;
         open_to_all(place).and_then(|opened| opened.sync_all()).map_err(|error| describe(place, &error))
     }
 
-    fn file(&self, path: &Path, content: &[&[u8]], mode: u32) -> io::Result<()> {
+    fn file(&self, path: &Path, content: &mut dyn Iterator<Item = Cow<'_, [u8]>>, mode: u32) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        content.iter().try_for_each(|piece| file.write_all(piece))?;
+        for piece in content {
+            file.write_all(&piece)?;
+        }
         if let Some(gid) = self.config.gid {
             fchown(&file, None, Some(gid))?;
         }

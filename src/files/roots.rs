@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use openssl::sha::sha256;
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
@@ -21,7 +20,7 @@ use crate::{
     identity::{PeerTrust, TrustBundle, TrustDomain},
 };
 
-/// Bytes of one file: some ninety anchors.
+/// Bytes of one file with revocation lists or a trust domain.
 const MAX_FILE: usize = 128 * 1024;
 
 /// What peers are verified with, kept up to date from files: watched, and read anew when one of them changes. A file
@@ -39,8 +38,6 @@ pub struct RootFiles {
 struct File<T> {
     path: PathBuf,
     held: T,
-    /// Digest of the text of which all is held.
-    read: Option<[u8; 32]>,
     told: Option<String>,
 }
 
@@ -131,7 +128,7 @@ fn read_inline(texts: &[String]) -> TrustBundle {
 
 impl<T: Default> File<T> {
     fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), held: T::default(), read: None, told: None }
+        Self { path: path.to_owned(), held: T::default(), told: None }
     }
 
     /// The text, or what is wrong with the file.
@@ -155,22 +152,12 @@ impl<T> File<T> {
 
 impl File<TrustBundle> {
     fn read_anchors(&mut self) {
-        let (text, now) = (self.text(), clock::now());
-        let digest = text.as_ref().ok().map(|text| sha256(text.as_bytes()));
-        let usable = self.held.anchors().iter().all(|anchor| anchor.not_after() > now);
-        // To parse them takes far longer than to read the file, as happens twice at the start.
-        if digest.is_some() && digest == self.read && usable {
-            return;
-        }
-        self.read = None;
-        let read = text.and_then(|text| TrustBundle::from_pem(&text, now).map_err(|error| error.to_string()));
-        let trouble = match read {
+        let trouble = match TrustBundle::from_file(&self.path, clock::now(), budget::has_room_for_anchor) {
             Ok((bundle, bad)) => {
                 self.held = bundle;
-                self.read = digest.filter(|_| bad.is_empty());
                 (!bad.is_empty()).then(|| bad.to_string())
             }
-            Err(error) => Some(error),
+            Err(error) => Some(error.to_string()),
         };
         let then = format!("{} of it are served", self.held.anchors().len());
         self.tell("trust anchors", trouble, &then);

@@ -18,7 +18,7 @@ use crate::{
     store::{Content, Demand, SecretStore},
 };
 
-/// Bytes of one file: the trust anchors of an operating system are the largest.
+/// Bytes of one file with a certificate or a key.
 const MAX_FILE: usize = 384 * 1024;
 
 /// Least time between two times that other files are wanted: all of them are read then, and whoever asks decides how
@@ -141,10 +141,10 @@ fn read(files: &FileResource) -> Result<(Content, i64, Option<String>), String> 
             Ok((content, not_after, None))
         }
         FileResource::Roots(path) => {
-            let (bundle, bad) = TrustBundle::from_pem(&file(path)?.0, clock::now())
+            let (bundle, bad) = TrustBundle::from_file(path, clock::now(), budget::has_room_for_named_anchor)
                 .map_err(|error| format!("{}: {error}", path.display()))?;
             let trouble = (!bad.is_empty()).then(|| format!("{}: {bad}", path.display()));
-            Ok((Content::anchors(bundle.certificates()), i64::MAX, trouble))
+            Ok((Content::anchors(bundle), i64::MAX, trouble))
         }
     }
 }

@@ -1,19 +1,17 @@
-use std::{cmp::Ordering, collections::BTreeSet, fmt, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeSet, fmt, path::Path, sync::Arc};
 
 use openssl::x509::{X509, X509NameRef, X509Ref};
 
-use crate::{budget, clock::rfc3339};
+use crate::budget;
 
 use super::{
+    anchors::{Candidate, Reading, in_file},
     crl::CrlSigner,
     der::{CERTIFICATE, Weight},
-    facts::{CertificateFacts, Certificates},
-    pem::{self, Block, PemError},
+    facts::{CertificateFacts, Certificates, pem_len, write_pem},
+    pem::{self, PemError},
     validity::is_ca,
 };
-
-/// What is wrong with a block that is no certificate.
-const UNPARSABLE: &str = "cannot be parsed";
 
 /// A trust anchor, as its DER: parsed it would take a multiple of the memory.
 #[derive(Debug)]
@@ -23,17 +21,21 @@ pub struct TrustAnchor {
 }
 
 impl TrustAnchor {
-    /// The anchor, if it can serve as one at `now` (Unix seconds).
-    fn new(certificate: &X509Ref, der: Vec<u8>, now: i64) -> Result<Self, String> {
+    /// The anchor, if it can serve as one, whenever that is.
+    pub(super) fn new(certificate: &X509Ref, mut der: Vec<u8>) -> Result<Self, String> {
+        // It was read with some to spare.
+        der.shrink_to_fit();
         let facts = CertificateFacts::new(certificate, &der);
-        if facts.not_after <= now {
-            return Err(format!("expired at {}", rfc3339(facts.not_after)));
-        }
         // Version 1 has no extensions that could say so.
         if certificate.version() > 0 && !is_ca(certificate).map_err(|error| error.to_string())? {
             return Err("is not a CA certificate".to_owned());
         }
         Ok(Self { der, facts: Arc::new(facts) })
+    }
+
+    /// Its DER.
+    pub(super) fn der(&self) -> &[u8] {
+        &self.der
     }
 
     /// SHA-256 of its DER.
@@ -51,9 +53,31 @@ impl TrustAnchor {
         &self.facts.subject
     }
 
-    /// Bytes of its DER.
+    /// What everybody may know of it.
+    pub fn facts(&self) -> Arc<CertificateFacts> {
+        Arc::clone(&self.facts)
+    }
+
+    /// Writes it as PEM, ending with a newline.
+    pub fn write_pem(&self, to: &mut Vec<u8>) {
+        write_pem(&self.der, to);
+    }
+
+    /// Bytes of that.
+    pub fn pem_len(&self) -> usize {
+        pem_len(&self.der)
+    }
+
+    /// Bytes that it takes.
     pub fn size(&self) -> usize {
-        self.der.len()
+        Self::size_of(&self.der)
+    }
+
+    /// Bytes that one with this DER takes.
+    pub(super) fn size_of(der: &[u8]) -> usize {
+        /// Of what is known of it besides, and of the bookkeeping.
+        const BESIDES: usize = 384;
+        der.len() + BESIDES
     }
 }
 
@@ -78,7 +102,7 @@ impl BadAnchors {
     /// As many as are told.
     const TOLD: usize = 4;
 
-    fn push(&mut self, bad: impl FnOnce() -> BadAnchor) {
+    pub(super) fn push(&mut self, bad: impl FnOnce() -> BadAnchor) {
         self.count += 1;
         if self.first.len() < Self::TOLD {
             self.first.push(bad());
@@ -126,7 +150,7 @@ impl TrustBundle {
     /// # Errors
     /// When it holds no certificate, or none that can be used.
     pub fn from_pem(text: &str, now: i64) -> Result<(Self, BadAnchors), PemError> {
-        Self::from_pem_with(text, now, |_| {})
+        Reading { now, room: |_| true, most: usize::MAX, keep: true, look: None }.read(in_text(text))
     }
 
     /// The same, and shows each of its anchors to `look` in its parsed form.
@@ -134,34 +158,35 @@ impl TrustBundle {
     /// # Errors
     /// As for [`TrustBundle::from_pem`].
     pub fn from_pem_with(text: &str, now: i64, mut look: impl FnMut(&X509)) -> Result<(Self, BadAnchors), PemError> {
-        let (mut anchors, mut bad) = (Vec::new(), BadAnchors::default());
-        for (index, block) in pem::blocks(text).enumerate() {
-            let anchor = match block {
-                Ok(block) => Self::anchor(block, now, &mut look),
-                Err(error @ PemError::NoRoom { .. }) => return Err(error),
-                Err(PemError::TooLarge { .. }) => Err(pem::TOO_LARGE.to_owned()),
-                Err(PemError::Refused { reason, .. }) => Err(format!("{UNPARSABLE} by Envoy: it {reason}")),
-                Err(_) => Err(UNPARSABLE.to_owned()),
-            };
-            match anchor {
-                Ok(anchor) => anchors.push(Arc::new(anchor)),
-                Err(reason) => bad.push(|| BadAnchor { position: index + 1, reason }),
-            }
-        }
-        match (anchors.is_empty(), bad.first.first()) {
-            (false, _) => Ok((Self::new(anchors), bad)),
-            (true, None) => Err(PemError::Empty),
-            (true, Some(BadAnchor { position, reason })) => {
-                Err(PemError::NoAnchor { position: *position, reason: reason.clone() })
-            }
-        }
+        Reading { now, room: |_| true, most: usize::MAX, keep: true, look: Some(&mut look) }.read(in_text(text))
     }
 
-    fn anchor(block: Block, now: i64, look: &mut impl FnMut(&X509)) -> Result<TrustAnchor, String> {
-        let certificate = block.parse().ok_or(UNPARSABLE)?;
-        let anchor = TrustAnchor::new(&certificate, block.into_der(), now)?;
-        look(&certificate);
-        Ok(anchor)
+    /// The same of an element of the CA's answer.
+    pub(super) fn from_answer(
+        element: Vec<Result<Candidate, PemError>>,
+        now: i64,
+        look: &mut dyn FnMut(&X509),
+    ) -> Result<(Self, BadAnchors), PemError> {
+        let room = budget::has_room_for_ca_anchor;
+        Reading { now, room, most: usize::MAX, keep: true, look: Some(look) }.read(element.into_iter())
+    }
+
+    /// The same of a file, of which no more than one anchor is in memory beside those that are kept, as long as there is
+    /// `room` for one of so many bytes.
+    ///
+    /// # Errors
+    /// As for [`TrustBundle::from_pem`], and what is wrong with the file.
+    pub fn from_file(file: &Path, now: i64, room: fn(usize) -> bool) -> Result<(Self, BadAnchors), PemError> {
+        Reading { now, room, most: budget::for_anchors_of_files(), keep: true, look: None }.read(in_file(file)?)
+    }
+
+    /// Shows each anchor of a file that can be used to `look` in its parsed form, and keeps none.
+    ///
+    /// # Errors
+    /// As for [`TrustBundle::from_file`].
+    pub fn look_at_file(file: &Path, now: i64, mut look: impl FnMut(&X509)) -> Result<BadAnchors, PemError> {
+        let reading = Reading { now, room: |_| true, most: usize::MAX, keep: false, look: Some(&mut look) };
+        reading.read(in_file(file)?).map(|(_, bad)| bad)
     }
 
     /// A bundle of these, each once.
@@ -191,11 +216,18 @@ impl TrustBundle {
 
     /// The anchors as those who may sign revocation lists, as far as there is room to look at them.
     pub fn signers(&self) -> Vec<CrlSigner> {
-        let has_room = |der: &&Vec<u8>| {
-            Weight::of(der).is_some_and(|weight| budget::has_room_for_certificate(weight.pieces(CERTIFICATE)))
+        let has_room = |anchor: &&TrustAnchor| {
+            Weight::of(&anchor.der).is_some_and(|weight| budget::has_room_for_certificate(weight.pieces(CERTIFICATE)))
         };
-        let ders = self.anchors.iter().map(|anchor| &anchor.der).filter(has_room);
-        CrlSigner::of(ders.filter_map(|der| X509::from_der(der).ok()))
+        CrlSigner::of(
+            self.anchors.iter().map(AsRef::as_ref).filter(has_room).filter_map(|anchor| pem::parsed(&anchor.der)),
+        )
+    }
+
+    /// Those that may have issued one of these certificates, in their parsed form.
+    pub fn issuers_of(&self, of: &[&X509Ref]) -> Vec<X509> {
+        let parsed = self.anchors.iter().filter_map(|anchor| pem::parsed(&anchor.der));
+        parsed.filter(|anchor| may_have_issued(anchor, of)).collect()
     }
 
     /// Whether this certificate is one of them.
@@ -204,8 +236,12 @@ impl TrustBundle {
     }
 }
 
+fn in_text(text: &str) -> impl Iterator<Item = Result<Candidate, PemError>> {
+    pem::blocks(text).map(|block| block.map(Candidate::new))
+}
+
 /// Whether `anchor` may have issued one of these certificates, or is one of them.
-pub(super) fn may_have_issued(anchor: &X509Ref, of: &[&X509Ref]) -> bool {
+pub fn may_have_issued(anchor: &X509Ref, of: &[&X509Ref]) -> bool {
     // As OpenSSL compares names: in their canonical form, not byte by byte.
     let same = |one: &X509NameRef, other| one.try_cmp(other).is_ok_and(Ordering::is_eq);
     let name = anchor.subject_name();

@@ -84,10 +84,14 @@ impl Certificates {
     }
 
     pub(super) fn push(&mut self, der: &[u8], facts: Arc<CertificateFacts>) {
-        push_pem(der, "CERTIFICATE", &mut self.pem);
+        write_pem(der, &mut self.pem);
         self.facts.push(facts);
     }
 }
+
+/// Bytes that are the 64 characters of a line (RFC 7468, section 2).
+const LINE: usize = 48;
+const CERTIFICATE: &str = "CERTIFICATE";
 
 /// Writes DER as PEM, ending with a newline.
 pub(super) fn push_pem(der: &[u8], label: &str, pem: &mut Vec<u8>) {
@@ -97,12 +101,22 @@ pub(super) fn push_pem(der: &[u8], label: &str, pem: &mut Vec<u8>) {
             .for_each(|part| pem.extend_from_slice(part));
     };
     marker(pem, "BEGIN");
-    // 48 bytes are the 64 characters of a line (RFC 7468, section 2).
-    for line in der.chunks(48) {
+    for line in der.chunks(LINE) {
         pem.extend_from_slice(base64::encode_block(line).as_bytes());
         pem.push(b'\n');
     }
     marker(pem, "END");
+}
+
+/// Writes a certificate as PEM.
+pub(super) fn write_pem(der: &[u8], to: &mut Vec<u8>) {
+    push_pem(der, CERTIFICATE, to);
+}
+
+/// Bytes of that.
+pub(super) fn pem_len(der: &[u8]) -> usize {
+    let markers = "-----BEGIN -----\n".len() + "-----END -----\n".len() + 2 * CERTIFICATE.len();
+    markers + der.len().div_ceil(3) * 4 + der.len().div_ceil(LINE)
 }
 
 /// A certificate's serial number in lower-case hexadecimal.
@@ -128,7 +142,10 @@ pub(super) fn name(name: &X509NameRef) -> String {
             format!("{}={value}", entry.object().nid().short_name().unwrap_or("?"))
         })
         .collect();
-    foreign_text(&parts.join(", "), NAME)
+    let mut text = foreign_text(&parts.join(", "), NAME);
+    // Hundreds of anchors have one.
+    text.shrink_to_fit();
+    text
 }
 
 #[cfg(test)]

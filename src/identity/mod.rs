@@ -1,5 +1,6 @@
 //! Who the workload is and how it proves it: SPIFFE IDs, service-account tokens, keys, X.509-SVIDs, trust bundles.
 
+mod anchors;
 mod bundle;
 mod credential;
 mod crl;
@@ -16,7 +17,8 @@ mod svid;
 mod token;
 mod validity;
 
-pub use bundle::{BadAnchor, BadAnchors, TrustAnchor, TrustBundle};
+pub use anchors::Answer;
+pub use bundle::{BadAnchor, BadAnchors, TrustAnchor, TrustBundle, may_have_issued};
 pub use credential::{Credential, CredentialError};
 pub use crl::{CrlSigner, CrlTrouble, RevocationList};
 pub use facts::{CertificateFacts, Certificates};

@@ -7,18 +7,19 @@ use base64::{
 use openssl::{error::ErrorStack, x509::X509};
 
 use super::{
+    anchors::Candidate,
     der::{CERTIFICATE, Weight},
     strict,
 };
 use crate::budget;
 
-const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
-const END: &str = "-----END CERTIFICATE-----";
+pub(super) const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+pub(super) const END: &str = "-----END CERTIFICATE-----";
 
 /// Certificates that a chain may have: far more than any has, and as many as there is room for.
 const MOST: usize = 16;
 /// Characters of one certificate: 16 KiB of DER. Those in the field have one or two.
-const MOST_TEXT: usize = 22 * 1024;
+pub(super) const MOST_TEXT: usize = 22 * 1024;
 /// Elements of its structure; an ordinary certificate has some hundred and thirty. Each name in it is one, and each
 /// takes a hundred times its bytes once it is parsed.
 const MOST_ELEMENTS: usize = 512;
@@ -73,6 +74,9 @@ pub enum PemError {
         /// Which one, counted from 1.
         position: usize,
     },
+    /// The file cannot be read.
+    #[error("{0}")]
+    File(String),
     /// It holds more than a chain may have.
     #[error("it holds more than {MOST} certificates")]
     TooMany,
@@ -107,18 +111,34 @@ impl Chain {
     /// # Errors
     /// As for [`certificates`].
     pub(super) fn add(&mut self, text: &str) -> Result<(), PemError> {
+        self.add_all(blocks(text).map(|block| block.map(Candidate::Block)))
+    }
+
+    /// The same of what was read already.
+    ///
+    /// # Errors
+    /// As for [`certificates`].
+    pub(super) fn add_all(
+        &mut self,
+        candidates: impl IntoIterator<Item = Result<Candidate, PemError>>,
+    ) -> Result<(), PemError> {
         let mut position = 0;
-        for block in blocks(text) {
+        for candidate in candidates {
             position += 1;
             if self.certificates.len() == MOST {
                 return Err(PemError::TooMany);
             }
-            let block = block?;
-            self.elements += block.elements;
+            let candidate = candidate?;
+            let weight = Weight::of(candidate.der()).ok_or(PemError::Malformed { position })?;
+            self.elements += weight.elements;
             if self.elements > MOST_ELEMENTS_OF_A_CHAIN {
                 return Err(PemError::TooLarge { position });
             }
-            self.certificates.push(block.parse().ok_or(PemError::Malformed { position })?);
+            // Those before this one are kept in their parsed form.
+            if !budget::has_room_for_certificate(weight.pieces(CERTIFICATE)) {
+                return Err(PemError::NoRoom { position });
+            }
+            self.certificates.push(parsed(candidate.der()).ok_or(PemError::Malformed { position })?);
         }
         if position == 0 { Err(PemError::Empty) } else { Ok(()) }
     }
@@ -127,11 +147,15 @@ impl Chain {
 /// A certificate before it is parsed, for which there is room.
 pub(super) struct Block {
     der: Vec<u8>,
-    elements: usize,
 }
 
 impl Block {
     /// Its DER.
+    pub(super) fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// The same, and no more of it.
     pub(super) fn into_der(self) -> Vec<u8> {
         self.der
     }
@@ -145,24 +169,25 @@ impl Block {
 /// The certificates in a text, one after the other, so that only one of them need be in memory in its parsed form; in
 /// the place of one that cannot be taken, why.
 pub(super) fn blocks(text: &str) -> impl Iterator<Item = Result<Block, PemError>> {
-    let look = |(index, block): (usize, Option<&str>)| {
-        let position = index + 1;
-        let block = block.ok_or(PemError::Malformed { position })?;
-        if block.len() > MOST_TEXT {
-            return Err(PemError::TooLarge { position });
-        }
-        let der = decode(block, BEGIN, END).ok_or(PemError::Malformed { position })?;
-        let weight = Weight::of(&der).ok_or(PemError::Malformed { position })?;
-        match weight.elements {
-            elements if elements > MOST_ELEMENTS => Err(PemError::TooLarge { position }),
-            _ if !budget::has_room_for_certificate(weight.pieces(CERTIFICATE)) => Err(PemError::NoRoom { position }),
-            elements => {
-                let der = strictly(der).map_err(|reason| PemError::Refused { position, reason })?;
-                Ok(Block { der, elements })
-            }
-        }
+    let look = |(index, cut): (usize, Option<&str>)| match cut {
+        Some(text) => block(text, index + 1),
+        None => Err(PemError::Malformed { position: index + 1 }),
     };
     cut(text, BEGIN, END).enumerate().map(look)
+}
+
+/// The certificate in a block, if it can be taken.
+pub(super) fn block(text: &str, position: usize) -> Result<Block, PemError> {
+    if text.len() > MOST_TEXT {
+        return Err(PemError::TooLarge { position });
+    }
+    let der = decode(text, BEGIN, END).ok_or(PemError::Malformed { position })?;
+    let weight = Weight::of(&der).ok_or(PemError::Malformed { position })?;
+    match weight.elements {
+        elements if elements > MOST_ELEMENTS => Err(PemError::TooLarge { position }),
+        _ if !budget::has_room_for_certificate(weight.pieces(CERTIFICATE)) => Err(PemError::NoRoom { position }),
+        _ => Ok(Block { der: strictly(der).map_err(|reason| PemError::Refused { position, reason })? }),
+    }
 }
 
 /// A certificate as Envoy can read it, without what may follow it.
@@ -179,7 +204,7 @@ fn strictly(mut der: Vec<u8>) -> Result<Vec<u8>, &'static str> {
     Ok(der)
 }
 
-fn parsed(der: &[u8]) -> Option<X509> {
+pub(super) fn parsed(der: &[u8]) -> Option<X509> {
     let certificate = X509::from_der(der).ok();
     // OpenSSL leaves the reasons of a "no" in a queue that the next TLS operation would take for its own.
     drop(ErrorStack::get());

@@ -15,6 +15,7 @@ use openssl::{
 use crate::clock::rfc3339;
 
 use super::{
+    anchors::Answer,
     bundle::{BadAnchors, TrustBundle, may_have_issued},
     facts::{Certificates, serial},
     key::KeySpec,
@@ -111,14 +112,16 @@ impl X509Svid {
     ///
     /// # Errors
     /// The first of these that does not hold.
-    pub fn verify(answer: &[String], key: &PKey<Private>, id: &SpiffeId, now: i64) -> Result<Issued, SvidError> {
-        let Some((roots, chain)) = answer.split_last().filter(|(_, chain)| !chain.is_empty()) else {
-            return Err(SvidError::TooFewElements(answer.len()));
+    pub fn verify(answer: Answer, key: &PKey<Private>, id: &SpiffeId, now: i64) -> Result<Issued, SvidError> {
+        let (count, mut chain) = (answer.len(), answer.into_elements());
+        let Some(roots) = chain.pop().filter(|_| !chain.is_empty()) else {
+            return Err(SvidError::TooFewElements(count));
         };
         let at = |index: usize| move |cause| SvidError::Element { position: index + 1, cause };
         let mut parsed = Chain::default();
-        for (index, element) in chain.iter().enumerate() {
-            parsed.add(element).map_err(at(index))?;
+        let elements = chain.len();
+        for (index, element) in chain.into_iter().enumerate() {
+            parsed.add_all(element).map_err(at(index))?;
         }
         let mut others = parsed.certificates;
         let leaf = others.remove(0);
@@ -138,8 +141,8 @@ impl X509Svid {
         // Only those that the path can lead to: parsed, a hundred of them would fill the arena.
         let (mut issuers, below) =
             (Vec::new(), iter::once(&leaf).chain(&others).map(AsRef::as_ref).collect::<Vec<_>>());
-        let look = |anchor: &X509| issuers.extend(may_have_issued(anchor, &below).then(|| anchor.clone()));
-        let (roots, bad_anchors) = TrustBundle::from_pem_with(roots, now, look).map_err(at(chain.len()))?;
+        let mut look = |anchor: &X509| issuers.extend(may_have_issued(anchor, &below).then(|| anchor.clone()));
+        let (roots, bad_anchors) = TrustBundle::from_answer(roots, now, &mut look).map_err(at(elements))?;
         let path = verified_path(&leaf, &others, issuers, now.max(not_before));
         // OpenSSL leaves the reasons of a "no" in a queue that the next TLS operation would take for its own.
         drop(ErrorStack::get());

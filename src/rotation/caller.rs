@@ -10,7 +10,7 @@ use crate::{
     ca::{CaError, CitadelClient, ClientCertificate},
     clock,
     config::{CaAddress, MutualTls},
-    identity::{BearerToken, SpiffeId, SvidError, TokenError, X509Svid},
+    identity::{Answer, BearerToken, SpiffeId, SvidError, TokenError, X509Svid},
     status::{Endpoint, Reason},
 };
 
@@ -147,7 +147,7 @@ impl Caller {
     }
 
     /// One attempt.
-    pub(super) async fn attempt(&mut self, request: &Request<'_>) -> Result<Vec<String>, AttemptError> {
+    pub(super) async fn attempt(&mut self, request: &Request<'_>) -> Result<Answer, AttemptError> {
         let csr_pem = request.csr_pem;
         match (&request.token, self.certificate(request)?) {
             (Ok(token), Chosen::None) => Ok(self.ask(csr_pem, Some(token), None).await?),
@@ -180,7 +180,7 @@ impl Caller {
         csr_pem: &str,
         token: Option<&BearerToken>,
         certificate: Option<&ClientCertificate>,
-    ) -> Result<Vec<String>, CaError> {
+    ) -> Result<Answer, CaError> {
         let start = Instant::now();
         let answer = self.ca.create_certificate(csr_pem, token, certificate).await;
         if let Some(endpoint) = &self.endpoint {
@@ -194,7 +194,7 @@ impl Caller {
         request: &Request<'_>,
         token: &BearerToken,
         certificate: &ClientCertificate,
-    ) -> Result<Vec<String>, AttemptError> {
+    ) -> Result<Answer, AttemptError> {
         let answer = self.ask(request.csr_pem, Some(token), Some(certificate)).await;
         let Err(error) = answer else { return Ok(answer?) };
         if self.ca.config().mutual_tls != MutualTls::Auto || !error.is_authentication() {

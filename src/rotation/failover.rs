@@ -9,7 +9,7 @@ use super::caller::{AttemptError, Caller, Request};
 use crate::{
     ca::CitadelClient,
     config::{CaAddress, CaConfig},
-    identity::SvidError,
+    identity::{Answer, SvidError},
     status::Status,
 };
 
@@ -56,13 +56,13 @@ impl Failover {
         &mut self,
         request: &Request<'_>,
         bearable: Duration,
-        verify: impl Fn(&[String]) -> Result<V, SvidError>,
+        verify: impl Fn(Answer) -> Result<V, SvidError>,
     ) -> Result<V, AttemptError> {
         let (mut errors, mut unasked) = (Vec::new(), None);
         for index in order(self.upstreams.iter().map(|upstream| upstream.health).collect(), Instant::now()) {
             let upstream = &mut self.upstreams[index];
             let verified = match upstream.caller.attempt(request).await {
-                Ok(chain) => verify(&chain).map_err(AttemptError::Answer),
+                Ok(answer) => verify(answer).map_err(AttemptError::Answer),
                 Err(error) => Err(error),
             };
             match verified {

@@ -21,7 +21,8 @@ use crate::{
     clock::{self, WallTimer},
     config::{CaConfig, FilesConfig, MountedFiles, RotationConfig},
     identity::{
-        BearerToken, CertificateRequest, KeySpec, PeerTrust, SpiffeId, SvidError, TokenError, TrustDomain, X509Svid,
+        Answer, BearerToken, CertificateRequest, KeySpec, PeerTrust, SpiffeId, SvidError, TokenError, TrustDomain,
+        X509Svid,
     },
     memory,
     status::{Status, Workload},
@@ -304,8 +305,8 @@ impl<T: TokenSource> Renewal<T> {
         let own = self.held.as_ref().filter(|held| held.validity().1 > now && *id == self.identity);
         let token = token.as_deref().map_err(Clone::clone);
         let holds = self.held.as_ref().is_some_and(|held| held.validity().1 > now);
-        let verify = |chain: &[String]| {
-            let issued = X509Svid::verify(chain, request.key(), id, clock::now())?;
+        let verify = |answer: Answer| {
+            let issued = X509Svid::verify(answer, request.key(), id, clock::now())?;
             check_start(&issued.svid, holds).map(|()| issued)
         };
         let question = Request { csr_pem: request.csr_pem(), id, token, own };

@@ -14,6 +14,7 @@ use super::{
     roots::Roots,
 };
 use crate::{
+    budget,
     clock::{self, WallTimer},
     config::RootsConfig,
     files::MountedCertificate,
@@ -261,10 +262,14 @@ impl State {
         }
         match self.roots.left_out(now) {
             0 => {}
-            count => self.tell(format!("{count} trust anchors find no room and are left out")),
+            count => self.tell(format!(
+                "{count} trust anchors are left out: all together may take {} KiB, half of the arena; SDS_SHIM_ARENA_KIB \
+                 makes more",
+                budget::for_anchors() / 1024
+            )),
         }
-        let anchors = bundle.certificates();
-        let told_apart = domains.iter().map(|(domain, bundle)| (domain.to_string(), bundle.certificates())).collect();
+        let anchors = bundle.clone();
+        let told_apart = domains.iter().map(|(domain, bundle)| (domain.to_string(), bundle.clone())).collect();
         self.waited_for = false;
         if !lists.is_empty() && self.published.as_ref().is_none_or(|held| held.lists != digests) {
             let checks = if whole_chain { "whole chains" } else { "leaf certificates alone" };

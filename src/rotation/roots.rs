@@ -3,10 +3,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use crate::identity::{TrustAnchor, TrustBundle};
-
-/// Bytes of DER of all anchors together: about a hundred of them. More would crowd out what keeps the process alive.
-const MAX_BYTES: usize = 128 * 1024;
+use crate::{
+    budget,
+    identity::{TrustAnchor, TrustBundle},
+};
 
 /// The anchors of one workload.
 #[derive(Debug)]
@@ -116,7 +116,7 @@ impl Roots {
         let (mut bytes, mut kept) = (0, BTreeMap::new());
         for anchor in sources.chain(leaving) {
             let size = if kept.contains_key(anchor.digest()) { 0 } else { anchor.size() };
-            if bytes + size <= MAX_BYTES {
+            if bytes + size <= budget::for_anchors() {
                 bytes += size;
                 kept.entry(*anchor.digest()).or_insert_with(|| Arc::clone(anchor));
             }
@@ -249,16 +249,22 @@ mod tests {
         }
     }
 
+    /// More anchors of this size than there is room for.
+    fn many(size: usize) -> TrustBundle {
+        let many: Vec<_> =
+            (0..budget::for_anchors() / size + 32).map(|number| Pki::new(&number.to_string()).root_pem()).collect();
+        TrustBundle::from_pem(&many.concat(), NOW).unwrap().0
+    }
+
     #[test]
     fn there_is_a_limit() {
         let source = Source::of(1);
         let mut roots = Roots::new(None);
         let size = source.bundle(&[0]).anchors()[0].size();
-        let many: Vec<_> = (0..MAX_BYTES / size + 8).map(|number| Pki::new(&number.to_string()).root_pem()).collect();
-        let (bundle, _) = TrustBundle::from_pem(&many.concat(), NOW).unwrap();
+        let (bundle, most) = (many(size), budget::for_anchors());
         roots.in_files(bundle, NOW);
         let bytes: usize = roots.bundle().anchors().iter().map(|anchor| anchor.size()).sum();
-        assert!(bytes <= MAX_BYTES && bytes > MAX_BYTES - 4 * size, "{bytes}");
+        assert!(bytes <= most && bytes > most - 4 * size, "{bytes}");
         assert!(roots.left_out(NOW) > 0);
     }
 
@@ -267,12 +273,11 @@ mod tests {
         let source = Source::of(1);
         let mut roots = Roots::new(None);
         let size = source.bundle(&[0]).anchors()[0].size();
-        let many: Vec<_> = (0..MAX_BYTES / size + 8).map(|number| Pki::new(&number.to_string()).root_pem()).collect();
-        let (bundle, _) = TrustBundle::from_pem(&many.concat(), NOW).unwrap();
+        let (bundle, most) = (many(size), budget::for_anchors());
         roots.in_files(bundle, NOW);
         roots.answered(source.bundle(&[0]), source.digest(0), NOW + 100, NOW);
         assert_eq!(roots.bundle().anchors()[0].digest(), &source.digest(0));
         let bytes: usize = roots.bundle().anchors().iter().map(|anchor| anchor.size()).sum();
-        assert!(bytes <= MAX_BYTES, "{bytes}");
+        assert!(bytes <= most, "{bytes}");
     }
 }

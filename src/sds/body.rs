@@ -47,8 +47,15 @@ impl Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         loop {
-            if let Some(piece) = self.pieces.pop_front() {
-                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            if let Some(piece) = self.pieces.front_mut() {
+                let bytes = piece.take();
+                if piece.is_empty() {
+                    self.pieces.pop_front();
+                }
+                match bytes {
+                    Some(bytes) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                    None => continue,
+                }
             }
             let Some(responses) = &mut self.responses else { return Poll::Ready(None) };
             let status = match responses.poll_response(cx) {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::{sync::Notify, time::sleep};
 
 use super::{limits::MAX_UNWRITTEN, message::Pieces};
+use crate::store::Piece;
 
 /// What a connection was given and has not written yet. A retired key lives on in it, so it must not stay for ever.
 #[derive(Clone, Default)]
@@ -27,15 +28,22 @@ struct Shared {
 /// Bytes that say when the connection has let go of them.
 struct Leased {
     bytes: Bytes,
-    leases: Leases,
+    _lease: Lease,
 }
+
+/// What counts as unwritten until this is dropped.
+struct Lease(Leases);
 
 impl Leases {
     /// The same pieces, not copied, which count as unwritten for as long as somebody holds them.
     pub(super) fn lease(&self, pieces: Pieces) -> Pieces {
-        let lease = |bytes| {
+        let lease = |piece| {
             self.0.unwritten.fetch_add(1, Ordering::Relaxed);
-            Bytes::from_owner(Leased { bytes, leases: self.clone() })
+            let lease = Lease(self.clone());
+            match piece {
+                Piece::Bytes(bytes) => Piece::Bytes(Bytes::from_owner(Leased { bytes, _lease: lease })),
+                Piece::Anchors(text) => Piece::Anchors(text.held_by(Arc::new(lease))),
+            }
         };
         let pieces = pieces.into_iter().map(lease).collect();
         self.0.changed.notify_one();
@@ -73,9 +81,9 @@ impl AsRef<[u8]> for Leased {
     }
 }
 
-impl Drop for Leased {
+impl Drop for Lease {
     fn drop(&mut self) {
-        let shared = &self.leases.0;
+        let shared = &self.0.0;
         let left = shared.unwritten.fetch_sub(1, Ordering::Relaxed) - 1;
         if left == 0 {
             shared.changed.notify_one();
@@ -102,10 +110,11 @@ mod tests {
         let leases = Leases::default();
         assert!(!is_overdue(&leases).await);
         let shared = Bytes::from_static(b"key");
-        let pieces = leases.lease(Pieces::from([shared.clone(), shared.clone()]));
-        assert_eq!(pieces[0].as_ptr(), shared.as_ptr(), "it was copied");
-        let part = pieces[1].slice(1..);
-        drop(pieces);
+        let mut pieces = leases.lease([shared.clone(), shared.clone()].map(Piece::Bytes).into());
+        let [first, second] = [0, 1].map(|at| pieces[at].take().expect("it is not empty"));
+        assert_eq!(first.as_ptr(), shared.as_ptr(), "it was copied");
+        let part = second.slice(1..);
+        drop((pieces, first, second));
         assert!(is_overdue(&leases).await, "a part of it is still held");
         drop(part);
         assert!(!is_overdue(&leases).await);

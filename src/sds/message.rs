@@ -12,7 +12,7 @@ use sds_shim_proto::{
 };
 
 use super::subscription::Outcome;
-use crate::store::Encoded;
+use crate::store::{Encoded, Piece};
 
 /// Field numbers of `envoy/service/discovery/v3/discovery.proto` and `google/protobuf/any.proto`.
 const RESPONSE_RESOURCES: u32 = 2;
@@ -23,7 +23,7 @@ const PREFIX: usize = 5;
 
 /// A response as it goes on the wire, in pieces: what is this stream's own, and between it the encoded secrets, which
 /// all streams share. So a key is encoded once and never copied, and it is gone when the last of its frames is.
-pub(super) type Pieces = VecDeque<Bytes>;
+pub(super) type Pieces = VecDeque<Piece>;
 
 /// A response of `StreamSecrets` and `FetchSecrets`, in which the secrets have this mark.
 pub(super) fn state_of_the_world(outcome: &Outcome, nonce: String, mark: u64) -> Pieces {
@@ -99,35 +99,33 @@ fn pieces<'a>(head: &impl Message, resources: impl Iterator<Item = (Vec<u8>, &'a
     own.extend(head.encode_to_vec());
     for (before, shared) in resources {
         own.extend(before);
-        pieces.push_back(std::mem::take(&mut own).into());
+        pieces.push_back(Piece::Bytes(std::mem::take(&mut own).into()));
         pieces.extend(shared.pieces());
     }
     if pieces.is_empty() {
-        pieces.push_back(own.into());
+        pieces.push_back(Piece::Bytes(own.into()));
     }
-    let len = pieces.iter().map(Bytes::len).sum::<usize>() - PREFIX;
-    let Some(first) = pieces.pop_front() else { return pieces };
+    let len = pieces.iter().map(Piece::len).sum::<usize>() - PREFIX;
+    let Some(Piece::Bytes(first)) = pieces.pop_front() else { return pieces };
     let mut first = Vec::from(first);
     // Secrets are far below 4 GiB.
     first[1..PREFIX].copy_from_slice(&(len as u32).to_be_bytes());
-    pieces.push_front(first.into());
+    pieces.push_front(Piece::Bytes(first.into()));
     pieces
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        identity::Certificates,
-        store::{Content, SecretStore, View},
-    };
+    use crate::store::{Content, SecretStore, Validation, View};
 
     fn outcome() -> Outcome {
         let store = SecretStore::new(|_, content| {
             let Content::ValidationContext(roots) = content else { unreachable!("only those are published") };
-            Encoded::public(roots.anchors.pem.into(), 0..0)
+            Encoded::public(vec![Piece::Bytes(roots.crl.into())])
         });
-        let content = |anchors: &[u8]| Content::anchors(Certificates::unread(anchors.to_vec()));
+        let content =
+            |crl: &[u8]| Content::ValidationContext(Validation { crl: crl.to_vec(), ..Validation::default() });
         store.publish([("ROOTCA", content(&[7; 300]), 1), ("default", content(b"short"), 1)]);
         let View::Open(snapshot) = store.view().borrow().clone() else { unreachable!("nothing ended the store") };
         let send = snapshot.iter().map(|(name, secret)| (name.clone(), secret.clone())).collect();
@@ -135,11 +133,11 @@ mod tests {
     }
 
     fn resource(outcome: &Outcome, at: usize) -> Bytes {
-        outcome.send[at].1.resource().pieces().next().unwrap()
+        outcome.send[at].1.resource().pieces().next().unwrap().take().unwrap()
     }
 
     fn message(pieces: &Pieces) -> Vec<u8> {
-        let bytes: Vec<u8> = pieces.iter().flatten().copied().collect();
+        let bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.clone().take().unwrap()).collect();
         assert_eq!(bytes[0], 0, "not compressed");
         assert_eq!(u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize, bytes.len() - PREFIX);
         bytes[PREFIX..].to_vec()
@@ -170,8 +168,8 @@ mod tests {
         for pieces in [state_of_the_world(&outcome, "n".to_owned(), 1), delta(&outcome, "n".to_owned(), 1)] {
             assert_eq!(pieces.len(), 4);
             for (at, (_, secret)) in outcome.send.iter().enumerate() {
-                let resource = secret.resource().pieces().next().unwrap();
-                assert_eq!(pieces[2 * at + 1].as_ptr(), resource.as_ptr());
+                let resource = secret.resource().pieces().next().unwrap().take().unwrap();
+                assert_eq!(pieces[2 * at + 1].clone().take().unwrap().as_ptr(), resource.as_ptr());
             }
         }
     }

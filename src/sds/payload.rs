@@ -4,19 +4,11 @@ use prost::{
     Message,
     encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
 };
-use sds_shim_proto::{
-    envoy::{
-        config::core::v3::{DataSource, TypedExtensionConfig, data_source::Specifier},
-        extensions::transport_sockets::tls::v3::{
-            CertificateValidationContext, SpiffeCertValidatorConfig, spiffe_cert_validator_config::TrustDomain,
-        },
-    },
-    google::protobuf::Any,
-};
+use sds_shim_proto::envoy::extensions::transport_sockets::tls::v3::CertificateValidationContext;
 
 use crate::{
-    identity::{Certificates, RevocationList},
-    store::{Content, Encoded, MARK, Validation},
+    identity::{RevocationList, TrustBundle},
+    store::{AnchorText, Content, Encoded, MARK, Piece, Validation},
 };
 
 /// The name of Envoy's validator that tells trust domains apart, and the type of its configuration.
@@ -30,6 +22,15 @@ const SECRET_NAME: u32 = 1;
 const SECRET_TLS_CERTIFICATE: u32 = 2;
 const SECRET_VALIDATION_CONTEXT: u32 = 4;
 const CRL: u32 = 7;
+const CUSTOM_VALIDATOR: u32 = 12;
+/// Those of `TypedExtensionConfig`, `Any` and `SPIFFECertValidatorConfig`.
+const EXTENSION_NAME: u32 = 1;
+const EXTENSION_CONFIG: u32 = 2;
+const ANY_TYPE_URL: u32 = 1;
+const ANY_VALUE: u32 = 2;
+const VALIDATOR_DOMAINS: u32 = 1;
+const DOMAIN_NAME: u32 = 1;
+const DOMAIN_BUNDLE: u32 = 2;
 const CERTIFICATE_CHAIN: u32 = 1;
 const TRUSTED_CA: u32 = 1;
 const PRIVATE_KEY: u32 = 2;
@@ -111,57 +112,133 @@ fn open(field: u32, len: usize, buf: &mut Vec<u8>) {
     encode_varint(len as u64, buf);
 }
 
-/// By hand as well: the anchors may be many and the lists half of the arena, and prost would write them once more.
+/// Written by hand, because prost would write all of it into one piece of memory: `name`, then `validation_context`,
+/// whose anchors may be many, and whose lists may take half of the arena.
 fn anchors(name: &str, Validation { anchors, lists, whole_chain, domains }: Validation) -> Encoded {
-    let has_crl = !lists.is_empty();
-    let validator = (!domains.is_empty()).then(|| spiffe_validator(domains, &lists));
-    let (len, mut pem) = (anchors.pem.len(), anchors.pem);
-    let rest = CertificateValidationContext {
-        trusted_ca: None,
-        crl: None,
-        // Else a CRL of every CA up to the root is needed, and a missing one refuses every peer.
-        only_verify_leaf_cert_crl: has_crl && !whole_chain,
-        custom_validator_config: validator,
-    };
-    let field = |key: u32, len: usize| key_len(key) + encoded_len_varint(len as u64) + len;
-    let list_len: usize = lists.iter().map(|list| list.pem_len()).sum();
-    let source = field(INLINE_BYTES, list_len);
-    let rest_len = rest.encoded_len() + if has_crl { field(CRL, source) } else { 0 };
-    let (opening, mark) = opening(name, [SECRET_VALIDATION_CONTEXT, TRUSTED_CA], len, rest_len);
-    pem.reserve_exact(rest_len);
-    rest.encode_raw(&mut pem);
-    if has_crl {
-        open(CRL, source, &mut pem);
-        open(INLINE_BYTES, list_len, &mut pem);
-        lists.iter().for_each(|list| list.pem(&mut pem));
+    let mut rest = Vec::new();
+    if !lists.is_empty() {
+        rest.push(source(CRL, TrustBundle::default(), lists.clone()));
     }
-    Encoded::public(pem.into(), 0..len).opened(opening.into(), mark)
+    if !domains.is_empty() {
+        rest.push(Part::Message(CUSTOM_VALIDATOR, spiffe_validator(domains, &lists)));
+    }
+    if !lists.is_empty() && !whole_chain {
+        // Else a CRL of every CA up to the root is needed, and a missing one refuses every peer.
+        let flag = CertificateValidationContext { only_verify_leaf_cert_crl: true, ..Default::default() };
+        rest.push(Part::Bytes(flag.encode_to_vec()));
+    }
+    let trusted = Part::anchors(anchors);
+    let rest_len = rest.iter().map(Part::len).sum();
+    let (opening, mark) = opening(name, [SECRET_VALIDATION_CONTEXT, TRUSTED_CA], trusted.len(), rest_len);
+    let (mut pieces, mut last) = (Vec::new(), Vec::new());
+    std::iter::once(trusted).chain(rest).for_each(|part| part.write(&mut pieces, &mut last));
+    pieces.push(Piece::Bytes(last.into()));
+    Encoded::public(pieces).opened(opening.into(), mark)
 }
 
 /// Envoy's SPIFFE validator: anchors vouch for their own trust domain alone. It looks for revocation lists among the
 /// anchors of a domain, and we know those of our own, which comes first.
-fn spiffe_validator(domains: Vec<(String, Certificates)>, lists: &[Arc<RevocationList>]) -> TypedExtensionConfig {
+fn spiffe_validator(domains: Vec<(String, TrustBundle)>, lists: &[Arc<RevocationList>]) -> Vec<Part> {
     let mut lists = Some(lists);
-    let trust_domains = domains.into_iter().map(|(name, Certificates { pem: mut bundle, .. })| {
-        lists.take().into_iter().flatten().for_each(|list| list.pem(&mut bundle));
-        TrustDomain { name, trust_bundle: inline(bundle) }
+    let domains = domains.into_iter().map(|(name, bundle)| {
+        let bundle = source(DOMAIN_BUNDLE, bundle, lists.take().unwrap_or_default().to_vec());
+        Part::Message(VALIDATOR_DOMAINS, vec![text(DOMAIN_NAME, &name), bundle])
     });
-    let config = SpiffeCertValidatorConfig { trust_domains: trust_domains.collect() };
-    let typed_config = Any { type_url: SPIFFE_VALIDATOR_URL.to_owned(), value: config.encode_to_vec().into() };
-    TypedExtensionConfig { name: SPIFFE_VALIDATOR.to_owned(), typed_config: Some(typed_config) }
+    let config = Part::Message(ANY_VALUE, domains.collect());
+    let any = Part::Message(EXTENSION_CONFIG, vec![text(ANY_TYPE_URL, SPIFFE_VALIDATOR_URL), config]);
+    vec![text(EXTENSION_NAME, SPIFFE_VALIDATOR), any]
 }
 
-fn inline(bytes: Vec<u8>) -> Option<DataSource> {
-    Some(DataSource { specifier: Some(Specifier::InlineBytes(bytes.into())) })
+/// A part of a message.
+enum Part {
+    Bytes(Vec<u8>),
+    Anchors(Arc<TrustBundle>, usize),
+    Lists(Vec<Arc<RevocationList>>, usize),
+    /// A field of bytes or of a message, and what is in it.
+    Message(u32, Vec<Part>),
+}
+
+/// A field with a text.
+fn text(field: u32, text: &str) -> Part {
+    Part::Message(field, vec![Part::Bytes(text.into())])
+}
+
+/// A field with a `DataSource` of these anchors and lists.
+fn source(field: u32, anchors: TrustBundle, lists: Vec<Arc<RevocationList>>) -> Part {
+    let len = lists.iter().map(|list| list.pem_len()).sum();
+    Part::Message(field, vec![Part::Message(INLINE_BYTES, vec![Part::anchors(anchors), Part::Lists(lists, len)])])
+}
+
+impl Part {
+    fn anchors(anchors: TrustBundle) -> Self {
+        let len = anchors.anchors().iter().map(|anchor| anchor.pem_len()).sum();
+        Self::Anchors(Arc::new(anchors), len)
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Anchors(_, len) | Self::Lists(_, len) => *len,
+            Self::Message(field, parts) => {
+                let len = parts.iter().map(Self::len).sum::<usize>();
+                key_len(*field) + encoded_len_varint(len as u64) + len
+            }
+        }
+    }
+
+    /// Writes it behind `last`, the end of what is written.
+    fn write(self, pieces: &mut Vec<Piece>, last: &mut Vec<u8>) {
+        match self {
+            Self::Bytes(bytes) => last.extend_from_slice(&bytes),
+            Self::Anchors(_, 0) | Self::Lists(_, 0) => {}
+            Self::Anchors(bundle, _) => {
+                pieces.push(Piece::Bytes(std::mem::take(last).into()));
+                pieces.push(Piece::Anchors(AnchorText::new(bundle)));
+            }
+            Self::Lists(lists, len) => {
+                // A piece of its own, so that what follows does not make it grow.
+                let mut text = Vec::with_capacity(len);
+                lists.iter().for_each(|list| list.pem(&mut text));
+                pieces.extend([std::mem::take(last), text].map(|piece| Piece::Bytes(piece.into())));
+            }
+            Self::Message(field, parts) => {
+                let len = parts.iter().map(Self::len).sum::<usize>();
+                encode_key(field, WireType::LengthDelimited, last);
+                encode_varint(len as u64, last);
+                parts.into_iter().for_each(|part| part.write(pieces, last));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sds_shim_proto::envoy::extensions::transport_sockets::tls::v3::{Secret, TlsCertificate, secret::Type};
+    use sds_shim_proto::{
+        envoy::{
+            config::core::v3::{DataSource, TypedExtensionConfig, data_source::Specifier},
+            extensions::transport_sockets::tls::v3::{
+                Secret, SpiffeCertValidatorConfig, TlsCertificate, secret::Type,
+                spiffe_cert_validator_config::TrustDomain,
+            },
+        },
+        google::protobuf::Any,
+    };
+    use testkit::development_ca::Pki;
 
     fn whole(resource: &Encoded, mark: u64) -> Vec<u8> {
-        resource.opening(mark).into_iter().chain(resource.pieces().flatten()).collect()
+        let mut pieces: Vec<_> = resource.pieces().collect();
+        let pieces = pieces.iter_mut().flat_map(|piece| std::iter::from_fn(|| piece.take())).flatten();
+        resource.opening(mark).into_iter().chain(pieces).collect()
+    }
+
+    fn inline(bytes: Vec<u8>) -> Option<DataSource> {
+        Some(DataSource { specifier: Some(Specifier::InlineBytes(bytes.into())) })
+    }
+
+    fn bundle(count: usize) -> TrustBundle {
+        let text: String = (0..count).map(|number| Pki::new(&number.to_string()).root_pem()).collect();
+        TrustBundle::from_pem(&text, 0).unwrap().0
     }
 
     #[test]
@@ -177,41 +254,52 @@ mod tests {
             let bytes = whole(&resource, 7);
             assert!(Secret::decode(bytes.as_slice()).unwrap() == expected, "{chain_len} {key_len}");
             assert_eq!(resource.len(), bytes.len());
-            assert!(resource.certificates().concat() == chain && resource.key() == key);
-            let secret = resource.pieces().last().unwrap();
+            assert!(resource.certificates().collect::<Vec<_>>().concat() == chain && resource.key() == key);
+            let Some(secret) = resource.pieces().last().map(|mut last| last.take().unwrap_or_default()) else {
+                assert_eq!((chain_len, key_len), (0, 0));
+                continue;
+            };
             assert!(secret.ends_with(&key));
             assert!(secret.len() >= LEAST_SECRET.min(chain_len + key_len), "{}", secret.len());
         }
     }
 
     #[test]
-    fn anchors_are_found_again() {
-        let pki = testkit::development_ca::Pki::new("lists");
-        let text = pki.crl(&[], 600);
-        let lists = || RevocationList::all(text.as_bytes()).unwrap().into_iter().map(Arc::new).collect();
-        for (lists, domains) in [(Vec::new(), 0), (lists(), 0), (lists(), 2), (Vec::new(), 2)] {
-            let bundle = || Certificates::unread(vec![b'a'; 1000]);
-            let domains: Vec<_> = (0..domains).map(|n| (format!("domain{n}"), bundle())).collect();
-            let count = domains.len();
-            let pem = if lists.is_empty() { Vec::new() } else { text.clone().into_bytes() };
-            let resource = anchors("ROOTCA", Validation { anchors: bundle(), lists, whole_chain: false, domains });
-            assert_eq!(resource.certificates().concat(), bundle().pem);
-            assert_eq!((resource.key(), resource.pieces().count()), (&[][..], 1));
+    fn anchors_are_what_prost_would_read() {
+        let list_text = Pki::new("lists").crl(&[], 600);
+        let pem = |bundle: &TrustBundle| bundle.certificates().pem;
+        for (count, has_lists, domains) in [(1, false, 0), (20, true, 0), (3, true, 2), (3, false, 2)] {
+            let text = if has_lists { list_text.as_str() } else { "" };
+            let lists: Vec<_> = RevocationList::all(text.as_bytes()).unwrap().into_iter().map(Arc::new).collect();
+            let own = bundle(count);
+            let domains: Vec<_> = (0..domains).map(|number| (format!("domain{number}"), bundle(2))).collect();
+            let trusted = domains.iter().enumerate().map(|(at, (name, bundle))| {
+                let list = if at == 0 { text.as_bytes() } else { &[] };
+                TrustDomain { name: name.clone(), trust_bundle: inline([&pem(bundle), list].concat()) }
+            });
+            let config = SpiffeCertValidatorConfig { trust_domains: trusted.collect() };
+            let any = Any { type_url: SPIFFE_VALIDATOR_URL.to_owned(), value: config.encode_to_vec().into() };
+            let validator = TypedExtensionConfig { name: SPIFFE_VALIDATOR.to_owned(), typed_config: Some(any) };
+            let context = CertificateValidationContext {
+                trusted_ca: inline(pem(&own)),
+                crl: has_lists.then(|| inline(text.as_bytes().to_vec())).flatten(),
+                only_verify_leaf_cert_crl: has_lists,
+                custom_validator_config: (!domains.is_empty()).then_some(validator),
+            };
+            let expected = Secret { name: "ROOTCA".to_owned(), r#type: Some(Type::ValidationContext(context)) };
+            let validation = Validation { anchors: own.clone(), lists, whole_chain: false, domains };
+            let resource = anchors("ROOTCA", validation);
             let bytes = whole(&resource, u64::MAX);
+            assert!(Secret::decode(bytes.as_slice()).unwrap() == expected, "{count}");
             assert_eq!(resource.len(), bytes.len());
-            let secret = Secret::decode(bytes.as_slice()).unwrap();
-            let Some(Type::ValidationContext(context)) = secret.r#type else { panic!("it has none") };
-            assert!(secret.name == "ROOTCA" && context.trusted_ca == inline(bundle().pem));
-            assert_eq!(context.only_verify_leaf_cert_crl, !pem.is_empty());
-            assert!(context.crl == (!pem.is_empty()).then(|| inline(pem)).flatten());
-            assert_eq!(context.custom_validator_config.is_some(), count > 0);
+            assert_eq!(resource.certificates().collect::<Vec<_>>().concat(), pem(&own));
+            assert!(resource.key().is_empty());
         }
     }
 
     #[test]
     fn a_mark_changes_the_bytes_and_nothing_else() {
-        let bundle = Certificates::unread(vec![b'a'; 1000]);
-        let roots = anchors("ROOTCA", Validation { anchors: bundle, ..Validation::default() });
+        let roots = anchors("ROOTCA", Validation { anchors: bundle(1), ..Validation::default() });
         for resource in [certificate("default", b"chain", b"key"), roots] {
             let (one, other) = (whole(&resource, 1), whole(&resource, u64::MAX));
             assert_eq!(one, whole(&resource, 1));

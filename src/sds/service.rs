@@ -33,7 +33,7 @@ use crate::{
     clock,
     identity::{BearerToken, TokenError},
     status::{self, Client, Page, Pages},
-    store::{AttachError, Consumer, View, Workloads},
+    store::{AttachError, Consumer, Piece, View, Workloads},
 };
 
 /// The header in which Istio 1.1's Envoys sent the token, without a prefix.
@@ -175,7 +175,7 @@ impl Shared {
     /// What our own commands ask for (`sds-shim status` and its kin).
     fn page(&self, client: &Caller, path: &str, place: Place) -> http::Response<ResponseBody> {
         let Page { status, content_type, body } = self.pages.page(path);
-        let body = client.leases.lease(Pieces::from([body]));
+        let body = client.leases.lease(Pieces::from([Piece::Bytes(body)]));
         let mut response = http::Response::new(ResponseBody::document(body, place));
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

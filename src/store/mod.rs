@@ -13,12 +13,12 @@ use std::{
 use openssl::sha::Sha256;
 use tokio::sync::watch;
 
-use crate::identity::{BearerToken, CertificateFacts, Certificates, RevocationList, TokenError};
+use crate::identity::{BearerToken, CertificateFacts, Certificates, RevocationList, TokenError, TrustBundle};
 use consumer::Receipts;
 
 pub use consumer::Consumer;
 pub use demand::{Demand, MAX_NAMES, is_on_demand};
-pub use encoded::{Encoded, MARK};
+pub use encoded::{AnchorText, Encoded, MARK, Piece};
 
 /// The name of the workload's own certificate (contract with Envoy and Istio).
 pub const CERTIFICATE: &str = "default";
@@ -42,18 +42,18 @@ pub enum Content {
 #[derive(Debug, Default)]
 pub struct Validation {
     /// Trust anchors.
-    pub anchors: Certificates,
+    pub anchors: TrustBundle,
     /// Certificate revocation lists.
     pub lists: Vec<Arc<RevocationList>>,
     /// Whether CA certificates are looked for in them as well, not leaves alone.
     pub whole_chain: bool,
     /// Trust domains, each with the anchors that vouch for it alone; empty where they are not told apart.
-    pub domains: Vec<(String, Certificates)>,
+    pub domains: Vec<(String, TrustBundle)>,
 }
 
 impl Content {
     /// Trust anchors and nothing else.
-    pub fn anchors(anchors: Certificates) -> Self {
+    pub fn anchors(anchors: TrustBundle) -> Self {
         Self::ValidationContext(Validation { anchors, ..Validation::default() })
     }
 
@@ -62,12 +62,9 @@ impl Content {
         match self {
             Self::TlsCertificate { chain, .. } => chain.facts.clone(),
             Self::ValidationContext(validation) => {
-                let mut all = validation.anchors.facts.clone();
-                for more in validation.domains.iter().flat_map(|(_, anchors)| &anchors.facts) {
-                    if all.iter().all(|known| known.fingerprint != more.fingerprint) {
-                        all.push(Arc::clone(more));
-                    }
-                }
+                let domains = validation.domains.iter().flat_map(|(_, bundle)| bundle.anchors());
+                let all = validation.anchors.anchors().iter().chain(domains).cloned().collect();
+                let mut all: Vec<_> = TrustBundle::new(all).anchors().iter().map(|anchor| anchor.facts()).collect();
                 all.extend(validation.lists.iter().map(|list| Arc::new(list.facts())));
                 all
             }
@@ -80,14 +77,17 @@ impl Content {
         match self {
             Self::TlsCertificate { chain, .. } => digest.update(&chain.pem),
             Self::ValidationContext(Validation { anchors, lists, whole_chain, domains }) => {
-                digest.update(&anchors.pem);
+                anchors.anchors().iter().for_each(|anchor| digest.update(anchor.digest()));
+                // What separates one part from the next is no digest of an anchor, and no text.
+                digest.update(&[0]);
                 lists.iter().for_each(|list| digest.update(list.digest()));
                 if *whole_chain {
                     digest.update(b"whole chain");
                 }
                 for (name, anchors) in domains {
+                    digest.update(&[0]);
                     digest.update(name.as_bytes());
-                    digest.update(&anchors.pem);
+                    anchors.anchors().iter().for_each(|anchor| digest.update(anchor.digest()));
                 }
             }
         }

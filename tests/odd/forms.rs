@@ -57,6 +57,13 @@ impl Parts {
         }
     }
 
+    /// Another root, with a number in its name and so many bytes more.
+    pub(crate) fn numbered(&self, number: usize, more: usize) -> Self {
+        let name = name(UTF8, format!("root {number} of a large bundle").as_bytes());
+        let padded = self.with(&[extension(UNKNOWN, false, &element(4, &vec![0xa5; more]))]);
+        Self { issuer: name.clone(), subject: name, ..padded }
+    }
+
     /// A workload's certificate, of an issuer with this name (in DER).
     pub(crate) fn leaf(key: &[u8], issuer: &[u8], id: &str) -> Self {
         let extensions = [

@@ -1,20 +1,22 @@
 use super::*;
-use crate::{
-    identity::Certificates,
-    store::{Content, Encoded, SecretStore, View},
-};
+use crate::store::{Content, Encoded, Piece, SecretStore, Validation, View};
 use bytes::Bytes;
 
 const NOW: i64 = 1000;
 
+fn resource() -> Encoded {
+    Encoded::public(vec![Piece::Bytes(Bytes::from_static(b"resource"))])
+}
+
+/// Something that is told apart by this text.
+fn content_of(text: &str) -> Content {
+    Content::ValidationContext(Validation { crl: text.into(), ..Validation::default() })
+}
+
 /// A snapshot with one secret for each `(name, content)`.
 fn snapshot(secrets: &[(&'static str, &str)]) -> Snapshot {
-    let store = SecretStore::new(|_, _| Encoded::public(Bytes::from_static(b"resource"), 0..0));
-    store.publish(
-        secrets.iter().map(|(name, content)| {
-            (*name, Content::anchors(Certificates::unread(content.as_bytes().to_vec())), NOW + 1)
-        }),
-    );
+    let store = SecretStore::new(|_, _| resource());
+    store.publish(secrets.iter().map(|(name, content)| (*name, content_of(content), NOW + 1)));
     let View::Open(snapshot) = store.view().borrow().clone() else { unreachable!("nothing ended the store") };
     snapshot
 }
@@ -246,8 +248,8 @@ fn requests_beyond_the_limits_are_refused() {
 #[test]
 fn a_clock_that_is_set_back_brings_the_streams_what_had_seemed_expired() {
     const YEAR: i64 = 31_536_000;
-    let store = SecretStore::new(|_, _| Encoded::public(Bytes::from_static(b"resource"), 0..0));
-    store.publish([("default", Content::anchors(Certificates::unread(b"a".to_vec())), NOW + 1)]);
+    let store = SecretStore::new(|_, _| resource());
+    store.publish([("default", content_of("a"), NOW + 1)]);
     let mut consumer = store.consumer();
     let View::Open(held) = consumer.views.borrow_and_update().clone() else { unreachable!("nothing ended the store") };
     let (mut before, mut whole, mut incremental) = (Subscription::new(1), Subscription::new(2), Subscription::new(3));

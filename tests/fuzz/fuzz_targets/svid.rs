@@ -11,7 +11,7 @@ use openssl::{
     stack::Stack,
     x509::{X509, X509StoreContext, store::X509StoreBuilder, verify::X509VerifyParam},
 };
-use sds_shim::identity::{SpiffeId, TrustBundle, TrustDomain, X509Svid, certificates, unix_seconds};
+use sds_shim::identity::{Answer, SpiffeId, TrustBundle, TrustDomain, X509Svid, certificates, unix_seconds};
 
 const ID: &str = "spiffe://cluster.local/ns/foo/sa/sleep";
 const EXTENSIONS: [&str; 6] = ["2.5.29.17", "2.5.29.37", "2.5.29.19", "2.5.29.15", "2.5.29.30", "1.2.3.4"];
@@ -100,7 +100,7 @@ fn signed(how: u8, validity: (u8, u8), mut rest: &[u8]) {
 
 /// Whether the answer is taken. If it is, the leaf is looked at in the words in which OpenSSL prints it.
 fn verify(answer: &[String]) -> bool {
-    let (svid, bundle) = match X509Svid::verify(answer, &PKI.ours, &PKI.id, NOW) {
+    let (svid, bundle) = match X509Svid::verify(Answer::of(answer), &PKI.ours, &PKI.id, NOW) {
         Ok(issued) => (issued.svid, issued.roots),
         Err(error) => {
             assert!(!error.to_string().contains(char::is_control), "it is not one line: {error}");

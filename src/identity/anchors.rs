@@ -1,0 +1,406 @@
+//! Trust anchors as they come: from a text or a file, one at a time, so that a bundle of hundreds takes no more than what
+//! is kept of it.
+
+use std::{
+    collections::BTreeMap,
+    io::Read as _,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use openssl::{sha::sha256, x509::X509};
+
+use super::{
+    bundle::{BadAnchor, BadAnchors, TrustAnchor, TrustBundle},
+    pem::{self, Block, PemError},
+};
+use crate::{bounded, budget, clock::rfc3339};
+
+/// Bytes of a file: more than any bundle has, comments included.
+const MAX_FILE: usize = 8 * 1024 * 1024;
+/// What is wrong with a block that is no certificate.
+const UNPARSABLE: &str = "cannot be parsed";
+
+/// Anchors that are in use, by the SHA-256 of their DER: whoever reads one of them again shares it.
+static IN_USE: Mutex<BTreeMap<[u8; 32], Weak<TrustAnchor>>> = Mutex::new(BTreeMap::new());
+
+/// What is read, and what becomes of it.
+pub(super) struct Reading<'a> {
+    /// Unix seconds.
+    pub(super) now: i64,
+    /// Whether there is room to keep one more of this many bytes.
+    pub(super) room: fn(usize) -> bool,
+    /// Bytes that all anchors which are in use may take.
+    pub(super) most: usize,
+    /// Whether they are kept, or only looked at.
+    pub(super) keep: bool,
+    /// Shown each that can be used, in its parsed form.
+    pub(super) look: Option<&'a mut dyn FnMut(&X509)>,
+}
+
+/// A certificate on its way to be an anchor: it may be in use already.
+pub(super) enum Candidate {
+    Block(Block),
+    Known(Arc<TrustAnchor>),
+}
+
+impl Candidate {
+    /// One that is in use already, if it is one of those.
+    pub(super) fn new(block: Block) -> Self {
+        let digest = sha256(block.der());
+        let known = IN_USE.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).and_then(Weak::upgrade);
+        known.map_or(Self::Block(block), Self::Known)
+    }
+
+    pub(super) fn der(&self) -> &[u8] {
+        match self {
+            Self::Block(block) => block.der(),
+            Self::Known(anchor) => anchor.der(),
+        }
+    }
+}
+
+/// What the CA answered, as far as it came: of each element its certificates.
+#[derive(Default)]
+pub struct Answer {
+    elements: Vec<Vec<Result<Candidate, PemError>>>,
+    blocks: Blocks,
+}
+
+impl Answer {
+    /// Of these elements.
+    pub fn of(elements: &[String]) -> Self {
+        let mut answer = Self::default();
+        for element in elements {
+            answer.begin();
+            answer.read(element.as_bytes());
+        }
+        answer.end();
+        answer
+    }
+
+    /// Elements in it.
+    pub fn len(&self) -> usize {
+        self.elements.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.elements.is_empty()
+    }
+
+    /// Begins with the next element.
+    pub fn begin(&mut self) {
+        self.end();
+        self.blocks = Blocks::default();
+        self.elements.push(Vec::new());
+    }
+
+    /// Takes the next portion of an element.
+    pub fn read(&mut self, portion: &[u8]) {
+        const AT_ONCE: usize = 4096;
+        for portion in portion.chunks(AT_ONCE) {
+            self.blocks.feed(portion);
+            while let Some(found) = self.blocks.next() {
+                self.keep(found);
+            }
+        }
+    }
+
+    /// Nothing more comes of this element.
+    pub fn end(&mut self) {
+        if let Some(found) = self.blocks.end() {
+            self.keep(found);
+        }
+    }
+
+    fn keep(&mut self, found: Result<Candidate, PemError>) {
+        let Some(element) = self.elements.last_mut() else { return };
+        let position = element.len() + 1;
+        element.push(match found {
+            Ok(Candidate::Block(block)) if !budget::has_room_for_ca_anchor(block.der().len()) => {
+                Err(PemError::NoRoom { position })
+            }
+            found => found,
+        });
+    }
+
+    /// The elements.
+    pub(super) fn into_elements(self) -> Vec<Vec<Result<Candidate, PemError>>> {
+        self.elements
+    }
+}
+
+impl Reading<'_> {
+    /// Takes them all; those that cannot be used are told beside the bundle.
+    ///
+    /// # Errors
+    /// When there is none, or none that can be used.
+    pub(super) fn read(
+        mut self,
+        candidates: impl Iterator<Item = Result<Candidate, PemError>>,
+    ) -> Result<(TrustBundle, BadAnchors), PemError> {
+        let (mut anchors, mut bad, mut usable) = (Vec::new(), BadAnchors::default(), false);
+        let mut first_without_room = None;
+        for (index, candidate) in candidates.enumerate() {
+            let position = index + 1;
+            let anchor = match candidate {
+                Ok(candidate) if self.keep && !self.has_room(&candidate) => Err(PemError::NoRoom { position }),
+                Ok(candidate) => Ok(self.anchor(candidate)),
+                Err(error) => Err(error),
+            };
+            let anchor = match anchor {
+                Ok(anchor) => anchor,
+                Err(PemError::NoRoom { .. }) => {
+                    first_without_room = first_without_room.or(Some(position));
+                    let most = budget::for_anchors() / 1024;
+                    Err(format!(
+                        "finds no room: all anchors may take {most} KiB, half of the arena; SDS_SHIM_ARENA_KIB makes more"
+                    ))
+                }
+                Err(PemError::TooLarge { .. }) => Err(pem::TOO_LARGE.to_owned()),
+                Err(PemError::Refused { reason, .. }) => Err(format!("{UNPARSABLE} by Envoy: it {reason}")),
+                Err(PemError::File(cause)) => return Err(PemError::File(cause)),
+                Err(_) => Err(UNPARSABLE.to_owned()),
+            };
+            match anchor {
+                Ok(anchor) => {
+                    usable = true;
+                    anchors.extend(Some(anchor).filter(|_| self.keep));
+                }
+                Err(reason) => bad.push(|| BadAnchor { position, reason }),
+            }
+        }
+        match (usable, bad.told().first()) {
+            (false, None) => Err(PemError::Empty),
+            (true, _) => Ok((TrustBundle::new(anchors), bad)),
+            (false, Some(BadAnchor { position, reason })) => Err(match first_without_room {
+                Some(position) => PemError::NoRoom { position },
+                None => PemError::NoAnchor { position: *position, reason: reason.clone() },
+            }),
+        }
+    }
+
+    /// What is in use already takes no more.
+    fn has_room(&self, candidate: &Candidate) -> bool {
+        match candidate {
+            Candidate::Known(_) => true,
+            Candidate::Block(block) => {
+                let size = TrustAnchor::size_of(block.der());
+                bytes_in_use() + size <= self.most && (self.room)(size)
+            }
+        }
+    }
+
+    fn anchor(&mut self, candidate: Candidate) -> Result<Arc<TrustAnchor>, String> {
+        let now = self.now;
+        let ended = |end: i64| if end <= now { Err(format!("expired at {}", rfc3339(end))) } else { Ok(()) };
+        match candidate {
+            Candidate::Known(anchor) => {
+                ended(anchor.not_after())?;
+                if let Some(look) = &mut self.look {
+                    look(&pem::parsed(anchor.der()).ok_or(UNPARSABLE)?);
+                }
+                Ok(anchor)
+            }
+            Candidate::Block(block) => {
+                let certificate = block.parse().ok_or(UNPARSABLE)?;
+                let anchor = TrustAnchor::new(&certificate, block.into_der())?;
+                ended(anchor.not_after())?;
+                if let Some(look) = &mut self.look {
+                    look(&certificate);
+                }
+                Ok(if self.keep { share(anchor) } else { Arc::new(anchor) })
+            }
+        }
+    }
+}
+
+/// Bytes of all anchors that are in use.
+fn bytes_in_use() -> usize {
+    let all = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+    all.values().filter_map(Weak::upgrade).map(|anchor| anchor.size()).sum()
+}
+
+/// The one of its kind that everybody uses.
+fn share(anchor: TrustAnchor) -> Arc<TrustAnchor> {
+    let mut all = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = all.get(anchor.digest()).and_then(Weak::upgrade) {
+        return known;
+    }
+    all.retain(|_, one| one.strong_count() > 0);
+    let anchor = Arc::new(anchor);
+    all.insert(*anchor.digest(), Arc::downgrade(&anchor));
+    anchor
+}
+
+/// The certificates of a file, read in portions.
+pub(super) fn in_file(path: &Path) -> Result<impl Iterator<Item = Result<Candidate, PemError>>, PemError> {
+    const PORTION: usize = 4096;
+    let opened = bounded::open(path, MAX_FILE).and_then(bounded::Opened::within_limit);
+    let mut from = opened.map_err(|error| PemError::File(bounded::describe(path, &error)))?.into_reader();
+    let (mut blocks, path, mut portion, mut over) = (Blocks::default(), path.to_owned(), [0; PORTION], false);
+    Ok(std::iter::from_fn(move || {
+        loop {
+            if let Some(block) = blocks.next() {
+                return Some(block);
+            }
+            if over {
+                return None;
+            }
+            match from.read(&mut portion) {
+                Ok(0) => {
+                    over = true;
+                    return blocks.end();
+                }
+                Ok(read) => blocks.feed(&portion[..read]),
+                Err(error) => {
+                    over = true;
+                    return Some(Err(PemError::File(bounded::describe(&path, &error))));
+                }
+            }
+        }
+    }))
+}
+
+/// Certificates in a text that comes in portions.
+#[derive(Default)]
+pub(super) struct Blocks {
+    text: Vec<u8>,
+    state: State,
+    position: usize,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Between,
+    Inside,
+    /// Of one that is too large.
+    Skipping,
+}
+
+impl Blocks {
+    /// Takes the next portion.
+    pub(super) fn feed(&mut self, portion: &[u8]) {
+        self.text.extend_from_slice(portion);
+    }
+
+    /// The next certificate in what has come.
+    pub(super) fn next(&mut self) -> Option<Result<Candidate, PemError>> {
+        let found = self.cut()?;
+        self.position += 1;
+        let position = self.position;
+        Some(match found {
+            Cut::Block(text) => pem::block(&text, position).map(Candidate::new),
+            Cut::Off => Err(PemError::Malformed { position }),
+            Cut::TooLarge => Err(PemError::TooLarge { position }),
+        })
+    }
+
+    /// What is left when nothing more comes: nothing, or one that is cut off.
+    pub(super) fn end(&mut self) -> Option<Result<Candidate, PemError>> {
+        self.text = Vec::new();
+        let state = std::mem::take(&mut self.state);
+        self.position += 1;
+        (state != State::Between).then_some(Err(PemError::Malformed { position: self.position }))
+    }
+
+    fn cut(&mut self) -> Option<Cut> {
+        loop {
+            let wanted = if self.state == State::Between { pem::BEGIN } else { pem::END };
+            let Some(at) = find(&self.text, wanted.as_bytes()) else {
+                if self.state == State::Inside && self.text.len() > pem::MOST_TEXT {
+                    self.state = State::Skipping;
+                }
+                if self.state != State::Inside {
+                    // But for what may be the beginning of what is looked for.
+                    self.text.drain(..self.text.len().saturating_sub(wanted.len()));
+                }
+                return None;
+            };
+            match self.state {
+                State::Between => {
+                    self.text.drain(..at);
+                    self.state = State::Inside;
+                }
+                State::Inside => {
+                    // One that has begun before this one has ended was cut off.
+                    if let Some(again) = find(&self.text[pem::BEGIN.len()..at], pem::BEGIN.as_bytes()) {
+                        self.text.drain(..pem::BEGIN.len() + again);
+                        return Some(Cut::Off);
+                    }
+                    self.state = State::Between;
+                    let block: Vec<u8> = self.text.drain(..at + pem::END.len()).collect();
+                    return Some(String::from_utf8(block).map_or(Cut::Off, Cut::Block));
+                }
+                State::Skipping => {
+                    self.text.drain(..at + pem::END.len());
+                    self.state = State::Between;
+                    return Some(Cut::TooLarge);
+                }
+            }
+        }
+    }
+}
+
+/// What was found between two markers.
+enum Cut {
+    Block(String),
+    /// It has no end, or is no text.
+    Off,
+    TooLarge,
+}
+
+fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
+    let (first, last) = (*wanted.first()?, text.len().checked_sub(wanted.len())?);
+    let mut from = 0;
+    while from <= last {
+        let at = from + text[from..=last].iter().position(|byte| *byte == first)?;
+        if text[at..].starts_with(wanted) {
+            return Some(at);
+        }
+        from = at + 1;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_found_however_they_come() {
+        let block = |content: &str| format!("{}{content}{}", pem::BEGIN, pem::END);
+        let large = block(&"A".repeat(pem::MOST_TEXT + 9000));
+        let text = [
+            "noise ----",
+            &block("one"),
+            &block("two"),
+            "\u{fffd}",
+            pem::BEGIN,
+            "cut off",
+            &block("three"),
+            &large,
+            &block("four"),
+            "-----BEGIN CERTI",
+            &block("five"),
+            pem::BEGIN,
+            "left",
+        ]
+        .concat();
+        for size in [1, 7, 1000, 4096] {
+            let (mut blocks, mut found) = (Blocks::default(), Vec::new());
+            for portion in text.as_bytes().chunks(size) {
+                blocks.feed(portion);
+                found.extend(std::iter::from_fn(|| blocks.cut()).map(|cut| match cut {
+                    Cut::Block(text) => text.replace(pem::BEGIN, "").replace(pem::END, ""),
+                    Cut::Off => "cut off".to_owned(),
+                    Cut::TooLarge => "too large".to_owned(),
+                }));
+            }
+            assert_eq!(found, ["one", "two", "cut off", "three", "too large", "four", "five"], "in portions of {size}");
+            assert!(matches!(blocks.end(), Some(Err(PemError::Malformed { .. }))));
+        }
+    }
+}
