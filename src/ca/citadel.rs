@@ -85,6 +85,7 @@ impl CitadelClient {
         request.set_timeout(self.config.timeout);
         self.add_metadata(request.metadata_mut(), token)?;
         let failed = |status: Status| match channel.is_broken() || std::error::Error::source(&status).is_some() {
+            true if is_calm(&status) => CaError::Calm,
             // A status that came from the connection, not from the CA.
             true => channel.explain(certificate.is_some(), &root_cause(&status)),
             false => CaError::from_status(&status, channel.retry_after()),
@@ -132,6 +133,18 @@ impl CitadelClient {
 fn cert_signer(name: &str) -> Struct {
     let value = Value { kind: Some(Kind::StringValue(name.to_owned())) };
     Struct { fields: BTreeMap::from([("CertSigner".to_owned(), value)]) }
+}
+
+/// Whether the other side has ended the stream or the connection because it has too much to do.
+fn is_calm(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(inner) = cause {
+        if let Some(error) = inner.downcast_ref::<h2::Error>() {
+            return error.is_remote() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+        }
+        cause = inner.source();
+    }
+    false
 }
 
 /// The innermost error of a status: its outer layers only say that a call failed.

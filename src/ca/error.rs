@@ -53,6 +53,9 @@ pub enum CaError {
     /// The connection broke before the answer was there.
     #[error("the connection broke: {0}")]
     Transport(String),
+    /// Whoever answers for the CA ended the call because it is asked too much.
+    #[error("the CA is asked too much: it ended the call with HTTP/2's ENHANCE_YOUR_CALM")]
+    Calm,
     /// More came than an answer can be, or than there is room for: check that CA_ADDR names a CA.
     #[error("the connection is given up: {0}")]
     GivenUp(&'static str),
@@ -107,9 +110,9 @@ impl CaError {
         matches!(self, Self::Deadline(_) | Self::Status { code: Code::DeadlineExceeded, .. })
     }
 
-    /// Whether the CA says that it is asked too much (`RESOURCE_EXHAUSTED`).
+    /// Whether the CA says that it is asked too much (`RESOURCE_EXHAUSTED`, or the same of HTTP/2).
     pub fn is_overload(&self) -> bool {
-        matches!(self, Self::Status { code: Code::ResourceExhausted, .. })
+        matches!(self, Self::Calm | Self::Status { code: Code::ResourceExhausted, .. })
     }
 
     /// Whether the CA did not accept who we say we are, so that another credential may help.

@@ -26,7 +26,7 @@ fn of_ca(error: &CaError) -> Reason {
         CaError::Deadline(_) => Reason::Deadline,
         CaError::Transport(_) | CaError::GivenUp(_) => Reason::Transport,
         CaError::Status { code: Code::Unauthenticated | Code::PermissionDenied, .. } => Reason::Unauthenticated,
-        CaError::Status { code: Code::ResourceExhausted, .. } => Reason::Overload,
+        CaError::Calm | CaError::Status { code: Code::ResourceExhausted, .. } => Reason::Overload,
         CaError::Status { .. } => Reason::Refused,
         CaError::OpenSsl { .. } => Reason::Internal,
     }
