@@ -12,6 +12,7 @@ use std::{
 
 use ca_common::{Open, Scene, write};
 use gate::Gate;
+use odd::page::{self, Tally};
 use odd::{
     EDITS, Node, certificate,
     forms::{self, Parts},
@@ -37,6 +38,7 @@ use testkit::{
     },
     scratch::Scratch,
     shim::ShimBuilder,
+    workspace,
 };
 
 const ID: &str = "spiffe://cluster.local/ns/foo/sa/odd";
@@ -70,38 +72,6 @@ impl Court {
 
     async fn anchors(&self, pem: &[u8]) -> Result<Verdict, Failure> {
         self.judge.anchors("ROOTCA", pem).await.map_err(|failure| self.envoy.explain(failure))
-    }
-}
-
-/// What came of all of a kind.
-#[derive(Debug, Default)]
-struct Tally {
-    served: usize,
-    accepted: usize,
-    refused: Vec<String>,
-    left_out: usize,
-    /// What Envoy would have taken, by our reason.
-    would_do: BTreeMap<String, Vec<String>>,
-}
-
-impl Tally {
-    /// Why we leave it out, if we do, and what Envoy says of it.
-    fn enter(&mut self, what: &str, left_out: Option<String>, verdict: Verdict) {
-        match (left_out, verdict) {
-            (None, verdict) => {
-                self.served += 1;
-                match verdict {
-                    Ok(()) => self.accepted += 1,
-                    Err(reason) => self.refused.push(format!("{what}: {reason}")),
-                }
-            }
-            (Some(reason), verdict) => {
-                self.left_out += 1;
-                if verdict.is_ok() {
-                    self.would_do.entry(reason).or_default().push(what.to_owned());
-                }
-            }
-        }
     }
 }
 
@@ -177,10 +147,9 @@ fn keys() -> Vec<(&'static str, PKey<Private>)> {
     ]
 }
 
-/// As it comes from the CA and as it is mounted: each is shown to Envoy as we would serve it.
-#[tokio::test]
-async fn each_certificate_that_is_served_is_accepted() -> Result<(), Failure> {
-    let (court, now) = (Court::open().await?, clock::now());
+/// Each certificate as it comes from the CA and as it is mounted: shown to Envoy as we would serve it.
+async fn certificates(court: &Court) -> Result<[Tally; 2], Failure> {
+    let now = clock::now();
     let pki = Pki::new("odd");
     let [(_, own), (_, own_key), ..] = pki.plugged_in().or_fail("take the CA's files")?;
     let issuer = PKey::private_key_from_pem(own_key.as_bytes()).or_fail("read the CA's key")?;
@@ -210,17 +179,12 @@ async fn each_certificate_that_is_served_is_accepted() -> Result<(), Failure> {
             tally.enter(&what, read.err(), verdicts[&shown].clone());
         }
     }
-    println!("from the CA: {issued:#?}\nmounted: {mounted:#?}");
-    for tally in [issued, mounted] {
-        assert!(tally.served > 50 && tally.left_out > 200, "a corpus of both");
-        assert!(tally.refused.is_empty(), "Envoy refuses what we serve: {:#?}", tally.refused);
-    }
-    Ok(())
+    Ok([issued, mounted])
 }
 
-#[tokio::test]
-async fn each_anchor_that_is_served_is_accepted() -> Result<(), Failure> {
-    let (court, now) = (Court::open().await?, clock::now());
+/// Each anchor alone in ROOTCA.
+async fn anchors(court: &Court) -> Result<Tally, Failure> {
+    let now = clock::now();
     let mut tally = Tally::default();
     for (what, der) in roots() {
         let text = pem(&der);
@@ -228,10 +192,45 @@ async fn each_anchor_that_is_served_is_accepted() -> Result<(), Failure> {
         let verdict = court.anchors(read.as_ref().map_or(text.as_bytes(), Vec::as_slice)).await?;
         tally.enter(&what, read.err().map(|error| error.to_string()), verdict);
     }
-    println!("{tally:#?}");
-    assert!(tally.served > 100 && tally.left_out > 300, "a corpus of both");
-    assert!(tally.refused.is_empty(), "Envoy refuses what we serve: {:#?}", tally.refused);
+    Ok(tally)
+}
+
+#[tokio::test]
+async fn whatever_is_served_is_accepted() -> Result<(), Failure> {
+    let court = Court::open().await?;
+    let [issued, mounted] = certificates(&court).await?;
+    let tallies = [anchors(&court).await?, issued, mounted];
+    for tally in &tallies {
+        assert!(tally.refused.is_empty(), "Envoy refuses what we serve: {:#?}", tally.refused);
+        assert!(tally.served > 50 && tally.left_out > 300, "a corpus of both: {tally:#?}");
+    }
+    let (page, file) = (page::write(&tallies), workspace().join(page::FILE));
+    if std::env::var_os("CERTIFICATES_PAGE").is_some() {
+        return std::fs::write(&file, page).or_fail("write the page");
+    }
+    let held = std::fs::read_to_string(&file).or_fail("read the page")?;
+    assert!(held == page, "CERTIFICATES_PAGE=1 cargo test --test odd_certificates writes {} anew", page::FILE);
     Ok(())
+}
+
+/// Peers look whether each CA on the path may issue for the side that they meet.
+#[test]
+fn an_intermediate_for_one_side_alone_is_refused() {
+    let (root_key, issuer_key, key) = (p256(), p256(), p256());
+    let public = |key: &PKey<Private>| key.public_key_to_der().expect("a public key");
+    let domain = "cluster.local".parse().expect("a trust domain");
+    let id = SpiffeId::for_service_account(&domain, "foo", "odd").expect("a SPIFFE ID");
+    let root = Parts::root(&public(&root_key));
+    for (purposes, is_used) in [(&[1, 2][..], true), (&[1], false), (&[2], false), (&[3], false)] {
+        let issuer = root.subordinate(&public(&issuer_key), purposes);
+        let leaf = Parts::leaf(&public(&key), issuer.subject(), ID);
+        let answer = [(&leaf, &issuer_key), (&issuer, &root_key), (&root, &root_key)]
+            .map(|(parts, key)| pem(&signed(&parts.content(), key)));
+        let verified = X509Svid::verify(Answer::of(&answer), &key, &id, clock::now());
+        let told = verified.err().map(|error| error.to_string());
+        assert_eq!(told.is_none(), is_used, "{purposes:?}: {told:?}");
+        assert!(told.is_none_or(|told| told.contains("purpose")), "{purposes:?}");
+    }
 }
 
 /// One odd anchor in each source costs only itself: Envoy has all others.

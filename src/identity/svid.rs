@@ -6,7 +6,7 @@ use openssl::{
     sha::sha256,
     stack::Stack,
     x509::{
-        X509, X509Ref, X509StoreContext, X509VerifyResult,
+        X509, X509PurposeId, X509Ref, X509StoreContext, X509VerifyResult,
         store::X509StoreBuilder,
         verify::{X509VerifyFlags, X509VerifyParam},
     },
@@ -143,7 +143,9 @@ impl X509Svid {
             (Vec::new(), iter::once(&leaf).chain(&others).map(AsRef::as_ref).collect::<Vec<_>>());
         let mut look = |anchor: &X509| issuers.extend(may_have_issued(anchor, &below).then(|| anchor.clone()));
         let (roots, bad_anchors) = TrustBundle::from_answer(roots, now, &mut look).map_err(at(elements))?;
-        let path = verified_path(&leaf, &others, issuers, now.max(not_before));
+        let verify = |purpose| verified_path(&leaf, &others, issuers.clone(), now.max(not_before), Some(purpose));
+        // As peers will, on either side: an intermediate may be good for one alone.
+        let path = verify(X509PurposeId::SSL_CLIENT).and_then(|_| verify(X509PurposeId::SSL_SERVER));
         // OpenSSL leaves the reasons of a "no" in a queue that the next TLS operation would take for its own.
         drop(ErrorStack::get());
         let Some((anchor, path)) = path?.split_last().map(|(anchor, path)| (anchor.clone(), path.to_vec())) else {
@@ -229,10 +231,19 @@ fn check_usage(leaf: &X509Ref) -> Result<(), SvidError> {
     Ok(())
 }
 
-/// The certificates from the leaf to the root, as OpenSSL builds them.
-fn verified_path(leaf: &X509, others: &[X509], roots: Vec<X509>, now: i64) -> Result<Vec<X509>, SvidError> {
+/// The certificates from the leaf to the root, as OpenSSL builds them: each of them is good for this purpose.
+pub(super) fn verified_path(
+    leaf: &X509,
+    others: &[X509],
+    roots: Vec<X509>,
+    now: i64,
+    purpose: Option<X509PurposeId>,
+) -> Result<Vec<X509>, SvidError> {
     let mut param = X509VerifyParam::new()?;
     param.set_time(now);
+    if let Some(purpose) = purpose {
+        param.set_purpose(purpose)?;
+    }
     // As Envoy does: whatever the CA calls a root is one, also an intermediate.
     param.set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
     let mut store = X509StoreBuilder::new()?;

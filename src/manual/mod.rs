@@ -46,6 +46,7 @@ pub mod evidence {
     page!(budgets, "evidence/budgets.md");
     page!(benchmarks, "evidence/benchmarks.md");
     page!(capacity, "evidence/capacity.md");
+    page!(certificates, "evidence/certificates.md");
     page!(conformance, "evidence/conformance.md");
     page!(differences, "evidence/differences.md");
 }

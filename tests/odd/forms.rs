@@ -57,6 +57,19 @@ impl Parts {
         }
     }
 
+    /// A CA below it, for these purposes (1 is a server's, 2 a client's).
+    pub(crate) fn subordinate(&self, key: &[u8], purposes: &[u8]) -> Self {
+        let list: Vec<_> = purposes.iter().flat_map(|number| purpose(*number)).collect();
+        let extended = extension(EXTENDED_KEY_USAGE, false, &element(SEQUENCE, &list));
+        let name = name(UTF8, b"odd intermediate");
+        Self { subject: name, issuer: self.subject.clone(), key: key.to_vec(), ..self.with(&[extended]) }
+    }
+
+    /// Whose it is, in DER.
+    pub(crate) fn subject(&self) -> &[u8] {
+        &self.subject
+    }
+
     /// Another root, with a number in its name and so many bytes more.
     pub(crate) fn numbered(&self, number: usize, more: usize) -> Self {
         let name = name(UTF8, format!("root {number} of a large bundle").as_bytes());
