@@ -14,8 +14,8 @@ use crate::{
     budget, clock,
     config::{CaRoots, Config, Env, Mistake, MutualTls, RootsConfig, Schedule, ServerName, VARIABLES},
     identity::{
-        BearerToken, Credential, KeyAlgorithm, KeyEncoding, KeySpec, KeyText, RevocationList, SpiffeId, TrustBundle,
-        TrustDomain,
+        BearerToken, Credential, Flaw, KeyAlgorithm, KeyEncoding, KeySpec, KeyText, RevocationList, SpiffeId,
+        TrustBundle, TrustDomain,
     },
     memory,
 };
@@ -184,7 +184,9 @@ impl Findings {
     fn files(&mut self, config: &Config) {
         let now = clock::now();
         if let Some(files) = &config.source.files {
-            self.verdict(certificate(&files.chain, &files.key, now));
+            let (found, flaws) = certificate(&files.chain, &files.key, now, Some(config));
+            self.verdict(found);
+            flaws.into_iter().for_each(|flaw| self.verdict(Err(format!("{}: {flaw}", files.chain.display()))));
         }
         if let Some(file) = config.token.file.as_ref().filter(|_| config.source.ca) {
             let token = BearerToken::read(file).and_then(|token| {
@@ -223,7 +225,7 @@ impl Findings {
             }
         }
         if let Some(directory) = &config.ca.provisioned {
-            self.verdict(certificate(&directory.join("cert-chain.pem"), &directory.join("key.pem"), now));
+            self.verdict(certificate(&directory.join("cert-chain.pem"), &directory.join("key.pem"), now, None).0);
         }
         if let Some(directory) = config.sds.socket.parent() {
             self.verdict(writable(directory));
@@ -392,14 +394,31 @@ fn anchors(file: &Path, now: i64, lenient: bool) -> Result<(TrustBundle, Result<
     Ok((bundle, Ok(told)))
 }
 
-fn certificate(chain: &Path, key: &Path, now: i64) -> Result<String, String> {
+/// What is to be said of a key and its chain, and what peers will not like about it, who have the anchors of these files.
+fn certificate(chain: &Path, key: &Path, now: i64, peers: Option<&Config>) -> (Result<String, String>, Vec<Flaw>) {
     let read = |path: &Path| KeyText::open(path, MAX_FILE).map_err(|error| bounded::describe(path, &error));
-    let credential = Credential::from_pem(&read(chain)?.0, &read(key)?.1);
-    let end = credential.map_err(|error| format!("{}: {error}", chain.display()))?.not_after();
-    match end > now {
+    let credential = read(chain).and_then(|text| {
+        let credential = Credential::from_pem(&text.0, &read(key)?.1);
+        credential.map_err(|error| format!("{}: {error}", chain.display()))
+    });
+    let credential = match credential {
+        Ok(credential) => credential,
+        Err(error) => return (Err(error), Vec::new()),
+    };
+    let end = credential.not_after();
+    let told = match end > now {
         true => Ok(format!("{}: a certificate and its key, which ends at {}", chain.display(), clock::rfc3339(end))),
         false => Err(format!("{}: the certificate expired at {}", chain.display(), clock::rfc3339(end))),
-    }
+    };
+    let flaws = peers.and_then(|config| {
+        let files = config.source.files.as_ref()?;
+        let others = config.rotation.roots.files.iter().filter_map(|file| {
+            TrustBundle::from_file(file, now, budget::has_room_for_anchor).ok().map(|(bundle, _)| bundle)
+        });
+        let all = others.flat_map(|bundle| bundle.anchors().to_vec()).collect();
+        Some(credential.flaws(&files.roots, &TrustBundle::new(all), now))
+    });
+    (told, flaws.unwrap_or_default())
 }
 
 /// Whether a socket could be made there; nothing is left behind.

@@ -154,6 +154,14 @@ impl Writer<'_> {
             let labels = vec![("identity", one.identity.as_str()), ("reason", reason)];
             sample(&mut metric, labels, i64::from(reason.is_empty()))?;
         }
+        let help = "1 for each flaw of the mounted certificate for which peers will refuse it";
+        let mut metric = self.describe("sds_shim_certificate_flaw", help, MetricType::Gauge)?;
+        for one in &facts {
+            let reasons: BTreeSet<_> = one.flaws.iter().map(|(reason, _)| *reason).collect();
+            for reason in reasons {
+                sample(&mut metric, vec![("identity", one.identity.as_str()), ("reason", reason)], 1i64)?;
+            }
+        }
         for (name, help, pick) in [
             (
                 "sds_shim_renewal_last_attempt_timestamp_seconds",

@@ -66,6 +66,7 @@ fn workload(workload: &Workload, shown: usize) -> Value {
         looks,
         trouble,
         revocation,
+        flaws,
     } = workload.renewal();
     let secrets = workload.secrets();
     json!({
@@ -82,6 +83,7 @@ fn workload(workload: &Workload, shown: usize) -> Value {
             "since": rfc3339(trouble.since), "reason": trouble.reason.label(), "text": trouble.text,
         })),
         "revocation": lists(&revocation),
+        "flaws": flaws.iter().map(|(reason, text)| json!({ "reason": reason, "text": text })).collect::<Vec<_>>(),
     })
 }
 

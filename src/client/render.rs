@@ -73,6 +73,9 @@ impl Page {
             let _ = writeln!(out, "trouble  {}", self.paint("31", &trouble));
         }
         self.revocation(out, &workload["revocation"]);
+        for flaw in list(&workload["flaws"]) {
+            let _ = writeln!(out, "flaw     {}", self.paint("31", text(&flaw["text"])));
+        }
         let mut rows = vec![["RESOURCE", "KIND", "SERIAL", "ISSUER", "BEGAN", "ENDS"].map(str::to_owned)];
         for secret in list(&workload["resources"]) {
             for certificate in list(&secret["certificates"]) {

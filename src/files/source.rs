@@ -137,7 +137,8 @@ impl FileSource {
 fn read(files: &FileResource) -> Result<(Content, i64, Option<String>), String> {
     match files {
         FileResource::Certificate { chain, key } => {
-            let MountedCertificate { content, not_after, .. } = read_certificate(chain, key)?;
+            let credential = read_certificate(chain, key)?;
+            let MountedCertificate { content, not_after, .. } = MountedCertificate::new(&credential)?;
             Ok((content, not_after, None))
         }
         FileResource::Roots(path) => {
@@ -159,25 +160,34 @@ pub struct MountedCertificate {
     pub trust_domain: Option<TrustDomain>,
 }
 
+impl MountedCertificate {
+    /// This key and chain.
+    ///
+    /// # Errors
+    /// What OpenSSL says; it fails only for want of memory.
+    pub fn new(credential: &Credential) -> Result<Self, String> {
+        let chain = credential.chain().map_err(|error| error.to_string())?;
+        let key = credential.key_pem().map_err(|error| error.to_string())?;
+        Ok(Self {
+            content: Content::TlsCertificate { chain, key },
+            not_after: credential.not_after(),
+            trust_domain: credential.trust_domain(),
+        })
+    }
+}
+
 /// Reads a key and its certificate chain.
 ///
 /// # Errors
 /// What is wrong with which of the files.
-pub fn read_certificate(chain: &Path, key: &Path) -> Result<MountedCertificate, String> {
+pub fn read_certificate(chain: &Path, key: &Path) -> Result<Credential, String> {
     let (text, beside) = file(chain)?;
     let (both, key_text) = if key == chain {
         (chain.display().to_string(), beside)
     } else {
         (format!("{} and {}", chain.display(), key.display()), file(key)?.1)
     };
-    let credential = Credential::from_pem(&text, &key_text).map_err(|error| format!("{both}: {error}"))?;
-    let chain = credential.chain().map_err(|error| error.to_string())?;
-    let key = credential.key_pem().map_err(|error| error.to_string())?;
-    Ok(MountedCertificate {
-        content: Content::TlsCertificate { chain, key },
-        not_after: credential.not_after(),
-        trust_domain: credential.trust_domain(),
-    })
+    Credential::from_pem(&text, &key_text).map_err(|error| format!("{both}: {error}"))
 }
 
 fn file(path: &Path) -> Result<(String, KeyText), String> {

@@ -1,18 +1,61 @@
+use std::{collections::BTreeSet, fmt, iter, path::Path};
+
 use locked::Structure;
 use openssl::{
     error::ErrorStack,
     pkey::{PKey, Private},
-    x509::X509,
+    x509::{X509, X509ExtendedKeyUsage, X509KeyUsage, X509PurposeId, X509VerifyResult},
 };
 
 use super::{
+    bundle::{TrustBundle, may_have_issued},
     facts::Certificates,
     leaf,
     pem::{PemError, certificates},
     private_key::{KeyError, KeyText},
     spiffe::TrustDomain,
+    svid::verified_path,
     validity::validity,
 };
+
+/// What the peers of a certificate will not like, while Envoy takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// Its key usage has no digitalSignature.
+    KeyUsage,
+    /// Its extended key usage lacks this one.
+    ExtendedKeyUsage(&'static str),
+    /// It leads to none of the trust anchors, as far as OpenSSL tells.
+    Path(String),
+}
+
+impl Flaw {
+    /// Its name in metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::KeyUsage => "key_usage",
+            Self::ExtendedKeyUsage(_) => "extended_key_usage",
+            Self::Path(_) => "path",
+        }
+    }
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::KeyUsage => write!(f, "its key usage lacks digitalSignature: peers refuse it on both sides"),
+            Self::ExtendedKeyUsage("clientAuth") => {
+                write!(f, "its extended key usage lacks clientAuth: servers refuse it")
+            }
+            Self::ExtendedKeyUsage(lack) => write!(f, "its extended key usage lacks {lack}: clients refuse it"),
+            Self::Path(cause) => write!(
+                f,
+                "it leads to none of the trust anchors ({cause}): peers with the same anchors refuse it; intermediates may \
+                 be missing, or the anchors are another CA's"
+            ),
+        }
+    }
+}
 
 /// Why a key and a chain from files are not served.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +96,39 @@ impl Credential {
         drop(ErrorStack::get());
         let leaf = chain.remove(ours.ok_or(CredentialError::Mismatch)?);
         leaf::check(&leaf).map_err(CredentialError::Leaf)?;
-        chain.insert(0, leaf);
-        Ok(Self { chain, key })
+        Ok(Self { chain: in_order(leaf, chain)?, key })
+    }
+
+    /// What peers will not like about it, who have the anchors of this file or of this bundle.
+    pub fn flaws(&self, file: &Path, bundle: &TrustBundle, now: i64) -> Vec<Flaw> {
+        let Some((leaf, others)) = self.chain.split_first() else { return Vec::new() };
+        let mut flaws = Vec::new();
+        // Without the extensions every use is allowed (RFC 5280, section 4.2.1.3).
+        if leaf.key_usage().is_some_and(|usage| !usage.contains(X509KeyUsage::DIGITAL_SIGNATURE)) {
+            flaws.push(Flaw::KeyUsage);
+        }
+        let usage = leaf.extended_key_usage();
+        let lacks = |flag| usage.is_some_and(|usage| !usage.contains(flag));
+        let sides = [
+            (X509ExtendedKeyUsage::SSL_SERVER, "serverAuth", X509PurposeId::SSL_SERVER),
+            (X509ExtendedKeyUsage::SSL_CLIENT, "clientAuth", X509PurposeId::SSL_CLIENT),
+        ];
+        flaws.extend(sides.iter().filter(|(flag, ..)| lacks(*flag)).map(|(_, name, _)| Flaw::ExtendedKeyUsage(name)));
+        let presented: Vec<_> = self.chain.iter().map(AsRef::as_ref).collect();
+        let mut anchors = bundle.issuers_of(&presented);
+        let look = |anchor: &X509| anchors.extend(may_have_issued(anchor, &presented).then(|| anchor.clone()));
+        // What is wrong with the file is told by whoever serves it.
+        let _ = TrustBundle::look_at_file(file, now, look);
+        let now = now.max(validity(leaf).0);
+        // For each side that the leaf is for, or else for none.
+        let purposes: Vec<_> = match flaws.is_empty() {
+            true => sides.iter().map(|(.., purpose)| Some(*purpose)).collect(),
+            false => vec![None],
+        };
+        let verify = |purpose| verified_path(leaf, others, anchors.clone(), now, purpose).err();
+        flaws.extend(purposes.into_iter().find_map(verify).map(|cause| Flaw::Path(cause.to_string())));
+        drop(ErrorStack::get());
+        flaws
     }
 
     /// The end of the leaf in Unix seconds.
@@ -85,11 +159,30 @@ impl Credential {
     }
 }
 
+/// The leaf, what leads from it upwards, and what else there is: nothing twice, and no roots, which peers have.
+fn in_order(leaf: X509, others: Vec<X509>) -> Result<Vec<X509>, ErrorStack> {
+    let is_issued = |issuer: &X509, by: &X509| issuer.issued(by) == X509VerifyResult::OK;
+    let mut seen: BTreeSet<_> = iter::once(leaf.to_der()?).collect();
+    let mut rest = Vec::new();
+    for other in others {
+        if seen.insert(other.to_der()?) && !is_issued(&other, &other) {
+            rest.push(other);
+        }
+    }
+    let mut chain = vec![leaf];
+    while let Some(next) = chain.last().and_then(|last| rest.iter().position(|one| is_issued(one, last))) {
+        chain.push(rest.remove(next));
+    }
+    chain.append(&mut rest);
+    drop(ErrorStack::get());
+    Ok(chain)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Duration;
-    use testkit::development_ca::{Issued, Leaf, Pki};
+    use testkit::development_ca::{Issued, Leaf, Pki, PkiOptions};
 
     fn issued() -> Issued {
         Pki::new("files").issue(&Leaf::workload("spiffe://td/ns/a/sa/b", Duration::from_secs(3600)))
@@ -113,6 +206,24 @@ mod tests {
         for bundle in [format!("{key_pem}{chain_pem}"), format!("{chain_pem}{key_pem}")] {
             let credential = Credential::from_pem(&bundle, &key(&bundle)).unwrap();
             assert_eq!(String::from_utf8(credential.chain().unwrap().pem).unwrap(), chain_pem);
+        }
+    }
+
+    #[test]
+    fn a_chain_is_put_in_order_without_doubles_and_roots() {
+        let options = PkiOptions { upper: true, ..PkiOptions::new("order") };
+        let pki = Pki::with_options(&options);
+        let issued = pki.issue(&Leaf::workload("spiffe://td/ns/a/sa/b", Duration::from_secs(3600)));
+        let blocks: Vec<_> = issued.chain_pem.split_inclusive("-----END CERTIFICATE-----\n").collect();
+        let [leaf, lower, upper] = blocks[..] else { panic!("{} certificates", blocks.len()) };
+        let root = pki.root_pem();
+        let stranger = Pki::new("stranger").intermediate_pem();
+        for (mixed, expected) in [
+            ([root.as_str(), upper, leaf, lower, leaf, upper].concat(), issued.chain_pem.clone()),
+            ([stranger.as_str(), lower, upper, leaf].concat(), issued.chain_pem.clone() + &stranger),
+        ] {
+            let credential = Credential::from_pem(&mixed, &key(&issued.key_pem)).unwrap();
+            assert_eq!(String::from_utf8(credential.chain().unwrap().pem).unwrap(), expected);
         }
     }
 

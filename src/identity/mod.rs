@@ -19,7 +19,7 @@ mod validity;
 
 pub use anchors::Answer;
 pub use bundle::{BadAnchor, BadAnchors, TrustAnchor, TrustBundle, may_have_issued};
-pub use credential::{Credential, CredentialError};
+pub use credential::{Credential, CredentialError, Flaw};
 pub use crl::{CrlSigner, CrlTrouble, RevocationList};
 pub use facts::{CertificateFacts, Certificates};
 pub use key::{CertificateRequest, KeyAlgorithm, KeyEncoding, KeySpec};

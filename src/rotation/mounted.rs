@@ -7,7 +7,8 @@ use super::{renewal::RenewalSettings, root_publisher::RootPublisher};
 use crate::{
     clock,
     config::{FilesConfig, MountedFiles},
-    files::{Changes, read_certificate},
+    files::{Changes, MountedCertificate, read_certificate},
+    identity::Credential,
     memory,
     status::{Reason, Workload},
     store::{CERTIFICATE, SecretStore},
@@ -95,24 +96,33 @@ impl Mounted {
         }
         let now = clock::now();
         memory::before_a_key();
-        let read = read_certificate(&self.files.chain, &self.files.key).and_then(|read| match read.not_after {
-            end if end > now => Ok(read),
+        let read = read_certificate(&self.files.chain, &self.files.key).and_then(|read| match read.not_after() {
+            end if end > now => Ok((MountedCertificate::new(&read)?, self.flaws(&read, now))),
             end => Err(format!("{}: the certificate expired at {}", self.files.chain.display(), clock::rfc3339(end))),
         });
         match read {
-            Ok(read) => {
+            Ok((read, flaws)) => {
                 let (version, end) = (self.version(), read.not_after);
                 if !self.roots.publish_mounted(read).await {
                     return false;
                 }
-                if version != self.version() {
+                let is_new = version != self.version();
+                if !flaws.is_empty() && (is_new || self.shown.renewal().flaws != flaws) {
+                    let told: Vec<_> = flaws.iter().map(|(_, text)| text.as_str()).collect();
+                    warn!(
+                        file = %self.files.chain.display(),
+                        "the mounted certificate is served, but {}",
+                        told.join("; and ")
+                    );
+                }
+                if is_new {
                     info!(
                         file = %self.files.chain.display(),
                         not_after = clock::rfc3339(end),
                         "the mounted certificate is served"
                     );
                 }
-                self.shown.mounted(now);
+                self.shown.mounted(now, flaws);
                 self.told = None;
             }
             Err(trouble) if self.told.as_ref() == Some(&trouble) => {}
@@ -126,6 +136,12 @@ impl Mounted {
         }
         memory::look_again();
         true
+    }
+
+    /// What peers will not like about it, who have the anchors beside it or those that are served.
+    fn flaws(&self, read: &Credential, now: i64) -> Vec<(&'static str, String)> {
+        let flaws = read.flaws(&self.files.roots, &self.roots.anchors(), now);
+        flaws.iter().map(|flaw| (flaw.label(), flaw.to_string())).collect()
     }
 
     fn version(&self) -> Option<String> {

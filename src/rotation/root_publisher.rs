@@ -119,6 +119,11 @@ impl RootPublisher {
         self.store.publish(contents);
     }
 
+    /// The anchors that peers are verified with.
+    pub(super) fn anchors(&self) -> TrustBundle {
+        self.lock().roots.bundle()
+    }
+
     /// Whether the CA has issued a certificate, so that what is mounted is served no more.
     pub(super) fn by_ca(&self) -> bool {
         self.lock().by_ca

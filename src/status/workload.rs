@@ -36,6 +36,8 @@ pub struct RenewalFacts {
     pub trouble: Option<Trouble>,
     /// How it goes with the lists of revoked certificates.
     pub revocation: RevocationFacts,
+    /// What peers will not like about the mounted certificate, while that is served: its class, and in words.
+    pub flaws: Vec<(&'static str, String)>,
 }
 
 /// How it goes with the lists of revoked certificates.
@@ -150,14 +152,16 @@ impl Workload {
         facts.trouble = facts.trouble.take().filter(|_| facts.wanted.is_some());
         facts.last_success = Some(now);
         facts.next_attempt = Some(next);
+        facts.flaws = Vec::new();
         drop(facts);
         self.status.by_ca.store(true, Ordering::Relaxed);
         self.status.changed(|renewals| renewals.issued += 1);
     }
 
-    /// The mounted files can be used at `now`.
-    pub fn mounted(&self, now: i64) {
+    /// The mounted files can be used at `now`, and have these flaws.
+    pub fn mounted(&self, now: i64, flaws: Vec<(&'static str, String)>) {
         let mut facts = self.lock();
+        facts.flaws = flaws;
         facts.trouble = facts.trouble.take().filter(|trouble| trouble.reason != Reason::Files);
         facts.last_success = Some(now);
         drop(facts);
