@@ -81,10 +81,10 @@ fn within_memory(shim: &Shim) -> Tested {
 fn reasons(flood: Flood) -> &'static [&'static str] {
     const FRAMES: &str = "the connection is given up: more than 256 HTTP/2 frames came in one call";
     match flood {
-        Flood::Headers => &[FRAMES, "more than 256 KiB came in one call", "there is no room for what comes"],
+        Flood::Headers => &[FRAMES, "more than 1,536 KiB came in one call", "there is no room for what comes"],
         // h2 has a limit of its own.
         Flood::EmptyData | Flood::Bytes => &[FRAMES, "detected excessive load"],
-        Flood::Endless => &["message length too large"],
+        Flood::Endless => &["the answer is too large"],
         Flood::Continuation | Flood::Message | Flood::Settings => &[""],
         _ => &[FRAMES],
     }
