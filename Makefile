@@ -22,7 +22,7 @@ TEST_TOOLS := envoy gdb strace valgrind podman pod-network prometheus systemd pi
 FUZZ_SECONDS ?= 60
 
 .PHONY: help build image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels \
-  conformance-istio bench soak fleet seccomp check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta \
+  conformance-istio bench soak fleet recovery seccomp check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta \
   strace gdb pilot-agent podman pod-network python prometheus istio-ca istio-injector curl kubernetes systemd manual clean
 
 # Who installs something finds what the others have installed, and each has the processors for itself.
@@ -102,6 +102,9 @@ soak: build envoy ## ten minutes of hostile clients and a CA that floods, and of
 fleet: build pilot-agent ## what a fleet costs its CA: 100,000 sidecars simulated, and as many real ones as the machine bears; report in target/fleet
 	@$(CARGO) build --quiet --package fleet
 	@target/debug/fleet
+
+recovery: build pilot-agent pod-network ## how soon a sidecar without a certificate has one when the CA is back or what kept it away changes, beside Istio's agent; writes src/manual/evidence/recovery.md
+	@RECOVERY_TABLE=1 $(CARGO) test --test recovery the_table -- --nocapture
 
 seccomp: build $(TEST_TOOLS) ## the whole suite with SDS_SHIM_SECCOMP=strict
 	@$(CARGO) build --quiet --package testkit --bins

@@ -3,10 +3,11 @@
 use std::{
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::AbortHandle,
@@ -14,6 +15,8 @@ use tokio::{
 
 /// Receive windows: an answer is a few KiB, and nobody may make us hold much more.
 const WINDOW: u32 = 64 * 1024;
+/// How long a peer that lives may take for the answer to a PING.
+const LIVES: Duration = Duration::from_secs(10);
 
 /// What HTTP runs on.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -27,12 +30,15 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Speaks HTTP/2 on this stream.
+    /// Speaks HTTP/2 on this stream. While a call is open, the peer is asked this often whether it still lives.
     ///
     /// # Errors
     /// What kept the two sides from it.
-    pub async fn new(stream: Box<dyn Stream>) -> Result<Self, hyper::Error> {
+    pub async fn new(stream: Box<dyn Stream>, pings: Option<Duration>) -> Result<Self, hyper::Error> {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(pings)
+            .keep_alive_timeout(LIVES)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
             .handshake(TokioIo::new(stream))

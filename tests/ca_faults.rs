@@ -132,13 +132,26 @@ async fn a_slow_answer_within_the_deadline_is_taken() -> Tested {
     Ok(())
 }
 
+/// As with istio-csr where somebody approves by hand: it issues for as long as the call is open, and drops the request
+/// with it.
+#[tokio::test]
+async fn an_issuer_that_takes_its_time_is_waited_for() -> Tested {
+    let scene = Scene::new().await?;
+    scene.ca.set_fault(Some(Fault::Delay(Duration::from_secs(12))));
+    let mut shim = scene.shim().start()?;
+    let secret = Open::connect(&mut shim, "default").await?.next(&shim).await?;
+    assert_eq!(scene.issued(), [secret.serial()?]);
+    assert_eq!(scene.ca.calls().len(), 1, "the same call all the time");
+    Ok(())
+}
+
 #[tokio::test]
 async fn the_deadline_is_named_when_the_answer_is_too_slow() -> Tested {
     let scene = Scene::new().await?;
     scene.ca.set_fault(Some(Fault::Delay(Duration::from_secs(60))));
-    let mut shim = scene.shim().env("SDS_SHIM_CA_TIMEOUT", "300ms").start()?;
+    let mut shim = scene.shim().env("SDS_SHIM_CA_ANSWER_TIMEOUT", "300ms").start()?;
     let mut stream = Open::connect(&mut shim, "default").await?;
-    shim.wait_for_log("no answer within 0.3 s (SDS_SHIM_CA_TIMEOUT)").await?;
+    shim.wait_for_log("no answer within 0.3 s (SDS_SHIM_CA_ANSWER_TIMEOUT)").await?;
     scene.ca.set_fault(None);
     stream.next(&shim).await?;
     Ok(())
@@ -148,16 +161,16 @@ async fn the_deadline_is_named_when_the_answer_is_too_slow() -> Tested {
 async fn a_ca_that_never_answers_is_given_up_and_asked_again() -> Tested {
     let scene = Scene::new().await?;
     scene.ca.set_fault(Some(Fault::Hang));
-    let mut shim = scene.shim().env("SDS_SHIM_CA_TIMEOUT", "400ms").start()?;
+    let mut shim = scene.shim().env("SDS_SHIM_CA_ANSWER_TIMEOUT", "400ms").start()?;
     let mut stream = Open::connect(&mut shim, "default").await?;
-    shim.wait_for_log("no answer within 0.4 s (SDS_SHIM_CA_TIMEOUT)").await?;
+    shim.wait_for_log("no answer within 0.4 s (SDS_SHIM_CA_ANSWER_TIMEOUT)").await?;
     // The call is taken back, not only forgotten.
     within(&shim, "abandoned calls", scene.ca.wait_for_outcomes(2)).await?;
     assert!(scene.ca.calls()[..2].iter().all(|call| call.outcome == Outcome::Abandoned));
     stream.expect_silence(&shim).await?;
     scene.ca.set_fault(None);
     stream.next(&shim).await?;
-    assert_eq!(shim.log().count("SDS_SHIM_CA_TIMEOUT"), 1);
+    assert_eq!(shim.log().count("SDS_SHIM_CA_ANSWER_TIMEOUT"), 1);
     Ok(())
 }
 

@@ -32,7 +32,7 @@ async fn outlives(scene: &Scene, fault: &Fault, reasons: &[&str]) -> Tested {
         address if address.port() == IN_CLEAR => builder.env("CA_ADDR", address.to_string()),
         _ => builder,
     };
-    let mut shim = builder.env("SDS_SHIM_CA_TIMEOUT", "2s").start()?;
+    let mut shim = builder.env("SDS_SHIM_CA_TIMEOUT", "2s").env("SDS_SHIM_CA_ANSWER_TIMEOUT", "2s").start()?;
     let mut stream = Open::connect(&mut shim, "default").await?;
     fails(&shim, fault, reasons).await?;
     scene.ca.set_fault(None);

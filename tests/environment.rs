@@ -78,6 +78,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("SDS_SHIM_CA_MTLS", "private-value"),
     ("SDS_SHIM_CA_MTLS", "always"),
     ("SDS_SHIM_CA_TIMEOUT", "private-value"),
+    ("SDS_SHIM_CA_ANSWER_TIMEOUT", "private-value"),
     ("SDS_SHIM_CA_TIMEOUT", "0s"),
     ("SDS_SHIM_LOG", "info,private-value=debug"),
     ("SDS_SHIM_LOG", "info,sds=private-value"),

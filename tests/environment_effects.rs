@@ -256,10 +256,10 @@ async fn our_own_certificate_is_presented_from_the_second_call_on() -> Outcome {
 }
 
 #[tokio::test]
-async fn the_deadline_of_a_call_can_be_set() -> Outcome {
+async fn the_deadline_of_an_answer_can_be_set() -> Outcome {
     let site = Site::new().await?;
     site.ca.push_fault(Fault::Hang);
-    let pod = pod(site, &[("SDS_SHIM_CA_TIMEOUT", "1s")]).await?;
+    let pod = pod(site, &[("SDS_SHIM_CA_ANSWER_TIMEOUT", "1s")]).await?;
     // Given up, and asked again.
     assert_eq!(names(&pod.ask(&["default"]).await?.1)?, ["default"]);
     assert!(pod.site.ca.calls().len() > 1);

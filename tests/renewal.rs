@@ -187,7 +187,7 @@ async fn sigusr1_renews_at_once_and_once() -> Tested {
 /// that follows replaces it on the stream that was open all the time.
 async fn failed_renewal_keeps_the_old_one(fault: Fault, reason: &str) -> Tested {
     let scene = Scene::new().await?;
-    let mut shim = scene.shim().env("SDS_SHIM_CA_TIMEOUT", "500ms").start()?;
+    let mut shim = scene.shim().env("SDS_SHIM_CA_ANSWER_TIMEOUT", "500ms").start()?;
     let mut open = Open::connect(&mut shim, "default").await?;
     let old = open.next(&shim).await?;
     scene.ca.set_fault(Some(fault));
@@ -214,7 +214,7 @@ async fn an_error_at_renewal_keeps_the_old_certificate() -> Tested {
 
 #[tokio::test]
 async fn silence_at_renewal_keeps_the_old_certificate() -> Tested {
-    failed_renewal_keeps_the_old_one(Fault::Hang, "SDS_SHIM_CA_TIMEOUT").await
+    failed_renewal_keeps_the_old_one(Fault::Hang, "SDS_SHIM_CA_ANSWER_TIMEOUT").await
 }
 
 #[tokio::test]
@@ -234,7 +234,7 @@ async fn reconnects_during_an_outage_cost_the_ca_nothing() -> Tested {
     let scene = Scene::new().await?;
     // One call that lasts: whatever else arrives was caused by the reconnects.
     scene.ca.set_fault(Some(Fault::Hang));
-    let mut shim = scene.shim().env("SDS_SHIM_CA_TIMEOUT", "10m").start()?;
+    let mut shim = scene.shim().env("SDS_SHIM_CA_ANSWER_TIMEOUT", "10m").start()?;
     within(&shim, "a call", scene.ca.wait_for_calls(1)).await?;
     reconnect(&mut shim, 50).await?;
     assert_eq!((scene.ca.calls().len(), scene.ca.connections()), (1, 1), "before the first certificate");

@@ -220,7 +220,7 @@ async fn streams_and_reconnects_with_the_same_token_cost_one_csr() -> Tested {
 async fn reconnects_before_the_first_certificate_cost_nothing() -> Tested {
     let scene = scene().await?;
     scene.ca.set_fault(Some(Fault::Hang));
-    let mut shim = shim(&scene).env("SDS_SHIM_CA_TIMEOUT", "10m").start()?;
+    let mut shim = shim(&scene).env("SDS_SHIM_CA_ANSWER_TIMEOUT", "10m").start()?;
     let token = token("sleep");
     let mut stream = Open::new(&connect(&mut shim, &token).await?, "default");
     within(&shim, "a call", scene.ca.wait_for_calls(1)).await?;

@@ -166,7 +166,7 @@ async fn a_call_that_hangs_does_not_delay_the_end() -> Outcome {
     let site = Site::new().await?;
     site.ca.set_fault(Some(Fault::Hang));
     // Longer than the wait for the exit: only an end that does not wait for the call is in time.
-    let shim = site.shim().env("SDS_SHIM_CA_TIMEOUT", "10m");
+    let shim = site.shim().env("SDS_SHIM_CA_TIMEOUT", "10m").env("SDS_SHIM_CA_ANSWER_TIMEOUT", "10m");
     let mut pod = site.serve_with(shim).await?;
     pod.site.ca.wait_for_calls(1).await;
     assert_eq!(pod.shim.terminate().await?.code(), Some(0));

@@ -55,7 +55,7 @@ async fn expect_cut(mut stream: Open, shim: &Shim) -> Tested {
 
 /// A shim that holds its certificate, and two streams on connections of their own.
 async fn serving(shim: ShimBuilder) -> Result<(Shim, [Open; 2]), Failure> {
-    let mut shim = shim.env("SDS_SHIM_CA_TIMEOUT", CA_TIMEOUT).start()?;
+    let mut shim = shim.env("SDS_SHIM_CA_TIMEOUT", CA_TIMEOUT).env("SDS_SHIM_CA_ANSWER_TIMEOUT", CA_TIMEOUT).start()?;
     let mut streams = [Open::connect(&mut shim, "default").await?, Open::connect(&mut shim, "ROOTCA").await?];
     for stream in &mut streams {
         stream.next(&shim).await?;
@@ -84,7 +84,11 @@ async fn while_the_first_call_to_the_ca_hangs() -> Tested {
     for signal in SIGNALS {
         let scene = Scene::new().await?;
         scene.ca.set_fault(Some(Fault::Hang));
-        let mut shim = scene.shim().env("SDS_SHIM_CA_TIMEOUT", CA_TIMEOUT).start()?;
+        let mut shim = scene
+            .shim()
+            .env("SDS_SHIM_CA_TIMEOUT", CA_TIMEOUT)
+            .env("SDS_SHIM_CA_ANSWER_TIMEOUT", CA_TIMEOUT)
+            .start()?;
         within(&shim, "a call", scene.ca.wait_for_calls(1)).await?;
         let waiting = Open::connect(&mut shim, "default").await?;
         expect_end(&mut shim, signal, "while the first call hangs").await?;
@@ -116,7 +120,8 @@ async fn while_the_ca_accepts_and_says_nothing() -> Tested {
         let mute = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.or_fail("bind a mute CA")?;
         let address = mute.local_addr().or_fail("bind a mute CA")?;
         let shim = scene.shim().env("CA_ADDR", format!("localhost:{}", address.port()));
-        let mut shim = shim.env("SDS_SHIM_CA_TIMEOUT", CA_TIMEOUT).start()?;
+        let mut shim =
+            shim.env("SDS_SHIM_CA_TIMEOUT", CA_TIMEOUT).env("SDS_SHIM_CA_ANSWER_TIMEOUT", CA_TIMEOUT).start()?;
         let handshake = within(&shim, "a connection to the CA", mute.accept()).await?.or_fail("accept")?;
         expect_end(&mut shim, signal, "in a TLS handshake that hangs").await?;
         drop(handshake);
@@ -141,7 +146,10 @@ async fn while_a_name_look_up_hangs() -> Tested {
         let launcher = with_files(scene.workload.path(), &[("resolv.conf", &configuration)])?;
         let launcher: Vec<_> = launcher.iter().map(String::as_str).collect();
         let shim = scene.shim().through(&launcher);
-        let shim = shim.env("CA_ADDR", "ca.example.test:15012").env("SDS_SHIM_CA_TIMEOUT", CA_TIMEOUT);
+        let shim = shim
+            .env("CA_ADDR", "ca.example.test:15012")
+            .env("SDS_SHIM_CA_TIMEOUT", CA_TIMEOUT)
+            .env("SDS_SHIM_CA_ANSWER_TIMEOUT", CA_TIMEOUT);
         let mut shim = shim.start()?;
         within(&shim, "a query to the nameserver", nameserver.wait_for(1)).await?;
         assert!(nameserver.asked()[0].name.starts_with("ca.example.test"), "the query is not for the CA's name");

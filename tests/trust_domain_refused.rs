@@ -30,7 +30,11 @@ struct Told {
 impl Told {
     async fn start(scene: Scene, domain: &str, edit: impl FnOnce(ShimBuilder) -> ShimBuilder) -> Result<Self, Failure> {
         write(&scene.workload.path().join("trust-domain"), domain)?;
-        let shim = scene.shim().env("SDS_SHIM_TRUST_DOMAIN_FILE", "./trust-domain").env("SDS_SHIM_CA_TIMEOUT", "1s");
+        let shim = scene
+            .shim()
+            .env("SDS_SHIM_TRUST_DOMAIN_FILE", "./trust-domain")
+            .env("SDS_SHIM_CA_TIMEOUT", "1s")
+            .env("SDS_SHIM_CA_ANSWER_TIMEOUT", "1s");
         let mut shim = edit(shim).start()?;
         let stream = Open::connect(&mut shim, "default").await?;
         Ok(Self { scene, shim, stream })

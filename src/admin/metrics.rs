@@ -201,6 +201,11 @@ impl Writer<'_> {
                 count(&mut metric, vec![("ca", address), ("outcome", outcome)], calls)?;
             }
         }
+        let help = "Calls among those that failed that found nobody, which cost the CA nothing";
+        let mut metric = self.describe("sds_shim_ca_unreached", help, MetricType::Counter)?;
+        for (address, facts) in &facts {
+            count(&mut metric, vec![("ca", address)], facts.unreached)?;
+        }
         let help = "Time from the look-up of the CA's name to its answer or the failure";
         let mut metric = self.describe("sds_shim_ca_latency_seconds", help, MetricType::Histogram)?;
         for (address, facts) in &facts {

@@ -81,6 +81,7 @@ fn workload(workload: &Workload, shown: usize) -> Value {
         "files_read": (looks > 0).then_some(looks),
         "trouble": trouble.map(|trouble| json!({
             "since": rfc3339(trouble.since), "reason": trouble.reason.label(), "text": trouble.text,
+            "reached": trouble.reached,
         })),
         "revocation": lists(&revocation),
         "flaws": flaws.iter().map(|(reason, text)| json!({ "reason": reason, "text": text })).collect::<Vec<_>>(),
@@ -140,6 +141,7 @@ fn endpoint(address: &str, facts: &EndpointFacts) -> Value {
         "up": facts.is_up(),
         "calls": count,
         "failed": facts.failed,
+        "unreached": facts.unreached,
         "mean_seconds": (count > 0).then_some((mean * 1e4).round() / 1e4),
         "last_success": facts.last_success.map(rfc3339),
         "last_failure": facts.last_failure.as_ref().map(|(at, _)| rfc3339(*at)),

@@ -8,7 +8,7 @@ use std::{
 use super::{
     answer::Portions,
     client_certificate::ClientCertificate,
-    dial::tcp,
+    dial::{Resolved, tcp},
     error::CaError,
     limits::{GivenUp, Limited},
     retry,
@@ -19,6 +19,11 @@ use crate::{
     wire::{self, Connection, Stream},
 };
 
+/// How often a CA that has a call and does not answer is asked whether it lives. What grpc-go makes of many PINGs is a
+/// connection that it closes: it bears three for each call.
+const PINGS: Duration = Duration::from_secs(20);
+const MOST_PINGS: u32 = 3;
+
 /// One HTTP/2 connection to the CA. It is made for one call and closed after it: the next one is hours away.
 pub(super) struct Channel {
     connection: Connection,
@@ -28,7 +33,7 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    /// Connects to the CA, verifies it, and presents `certificate` if there is one.
+    /// Connects to the CA, verifies it, and presents `certificate` if there is one. An answer may then take so long.
     ///
     /// # Errors
     /// What kept the connection from being made.
@@ -36,17 +41,19 @@ impl Channel {
         config: &CaConfig,
         address: &CaAddress,
         certificate: Option<&ClientCertificate>,
+        resolved: &Resolved,
+        answer: Duration,
     ) -> Result<Self, CaError> {
         let (alert, given_up) = (Alert::default(), GivenUp::default());
         let certificate = certificate.filter(|_| !address.is_plaintext());
         let stream: Box<dyn Stream> = match address.is_plaintext() {
-            true => Box::new(Limited::new(tcp(address, config.timeout).await?, given_up.clone())),
+            true => Box::new(Limited::new(tcp(address, config.timeout, resolved).await?, given_up.clone())),
             false => {
-                let stream = tls::connect(config, address, certificate, alert.clone()).await?;
+                let stream = tls::connect(config, address, certificate, alert.clone(), resolved).await?;
                 Box::new(Limited::new(stream, given_up.clone()))
             }
         };
-        let connection = Connection::new(stream).await;
+        let connection = Connection::new(stream, Some(PINGS.max(answer / MOST_PINGS))).await;
         let connection = connection.map_err(|error| explain(&alert, &given_up, certificate.is_some(), &error))?;
         Ok(Self { connection, alert, given_up, retry_after: Arc::default() })
     }

@@ -1,4 +1,6 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::time::{sleep, timeout};
 
 use http::{Uri, uri::PathAndQuery};
 use sds_shim_proto::{
@@ -12,7 +14,9 @@ use tonic::{
     metadata::{AsciiMetadataKey, MetadataMap, MetadataValue},
 };
 
-use super::{answer::Reader, channel::Channel, client_certificate::ClientCertificate, error::CaError};
+use super::{
+    answer::Reader, channel::Channel, client_certificate::ClientCertificate, dial::Resolved, error::CaError, way::Way,
+};
 use crate::{
     config::{CaAddress, CaConfig, CaHeader, ServerName},
     identity::{Answer, BearerToken},
@@ -21,11 +25,15 @@ use crate::{
 /// The one call of the service.
 const PATH: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 
+/// How often a name is looked up again while nobody answers where it led.
+const LOOK_UP: Duration = Duration::from_secs(3);
+
 /// Istio's certificate service, called Citadel (`istio.v1.auth.IstioCertificateService`), at one address.
 pub struct CitadelClient {
     config: Arc<CaConfig>,
     address: CaAddress,
     origin: Uri,
+    resolved: Resolved,
 }
 
 impl CitadelClient {
@@ -42,7 +50,7 @@ impl CitadelClient {
         let scheme = if address.is_plaintext() { "http" } else { "https" };
         let origin =
             Uri::builder().scheme(scheme).authority(format!("{host}:{}", address.port)).path_and_query("/").build()?;
-        Ok(Self { config, address, origin })
+        Ok(Self { config, address, origin, resolved: Resolved::default() })
     }
 
     /// What the client was made from.
@@ -55,7 +63,13 @@ impl CitadelClient {
         &self.address
     }
 
-    /// Asks for a certificate: one call, with a deadline. Answers with Citadel's list, leaf first, root bundle last,
+    /// The way there as it is after the last call.
+    pub fn way(&self) -> Way {
+        Way::new(&self.address, &self.resolved)
+    }
+
+    /// Asks for a certificate: one call, with a deadline for reaching the CA and one for its answer, which may take so
+    /// long as `answer` at the most: who issues by hand or in turn may keep a call open for long. Answers with Citadel's list, leaf first, root bundle last,
     /// of which nothing is verified yet.
     ///
     /// # Errors
@@ -65,33 +79,61 @@ impl CitadelClient {
         csr_pem: &str,
         token: Option<&BearerToken>,
         certificate: Option<&ClientCertificate>,
+        answer: Duration,
     ) -> Result<Answer, CaError> {
-        let call = self.call(csr_pem, token, certificate);
-        tokio::time::timeout(self.config.timeout, call).await.unwrap_or(Err(CaError::Deadline(self.config.timeout)))
+        let reached = timeout(self.config.timeout, self.reach(certificate, answer)).await;
+        let channel = reached.unwrap_or(Err(CaError::Unreached(self.config.timeout)))?;
+        let call = self.call(&channel, csr_pem, token, certificate.is_some(), answer);
+        let late = CaError::Deadline(answer, answer < self.config.answer_timeout);
+        timeout(answer, call).await.unwrap_or(Err(late))
+    }
+
+    /// A connection, from the start again when the name leads elsewhere meanwhile.
+    async fn reach(&self, certificate: Option<&ClientCertificate>, answer: Duration) -> Result<Channel, CaError> {
+        loop {
+            tokio::select! {
+                biased;
+                reached = Channel::connect(&self.config, &self.address, certificate, &self.resolved, answer) => return reached,
+                () = self.moved() => {}
+            }
+        }
+    }
+
+    /// Returns when the name leads to none of the addresses any more that are being tried.
+    async fn moved(&self) {
+        loop {
+            sleep(LOOK_UP).await;
+            let way = self.way();
+            if way.is_named() && way.was_found() && way.leads_elsewhere(self.config.timeout).await {
+                return;
+            }
+        }
     }
 
     async fn call(
         &self,
+        channel: &Channel,
         csr_pem: &str,
         token: Option<&BearerToken>,
-        certificate: Option<&ClientCertificate>,
+        presented: bool,
+        answer: Duration,
     ) -> Result<Answer, CaError> {
-        let channel = Channel::connect(&self.config, &self.address, certificate).await?;
         let mut request = Request::new(IstioCertificateRequest {
             csr: csr_pem.to_owned(),
             validity_duration: self.config.ttl.as_secs() as i64,
             metadata: self.config.cert_signer.as_deref().map(cert_signer),
         });
-        request.set_timeout(self.config.timeout);
+        request.set_timeout(answer);
         self.add_metadata(request.metadata_mut(), token)?;
         let failed = |status: Status| match channel.is_broken() || std::error::Error::source(&status).is_some() {
             true if is_calm(&status) => CaError::Calm,
+            true if is_dead(&status) => CaError::Dead(root_cause(&status)),
             // A status that came from the connection, not from the CA.
-            true => channel.explain(certificate.is_some(), &root_cause(&status)),
+            true => channel.explain(presented, &root_cause(&status)),
             false => CaError::from_status(&status, channel.retry_after()),
         };
         let mut client = Grpc::with_origin(channel.sender(), self.origin.clone());
-        client.ready().await.map_err(|error| channel.explain(certificate.is_some(), &error))?;
+        client.ready().await.map_err(|error| channel.explain(presented, &error))?;
         let codec = BytesCodec::<IstioCertificateRequest>::default();
         let answer = client.server_streaming(request, PathAndQuery::from_static(PATH), codec).await;
         let (mut portions, mut reader) = (answer.map_err(&failed)?.into_inner(), Reader::default());
@@ -141,6 +183,18 @@ fn is_calm(status: &Status) -> bool {
     while let Some(inner) = cause {
         if let Some(error) = inner.downcast_ref::<h2::Error>() {
             return error.is_remote() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+        }
+        cause = inner.source();
+    }
+    false
+}
+
+/// Whether a PING was not answered.
+fn is_dead(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(inner) = cause {
+        if inner.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_timeout) {
+            return true;
         }
         cause = inner.source();
     }

@@ -1,8 +1,9 @@
 use std::{
     future::poll_fn,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
+    sync::{Arc, Mutex, PoisonError},
     task::Poll,
     time::Duration,
 };
@@ -17,16 +18,32 @@ const HEAD_START: Duration = Duration::from_millis(250);
 
 type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 
+/// Where the CA's name led at the last call.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Resolved(Arc<Mutex<Vec<IpAddr>>>);
+
+impl Resolved {
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, addresses: &[IpAddr]) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = addresses.to_vec();
+    }
+}
+
 /// A connection to whichever address of the CA takes it first, with half of the call's `limit` for the name at the
 /// most.
 ///
 /// # Errors
 /// When the name has no address, or none takes a connection. One that is silent is waited for.
-pub(super) async fn tcp(address: &CaAddress, limit: Duration) -> Result<TcpStream, CaError> {
+pub(super) async fn tcp(address: &CaAddress, limit: Duration, resolved: &Resolved) -> Result<TcpStream, CaError> {
+    resolved.set(&[]);
     // Boxed: in the renewal loop, which lives for ever, its state would take room for ever.
-    let resolved = Box::pin(resolve::lookup(&address.host, limit / 2)).await;
-    let resolved = resolved.map_err(|cause| CaError::Resolve { host: address.host.clone(), cause })?;
-    let connected = first(resolved.into_iter().map(|ip| SocketAddr::new(ip, address.port))).await;
+    let addresses = Box::pin(resolve::lookup(&address.host, limit / 2)).await;
+    let addresses = addresses.map_err(|cause| CaError::Resolve { host: address.host.clone(), cause })?;
+    resolved.set(&addresses);
+    let connected = first(addresses.into_iter().map(|ip| SocketAddr::new(ip, address.port))).await;
     let stream = connected.map_err(|cause| CaError::Connect { address: address.to_string(), cause })?;
     // The last bytes of a request must not wait for an acknowledgement; without it the call is only slower.
     let _ = stream.set_nodelay(true);

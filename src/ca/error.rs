@@ -6,6 +6,9 @@ use tonic::{Code, Status};
 use super::retry;
 use crate::{bounded::foreign_text, resolve::ResolveError};
 
+/// What a deadline is called that is none of the configuration's.
+const HELD: &str = "half of the life that the certificate has left";
+
 /// Why a call to the CA brought no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
@@ -47,9 +50,15 @@ pub enum CaError {
     /// PROV_CERT is unusable.
     #[error("client certificate in PROV_CERT: {0}")]
     Provisioned(String),
-    /// The call took longer than SDS_SHIM_CA_TIMEOUT.
-    #[error("no answer within {} s (SDS_SHIM_CA_TIMEOUT)", .0.as_secs_f64())]
-    Deadline(Duration),
+    /// Name, connection and TLS handshake took longer than SDS_SHIM_CA_TIMEOUT.
+    #[error("not reached within {} s (SDS_SHIM_CA_TIMEOUT)", .0.as_secs_f64())]
+    Unreached(Duration),
+    /// The answer took longer than SDS_SHIM_CA_ANSWER_TIMEOUT, or than what is held allows.
+    #[error("no answer within {} s ({})", .0.as_secs_f64(), if *.1 { HELD } else { "SDS_SHIM_CA_ANSWER_TIMEOUT" })]
+    Deadline(Duration, bool),
+    /// The CA has the call, and does not even answer a PING.
+    #[error("the connection is there and nobody answers on it: {0}")]
+    Dead(String),
     /// The connection broke before the answer was there.
     #[error("the connection broke: {0}")]
     Transport(String),
@@ -101,13 +110,31 @@ impl CaError {
     pub fn was_asked(&self) -> bool {
         !matches!(
             self,
-            Self::Resolve { .. } | Self::Connect { .. } | Self::Roots { .. } | Self::Tls { .. } | Self::OpenSsl { .. }
+            Self::Resolve { .. }
+                | Self::Connect { .. }
+                | Self::Roots { .. }
+                | Self::Tls { .. }
+                | Self::Unreached(_)
+                | Self::OpenSsl { .. }
         )
+    }
+
+    /// Whether nobody was there for whom the attempt could have been any work: who refuses a connection does nothing else.
+    /// A connection that is silent may be one that a busy CA does not take.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Resolve { .. } => true,
+            Self::Connect { cause, .. } => cause.kind() != std::io::ErrorKind::TimedOut,
+            _ => false,
+        }
     }
 
     /// Whether the answer did not come in time, for us or for whoever stands before the CA and may be less patient.
     pub fn is_late(&self) -> bool {
-        matches!(self, Self::Deadline(_) | Self::Status { code: Code::DeadlineExceeded, .. })
+        matches!(
+            self,
+            Self::Unreached(_) | Self::Deadline(..) | Self::Dead(_) | Self::Status { code: Code::DeadlineExceeded, .. }
+        )
     }
 
     /// Whether the CA says that it is asked too much (`RESOURCE_EXHAUSTED`, or the same of HTTP/2).

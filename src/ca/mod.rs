@@ -9,7 +9,9 @@ mod error;
 mod limits;
 mod retry;
 mod tls;
+mod way;
 
 pub use citadel::CitadelClient;
 pub use client_certificate::ClientCertificate;
 pub use error::CaError;
+pub use way::{NAME_FILES, Way};

@@ -22,7 +22,12 @@ use tokio::{
 };
 use tokio_openssl::SslStream;
 
-use super::{client_certificate::ClientCertificate, dial::tcp, error::CaError, limits::MAX_BYTES};
+use super::{
+    client_certificate::ClientCertificate,
+    dial::{Resolved, tcp},
+    error::CaError,
+    limits::MAX_BYTES,
+};
 use crate::{
     clock,
     config::{CaAddress, CaConfig, ServerName},
@@ -66,11 +71,12 @@ pub(super) async fn connect(
     address: &CaAddress,
     certificate: Option<&ClientCertificate>,
     alert: Alert,
+    resolved: &Resolved,
 ) -> Result<Watched, CaError> {
     // Before the network: what is wrong with our own files should be told whatever the network does.
     let ssl = ssl(config, &address.server_name, certificate)?;
-    let mut stream =
-        SslStream::new(ssl, Tcp::new(tcp(address, config.timeout).await?)).map_err(CaError::openssl(SET_UP))?;
+    let mut stream = SslStream::new(ssl, Tcp::new(tcp(address, config.timeout, resolved).await?))
+        .map_err(CaError::openssl(SET_UP))?;
     let Err(error) = Pin::new(&mut stream).connect().await else { return Ok(Watched { stream, alert }) };
     let verified = stream.ssl().verify_result();
     if certificate.is_some() && verified == X509VerifyResult::OK && is_alert(&error) {

@@ -130,7 +130,7 @@ impl Shim<'_> {
             }
         };
         let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0).map(Pid::from_raw);
-        let connection = timeout(PATIENCE, Connection::new(Box::new(stream))).await;
+        let connection = timeout(PATIENCE, Connection::new(Box::new(stream), None)).await;
         let connection = connection.map_err(|_| self.unreachable(&"it says nothing"))?;
         Ok((connection.map_err(|error| self.unreachable(&error))?, pid))
     }

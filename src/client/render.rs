@@ -64,8 +64,13 @@ impl Page {
             let _ = writeln!(out, "token    the one used last ends {}", self.when(&workload["token_not_after"]));
         }
         if let Some(trouble) = workload["trouble"].as_object() {
+            let reached = match (trouble.get("reached").and_then(Value::as_bool), text(&trouble["reason"])) {
+                (Some(true), _) => "; the CA is left alone meanwhile",
+                (Some(false), "connect" | "resolve") => "; this costs the CA nothing",
+                _ => "",
+            };
             let trouble = format!(
-                "{} ({}, since {})",
+                "{} ({}, since {}{reached})",
                 text(&trouble["text"]),
                 text(&trouble["reason"]),
                 self.age(&trouble["since"])
@@ -128,6 +133,9 @@ impl Page {
             many(&ca["calls"], "call"),
             ca["failed"]
         );
+        if let Some(unreached @ 1..) = ca["unreached"].as_u64() {
+            let _ = write!(out, " ({unreached} without a connection)");
+        }
         if let Some(mean) = ca["mean_seconds"].as_f64() {
             let _ = write!(out, ", {:.1} ms each", mean * 1e3);
         }

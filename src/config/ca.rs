@@ -23,8 +23,10 @@ pub struct CaConfig {
     pub provisioned: Option<PathBuf>,
     /// When a client certificate is presented.
     pub mutual_tls: MutualTls,
-    /// Deadline of one call.
+    /// Deadline for reaching the CA in one call.
     pub timeout: Duration,
+    /// Deadline for its answer.
+    pub answer_timeout: Duration,
     /// `ClusterID` in the metadata of a call.
     pub cluster_id: String,
     /// Further metadata of a call.
@@ -165,6 +167,9 @@ pub(super) fn read(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> 
         provisioned,
         mutual_tls,
         timeout: reader.positive_duration(&variables::SDS_SHIM_CA_TIMEOUT).unwrap_or(Duration::from_secs(10)),
+        answer_timeout: reader
+            .positive_duration(&variables::SDS_SHIM_CA_ANSWER_TIMEOUT)
+            .unwrap_or(Duration::from_secs(60)),
         cluster_id: header_value(reader, &variables::ISTIO_META_CLUSTER_ID).unwrap_or_else(|| "Kubernetes".to_owned()),
         ttl: asked_lifetime(reader),
     }

@@ -66,6 +66,7 @@ fn every_variable_has_an_effect() {
         ("SSL_CERT_FILE", "/s.pem"),
         ("SDS_SHIM_CA_MTLS", "always"),
         ("SDS_SHIM_CA_TIMEOUT", "3s"),
+        ("SDS_SHIM_CA_ANSWER_TIMEOUT", "2m"),
         ("SDS_SHIM_ALLOW_UIDS", "1337, 2"),
         ("SDS_SHIM_FILE_DIRECTORIES", "/a, /b/c/"),
         ("SDS_SHIM_WAIT", "certificate"),
@@ -84,6 +85,7 @@ fn every_variable_has_an_effect() {
     assert_eq!(config.ca.provisioned, Some("/etc/prov".into()));
     assert_eq!((config.ca.cluster_id.as_str(), config.ca.ttl.as_secs()), ("west", 3600));
     assert_eq!((config.ca.mutual_tls, config.ca.timeout.as_secs()), (MutualTls::Always, 3));
+    assert_eq!(config.ca.answer_timeout.as_secs(), 120);
     assert_eq!((config.memory.require, config.memory.arena_bytes), (Level::Secret, 4 << 20));
     assert_eq!(config.ca.cert_signer.as_deref(), Some("signer"));
     let headers: Vec<_> = config.ca.headers.iter().map(|header| (&*header.name, &*header.value)).collect();
@@ -262,6 +264,7 @@ fn each_mistake_names_its_variable_and_never_its_value() {
         ("SDS_SHIM_CA_MTLS", "sometimes"),
         ("SDS_SHIM_CA_MTLS", "always"),
         ("SDS_SHIM_CA_TIMEOUT", "0"),
+        ("SDS_SHIM_CA_ANSWER_TIMEOUT", "0"),
         ("SDS_SHIM_ALLOW_UIDS", "root"),
         ("SDS_SHIM_LOG", "verbose"),
         ("SDS_SHIM_WAIT", "true"),

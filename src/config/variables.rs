@@ -118,7 +118,9 @@ variables! {
     SDS_SHIM_CA_MTLS: "auto, always or never", "auto",
         "Present a client certificate to the CA: whenever possible (auto), always, which requires PROV_CERT, or never.";
     SDS_SHIM_CA_TIMEOUT: "Go duration", "10s",
-        "Deadline of one call to the CA, from the lookup of its name to the last byte of its answer.";
+        "Deadline for reaching the CA in one call: its name, the connection, the TLS handshake.";
+    SDS_SHIM_CA_ANSWER_TIMEOUT: "Go duration", "60s",
+        "Deadline for the answer of a CA that was reached: the call stays open for so long. While a valid certificate is held, half of its remaining life at most, but not less than SDS_SHIM_CA_TIMEOUT.";
     SDS_SHIM_ALLOW_UIDS: "user ids, comma separated", "none",
         "Users who may connect to the SDS socket besides our own. Its mode is then 0666, and they must be able to traverse the directories above it.";
     SDS_SHIM_FILE_DIRECTORIES: "directories, comma separated", "none",

@@ -47,6 +47,7 @@ pub mod evidence {
     page!(benchmarks, "evidence/benchmarks.md");
     page!(capacity, "evidence/capacity.md");
     page!(certificates, "evidence/certificates.md");
+    page!(recovery, "evidence/recovery.md");
     page!(conformance, "evidence/conformance.md");
     page!(differences, "evidence/differences.md");
 }

@@ -26,6 +26,8 @@ use crate::bounded;
 
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// The files that say where a name leads.
+pub const FILES: [&str; 2] = [HOSTS, RESOLV_CONF];
 /// Bytes that each of them may hold.
 const MOST_CONTENT: usize = 64 * 1024;
 /// How long to wait for addresses of the other kind once there are some of one.

@@ -10,6 +10,12 @@ const CAP: Duration = Duration::from_secs(30);
 const LONGEST: Duration = Duration::from_secs(300);
 /// A sidecar has the certificate that it waits for within a quarter of the time that it has waited already.
 const SHARE: u32 = 4;
+/// The longest wait between two looks at a CA that nobody can connect to, and for how long that stays so. With it,
+/// who has nothing valid has a certificate a second or two after the CA is back, up to half an hour after it went;
+/// from then on a hundred thousand who wait for the same CA must not find it together.
+const PROBE: Duration = Duration::from_secs(4);
+const PROBED_FOR: Duration = Duration::from_secs(32 * 60);
+const PROBE_SHARE: u32 = 2;
 
 /// Exponential back-off with jitter, so that those who failed together do not come back together.
 #[derive(Debug, Default)]
@@ -34,6 +40,19 @@ impl Backoff {
     /// The same for a CA that has more to do than it can: the bound doubles to 5 min.
     pub fn next_for_strained(&mut self, most: Duration, random: f64) -> Duration {
         self.draw(LONGEST, most, random)
+    }
+
+    /// The wait before another look at a CA that nobody can connect to: between a quarter and the whole of a bound that
+    /// doubles from 0.25 s to 4 s. After half an hour it grows to 5 min, by half of what is waited beyond. Whatever fails
+    /// otherwise goes on from where it would have been without.
+    pub fn next_probe(&mut self, random: f64) -> Duration {
+        let beyond = self.waited.saturating_sub(PROBED_FOR) / PROBE_SHARE;
+        let (least, bound) = match (PROBE + beyond).min(LONGEST) {
+            PROBE => (self.bound().min(PROBE) / 4, self.bound().min(PROBE)),
+            grown => (grown * 2 / 3, grown),
+        };
+        self.failures += u32::from(self.bound() < CAP);
+        self.waits(least + (bound - least).mul_f64(random))
     }
 
     /// The next bound is so long at least, as far as there are such.
@@ -62,6 +81,10 @@ impl Backoff {
         let wait = least + (bound - least).mul_f64(random);
         // It grows no further than it must: another kind of failure may have a longer bound.
         self.failures += u32::from(grown < cap);
+        self.waits(wait)
+    }
+
+    fn waits(&mut self, wait: Duration) -> Duration {
         self.waited = self.waited.saturating_add(wait);
         wait
     }
@@ -147,6 +170,27 @@ mod tests {
         }
         assert!((30..=50).contains(&calls), "{calls} calls in an hour");
         assert_eq!((backoff.next(1.0), backoff.next(0.0)), (LONGEST, LONGEST * 2 / 3));
+    }
+
+    #[test]
+    fn a_ca_that_is_away_is_looked_for_every_few_seconds_and_after_half_an_hour_ever_more_rarely() {
+        let mut backoff = Backoff::default();
+        let bounds: Vec<_> = (0..6).map(|_| backoff.next_probe(1.0).as_millis()).collect();
+        assert_eq!(bounds, [250, 500, 1000, 2000, 4000, 4000]);
+        let (mut waited, mut looks) = (Duration::ZERO, 0);
+        while waited < Duration::from_secs(30 * 60) {
+            let wait = backoff.next_probe(0.5);
+            assert!(wait <= PROBE, "{wait:?} after {waited:?}");
+            (waited, looks) = (waited + wait, looks + 1);
+        }
+        assert!((700..=800).contains(&looks), "{looks} looks in half an hour");
+        while waited < Duration::from_secs(3600) {
+            waited += backoff.next_probe(0.5);
+        }
+        assert_eq!((backoff.next_probe(1.0), backoff.next_probe(0.0)), (LONGEST, LONGEST * 2 / 3));
+        // Whoever is there and fails is left alone as if nobody had looked.
+        assert_eq!(backoff.next_for_strained(Duration::MAX, 1.0), Duration::from_secs(32));
+        assert_eq!(Backoff::default().next_probe(0.0), FIRST / 4);
     }
 
     #[test]

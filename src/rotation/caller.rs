@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::patience::Strain;
 use crate::{
-    ca::{CaError, CitadelClient, ClientCertificate},
+    ca::{CaError, CitadelClient, ClientCertificate, Way},
     clock,
     config::{CaAddress, MutualTls},
     identity::{Answer, BearerToken, SpiffeId, SvidError, TokenError, X509Svid},
@@ -91,14 +91,20 @@ impl AttemptError {
         }
     }
 
-    /// Whether the CA has more to do than it can; of several, what the least strained says.
+    /// Whether the CA has more to do than it can; of several, what the least strained says. As long as one of them is
+    /// there, looking for the others costs that one its time.
     pub(super) fn strain(&self) -> Strain {
         match self {
             Self::Token(_) | Self::Answer(_) => Strain::None,
             Self::CertificateAlone { ca, .. } | Self::Ca(ca) if ca.is_late() => Strain::Late,
             Self::CertificateAlone { ca, .. } | Self::Ca(ca) if ca.is_overload() => Strain::Overload,
+            Self::CertificateAlone { ca, .. } | Self::Ca(ca) if ca.is_away() => Strain::Away,
             Self::CertificateAlone { .. } | Self::Ca(_) => Strain::None,
-            Self::Everywhere(all) => all.iter().map(|(_, error)| error.strain()).min().unwrap_or(Strain::None),
+            Self::Everywhere(all) if all.iter().all(|(_, error)| error.strain() == Strain::Away) => Strain::Away,
+            Self::Everywhere(all) => {
+                let strains = all.iter().map(|(_, error)| error.strain().max(Strain::None));
+                strains.min().unwrap_or(Strain::None)
+            }
         }
     }
 }
@@ -111,6 +117,8 @@ pub(super) struct Request<'a> {
     pub(super) token: Result<&'a BearerToken, TokenError>,
     /// The certificate of this identity that we hold, if any.
     pub(super) own: Option<&'a X509Svid>,
+    /// How long the answer may take.
+    pub(super) answer: Duration,
 }
 
 /// Which certificate is presented.
@@ -137,6 +145,11 @@ pub(super) struct Caller {
 }
 
 impl Caller {
+    /// The way there.
+    pub(super) fn way(&self) -> Way {
+        self.ca.way()
+    }
+
     /// Where it calls.
     pub(super) fn address(&self) -> &CaAddress {
         self.ca.address()
@@ -148,11 +161,10 @@ impl Caller {
 
     /// One attempt.
     pub(super) async fn attempt(&mut self, request: &Request<'_>) -> Result<Answer, AttemptError> {
-        let csr_pem = request.csr_pem;
         match (&request.token, self.certificate(request)?) {
-            (Ok(token), Chosen::None) => Ok(self.ask(csr_pem, Some(token), None).await?),
+            (Ok(token), Chosen::None) => Ok(self.ask(request, Some(token), None).await?),
             (Ok(token), Chosen::Suspected) => {
-                let answer = self.ask(csr_pem, Some(token), None).await;
+                let answer = self.ask(request, Some(token), None).await;
                 // If the answer is another refusal, the next call is with both again.
                 if let (Some(suspect), true) = (self.cleared(request.id), answer.is_ok()) {
                     self.refuse(suspect, &"it answers the token alone");
@@ -162,7 +174,7 @@ impl Caller {
             (Ok(token), Chosen::Present(certificate)) => self.attempt_with_both(request, token, &certificate).await,
             (Err(error), Chosen::None | Chosen::Suspected) => Err(error.clone().into()),
             (Err(error), Chosen::Present(certificate)) => self
-                .ask(csr_pem, None, Some(&certificate))
+                .ask(request, None, Some(&certificate))
                 .await
                 .map_err(|ca| AttemptError::CertificateAlone { token: error.clone(), ca }),
         }
@@ -177,14 +189,15 @@ impl Caller {
     /// One call.
     async fn ask(
         &self,
-        csr_pem: &str,
+        request: &Request<'_>,
         token: Option<&BearerToken>,
         certificate: Option<&ClientCertificate>,
     ) -> Result<Answer, CaError> {
         let start = Instant::now();
-        let answer = self.ca.create_certificate(csr_pem, token, certificate).await;
+        let answer = self.ca.create_certificate(request.csr_pem, token, certificate, request.answer).await;
         if let Some(endpoint) = &self.endpoint {
-            endpoint.called(clock::now(), start.elapsed(), answer.as_ref().err().map(ToString::to_string));
+            let error = answer.as_ref().err().map(|error| (error.to_string(), !error.is_away()));
+            endpoint.called(clock::now(), start.elapsed(), error);
         }
         answer
     }
@@ -195,7 +208,7 @@ impl Caller {
         token: &BearerToken,
         certificate: &ClientCertificate,
     ) -> Result<Answer, AttemptError> {
-        let answer = self.ask(request.csr_pem, Some(token), Some(certificate)).await;
+        let answer = self.ask(request, Some(token), Some(certificate)).await;
         let Err(error) = answer else { return Ok(answer?) };
         if self.ca.config().mutual_tls != MutualTls::Auto || !error.is_authentication() {
             return Err(error.into());
@@ -203,7 +216,7 @@ impl Caller {
         if let CaError::ClientCertificateRefused(reason) = &error {
             // The CA has not seen the CSR: asking again at once costs it nothing.
             self.refuse(certificate.fingerprint(), reason);
-            return Ok(self.ask(request.csr_pem, Some(token), None).await?);
+            return Ok(self.ask(request, Some(token), None).await?);
         }
         self.cleared(request.id);
         // There are two identities at the most: what is held, and what is wanted.

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::caller::{AttemptError, Caller, Request};
 use crate::{
-    ca::CitadelClient,
+    ca::{CitadelClient, Way},
     config::{CaAddress, CaConfig},
     identity::{Answer, SvidError},
     status::Status,
@@ -91,6 +91,11 @@ impl Failover {
             (1, _) => errors.remove(0).1,
             _ => AttemptError::Everywhere(errors),
         })
+    }
+
+    /// The ways to all of them as they are now.
+    pub(super) fn ways(&self) -> Vec<Way> {
+        self.upstreams.iter().map(|upstream| upstream.caller.way()).collect()
     }
 
     /// Asks all of them the next time, whatever they said.

@@ -2,6 +2,7 @@ use openssl::error::ErrorStack;
 
 use super::{
     caller::AttemptError,
+    cure::Hangs,
     patience::{Setback, Strain},
 };
 use crate::{identity::SvidError, status::Reason};
@@ -75,6 +76,22 @@ impl Failure {
             // What is held must be renewed in time, whatever becomes of its successor.
             Self::Both { before, .. } => before.setback(),
         }
+    }
+
+    /// What it hung on.
+    pub(super) fn hangs(&self) -> Hangs {
+        match self {
+            Self::Key(_) => Hangs::default(),
+            Self::Attempt(error) => error.hangs(),
+            Self::Answer(_) => Hangs { way: true, clock: true, ..Hangs::default() },
+            Self::Both { wanted, before } => wanted.hangs().or(before.hangs()),
+        }
+    }
+
+    /// Whether anybody was reached who had work with it.
+    pub(super) fn reached(&self) -> bool {
+        !matches!(self, Self::Key(_))
+            && !matches!(self.setback(), Setback::Token | Setback::Failed { strain: Strain::Away, .. })
     }
 
     /// Whether another token may be just what is missing. Nothing else makes a change of the token a reason to ask:

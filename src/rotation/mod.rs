@@ -2,6 +2,7 @@
 
 mod backoff;
 mod caller;
+mod cure;
 mod failover;
 mod failure;
 mod forced;

@@ -10,7 +10,7 @@ use crate::{
     files::{Changes, MountedCertificate, read_certificate},
     identity::Credential,
     memory,
-    status::{Reason, Workload},
+    status::{Reason, Trouble, Workload},
     store::{CERTIFICATE, SecretStore},
 };
 
@@ -130,7 +130,8 @@ impl Mounted {
                 let held = if self.store.holds(CERTIFICATE) { "what was served stays" } else { "Envoy waits" };
                 warn!("the mounted certificate: {trouble}; {held}; the files are watched");
                 let next = now.saturating_add(self.config.check.map_or(0, |check| check.as_secs() as i64));
-                self.shown.failed(now, next, Reason::Files, trouble.clone());
+                let (reason, text) = (Reason::Files, trouble.clone());
+                self.shown.failed(next, Trouble { since: now, reason, text, reached: false });
                 self.told = Some(trouble);
             }
         }

@@ -32,6 +32,9 @@ pub enum Setback {
 /// Whether the CA has more to do than it can, the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Strain {
+    /// Nobody is there who could have any work: the connection was refused before it came about, or there is no way or
+    /// no address. In Kubernetes that is the node itself, for a service without endpoints.
+    Away,
     /// Nothing says so.
     None,
     /// It has not answered before the deadline. Its work on the call is lost, so it must not get more of the same for
@@ -45,6 +48,9 @@ pub enum Strain {
 /// end; `None` while none is held. `random` is uniform in 0..1.
 pub fn wait_after(setback: Setback, left: Option<Duration>, backoff: &mut Backoff, random: f64) -> Duration {
     let Setback::Failed { strain, asked } = setback else { return TOKEN_RECHECK };
+    if is_probed(setback, left) {
+        return backoff.next_probe(random);
+    }
     // Nor may a CA that asks for patience make the certificate lapse.
     let asked = asked.map(|asked| asked.min(bearable(left)));
     // All who were told the same must not come back together: they spread over as long again.
@@ -57,9 +63,23 @@ pub fn wait_after(setback: Setback, left: Option<Duration>, backoff: &mut Backof
     };
     asked
         + match strain {
-            Strain::None if asked.is_zero() => backoff.next_within(most, random),
+            Strain::Away | Strain::None if asked.is_zero() => backoff.next_within(most, random),
             _ => backoff.next_for_strained(most, random),
         }
+}
+
+/// Whether the CA is looked for every few seconds: that costs it nothing, and there is nothing valid to serve.
+pub(super) fn is_probed(setback: Setback, left: Option<Duration>) -> bool {
+    setback == Setback::Failed { strain: Strain::Away, asked: None } && left.is_none_or(|left| left.is_zero())
+}
+
+/// How long an answer is waited for, of the `most` that the configuration allows: while what is held is valid, another
+/// attempt must be possible before it ends; but who could not be reached in less than `reach` is not slow in answering.
+pub(super) fn answer_within(most: Duration, reach: Duration, left: Option<Duration>) -> Duration {
+    match left {
+        Some(left) if !left.is_zero() => most.min((left / 2).max(reach)),
+        _ => most,
+    }
 }
 
 /// The longest wait that a CA may ask for now; `left` as in [`wait_after`].
@@ -89,8 +109,12 @@ mod tests {
     fn each_failure_has_its_first_wait() {
         let late = Setback::Failed { strain: Strain::Late, asked: None };
         let day = Some(seconds(86_400));
-        let rows: [(Setback, Option<Duration>, [u64; 2]); 14] = [
+        let away = Setback::Failed { strain: Strain::Away, asked: None };
+        let rows: [(Setback, Option<Duration>, [u64; 2]); 17] = [
             (Setback::Token, day, [30_000, 30_000]),
+            (away, day, [0, 250]),
+            (away, Some(seconds(0)), [62, 250]),
+            (away, None, [62, 250]),
             (NONE, day, [0, 250]),
             (late, day, [0, 250]),
             (OVERLOADED, day, [0, 32_000]),
@@ -122,6 +146,29 @@ mod tests {
             (0..12).map(|_| wait_after(setback, None, &mut backoff, 0.5)).max()
         };
         assert_eq!([longest(Strain::None), longest(Strain::Late)], [Some(seconds(15)), Some(seconds(250))]);
+    }
+
+    #[test]
+    fn an_answer_is_waited_for_as_long_as_what_is_held_allows() {
+        let rows = [(None, 60), (Some(0), 60), (Some(86_400), 60), (Some(80), 40), (Some(20), 10), (Some(3), 10)];
+        for (left, expected) in rows {
+            let within = answer_within(seconds(60), seconds(10), left.map(seconds));
+            assert_eq!(within, seconds(expected), "{left:?}");
+        }
+        assert_eq!(answer_within(seconds(5), seconds(10), Some(seconds(80))), seconds(5));
+    }
+
+    #[test]
+    fn who_has_nothing_valid_looks_for_a_ca_that_is_away_every_few_seconds() {
+        let longest = |strain, left| {
+            let (mut backoff, setback) = (Backoff::default(), Setback::Failed { strain, asked: None });
+            (0..200).map(|_| wait_after(setback, left, &mut backoff, 1.0)).max()
+        };
+        for left in [None, Some(seconds(0))] {
+            assert_eq!(longest(Strain::Away, left), Some(seconds(4)), "{left:?}");
+            assert_eq!(longest(Strain::None, left), Some(seconds(300)), "{left:?}");
+        }
+        assert_eq!(longest(Strain::Away, Some(seconds(86_400))), Some(seconds(300)), "there is no hurry");
     }
 
     /// From half of a day's life on without an answer: the attempts go on to the end, and always leave time for another.

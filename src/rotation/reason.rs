@@ -23,7 +23,7 @@ fn of_ca(error: &CaError) -> Reason {
         CaError::Connect { .. } => Reason::Connect,
         CaError::Roots { .. } | CaError::Tls { .. } => Reason::Tls,
         CaError::ClientCertificateRefused(_) | CaError::Provisioned(_) => Reason::ClientCertificate,
-        CaError::Deadline(_) => Reason::Deadline,
+        CaError::Unreached(_) | CaError::Deadline(..) | CaError::Dead(_) => Reason::Deadline,
         CaError::Transport(_) | CaError::GivenUp(_) => Reason::Transport,
         CaError::Status { code: Code::Unauthenticated | Code::PermissionDenied, .. } => Reason::Unauthenticated,
         CaError::Calm | CaError::Status { code: Code::ResourceExhausted, .. } => Reason::Overload,

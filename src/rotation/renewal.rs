@@ -12,8 +12,16 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    backoff::Backoff, caller::Request, failover::Failover, failure::Failure, mounted::Mounted, patience::bearable,
-    root_publisher::RootPublisher, schedule::renewal_after, trouble::Trouble,
+    backoff::Backoff,
+    caller::Request,
+    cure::Before,
+    failover::Failover,
+    failure::Failure,
+    mounted::Mounted,
+    patience::{answer_within, bearable},
+    root_publisher::RootPublisher,
+    schedule::renewal_after,
+    trouble::Trouble,
 };
 use waiting::{check_start, random};
 
@@ -86,8 +94,12 @@ pub struct Renewal<T> {
     configured: SpiffeId,
     /// The trust domain that the last attempt asked for.
     asked: TrustDomain,
-    /// When that was.
+    /// When that was, and what it depended on was like.
     tried: Instant,
+    before: Before,
+    /// How often in a row a wait was ended by what the failure hung on.
+    cures: u32,
+    ca: Arc<CaConfig>,
     key: KeySpec,
     rotation: RotationConfig,
     failover: Failover,
@@ -134,6 +146,9 @@ impl<T: TokenSource> Renewal<T> {
             configured,
             asked,
             tried: Instant::now(),
+            before: Before::now(&settings.ca),
+            cures: 0,
+            ca: Arc::clone(&settings.ca),
             key: settings.key,
             rotation: settings.rotation.clone(),
             failover: Failover::new(&settings.ca, &settings.status).map_err(io::Error::other)?,
@@ -224,7 +239,7 @@ impl<T: TokenSource> Renewal<T> {
     /// and the CA refuses it, another one under the identity that is held or configured.
     async fn attempt(&mut self, requests: &mut Requests) -> Result<X509Svid, Failure> {
         self.asked = self.file_roots.borrow().own.clone();
-        self.tried = Instant::now();
+        (self.tried, self.before) = (Instant::now(), Before::now(&self.ca));
         let wanted = self.wanted();
         if self.held.is_none() {
             self.identity = wanted.clone();
@@ -240,6 +255,7 @@ impl<T: TokenSource> Renewal<T> {
                 }
                 self.trouble.over().iter().for_each(|over| info!("{over}"));
                 self.backoff.reset();
+                self.cures = 0;
                 return Ok(svid);
             }
             Err(failure) => failure,
@@ -309,7 +325,8 @@ impl<T: TokenSource> Renewal<T> {
             let issued = X509Svid::verify(answer, request.key(), id, clock::now())?;
             check_start(&issued.svid, holds).map(|()| issued)
         };
-        let question = Request { csr_pem: request.csr_pem(), id, token, own };
+        let answer = answer_within(self.ca.answer_timeout, self.ca.timeout, self.left());
+        let question = Request { csr_pem: request.csr_pem(), id, token, own, answer };
         let issued = self.failover.attempt(&question, bearable(self.left()), verify).await?;
         self.wait_for_start(&issued.svid).await;
         let certificate = Content::TlsCertificate {

@@ -112,6 +112,8 @@ pub struct EndpointFacts {
     pub latencies: Latencies,
     /// Calls that brought no answer that a certificate could be in.
     pub failed: u64,
+    /// Those of them that found nobody, which cost the CA nothing.
+    pub unreached: u64,
     /// When the last one brought one, Unix seconds.
     pub last_success: Option<i64>,
     /// When the last one did not, and why.
@@ -131,13 +133,14 @@ impl Endpoint {
         Self { address, facts: Mutex::default() }
     }
 
-    /// A call has ended at `now` (Unix seconds), with this error if it brought nothing.
-    pub fn called(&self, now: i64, took: Duration, error: Option<String>) {
+    /// A call has ended at `now` (Unix seconds), with this error if it brought nothing, and whether anybody was reached.
+    pub fn called(&self, now: i64, took: Duration, error: Option<(String, bool)>) {
         let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
         facts.latencies.add(took);
         match error {
-            Some(error) => {
+            Some((error, reached)) => {
                 facts.failed += 1;
+                facts.unreached += u64::from(!reached);
                 // Within one second the later one counts.
                 facts.last_success = facts.last_success.filter(|success| *success < now);
                 facts.last_failure = Some((now, error));
@@ -170,10 +173,12 @@ mod tests {
         assert_eq!(endpoint.facts().is_up(), None);
         endpoint.called(10, Duration::from_millis(5), None);
         assert_eq!(endpoint.facts().is_up(), Some(true));
-        endpoint.called(10, Duration::from_secs(11), Some("late".to_owned()));
+        endpoint.called(10, Duration::from_secs(11), Some(("late".to_owned(), true)));
         let facts = endpoint.facts();
         assert_eq!((facts.is_up(), facts.failed, facts.latencies.count()), (Some(false), 1, 2));
         assert_eq!((facts.latencies.counts[0], facts.latencies.counts[BUCKETS.len()]), (1, 1));
+        endpoint.called(10, Duration::ZERO, Some(("away".to_owned(), false)));
+        assert_eq!((endpoint.facts().failed, endpoint.facts().unreached), (2, 1));
         endpoint.called(10, Duration::ZERO, None);
         assert_eq!(endpoint.facts().is_up(), Some(true));
     }

@@ -62,6 +62,8 @@ pub struct Trouble {
     pub reason: Reason,
     /// In words.
     pub text: String,
+    /// Whether the CA, or whoever stands for it, had any work with the last attempt.
+    pub reached: bool,
 }
 
 /// Why the process is not ready.
@@ -133,12 +135,13 @@ impl Workload {
         facts.token_not_after = token_not_after.or(facts.token_not_after);
     }
 
-    /// An attempt has failed at `now`; the next one is made at `next`.
-    pub fn failed(&self, now: i64, next: i64, reason: Reason, text: String) {
+    /// An attempt has failed; the next one is made at `next` (Unix seconds).
+    pub fn failed(&self, next: i64, trouble: Trouble) {
         let mut facts = self.lock();
-        let since = facts.trouble.as_ref().map_or(now, |trouble| trouble.since);
+        let since = facts.trouble.as_ref().map_or(trouble.since, |trouble| trouble.since);
+        let reason = trouble.reason;
         facts.asking = false;
-        facts.trouble = Some(Trouble { since, reason, text });
+        facts.trouble = Some(Trouble { since, ..trouble });
         facts.next_attempt = Some(next);
         drop(facts);
         self.status.changed(|renewals| renewals.failed[reason as usize] += 1);

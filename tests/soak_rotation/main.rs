@@ -52,6 +52,7 @@ fn through(door: &Door, shim: ShimBuilder) -> ShimBuilder {
     shim.env("CA_ADDR", door.address().to_string())
         .env("ISTIOD_SAN", "istiod.istio-system.svc")
         .env("SDS_SHIM_CA_TIMEOUT", "1s")
+        .env("SDS_SHIM_CA_ANSWER_TIMEOUT", "1s")
         .env("SDS_SHIM_LOG", "debug")
         // What is left then is longer than any trouble here with the wait after it.
         .env("SECRET_GRACE_PERIOD_RATIO", "0.75")

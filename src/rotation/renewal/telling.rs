@@ -6,6 +6,7 @@ use super::{Renewal, TokenSource};
 use crate::{
     clock,
     rotation::{failure::Failure, trouble::Held},
+    status::Trouble,
     store::CERTIFICATE,
 };
 
@@ -15,7 +16,9 @@ impl<T: TokenSource> Renewal<T> {
     pub(super) fn failed(&mut self, failure: &Failure, wait: Duration, next: &str) {
         self.tell(failure, next);
         let now = clock::now();
-        self.shown.failed(now, now.saturating_add(wait.as_secs() as i64), failure.reason(), self.explain(failure));
+        let (reason, text, reached) = (failure.reason(), self.explain(failure), failure.reached());
+        let next = now.saturating_add(wait.as_secs() as i64);
+        self.shown.failed(next, Trouble { since: now, reason, text, reached });
     }
 
     /// Tells a failure, with what is served meanwhile and what is done next.

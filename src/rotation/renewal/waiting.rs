@@ -4,7 +4,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{futures::Notified, watch},
+    sync::{Notify, futures::Notified, watch},
     time::{Instant, sleep_until},
 };
 use tracing::{debug, info, warn};
@@ -14,14 +14,17 @@ use crate::{
     clock,
     identity::{PeerTrust, SvidError, TrustDomain, X509Svid},
     rotation::{
+        cure::Cure,
         failure::Failure,
-        patience::{Setback, Strain, wait_after},
+        patience::{Setback, Strain, is_probed, wait_after},
         schedule::{MIN_INTERVAL, can_meet},
     },
 };
 
 /// How far in the future (seconds) a certificate may begin to be held until then. More means that a clock is wrong.
 const HELD_UNTIL_VALID: i64 = 60;
+/// How often the pause between cures that follow each other doubles.
+const MOST_DOUBLINGS: u32 = 5;
 /// Whoever verifies it may read a clock that ticks in steps of some milliseconds.
 const COARSE_CLOCK: Duration = Duration::from_millis(100);
 
@@ -42,7 +45,9 @@ impl<T: TokenSource> Renewal<T> {
             false => self.failed(failure, wait, &format!("tried again in {:.1} s", wait.as_secs_f64())),
         }
         debug!(wait_ms = wait.as_millis() as u64, "waiting before the next attempt");
-        let since = Instant::now();
+        let (since, clock_was_set) = (Instant::now(), Notify::new());
+        let cure = self.cure(failure);
+        let mut cured = None;
         tokio::select! {
             biased;
             // First: what somebody wants counts also when the wait is over at the same moment.
@@ -53,10 +58,41 @@ impl<T: TokenSource> Renewal<T> {
             () = moved(self.file_roots.clone(), &self.asked, self.tried) => self.backoff.reset(),
             true = self.tokens.changed(), if failure.concerns_token() => self.backoff.reset(),
             // Nor does an outage keep the streams from what is valid again once the clock is set right.
-            () = self.timer.pause(wait, || self.store.look_again()) => {}
+            () = self.timer.pause(wait, || { self.store.look_again(); clock_was_set.notify_one(); }) => {}
+            () = clock_was_set.notified(), if cure.hangs.clock => cured = Some("the clock".to_owned()),
+            what = cure.comes(&self.before) => cured = Some(what),
+        }
+        match cured {
+            Some(what) => self.cured(&what, since + wait).await,
+            None => self.cures = 0,
         }
         self.backoff.cut_short(wait.saturating_sub(since.elapsed()));
         Ok(())
+    }
+
+    /// What would end the wait after a failure.
+    fn cure(&self, failure: &Failure) -> Cure {
+        let left = self.left();
+        Cure {
+            hangs: failure.hangs(),
+            ways: self.failover.ways(),
+            calm: left.is_some_and(|left| !left.is_zero()),
+            probed: is_probed(failure.setback(), left),
+        }
+    }
+
+    /// What the failure hung on has changed. What changes all the time makes no busy loop: each time in a row it counts
+    /// later, and no later than the wait is over.
+    async fn cured(&mut self, what: &str, over: Instant) {
+        info!("{what} has changed since the last attempt: the CA is asked again");
+        let pause = MIN_INTERVAL * 2_u32.pow(self.cures.min(MOST_DOUBLINGS));
+        self.cures += 1;
+        tokio::select! {
+            biased;
+            () = self.force.notified() => self.asked_for(),
+            () = sleep_until((self.tried + pause).min(over)) => {}
+        }
+        self.backoff.reset();
     }
 
     /// Somebody wants a new certificate now.
@@ -69,7 +105,9 @@ impl<T: TokenSource> Renewal<T> {
     fn wait_after(&mut self, failure: &Failure) -> Duration {
         let mut setback = failure.setback();
         // A name that the CA does not know yet can wait, and a whole fleet may be ahead of its CA.
-        if let (Setback::Failed { strain: strain @ Strain::None, .. }, true) = (&mut setback, self.awaits(failure)) {
+        if let (Setback::Failed { strain: strain @ (Strain::Away | Strain::None), .. }, true) =
+            (&mut setback, self.awaits(failure))
+        {
             *strain = Strain::Late;
         }
         let drawn = wait_after(setback, self.left(), &mut self.backoff, random());

@@ -38,7 +38,12 @@ enum Way {
 impl Door {
     /// A door that leads to `server`.
     pub async fn to(server: SocketAddr) -> Result<Self, Failure> {
-        let mut door = Self { address: own_address(), task: None };
+        Self::at(own_address(), server).await
+    }
+
+    /// The same at an address of the caller's choice.
+    pub async fn at(address: SocketAddr, server: SocketAddr) -> Result<Self, Failure> {
+        let mut door = Self { address, task: None };
         door.open(Way::To(server)).await?;
         Ok(door)
     }
