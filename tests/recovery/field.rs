@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
@@ -25,6 +25,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+/// The CA's name.
+const NAME: &str = "istiod.istio-system.svc";
 /// How long the last of them may take: Istio's agent waits for minutes at times.
 const LIMIT: Duration = Duration::from_secs(300);
 /// Envoy's waits for a stream that was ended: uniform up to a bound that doubles (`GrpcStream`).
@@ -44,7 +46,7 @@ pub(crate) struct Crowd {
 #[derive(Default)]
 pub(crate) struct Common {
     pub(crate) env: BTreeMap<&'static str, String>,
-    /// Files that each sees in place of those in `/etc`.
+    /// Files that each sees in place of those in `/etc`; a hosts file with the way to the CA if there are none.
     pub(crate) files: Vec<(&'static str, String)>,
     /// The anchors in the mount, if not the CA's.
     pub(crate) root: Option<String>,
@@ -79,6 +81,11 @@ impl Running {
             Self::Agent(agent) => agent,
         }
     }
+}
+
+/// A hosts file with the way to the CA.
+pub(crate) fn hosts(ca: IpAddr) -> String {
+    format!("127.0.0.1 localhost\n{ca} {NAME}\n")
 }
 
 fn tokens() -> Arc<TokenIssuer> {
@@ -122,7 +129,11 @@ impl Field {
         let root = common.root.clone().unwrap_or_else(|| self.ca.root_pem());
         let mut workload = Workload::create(&directory, "foo", "sleep", &root).or_fail("lay out a workload")?;
         workload.write_token(&tokens().mint(&TokenRequest::new("foo", "sleep"))).or_fail("write a token")?;
-        let launcher = launcher(&directory, &common.files)?;
+        let door = self.door.address();
+        let launcher = match common.files.is_empty() {
+            true => launcher(&directory, &[("hosts", hosts(door.ip()))])?,
+            false => launcher(&directory, &common.files)?,
+        };
         let (process, socket) = match is_agent {
             true => agent(&workload, self.door.address(), &launcher, common)?,
             false => shim(&workload, self.door.address(), &launcher, common)?,
@@ -167,7 +178,7 @@ impl Drop for Sidecar {
 
 fn launcher(directory: &Path, files: &[(&'static str, String)]) -> Result<Vec<String>, Failure> {
     let files: Vec<_> = files.iter().map(|(name, content)| (*name, content.as_str())).collect();
-    if files.is_empty() { Ok(Vec::new()) } else { Ok(with_files(directory, &files)?.into()) }
+    Ok(with_files(directory, &files)?.into())
 }
 
 fn shim(
@@ -178,7 +189,7 @@ fn shim(
 ) -> Result<(Running, PathBuf), Failure> {
     let launcher: Vec<_> = launcher.iter().map(String::as_str).collect();
     let shim = Shim::for_workload(workload, ca).through(&launcher).env("SDS_SHIM_LOG", "debug");
-    let shim = shim.env("CA_ADDR", ca.to_string()).env("ISTIOD_SAN", "istiod.istio-system.svc");
+    let shim = shim.env("CA_ADDR", format!("{NAME}:{}", ca.port()));
     let shim = common.env.iter().fold(shim, |shim, (name, value)| shim.env(*name, value.clone())).start()?;
     let socket = shim.socket().to_owned();
     Ok((Running::Shim(Box::new(shim)), socket))
@@ -190,19 +201,15 @@ fn agent(
     launcher: &[String],
     common: &Common,
 ) -> Result<(Running, PathBuf), Failure> {
-    let agent = PilotAgent::for_workload(workload, ca)?.env("CA_ADDR", ca.to_string());
-    let agent = agent.env("ISTIOD_SAN", "istiod.istio-system.svc");
+    // It wants the name of CA_ADDR in the server's certificate, so there must be one.
+    let agent = PilotAgent::for_workload(workload, ca)?.env("CA_ADDR", format!("{NAME}:{}", ca.port()));
     let agent = common.env.iter().fold(agent, |agent, (name, value)| agent.env(name, value.clone()));
     let env: Vec<_> = agent.variables().into_iter().collect();
     let program = pilot_agent::program()?;
     let words = pilot_agent::ARGUMENTS.map(str::to_owned);
-    let process = match launcher {
-        [] => Process::start("pilot-agent", &program, &words, &env, workload.path())?,
-        [first, rest @ ..] => {
-            let words = [rest, &[program.display().to_string()], &words].concat();
-            Process::start("pilot-agent", Path::new(&format!("/usr/bin/{first}")), &words, &env, workload.path())?
-        }
-    };
+    let (first, rest) = launcher.split_first().ok_or_else(|| Failure::new("there is no launcher"))?;
+    let words = [rest, &[program.display().to_string()], &words].concat();
+    let process = Process::start("pilot-agent", Path::new(first), &words, &env, workload.path())?;
     Ok((Running::Agent(Box::new(process)), workload.socket()))
 }
 

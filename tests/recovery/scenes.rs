@@ -19,9 +19,7 @@ use testkit::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::field::{Common, Crowd, Field};
-
-const NAME: &str = "istiod.test";
+use crate::field::{Common, Crowd, Field, hosts};
 
 /// Seconds from the cure until each had a certificate, ours and theirs.
 pub(crate) type Took = [Vec<f64>; 2];
@@ -97,11 +95,6 @@ async fn moved(field: &mut Field) -> Result<(SocketAddr, Door), Failure> {
     Ok((old, Door::at(new, field.ca.address()).await?))
 }
 
-fn by_name(port: u16, files: Vec<(&'static str, String)>) -> Common {
-    let env = BTreeMap::from([("CA_ADDR", format!("{NAME}:{port}"))]);
-    Common { env, files, root: None }
-}
-
 /// The nameserver gives another address.
 pub(crate) async fn another_address(crowd: Crowd) -> Result<Took, Failure> {
     let mut field = Field::new().await?;
@@ -112,7 +105,7 @@ pub(crate) async fn another_address(crowd: Crowd) -> Result<Took, Failure> {
     let says = move |_: &_| Says::Addresses(vec![addresses[usize::from(asked.load(Ordering::Relaxed))]]);
     let nameserver = Nameserver::start(says).await?;
     let resolv_conf = format!("nameserver {}\n", nameserver.address());
-    field.start(crowd, &by_name(old.port(), vec![("resolv.conf", resolv_conf)]))?;
+    field.start(crowd, &Common { files: vec![("resolv.conf", resolv_conf)], ..Common::default() })?;
     sleep(crowd.wait).await;
     which.store(1, Ordering::Relaxed);
     field.served_after(Instant::now()).await
@@ -121,9 +114,8 @@ pub(crate) async fn another_address(crowd: Crowd) -> Result<Took, Failure> {
 /// `/etc/hosts` gives another address.
 pub(crate) async fn another_line(crowd: Crowd) -> Result<Took, Failure> {
     let mut field = Field::new().await?;
-    let (old, new) = moved(&mut field).await?;
-    let hosts = |ip: IpAddr| format!("127.0.0.1 localhost\n{ip} {NAME}\n");
-    field.start(crowd, &by_name(old.port(), vec![("hosts", hosts(old.ip()))]))?;
+    let (_, new) = moved(&mut field).await?;
+    field.start(crowd, &Common::default())?;
     sleep(crowd.wait).await;
     let cured = Instant::now();
     field.each(|workload| std::fs::write(workload.path().join("hosts"), hosts(new.address().ip())))?;
@@ -137,7 +129,7 @@ pub(crate) async fn another_nameserver(crowd: Crowd) -> Result<Took, Failure> {
     let wrong = Nameserver::start(|_| Says::Code(3)).await?;
     let right = Nameserver::start(move |_| Says::Addresses(vec![address.ip()])).await?;
     let line = |nameserver: &Nameserver| format!("nameserver {}\n", nameserver.address());
-    field.start(crowd, &by_name(address.port(), vec![("resolv.conf", line(&wrong))]))?;
+    field.start(crowd, &Common { files: vec![("resolv.conf", line(&wrong))], ..Common::default() })?;
     sleep(crowd.wait).await;
     let cured = Instant::now();
     field.each(|workload| std::fs::write(workload.path().join("resolv.conf"), line(&right)))?;
