@@ -123,7 +123,7 @@ impl CertificateRequest {
         };
         builder.sign(&key, digest)?;
         let csr_pem = String::from_utf8_lossy(&builder.build().to_pem()?).into_owned();
-        Ok(Self { key, csr_pem })
+        Ok(Self { key: locked::as_if_new(key)?, csr_pem })
     }
 
     /// The CSR as the CA gets it.

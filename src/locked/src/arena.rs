@@ -97,6 +97,20 @@ pub fn secret_usage() -> SecretUsage {
     lock().secrets.usage()
 }
 
+/// Counts the most that is in use of secret memory from now on: for tests.
+#[cfg(feature = "dump")]
+pub fn forget_secret_peak() {
+    let secrets = &mut lock().secrets;
+    secrets.peak = secrets.used();
+}
+
+/// How many blocks of key material ever found no room in secret memory: for tests.
+#[cfg(feature = "dump")]
+#[must_use]
+pub fn secret_misses() -> usize {
+    lock().secrets.misses
+}
+
 /// Whether blocks of these sizes (bytes) could all be had at the same time. Without an arena there is no limit.
 #[must_use]
 pub fn has_room(sizes: &[usize]) -> bool {
@@ -256,6 +270,7 @@ impl Arena {
             // SAFETY: the caller's promise is the same, and this is the block's pool.
             let resized = unsafe { pool.resize(block, old, new) };
             if resized.is_some() {
+                self.secrets.count();
                 return resized;
             }
         }

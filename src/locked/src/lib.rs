@@ -32,9 +32,13 @@ pub use arena::{
     secret_usage, usage,
 };
 #[cfg(feature = "dump")]
-pub use arena::{for_each_arena_byte_range, for_each_secret_byte_range, for_the_tables_bytes};
+pub use arena::{
+    for_each_arena_byte_range, for_each_secret_byte_range, for_the_tables_bytes, forget_secret_peak, secret_misses,
+};
 pub use child::{Inherited, Started, reap};
-pub use keys::{Structure, generate_ec_key, generate_rsa_key, public_half, read_private_key, write_private_key};
+pub use keys::{
+    Structure, as_if_new, generate_ec_key, generate_rsa_key, public_half, read_private_key, write_private_key,
+};
 pub use memory_functions::{TooLate, adopt_openssl};
 pub use peer::peer_process;
 #[cfg(fuzzing)]

@@ -2,10 +2,16 @@
 
 use std::{
     cell::Cell,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{arena::lock, methods::Chosen, registers::clear_vector_registers, secret::wipe_stack, stack::AbortOnDrop};
+use crate::{
+    arena::lock,
+    methods::Chosen,
+    registers::clear_vector_registers,
+    secret::wipe_stack,
+    stack::{AbortOnDrop, is_on_arena_stack},
+};
 
 thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
@@ -18,7 +24,32 @@ pub(crate) fn is_secret() -> bool {
 }
 
 /// One thread at a time runs on the stack in secret memory.
-static TAKEN: AtomicBool = AtomicBool::new(false);
+static TAKEN: Mutex<bool> = Mutex::new(false);
+static FREED: Condvar = Condvar::new();
+
+fn taken() -> MutexGuard<'static, bool> {
+    // A bool is never half changed.
+    TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the stack. The main thread serves everybody, and the one that makes an RSA key has the stack for seconds: so
+/// that waits, and the main thread goes on where it is, on the arena's stack, which is locked and wiped.
+fn take() -> bool {
+    let mut taken = taken();
+    while *taken {
+        if is_on_arena_stack() {
+            return false;
+        }
+        taken = FREED.wait(taken).unwrap_or_else(PoisonError::into_inner);
+    }
+    *taken = true;
+    true
+}
+
+fn give_back() {
+    *taken() = false;
+    FREED.notify_one();
+}
 
 /// Runs `f` with keys: whatever it allocates, through Rust or OpenSSL, is key material and lies in secret memory, and
 /// so does the stack that it runs on, which is wiped afterwards. What it returns must own keys by pointers alone, since
@@ -31,7 +62,7 @@ pub fn secretly<R>(f: impl FnOnce() -> R) -> R {
         return f();
     }
     let stack = lock().secrets.stack();
-    let Some(stack) = stack.filter(|_| !TAKEN.swap(true, Ordering::Acquire)) else {
+    let Some(stack) = stack.filter(|_| take()) else {
         return inside(f);
     };
     let guarded = || {
@@ -51,13 +82,15 @@ pub fn secretly<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(feature = "dump")]
     measure(stack);
     wipe_stack(stack);
-    TAKEN.store(false, Ordering::Release);
+    give_back();
     clear_vector_registers();
     result
 }
 
 #[cfg(feature = "dump")]
-static DEEPEST: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+use std::sync::atomic::{AtomicUsize, Ordering};
+#[cfg(feature = "dump")]
+static DEEPEST: AtomicUsize = AtomicUsize::new(0);
 
 /// How deep the stack in secret memory was ever used, in bytes: for tests.
 #[cfg(feature = "dump")]

@@ -23,7 +23,12 @@ const FILES: usize = 3;
 /// The part of the base on which key operations run: they take 7.3 KiB at the most, and 10 KiB with RSA 4096
 /// (`src/locked/tests/secret.rs`).
 const USUAL_STACK: usize = 10 << 10;
-const LARGE_STACK: usize = 14 << 10;
+const LARGE_STACK: usize = 12 << 10;
+/// The part of the base, with RSA, for the tables that OpenSSL makes of a number's powers: 18,000 bytes in one piece
+/// with RSA 4096, which would not be there once small blocks lie all over the heap.
+const TABLES: usize = 18_944;
+/// Blocks of this size or more are such tables.
+const TABLE: usize = 8 << 10;
 /// What is taken from the arena at a time for keys that secret memory has no room for.
 const SPARE: usize = 16 << 10;
 const SPARES: usize = 16;
@@ -44,10 +49,18 @@ pub(crate) struct Secrets {
     /// Bytes of the first file that are stack.
     stack: usize,
     pool: Pool,
+    /// The part for tables, and where it lies.
+    tables: Pool,
+    tables_place: Option<NonNull<[u8]>>,
+    /// The most that was ever in use of both.
+    pub(crate) peak: usize,
     refusal: Option<Refusal>,
     /// Locked memory from the arena.
     spares: [Option<NonNull<[u8]>>; SPARES],
     spare_pool: Pool,
+    /// Blocks that ever found no room in secret memory.
+    #[cfg(feature = "dump")]
+    pub(crate) misses: usize,
 }
 
 // SAFETY: the memory that the pointers name belongs to the process, and this is its only owner.
@@ -75,9 +88,14 @@ impl Secrets {
             files: [const { None }; FILES],
             stack: 0,
             pool: Pool::new(),
+            tables: Pool::new(),
+            tables_place: None,
+            peak: 0,
             refusal: None,
             spares: [None; SPARES],
             spare_pool: Pool::new(),
+            #[cfg(feature = "dump")]
+            misses: 0,
         }
     }
 
@@ -121,11 +139,20 @@ impl Secrets {
     pub(crate) fn usage(&self) -> SecretUsage {
         SecretUsage {
             charged: self.charged(),
-            used: self.pool.used,
-            peak: self.pool.peak,
-            capacity: self.pool.capacity,
+            used: self.used(),
+            peak: self.peak,
+            capacity: self.pool.capacity + self.tables.capacity,
             spilled: self.spare_pool.used,
         }
+    }
+
+    pub(crate) fn used(&self) -> usize {
+        self.pool.used + self.tables.used
+    }
+
+    /// Notes what is in use, when that has grown.
+    pub(crate) fn count(&mut self) {
+        self.peak = self.peak.max(self.used());
     }
 
     fn charged(&self) -> usize {
@@ -143,12 +170,20 @@ impl Secrets {
         self.files.iter().flatten().map(|file| NonNull::slice_from_raw_parts(file.start, file.len))
     }
 
-    /// A file of secret memory at this index. The first begins with the stack.
+    /// A file of secret memory at this index. The first begins with the stack, and the part for tables if there is one.
     fn add(&mut self, index: usize, len: usize) {
         match SecretMapping::new(len) {
             Ok(file) => {
-                let used = if index == 0 { self.stack } else { 0 };
-                // SAFETY: a file is longer than the stack.
+                let mut used = if index == 0 { self.stack } else { 0 };
+                if index == 0 && self.need == Some(Need::Most) {
+                    // SAFETY: a file is longer than the stack and this part.
+                    let part = NonNull::slice_from_raw_parts(unsafe { file.start.add(used) }, TABLES);
+                    // SAFETY: the mapping is new and stays for ever, and only this pool uses this part of it.
+                    unsafe { self.tables.insert(part) };
+                    self.tables_place = Some(part);
+                    used += TABLES;
+                }
+                // SAFETY: a file is longer than what is used of it.
                 let heap = NonNull::slice_from_raw_parts(unsafe { file.start.add(used) }, len - used);
                 // SAFETY: the mapping is new and stays for ever, and only the pool uses this part of it.
                 unsafe { self.pool.insert(heap) };
@@ -171,17 +206,36 @@ impl Secrets {
         }
     }
 
+    /// Each kind of block in its part, and in the other when that is full.
+    fn allocate_secret(&mut self, layout: Layout) -> Option<NonNull<u8>> {
+        if layout.size() >= TABLE
+            && let Some(block) = self.tables.allocate(layout)
+        {
+            return Some(block);
+        }
+        if let Some(block) = self.pool.allocate(layout) {
+            return Some(block);
+        }
+        if self.grow()
+            && let Some(block) = self.pool.allocate(layout)
+        {
+            return Some(block);
+        }
+        self.tables.allocate(layout)
+    }
+
     /// A block for key material: secret memory, else locked memory from `arena`.
     pub(crate) fn allocate(&mut self, layout: Layout, arena: &mut Pool) -> Option<NonNull<u8>> {
         if self.files[0].is_some() {
-            if let Some(block) = self.pool.allocate(layout) {
-                return Some(block);
+            let block = self.allocate_secret(layout);
+            if block.is_some() {
+                self.count();
+                return block;
             }
-            if self.grow()
-                && let Some(block) = self.pool.allocate(layout)
-            {
-                return Some(block);
-            }
+        }
+        #[cfg(feature = "dump")]
+        {
+            self.misses += 1;
         }
         self.spare_pool.allocate(layout).or_else(|| {
             let free = self.spares.iter().position(Option::is_none)?;
@@ -198,11 +252,14 @@ impl Secrets {
     /// The pool that a block of key material is from.
     pub(crate) fn pool_of(&mut self, block: NonNull<u8>) -> Option<&mut Pool> {
         let address = block.addr().get();
+        let inside = |place: &NonNull<[u8]>| address.wrapping_sub(place.addr().get()) < place.len();
+        if self.tables_place.as_ref().is_some_and(inside) {
+            return Some(&mut self.tables);
+        }
         if self.files.iter().flatten().any(|file| file.holds(address)) {
             return Some(&mut self.pool);
         }
-        let in_spare = |spare: &NonNull<[u8]>| address.wrapping_sub(spare.addr().get()) < spare.len();
-        self.spares.iter().flatten().any(in_spare).then_some(&mut self.spare_pool)
+        self.spares.iter().flatten().any(inside).then_some(&mut self.spare_pool)
     }
 
     /// Gives the arena back what no key lies in any more.

@@ -42,6 +42,12 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// Whether this is the thread that runs on the arena's stack.
+pub(crate) fn is_on_arena_stack() -> bool {
+    let here = psm::stack_pointer().addr();
+    lock().stack().is_some_and(|stack| (stack.addr().get()..stack.addr().get() + STACK).contains(&here))
+}
+
 /// Wipes what earlier calls have left below the present end of the arena's stack. Does nothing on another stack.
 /// For the runtime's park hook: a key that was retired is then nowhere, and what is to be wiped is short.
 #[inline(never)]
