@@ -1,8 +1,9 @@
-//! Where key bytes are at random moments of rotations: the process is stopped a hundred times, and each time all of
-//! its memory is read, and its registers when it sleeps. These tests need root, and `gcore`, which
-//! `make gdb` installs.
+//! Where key bytes are at random moments of rotations: the process is stopped a hundred times for each kind of key, and
+//! each time all of its memory is read, and its registers when it sleeps. These tests need root, and `gcore`,
+//! which `make gdb` installs.
 
 mod common;
+mod residency_common;
 
 use std::{
     collections::HashMap,
@@ -10,17 +11,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Logged, Site};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
+};
+use residency_common::{
+    Kind, MOUNTED, NAMED, P256, P384, PRESENTED, PROVISIONED, RSA_2048, RSA_4096, Subject, UNPROTECTED,
 };
 use testkit::{
     Failure, OrFail, PATIENCE,
     confined::Confinement,
     residency::{self, Hit, Needles, Pages},
     rng::Rng,
-    sds,
 };
 use tokio::task::spawn_blocking;
 
@@ -28,19 +30,40 @@ type Outcome = Result<(), Failure>;
 
 /// At least so many stops.
 const STOPS: usize = 100;
+/// Where the search must find keys, so many show that it does.
+const CONTROL_STOPS: usize = 40;
 /// At least so many of them while it sleeps, and so many while it does not.
 const OF_EACH_KIND: usize = 10;
 /// However unlikely the machine makes one kind.
 const MOST_STOPS: usize = 600;
 /// Images with registers; each takes gdb a tenth of a second.
 const REGISTERS: usize = 25;
-/// A rotation takes less than this, unless the machine is busy.
-const SPREAD: u64 = 6000;
 
-/// All that was seen in one run. Stop `n` is in the rotation from key `n` to key `n + 1`.
+/// How the rotations of a kind of key are stopped.
+#[derive(Clone, Copy)]
+struct Pace {
+    stops: usize,
+    /// Stops in one rotation, and one after it: keys that take long to make bear several.
+    in_each: usize,
+    /// Microseconds after which a stop comes at the earliest, and in which it comes then: the rotation takes less, or
+    /// what is left of it, unless the machine is busy.
+    from: u64,
+    spread: u64,
+    registers: usize,
+}
+
+const FAST: Pace = Pace { stops: STOPS, in_each: 1, from: 0, spread: 6000, registers: OF_EACH_KIND };
+/// Files are read some time after they have changed.
+const AFTER_A_PAUSE: Pace = Pace { from: 9000, ..FAST };
+const SLOW: Pace = Pace { in_each: 5, spread: 100_000, ..FAST };
+const SLOWER: Pace = Pace { in_each: 10, spread: 300_000, ..SLOW };
+
+/// All that was seen in one run.
 #[derive(Default)]
 struct Stops {
     count: usize,
+    /// For each stop, the key that was live: the next one was on its way.
+    live: Vec<usize>,
     asleep: usize,
     arena: Pages,
     rest: Pages,
@@ -51,9 +74,9 @@ struct Stops {
 }
 
 impl Stops {
-    fn enough(&self) -> bool {
+    fn enough(&self, wanted: usize) -> bool {
         let kinds = self.asleep.min(self.count - self.asleep);
-        self.count >= STOPS && (kinds >= OF_EACH_KIND || self.count >= MOST_STOPS)
+        self.count >= wanted && (kinds >= OF_EACH_KIND.min(wanted / 10) || self.count >= MOST_STOPS)
     }
 
     fn keys_in_registers(&self) -> HashMap<usize, usize> {
@@ -64,18 +87,18 @@ impl Stops {
         found
     }
 
-    fn report(&self) {
+    fn report(&self, kind: Kind, wanted: usize) {
         println!(
-            "{} stops, {} of them asleep, {} images with registers; {} bytes of arena and {} others to search",
+            "{:?}: {} stops, {} of them asleep, {} images with registers; {} bytes of arena and {} others to search",
+            kind.variables,
             self.count,
             self.asleep,
             self.registers.len(),
             self.arena.bytes(),
             self.rest.bytes(),
         );
-        let awake = self.count - self.asleep;
-        assert!(self.asleep >= OF_EACH_KIND && awake >= OF_EACH_KIND, "too few stops of one kind");
-        assert!(self.registers.len() >= OF_EACH_KIND);
+        assert!(self.enough(wanted) && self.count < MOST_STOPS, "too few stops of one kind");
+        assert!(!self.registers.is_empty());
     }
 }
 
@@ -111,78 +134,117 @@ fn stopped(pid: u32) -> Result<bool, Failure> {
 }
 
 /// Whether it is stopped in the runtime's wait for events: not in a look that returns at once, which the runtime
-/// takes between two tasks.
+/// takes between two tasks, and not while a thread beside it makes a key.
 fn asleep(pid: u32) -> Result<bool, Failure> {
     const EPOLL_WAIT: &str = "232";
+    if fs::read_dir(format!("/proc/{pid}/task")).or_fail("list the threads")?.count() > 1 {
+        return Ok(false);
+    }
     let call = fs::read_to_string(format!("/proc/{pid}/syscall")).or_fail("read the system call")?;
     let mut fields = call.split_whitespace();
     Ok(fields.next() == Some(EPOLL_WAIT) && fields.nth(3).is_some_and(|timeout| timeout != "0x0"))
 }
 
-async fn run(confinement: Confinement) -> Result<Stops, Failure> {
-    let site = Site::new().await?;
-    let mut shim = Logged(site.shim().confined(confinement).start()?);
-    let mut rng = Rng::seeded();
-    let client = shim.connect().await?;
-    let mut stream = client.stream();
-    stream.send(sds::request(&["default"]));
-    let mut stops = Stops::default();
-    loop {
-        let answer = stream.recv().await?;
-        stops.needles.add(stops.count, &sds::secrets(&answer)?.remove(0).key_pem)?;
-        stream.send(sds::ack(&answer, &["default"]));
-        if stops.enough() {
-            break;
+async fn run(kind: Kind, confinement: Confinement, pace: Pace) -> Result<Stops, Failure> {
+    let mut subject = kind.start(confinement).await?;
+    let (mut rng, mut stops) = (Rng::seeded(), Stops::default());
+    while !stops.enough(pace.stops) {
+        subject.begin()?;
+        for _ in 0..pace.in_each {
+            stop(&mut stops, &subject, Duration::from_micros(pace.from + rng.below(pace.spread)), pace).await?;
         }
-        shim.signal(Signal::SIGUSR1)?;
-        let asleep = stop_after(shim.pid(), Duration::from_micros(rng.below(SPREAD))).await?;
-        let memory = residency::memory(shim.pid())?;
-        stops.refused = stops.refused.max(memory.refused);
-        stops.arena.add(stops.count, &memory.arena);
-        stops.rest.add(stops.count, &memory.rest);
-        stops.asleep += usize::from(asleep);
-        if asleep && stops.registers.len() < REGISTERS {
-            let gdb = residency::gcore(shim.pid(), site.workload.path(), false).await?;
-            // Whatever passed through them last: it need not be a key this time.
-            assert!(gdb.vector_registers.is_empty(), "asleep, with {:?}", gdb.vector_registers);
-            assert!(gdb.image.has_vector_registers());
-            stops.rest.add(stops.count, &gdb.image.memory);
-            stops.registers.push(gdb.image.notes);
+        subject.finish().await?;
+        if pace.in_each > 1 {
+            // Else hardly ever seen: a thread makes the key for most of the time.
+            stop(&mut stops, &subject, Duration::from_micros(rng.below(pace.spread)), pace).await?;
         }
-        stops.count += 1;
-        shim.signal(Signal::SIGCONT)?;
     }
-    stops.report();
+    stops.needles = subject.needles;
+    stops.report(kind, pace.stops);
     Ok(stops)
 }
 
-#[tokio::test]
-async fn no_key_is_outside_of_secret_memory_at_any_moment() -> Outcome {
-    let stops = run(Confinement::default()).await?;
+/// Stops it for as long as it takes to see what there is.
+async fn stop(stops: &mut Stops, subject: &Subject, delay: Duration, pace: Pace) -> Outcome {
+    let asleep = stop_after(subject.shim.pid(), delay).await?;
+    let memory = residency::memory(subject.shim.pid())?;
+    stops.refused = stops.refused.max(memory.refused);
+    stops.arena.add(stops.count, &memory.arena);
+    stops.rest.add(stops.count, &memory.rest);
+    stops.asleep += usize::from(asleep);
+    if asleep && stops.registers.len() < pace.registers {
+        let gdb = residency::gcore(subject.shim.pid(), subject.site.workload.path(), false).await?;
+        // Whatever passed through them last: it need not be a key this time.
+        assert!(gdb.vector_registers.is_empty(), "asleep, with {:?}", gdb.vector_registers);
+        assert!(gdb.image.has_vector_registers());
+        stops.rest.add(stops.count, &gdb.image.memory);
+        stops.registers.push(gdb.image.notes);
+    }
+    stops.count += 1;
+    stops.live.push(subject.live);
+    subject.shim.signal(Signal::SIGCONT)
+}
+
+async fn hidden(kind: Kind, pace: Pace) -> Outcome {
+    let stops = run(kind, Confinement::default(), pace).await?;
     // Every key against every image: the one that is being made is in none of them either.
     let hits = stops.rest.search(&stops.needles);
     assert!(hits.is_empty(), "keys are in memory that can be read: {hits:?}");
     assert_eq!(stops.keys_in_registers(), HashMap::new(), "keys are in registers of a sleeping process");
-    assert_eq!(stops.refused, 32 << 10, "bytes of secret memory");
+    assert_eq!(stops.refused, kind.secret << 10, "bytes of secret memory");
     let hits = stops.arena.search(&stops.needles);
     assert!(hits.is_empty(), "keys are in the arena: {hits:?}");
     Ok(())
 }
 
 /// The same where the arena can be read: the search must find keys at each stop, and those that were retired at none.
-#[tokio::test]
-async fn no_retired_key_is_in_the_arena_at_any_moment() -> Outcome {
-    let stops = run(Confinement { without_secret_memory: true, ..Confinement::default() }).await?;
+async fn live_alone(kind: Kind, pace: Pace) -> Outcome {
+    let stops = run(kind, UNPROTECTED, pace).await?;
     let hits = stops.arena.search(&stops.needles);
-    for stop in 0..stops.count {
+    for (stop, live) in stops.live.iter().copied().enumerate() {
         let there: Vec<_> = hits.iter().filter(|hit| (hit.first..=hit.last).contains(&stop)).collect();
         // The live key, and the next one as soon as it is made.
-        let lawful = |hit: &&Hit| hit.key == stop || hit.key == stop + 1;
-        assert!(there.iter().any(lawful), "no key is found at stop {stop}, so the search finds nothing");
-        assert!(there.iter().all(lawful), "at stop {stop} of keys {stop} and {}: {there:?}", stop + 1);
+        let served = |hit: &&Hit| hit.key == live || hit.key == live + 1;
+        let lawful = |hit: &&Hit| served(hit) || hit.key == PRESENTED;
+        assert!(there.iter().any(served), "no key is found at stop {stop}, so the search finds nothing");
+        assert!(there.iter().all(lawful), "at stop {stop} of keys {live} and {}: {there:?}", live + 1);
     }
+    let presented = hits.iter().any(|hit| hit.key == PRESENTED);
+    assert_eq!(presented, kind == PROVISIONED, "whether the key is found that is presented to the CA");
     let hits = stops.rest.search(&stops.needles);
     assert!(hits.is_empty(), "keys are outside of the arena: {hits:?}");
     assert_eq!(stops.keys_in_registers(), HashMap::new(), "keys are in registers of a sleeping process");
     Ok(())
 }
+
+/// Its tests, one with secret memory and one without.
+macro_rules! stopped {
+    ($name:ident, $kind:expr, $pace:expr) => {
+        mod $name {
+            use super::*;
+
+            #[tokio::test]
+            async fn no_key_is_outside_of_secret_memory_at_any_moment() -> Outcome {
+                hidden($kind, $pace).await
+            }
+
+            #[tokio::test]
+            async fn no_retired_key_is_in_the_arena_at_any_moment() -> Outcome {
+                live_alone($kind, Pace { stops: $pace.stops.min(control($kind)), ..$pace }).await
+            }
+        }
+    };
+}
+
+/// How many stops the control takes: all, of the kind that most sidecars have.
+fn control(kind: Kind) -> usize {
+    if kind == P256 { STOPS } else { CONTROL_STOPS }
+}
+
+stopped!(p256, P256, Pace { registers: REGISTERS, ..FAST });
+stopped!(p384, P384, FAST);
+stopped!(rsa_2048, RSA_2048, SLOW);
+stopped!(rsa_4096, RSA_4096, SLOWER);
+stopped!(provisioned_and_written_to_files, PROVISIONED, FAST);
+stopped!(mounted, MOUNTED, AFTER_A_PAUSE);
+stopped!(named, NAMED, AFTER_A_PAUSE);

@@ -1,0 +1,173 @@
+//! Shims with each kind of key, for the tests that look for keys in memory.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::{collections::HashMap, time::Duration};
+
+use nix::sys::signal::Signal;
+use testkit::{
+    Failure, OrFail,
+    confined::{Confinement, UID, own},
+    development_ca::{Issued, Leaf, Pki, ProjectedVolume},
+    residency::{self, Needles},
+    sds::{self, SdsStream},
+};
+
+use crate::common::{Logged, QUIET, Site};
+
+/// The number of the key that is presented to the CA: one more than all others.
+pub(crate) const PRESENTED: usize = usize::MAX;
+
+/// As in a sidecar, but without secret memory: the control.
+pub(crate) const UNPROTECTED: Confinement = Confinement { without_secret_memory: true, ..Confinement::DEFAULT };
+
+/// Where the served keys come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// They are made for the CA.
+    Ca,
+    /// They are mounted, and served as `default`.
+    Files,
+    /// They are asked for by the names of their files.
+    Names,
+}
+
+/// Keys of one kind, and how they are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kind {
+    pub(crate) source: Source,
+    /// Variables that choose it.
+    pub(crate) variables: &'static [(&'static str, &'static str)],
+    /// KiB of secret memory.
+    pub(crate) secret: usize,
+}
+
+/// Made by the shim. From the second on, the one before it is presented to the CA as a client certificate.
+pub(crate) const P256: Kind = Kind { source: Source::Ca, variables: &[], secret: 32 };
+pub(crate) const P384: Kind = Kind { variables: &[("ECC_CURVE", "P384")], ..P256 };
+pub(crate) const RSA_2048: Kind = Kind { variables: &[("WORKLOAD_RSA_KEY_SIZE", "2048")], secret: 64, ..P256 };
+pub(crate) const RSA_4096: Kind =
+    Kind { variables: &[("WORKLOAD_RSA_KEY_SIZE", "4096"), ("PKCS8_KEY", "false")], secret: 64, ..P256 };
+pub(crate) const MOUNTED: Kind = Kind {
+    source: Source::Files,
+    variables: &[("FILE_MOUNTED_CERTS", "true"), ("FILE_DEBOUNCE_DURATION", "10ms")],
+    secret: 64,
+    ..P256
+};
+pub(crate) const NAMED: Kind = Kind { source: Source::Names, variables: &[("FILE_DEBOUNCE_DURATION", "10ms")], ..P256 };
+/// A key in files that is presented to the CA at each call; and all that is served is written to files.
+pub(crate) const PROVISIONED: Kind = Kind {
+    variables: &[("PROV_CERT", "prov"), ("OUTPUT_CERTS", "output"), ("PKCS8_KEY", "false")],
+    secret: 64,
+    ..P256
+};
+
+/// A shim that serves one kind of key on one stream, and all keys that it has had.
+pub(crate) struct Subject {
+    kind: Kind,
+    pub(crate) site: Site,
+    pub(crate) shim: Logged,
+    pub(crate) needles: Needles,
+    /// The number of the key that is served.
+    pub(crate) live: usize,
+    mounted: Pki,
+    stream: SdsStream,
+}
+
+impl Kind {
+    /// Starts it and takes the first key.
+    pub(crate) async fn start(self, confinement: Confinement) -> Result<Subject, Failure> {
+        let (site, mounted, mut needles) = (Site::new().await?, Pki::new("mounted"), Needles::default());
+        let mut builder = site.shim().confined(confinement);
+        for (name, value) in self.variables {
+            builder = builder.env(*name, *value);
+            if *name == "PROV_CERT" {
+                needles.add(PRESENTED, &mount(&site, &site.pki, value)?)?;
+            }
+        }
+        if self.source != Source::Ca {
+            mount(&site, &mounted, "etc/certs")?;
+        }
+        let mut shim = Logged(builder.start()?);
+        let stream = shim.connect().await?.stream();
+        stream.send(sds::request(&[self.name()]));
+        let mut subject = Subject { kind: self, site, shim, needles, live: 0, mounted, stream };
+        subject.take(0).await?;
+        Ok(subject)
+    }
+
+    /// The resource that it is served as.
+    fn name(self) -> &'static str {
+        match self.source {
+            Source::Names => "file-cert:etc/certs/cert-chain.pem~etc/certs/key.pem",
+            Source::Ca | Source::Files => "default",
+        }
+    }
+}
+
+impl Subject {
+    /// Has another key made, or mounts one; it is taken with [`Subject::finish`].
+    pub(crate) fn begin(&self) -> Result<(), Failure> {
+        match self.kind.source {
+            Source::Ca => self.shim.signal(Signal::SIGUSR1),
+            Source::Files | Source::Names => mount(&self.site, &self.mounted, "etc/certs").map(drop),
+        }
+    }
+
+    /// Takes the key that is served next.
+    pub(crate) async fn finish(&mut self) -> Result<(), Failure> {
+        self.take(self.live + 1).await
+    }
+
+    /// Rotates so many times, until the process sleeps.
+    pub(crate) async fn rotate(&mut self, rotations: usize) -> Result<(), Failure> {
+        for _ in 0..rotations {
+            self.begin()?;
+            self.finish().await?;
+        }
+        // The last acknowledgement is taken.
+        self.stream.expect_silence(QUIET).await
+    }
+
+    async fn take(&mut self, key: usize) -> Result<(), Failure> {
+        let answer = self.stream.recv().await?;
+        self.needles.add(key, &sds::secrets(&answer)?.remove(0).key_pem)?;
+        self.stream.send(sds::ack(&answer, &[self.kind.name()]));
+        self.live = key;
+        Ok(())
+    }
+
+    /// What root finds in its memory now.
+    pub(crate) fn search(&self) -> Result<Search, Failure> {
+        search(self.shim.pid(), &self.needles)
+    }
+}
+
+/// What root finds in the memory of a process.
+pub(crate) struct Search {
+    /// Windows found, by key.
+    pub(crate) found: HashMap<usize, usize>,
+    pub(crate) readable: usize,
+    pub(crate) refused: usize,
+}
+
+/// Reads all of it, and looks for all keys.
+pub(crate) fn search(pid: u32, needles: &Needles) -> Result<Search, Failure> {
+    let memory = residency::memory(pid)?;
+    let mut search = Search { found: HashMap::new(), readable: 0, refused: memory.refused };
+    for range in memory.ranges() {
+        search.readable += range.bytes.len();
+        needles.count(&range.bytes, &mut search.found);
+    }
+    Ok(search)
+}
+
+/// Lays a new key with its certificate into a directory of the workload, as kubelet does it. Returns the key.
+fn mount(site: &Site, pki: &Pki, directory: &str) -> Result<String, Failure> {
+    let leaf = Leaf::workload(&site.workload.spiffe_id(), Duration::from_secs(3600));
+    let (Issued { chain_pem, key_pem }, roots) = (pki.issue(&leaf), pki.root_pem());
+    let files = [("cert-chain.pem", chain_pem.as_str()), ("key.pem", &key_pem), ("root-cert.pem", &roots)];
+    let volume = ProjectedVolume::create(&site.workload.path().join(directory), &files);
+    let volume = volume.or_fail("write the mount")?;
+    own(volume.dir(), UID, UID).or_fail("give it to the user of the shim")?;
+    Ok(key_pem)
+}
