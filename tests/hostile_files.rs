@@ -308,7 +308,7 @@ async fn a_large_revocation_list_while_clients_hold_much() -> Tested {
         stream.recv().await.map_err(|failure| shim.explain(failure))?;
         streams.push(stream);
     }
-    for entries in [8000, 12_000, 20_000] {
+    for entries in [20_000, 30_000, 40_000] {
         let mark = shim.log().mark();
         replace(&file, &der::pem("X509 CRL", &der::revocations(entries)))?;
         shim.wait_for_log_after(mark, "makes enough; 1 of it are served").await?;
