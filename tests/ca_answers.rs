@@ -4,9 +4,9 @@ mod ca_common;
 
 use std::sync::Arc;
 
-use ca_common::{Open, Scene, Tested, token, within};
-use testkit::OrFail;
+use ca_common::{Open, Scene, Tested, token, within, write};
 use testkit::development_ca::{CaOptions, Fault, Issued, Leaf, Lifetime, Pki, PkiOptions, SignOverrides};
+use testkit::{Failure, OrFail, shim::Shim};
 
 /// The workload gets nothing of what the CA answers under `fault`, of which `reason` is told once; and the first
 /// secret that it gets is the right one that follows.
@@ -278,17 +278,58 @@ async fn an_expired_intermediate() -> Tested {
 /// Peers verify the whole path: a leaf of 24 h under a root that ends in a minute is over in a minute.
 #[tokio::test]
 async fn a_leaf_that_outlives_its_root_is_renewed_in_time() -> Tested {
-    const LEFT: i64 = 60;
+    let scene = under_a_root_that_ends().await?;
+    let shim = scene.shim().start()?;
+    assert!(renewal_in(&shim, "a certificate was issued").await? < LEFT);
+    Ok(())
+}
+
+/// The root is renewed under its name and key: of two paths the one counts that lasts longer, whoever brings the root.
+#[tokio::test]
+async fn a_leaf_lasts_as_long_as_its_last_path() -> Tested {
+    let lasting = Lifetime { not_before: -60, not_after: 86_400 };
+    let scene = under_a_root_that_ends().await?;
+    scene.ca.set_extra_roots(vec![scene.pki.renewed_root(lasting)]);
+    let shim = scene.shim().start()?;
+    assert!(renewal_in(&shim, "a certificate was issued").await? > LEFT, "the CA answers both");
+
+    let scene = under_a_root_that_ends().await?;
+    let extra = scene.workload.path().join("extra.pem");
+    write(&extra, &Pki::new("other").root_pem())?;
+    let mut shim = scene.shim().env("SDS_SHIM_EXTRA_ROOTS", "./extra.pem").start()?;
+    assert!(renewal_in(&shim, "a certificate was issued").await? < LEFT);
+    let next = next_attempt(&mut shim).await?;
+    write(&extra, &scene.pki.renewed_root(lasting))?;
+    assert!(renewal_in(&shim, "what is held ends at another time").await? > LEFT, "a file brings it");
+    assert!(next_attempt(&mut shim).await? > next + LEFT as f64);
+    assert_eq!(scene.ca.calls().len(), 1);
+    Ok(())
+}
+
+/// Seconds until the end of the root of [`under_a_root_that_ends`].
+const LEFT: i64 = 60;
+
+async fn under_a_root_that_ends() -> Result<Scene, Failure> {
     let root = Lifetime { not_before: -86_400, not_after: LEFT };
     let pki = Pki::with_options(&PkiOptions { root, ..PkiOptions::new("test") });
     let options = CaOptions { server_pki: Some(Arc::new(Pki::new("server"))), ..CaOptions::default() };
     let mut scene = Scene::with_pki(Arc::new(pki), options).await?;
     scene.write_token(&token())?;
-    let shim = scene.shim().start()?;
-    let line = shim.wait_for_log("a certificate was issued").await?;
+    Ok(scene)
+}
+
+/// Seconds to the renewal that a line of the log announces.
+async fn renewal_in(shim: &Shim, line: &str) -> Result<i64, Failure> {
+    let line = shim.wait_for_log(line).await?;
     let wait = line.split("renewal_in_s=").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-    assert!(wait.is_some_and(|wait: i64| wait < LEFT), "{line}");
-    Ok(())
+    wait.ok_or_else(|| shim.failure(format!("{line} tells no time")))
+}
+
+async fn next_attempt(shim: &mut Shim) -> Result<f64, Failure> {
+    let metrics = shim.admin("/metrics").await?.text();
+    let line = metrics.lines().find(|line| line.starts_with("sds_shim_renewal_next_attempt_timestamp_seconds{"));
+    let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+    value.ok_or_else(|| shim.failure("no metric tells it"))
 }
 
 #[tokio::test]

@@ -216,18 +216,20 @@ impl TrustBundle {
 
     /// The anchors as those who may sign revocation lists, as far as there is room to look at them.
     pub fn signers(&self) -> Vec<CrlSigner> {
-        let has_room = |anchor: &&TrustAnchor| {
-            Weight::of(&anchor.der).is_some_and(|weight| budget::has_room_for_certificate(weight.pieces(CERTIFICATE)))
-        };
-        CrlSigner::of(
-            self.anchors.iter().map(AsRef::as_ref).filter(has_room).filter_map(|anchor| pem::parsed(&anchor.der)),
-        )
+        CrlSigner::of(self.parsed())
     }
 
     /// Those that may have issued one of these certificates, in their parsed form.
     pub fn issuers_of(&self, of: &[&X509Ref]) -> Vec<X509> {
-        let parsed = self.anchors.iter().filter_map(|anchor| pem::parsed(&anchor.der));
-        parsed.filter(|anchor| may_have_issued(anchor, of)).collect()
+        self.parsed().filter(|anchor| may_have_issued(anchor, of)).collect()
+    }
+
+    /// One after the other: parsed together, a hundred of them would fill the arena.
+    fn parsed(&self) -> impl Iterator<Item = X509> {
+        let has_room = |anchor: &&TrustAnchor| {
+            Weight::of(&anchor.der).is_some_and(|weight| budget::has_room_for_certificate(weight.pieces(CERTIFICATE)))
+        };
+        self.anchors.iter().map(AsRef::as_ref).filter(has_room).filter_map(|anchor| pem::parsed(&anchor.der))
     }
 
     /// Whether this certificate is one of them.

@@ -143,25 +143,32 @@ impl X509Svid {
             (Vec::new(), iter::once(&leaf).chain(&others).map(AsRef::as_ref).collect::<Vec<_>>());
         let mut look = |anchor: &X509| issuers.extend(may_have_issued(anchor, &below).then(|| anchor.clone()));
         let (roots, bad_anchors) = TrustBundle::from_answer(roots, now, &mut look).map_err(at(elements))?;
-        let verify = |purpose| verified_path(&leaf, &others, issuers.clone(), now.max(not_before), Some(purpose));
-        // As peers will, on either side: an intermediate may be good for one alone.
-        let path = verify(X509PurposeId::SSL_CLIENT).and_then(|_| verify(X509PurposeId::SSL_SERVER));
+        let path = last_path(&leaf, &others, issuers, now.max(not_before));
         // OpenSSL leaves the reasons of a "no" in a queue that the next TLS operation would take for its own.
         drop(ErrorStack::get());
-        let Some((anchor, path)) = path?.split_last().map(|(anchor, path)| (anchor.clone(), path.to_vec())) else {
+        let path = path?;
+        let not_after = end_of(&path);
+        let Some((anchor, path)) = path.split_last() else {
             return Err(SvidError::Chain("it is empty".to_owned()));
         };
-        let intermediates = in_order(&path, others, &roots, now)?;
-        // Peers verify the whole path: it is over with the first of its certificates, the anchor among them.
-        let ends = path.iter().chain([&anchor]).map(|certificate| validity(certificate).1);
-        let not_after = ends.fold(not_after, i64::min);
+        let intermediates = in_order(path, others, &roots, now)?;
         let svid = Self { leaf, intermediates, key: key.clone(), validity: (not_before, not_after) };
         let for_any_use = svid.leaf.extended_key_usage().is_none();
         Ok(Issued { svid, roots, bad_anchors, anchor: sha256(&anchor.to_der()?), for_any_use })
     }
 
-    /// NotBefore and NotAfter that count, in Unix seconds: the leaf's start, and the end of whichever certificate from
-    /// leaf to root ends first.
+    /// Looks at the paths to these anchors, at `now` (Unix seconds). Answers whether [`X509Svid::validity`] is another one.
+    pub fn look_at_paths(&mut self, anchors: &TrustBundle, now: i64) -> bool {
+        let below: Vec<_> = iter::once(&self.leaf).chain(&self.intermediates).map(AsRef::as_ref).collect();
+        let path = last_path(&self.leaf, &self.intermediates, anchors.issuers_of(&below), now.max(self.validity.0));
+        drop(ErrorStack::get());
+        let before = self.validity.1;
+        self.validity.1 = path.map_or(before, |path| end_of(&path));
+        self.validity.1 != before
+    }
+
+    /// NotBefore and NotAfter that count, in Unix seconds: the leaf's start, and the end of the path from leaf to anchor
+    /// that lasts longest. A path is over with the first of its certificates, since peers verify all of it.
     pub fn validity(&self) -> (i64, i64) {
         self.validity
     }
@@ -229,6 +236,40 @@ fn check_usage(leaf: &X509Ref) -> Result<(), SvidError> {
         }
     }
     Ok(())
+}
+
+/// The first end of these, Unix seconds.
+fn end_of(path: &[X509]) -> i64 {
+    path.iter().map(|certificate| validity(certificate).1).min().unwrap_or(i64::MIN)
+}
+
+/// The certificates from the leaf to the root where they last longest: a root that is renewed under its key is there
+/// twice, and OpenSSL takes any.
+fn last_path(leaf: &X509, others: &[X509], mut roots: Vec<X509>, now: i64) -> Result<Vec<X509>, SvidError> {
+    /// More ways than there are lead to no CA.
+    const WAYS: usize = 16;
+    let mut others = others.to_vec();
+    let mut best = usable_path(leaf, &others, &roots, now)?;
+    let mut path = best.clone();
+    for _ in 0..WAYS {
+        let end = end_of(&path);
+        // The next one without what ends first.
+        let Some(first) = path.iter().skip(1).find(|one| validity(one).1 == end).cloned() else { break };
+        others.retain(|other| *other != first);
+        roots.retain(|root| *root != first);
+        let Ok(next) = usable_path(leaf, &others, &roots, now) else { break };
+        path = next;
+        if end_of(&path) > end_of(&best) {
+            best.clone_from(&path);
+        }
+    }
+    Ok(best)
+}
+
+/// A path that both sides of a connection can use: an intermediate may be good for one alone.
+fn usable_path(leaf: &X509, others: &[X509], roots: &[X509], now: i64) -> Result<Vec<X509>, SvidError> {
+    verified_path(leaf, others, roots.to_vec(), now, Some(X509PurposeId::SSL_CLIENT))?;
+    verified_path(leaf, others, roots.to_vec(), now, Some(X509PurposeId::SSL_SERVER))
 }
 
 /// The certificates from the leaf to the root, as OpenSSL builds them: each of them is good for this purpose.

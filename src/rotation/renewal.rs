@@ -29,8 +29,8 @@ use crate::{
     clock::{self, WallTimer},
     config::{CaConfig, FilesConfig, MountedFiles, RotationConfig},
     identity::{
-        Answer, BearerToken, CertificateRequest, KeySpec, PeerTrust, SpiffeId, SvidError, TokenError, TrustDomain,
-        X509Svid,
+        Answer, BearerToken, CertificateRequest, KeySpec, PeerTrust, SpiffeId, SvidError, TokenError, TrustBundle,
+        TrustDomain, X509Svid,
     },
     memory,
     status::{Status, Workload},
@@ -111,6 +111,8 @@ pub struct Renewal<T> {
     force: Arc<Notify>,
     timer: WallTimer,
     held: Option<X509Svid>,
+    /// The trust anchors that came with it.
+    answered: TrustBundle,
     trouble: Trouble,
     shown: Arc<Workload>,
     /// When what is held was issued, Unix seconds.
@@ -159,6 +161,7 @@ impl<T: TokenSource> Renewal<T> {
             force: Arc::clone(&settings.force),
             timer: WallTimer::new()?,
             held: None,
+            answered: TrustBundle::default(),
             trouble: Trouble::default(),
             token: None,
             received: 0,
@@ -327,7 +330,10 @@ impl<T: TokenSource> Renewal<T> {
         };
         let answer = answer_within(self.ca.answer_timeout, self.ca.timeout, self.left());
         let question = Request { csr_pem: request.csr_pem(), id, token, own, answer };
-        let issued = self.failover.attempt(&question, bearable(self.left()), verify).await?;
+        let mut issued = self.failover.attempt(&question, bearable(self.left()), verify).await?;
+        // Peers have the anchors of the files as well.
+        self.answered = issued.roots.clone();
+        issued.svid.look_at_paths(&self.anchors(), clock::now());
         self.wait_for_start(&issued.svid).await;
         let certificate = Content::TlsCertificate {
             chain: issued.svid.chain().map_err(SvidError::from)?,

@@ -161,6 +161,12 @@ impl Workload {
         self.status.changed(|renewals| renewals.issued += 1);
     }
 
+    /// What is held is renewed at `next`, which is another time than before.
+    pub fn renews(&self, next: i64) {
+        self.lock().next_attempt = Some(next);
+        self.status.changed(|_| {});
+    }
+
     /// The mounted files can be used at `now`, and have these flaws.
     pub fn mounted(&self, now: i64, flaws: Vec<(&'static str, String)>) {
         let mut facts = self.lock();

@@ -204,6 +204,25 @@ impl SecretStore {
         });
     }
 
+    /// What is held under this name can be used until then (Unix seconds); it is not sent again.
+    pub fn lasts_until(&self, name: &str, not_after: i64) {
+        self.view.send_if_modified(|view| {
+            let View::Open(snapshot) = view else { return false };
+            let Some(held) = snapshot.get(name).filter(|held| held.not_after != not_after) else { return false };
+            let secret = Secret {
+                version: held.version.clone(),
+                resource: held.resource.clone(),
+                not_after,
+                is_anchors: held.is_anchors,
+                facts: held.facts.clone(),
+            };
+            let mut next = (**snapshot).clone();
+            next.insert(name.to_owned(), Arc::new(secret));
+            *view = View::Open(Arc::new(next));
+            true
+        });
+    }
+
     /// Forgets what nobody asks for any more.
     pub fn withdraw(&self, name: &str) {
         self.view.send_if_modified(|view| {

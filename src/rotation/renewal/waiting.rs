@@ -12,13 +12,14 @@ use tracing::{debug, info, warn};
 use super::{Renewal, RenewalEnded, TokenSource};
 use crate::{
     clock,
-    identity::{PeerTrust, SvidError, TrustDomain, X509Svid},
+    identity::{PeerTrust, SvidError, TrustBundle, TrustDomain, X509Svid},
     rotation::{
         cure::Cure,
         failure::Failure,
         patience::{Setback, Strain, is_probed, wait_after},
-        schedule::{MIN_INTERVAL, can_meet},
+        schedule::{MIN_INTERVAL, can_meet, renewal_after},
     },
+    store::CERTIFICATE,
 };
 
 /// How far in the future (seconds) a certificate may begin to be held until then. More means that a clock is wrong.
@@ -160,12 +161,48 @@ impl<T: TokenSource> Renewal<T> {
         let arena = locked::usage();
         let least_room = arena.capacity.saturating_sub(arena.peak);
         debug!(arena_least_room = least_room, arena_used = arena.used, "waiting for the renewal");
-        tokio::select! {
-            biased;
-            () = self.force.notified() => self.asked_for(),
-            () = moved(self.file_roots.clone(), &self.asked, self.tried) => {}
-            () = self.until(clock::wall_clock() + wait) => {}
+        let mut deadline = clock::wall_clock() + wait;
+        let mut files = self.file_roots.clone();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.force.notified() => return self.asked_for(),
+                () = moved(self.file_roots.clone(), &self.asked, self.tried) => return,
+                Ok(()) = files.changed() => {
+                    if let Some(wait) = self.look_at_paths() {
+                        deadline = clock::wall_clock() + wait;
+                    }
+                }
+                () = self.until(deadline) => return,
+            }
         }
+    }
+
+    /// The trust anchors that peers may verify what is held with.
+    pub(super) fn anchors(&self) -> TrustBundle {
+        let files = self.file_roots.borrow().roots.clone();
+        TrustBundle::new(self.answered.anchors().iter().chain(files.anchors()).cloned().collect())
+    }
+
+    /// An anchor that came or went may be the one with which what is held ends: how long it serves now, if that has
+    /// changed.
+    fn look_at_paths(&mut self) -> Option<Duration> {
+        let (anchors, now) = (self.anchors(), clock::now());
+        let held = self.held.as_mut().filter(|held| held.validity().0 <= now)?;
+        if !held.look_at_paths(&anchors, now) {
+            return None;
+        }
+        let not_after = held.validity().1;
+        let wait = renewal_after(&self.rotation.schedule, not_after, now, random());
+        self.due = now.saturating_add(wait.as_secs() as i64);
+        info!(
+            not_after = clock::rfc3339(not_after),
+            renewal_in_s = wait.as_secs(),
+            "other trust anchors: what is held ends at another time"
+        );
+        self.store.lasts_until(CERTIFICATE, not_after);
+        self.shown.renews(self.due);
+        Some(wait)
     }
 
     /// Waits until the wall clock shows this time, over suspends.

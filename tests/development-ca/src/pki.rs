@@ -89,6 +89,11 @@ impl Pki {
         self.root.pem()
     }
 
+    /// The root renewed under its name and key, PEM.
+    pub fn renewed_root(&self, lifetime: Lifetime) -> String {
+        self.root.renewed(lifetime).expect("OpenSSL signs a certificate")
+    }
+
     /// The intermediate that signs leaves, PEM.
     pub fn intermediate_pem(&self) -> String {
         self.intermediate.pem()

@@ -34,6 +34,16 @@ impl Authority {
         Ok(Authority { certificate: builder.build(), key })
     }
 
+    /// Another certificate of a root's name and key, PEM.
+    pub(super) fn renewed(&self, lifetime: Lifetime) -> Result<String, ErrorStack> {
+        let name = self.certificate.subject_name();
+        let mut builder = builder(name, lifetime, &*public(&self.key)?)?;
+        builder.set_issuer_name(name)?;
+        append_ca(&mut builder, None, None)?;
+        builder.sign(&self.key, MessageDigest::sha256())?;
+        Ok(pem(&builder.build()))
+    }
+
     /// A CA below this one, with at most `below` further ones under it.
     pub(super) fn subordinate(&self, name: &str, lifetime: Lifetime, below: u32) -> Result<Authority, ErrorStack> {
         let key = p256()?;
