@@ -185,17 +185,22 @@ pub fn describe(path: &Path, error: &io::Error) -> String {
 /// A peer's text made fit for one line of the log: control characters and anything that could be key material
 /// (PEM blocks, long runs of base64) replaced, cut to `limit` characters.
 ///
-/// Envoy's error texts have carried an inline private key (envoyproxy/envoy#4757).
+/// Envoy's error texts have carried an inline private key (envoyproxy/envoy#4757). In a URL each step of the path is
+/// looked at by itself: issuers of tokens and SPIFFE IDs are no keys.
 pub fn foreign_text(text: &str, limit: usize) -> String {
     const LONGEST_RUN: usize = 40;
+    /// A label of Kubernetes: no capital letters, of which each key in base64 has some.
+    const LONGEST_LABEL: usize = 63;
     let base64 = |c: char| c.is_ascii_alphanumeric() || "+/=_-".contains(c);
     let mut out = String::new();
     let mut rest = text;
+    let mut url = false;
     while !rest.is_empty() && out.chars().count() < limit {
-        let run = rest.find(|c| !base64(c)).unwrap_or(rest.len());
+        let run = rest.find(|c| !base64(c) || (url && c == '/')).unwrap_or(rest.len());
         // A PEM block may follow whatever is written before it without a gap, and dashes are base64 as well.
         let block = rest[..run].find("-----BEGIN");
-        if run > LONGEST_RUN || block.is_some() {
+        let is_label = url && run <= LONGEST_LABEL && !rest[..run].contains(|c: char| c.is_ascii_uppercase());
+        if (run > LONGEST_RUN && !is_label) || block.is_some() {
             out.push_str("[redacted]");
             // Of a PEM block everything goes up to its end marker, or all that is left.
             let end = match block {
@@ -210,6 +215,13 @@ pub fn foreign_text(text: &str, limit: usize) -> String {
         let mut characters = tail.chars();
         if let Some(separator) = characters.next() {
             out.push(if separator.is_control() { ' ' } else { separator });
+            let scheme = word.trim_start_matches(|c: char| !c.is_ascii_alphabetic());
+            let begins = separator == ':' && characters.as_str().starts_with("//") && !scheme.is_empty();
+            url = begins
+                || (url
+                    && !separator.is_whitespace()
+                    && !separator.is_control()
+                    && !"\"'<>,;(){}[]".contains(separator));
         }
         rest = characters.as_str();
     }
@@ -236,6 +248,31 @@ mod tests {
         assert_eq!(foreign_text("-----BEGIN EC PRIVATE KEY----- abc", 256), "[redacted]");
         let glued = "key=-----BEGIN PRIVATE KEY-----\nMIGHAgEA\n-----END PRIVATE KEY----- here";
         assert_eq!(foreign_text(glued, 256), "[redacted] PRIVATE KEY----- here");
+    }
+
+    #[test]
+    fn urls_and_spiffe_ids_are_no_keys() {
+        let guid = "72f988bf-86f1-41af-91ab-2d7cd011db47";
+        for text in [
+            "from https://container.googleapis.com/v1/projects/a-project-of-ours/locations/europe-west1/clusters/production, and".to_owned(),
+            format!("https://eastus.oic.prod-aks.azure.com/{guid}/{guid}/"),
+            format!("\"spiffe://cluster.local/ns/{}/sa/{}\"", "n".repeat(63), "a-long-name-of-a-service-account-that-says-it-all"),
+            "https://oidc.eks.eu-central-1.amazonaws.com/id/0123456789ABCDEF0123456789ABCDEF".to_owned(),
+        ] {
+            assert_eq!(foreign_text(&text, 256), text);
+        }
+        let key = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg";
+        for (text, expected) in [
+            (format!("https://host/path?key={key}"), "https://host/path?[redacted]"),
+            (format!("https://host/{key}/more"), "https://host/[redacted]/more"),
+            (format!("see https://host {}/x", "A1b".repeat(15)), "see https://host [redacted]"),
+            (format!("://{key}/{key}"), ":[redacted]"),
+            (format!("https://host/{}", "0f".repeat(32)), "https://host/[redacted]"),
+        ] {
+            assert_eq!(foreign_text(&text, 256), expected, "{text}");
+        }
+        let pem = "https://a/-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49\n-----END PRIVATE KEY----- here";
+        assert!(!foreign_text(pem, 256).contains("MIGH"));
     }
 
     #[test]
