@@ -237,3 +237,29 @@ async fn only_reading_is_answered() -> Tested {
     assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
     Ok(())
 }
+
+#[tokio::test]
+async fn metrics_come_as_plain_text_to_who_asks_for_that() -> Tested {
+    let scene = Scene::new().await?;
+    let mut shim = scene.shim().start()?;
+    until(&mut shim, "/readyz", 200).await?;
+    for (accept, kind, counter) in [
+        ("text/plain", "text/plain; version=0.0.4", "# TYPE sds_shim_renewals_total counter"),
+        (
+            "application/openmetrics-text, text/plain",
+            "application/openmetrics-text",
+            "# TYPE sds_shim_renewals counter",
+        ),
+    ] {
+        let socket = scene.workload.path().join("shim-admin.sock");
+        let mut stream = testkit::unix::connect(&socket).await.or_fail("connect")?;
+        let request = format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.or_fail("ask")?;
+        let mut answer = String::new();
+        let read = timeout(PATIENCE, stream.read_to_string(&mut answer)).await.or_fail("wait")?;
+        read.or_fail("read the answer")?;
+        assert!(answer.contains(&format!("content-type: {kind}")) && answer.contains(counter), "{answer}");
+        assert_eq!(answer.contains("# EOF"), kind.starts_with("application"), "{answer}");
+    }
+    Ok(())
+}

@@ -20,7 +20,7 @@ impl AdminPages {
 }
 
 impl Pages for AdminPages {
-    fn page(&self, path: &str) -> Page {
+    fn page(&self, path: &str, accept: Option<&str>) -> Page {
         let now = clock::now();
         match path {
             // Whoever answers this is alive: there is one thread.
@@ -38,6 +38,10 @@ impl Pages for AdminPages {
             }
             "/metrics" | "/status" if !budget::has_room_for_document() => {
                 text(503, &"there is no room for the document now; SDS_SHIM_ARENA_KIB makes more")
+            }
+            "/metrics" if metrics::wants_text(accept) => {
+                let body = metrics::as_text(&metrics::scrape(&self.0)).into();
+                Page { status: 200, content_type: metrics::TEXT_TYPE, body }
             }
             "/metrics" => {
                 Page { status: 200, content_type: metrics::CONTENT_TYPE, body: metrics::scrape(&self.0).into() }

@@ -151,7 +151,10 @@ async fn answer(
     let plain = |status, text: String| Page { status, content_type: "text/plain", body: (text + "\n").into() };
     let Page { status, content_type, body } = match (meant, request.method()) {
         (Err((status, reason)), _) => plain(status, reason.to_owned()),
-        (Ok(()), &Method::GET | &Method::HEAD) => pages.page(request.uri().path()),
+        (Ok(()), &Method::GET | &Method::HEAD) => {
+            let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+            pages.page(request.uri().path(), accept)
+        }
         (Ok(()), _) => plain(405, "only GET is answered here".to_owned()),
     };
     let mut response = Response::new(Document(Some(body)));

@@ -174,7 +174,7 @@ impl Shared {
 
     /// What our own commands ask for (`sds-shim status` and its kin).
     fn page(&self, client: &Caller, path: &str, place: Place) -> http::Response<ResponseBody> {
-        let Page { status, content_type, body } = self.pages.page(path);
+        let Page { status, content_type, body } = self.pages.page(path, None);
         let body = client.leases.lease(Pieces::from([Piece::Bytes(body)]));
         let mut response = http::Response::new(ResponseBody::document(body, place));
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();

@@ -198,6 +198,6 @@ pub struct Page {
 
 /// What there is to show.
 pub trait Pages: Send + Sync + 'static {
-    /// The document at this path.
-    fn page(&self, path: &str) -> Page;
+    /// The document at this path, in a form that who asks accepts (HTTP's `Accept`), if there are several.
+    fn page(&self, path: &str, accept: Option<&str>) -> Page;
 }
