@@ -319,3 +319,18 @@ async fn a_fatal_end_is_noted_for_kubernetes() -> Tested {
     assert!(noted.starts_with("sds-shim: the configuration has mistakes") && noted.contains("SECRET_TTL"), "{noted}");
     Ok(())
 }
+
+#[tokio::test]
+async fn what_a_command_fetches_was_not_sent_to_envoy() -> Tested {
+    let scene = Scene::new().await?;
+    let mut shim = scene.shim().start()?;
+    let (code, told) = run(scene.shim(), &["wait"]).await?;
+    assert_eq!(code, 0, "{told}");
+    let (code, told) = run(scene.shim(), &["get", "default"]).await?;
+    assert!(code == 0 && told.contains("BEGIN CERTIFICATE"), "{told}");
+    shim.wait_for_log("fetched by a client that keeps no stream").await?;
+    assert_eq!(shim.log().count("sent to Envoy"), 0);
+    let status: Value = serde_json::from_str(&shim.admin("/status").await?.text()).or_fail("read the status")?;
+    assert!(status["sds"]["resources"]["default"]["pushes"].as_u64().unwrap_or(0) == 0, "{status:#}");
+    Ok(())
+}

@@ -54,11 +54,13 @@ pub(super) struct Report {
     rights: Rights,
     told: Arc<Told>,
     group: Arc<Group>,
+    /// Whether it is no stream but a single answer, as our own `get` and tools ask for, and no Envoy.
+    fetched: bool,
 }
 
 impl Report {
-    pub(super) fn new(shown: StreamHandle, rights: Rights, told: Arc<Told>, account: &Account) -> Self {
-        Self { shown, rights, told, group: Arc::clone(&account.group) }
+    pub(super) fn new(shown: StreamHandle, rights: Rights, told: Arc<Told>, account: &Account, fetched: bool) -> Self {
+        Self { shown, rights, told, group: Arc::clone(&account.group), fetched }
     }
 
     pub(super) fn rights(&self) -> &Rights {
@@ -110,6 +112,14 @@ impl Report {
     }
 
     pub(super) fn response(&self, outcome: &Outcome) {
+        if self.fetched {
+            for (name, secret) in &outcome.send {
+                if event_enabled!(Level::INFO) && self.group.may_log(Cause::Sent) {
+                    info!(resource = name, version = secret.version(), "fetched by a client that keeps no stream");
+                }
+            }
+            return;
+        }
         self.shown.sent(outcome.send.iter().map(|(name, _)| name.as_str()), clock::now());
         for (name, secret) in &outcome.send {
             if event_enabled!(Level::INFO) && self.group.may_log(Cause::Sent) {

@@ -42,6 +42,8 @@ const ISTIO_1_1_HEADER: &str = "istio_sds_credentials_header-bin";
 /// How a call is answered.
 type Answer = Result<http::Response<ResponseBody>, Status>;
 
+/// The call that is answered once.
+const FETCH: &str = "FetchSecrets";
 const SERVICE: &str = "/envoy.service.secret.v3.SecretDiscoveryService/";
 
 /// `envoy.service.secret.v3.SecretDiscoveryService`. Requests are decoded by tonic; answers are written here, because
@@ -161,7 +163,7 @@ impl Shared {
         let responses: Box<dyn Responses> = match request.uri().path().trim_start_matches(SERVICE) {
             "StreamSecrets" => Box::new(self.stream::<StateOfTheWorld>(client, request)?),
             "DeltaSecrets" => Box::new(self.stream::<Delta>(client, request)?),
-            "FetchSecrets" => Box::new(Once(Some(self.fetch(client, request).await?))),
+            FETCH => Box::new(Once(Some(self.fetch(client, request).await?))),
             health::CHECK => Box::new(self.health(request, false).await?),
             health::WATCH => Box::new(self.health(request, true).await?),
             path if request.method() == http::Method::GET => return Ok(self.page(client, path, place)),
@@ -194,7 +196,7 @@ impl Shared {
         let consumer = client.account.exempt(|| self.workloads.attach(token))?;
         let subscription = Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed));
         let shown = client.shown.stream(call, clock::now());
-        let report = Report::new(shown, client.rights.clone(), Arc::clone(&self.told), &client.account);
+        let report = Report::new(shown, client.rights.clone(), Arc::clone(&self.told), &client.account, call == FETCH);
         Ok(Attached { consumer, subscription, report })
     }
 
@@ -207,7 +209,7 @@ impl Shared {
     /// Answers with what is held of the named secrets, at once if there is any, else as soon as there is.
     async fn fetch(&self, client: &Caller, request: http::Request<Incoming>) -> Result<Pieces, Status> {
         let (metadata, mut requests) = messages::<DiscoveryRequest>(request)?;
-        let Attached { mut consumer, mut subscription, report } = self.attach(client, "FetchSecrets", &metadata)?;
+        let Attached { mut consumer, mut subscription, report } = self.attach(client, FETCH, &metadata)?;
         let request = first(&mut requests)
             .await
             .unwrap_or_else(|| Err(Status::invalid_argument("the call carries no request")))?;
