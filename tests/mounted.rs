@@ -70,6 +70,7 @@ async fn files_that_come_later_are_waited_for_and_named() -> Tested {
     served.certificate().await?;
     assert_eq!(served.anchors().await?, mount.pki.root_pem());
     served.source().await?;
+    assert_eq!(served.status().await?["workloads"][0]["identity"], ID);
     assert_eq!(served.scene.ca.connections(), 0);
     Ok(())
 }

@@ -158,6 +158,8 @@ pub struct MountedCertificate {
     pub not_after: i64,
     /// Whose it is, if it says so.
     pub trust_domain: Option<TrustDomain>,
+    /// The SPIFFE ID in it, if there is one.
+    pub identity: Option<String>,
 }
 
 impl MountedCertificate {
@@ -172,6 +174,7 @@ impl MountedCertificate {
             content: Content::TlsCertificate { chain, key },
             not_after: credential.not_after(),
             trust_domain: credential.trust_domain(),
+            identity: credential.identity(),
         })
     }
 }

@@ -17,6 +17,10 @@ use super::{
     svid::verified_path,
     validity::validity,
 };
+use crate::bounded::foreign_text;
+
+/// Characters of a SPIFFE ID that are told.
+const IDENTITY: usize = 512;
 
 /// What the peers of a certificate will not like, while Envoy takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,6 +144,13 @@ impl Credential {
     pub fn trust_domain(&self) -> Option<TrustDomain> {
         let names = self.chain.first()?.subject_alt_names()?;
         names.iter().find_map(|name| name.uri()?.strip_prefix("spiffe://")?.split('/').next()?.parse().ok())
+    }
+
+    /// The SPIFFE ID in the leaf's URI SAN, if it has one, fit for one line.
+    pub fn identity(&self) -> Option<String> {
+        let names = self.chain.first()?.subject_alt_names()?;
+        let id = names.iter().find_map(|name| name.uri().filter(|uri| uri.starts_with("spiffe://")))?;
+        Some(foreign_text(id, IDENTITY))
     }
 
     /// The chain, leaf first.

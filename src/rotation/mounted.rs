@@ -23,6 +23,8 @@ pub struct Mounted {
     roots: Arc<RootPublisher>,
     store: Arc<SecretStore>,
     shown: Arc<Workload>,
+    /// Whether there is no CA whose certificates are shown as well.
+    alone: bool,
     told: Option<String>,
 }
 
@@ -32,7 +34,7 @@ impl Mounted {
         let shown = settings.status.workload(identity, &store);
         let roots =
             Arc::new(RootPublisher::new(Arc::clone(&store), &settings.rotation.roots, true, Arc::clone(&shown)));
-        Self::beside(settings, files, roots, store, shown)
+        Self { alone: true, ..Self::beside(settings, files, roots, store, shown) }
     }
 
     /// What is mounted is served until the CA issues.
@@ -44,7 +46,7 @@ impl Mounted {
         shown: Arc<Workload>,
     ) -> Self {
         let (config, force) = (settings.files, Arc::clone(&settings.force));
-        Self { files, config, force, roots, store, shown, told: None }
+        Self { files, config, force, roots, store, shown, alone: false, told: None }
     }
 
     /// Serves it, and the trust anchors, for as long as it is polled.
@@ -102,7 +104,7 @@ impl Mounted {
         });
         match read {
             Ok((read, flaws)) => {
-                let (version, end) = (self.version(), read.not_after);
+                let (version, end, identity) = (self.version(), read.not_after, read.identity.clone());
                 if !self.roots.publish_mounted(read).await {
                     return false;
                 }
@@ -121,6 +123,9 @@ impl Mounted {
                         not_after = clock::rfc3339(end),
                         "the mounted certificate is served"
                     );
+                }
+                if let Some(identity) = identity.filter(|_| self.alone) {
+                    self.shown.identify(&identity, &identity);
                 }
                 self.shown.mounted(now, flaws);
                 self.told = None;

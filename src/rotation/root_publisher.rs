@@ -132,7 +132,7 @@ impl RootPublisher {
     /// Publishes a mounted certificate, likewise after the trust anchors, which from then on vouch for its trust domain
     /// as well. Answers `false`, and publishes nothing, once the CA has issued one.
     pub(super) async fn publish_mounted(&self, mounted: MountedCertificate) -> bool {
-        let MountedCertificate { content, not_after, trust_domain } = mounted;
+        let MountedCertificate { content, not_after, trust_domain, identity: _ } = mounted;
         {
             let mut state = self.lock();
             if state.by_ca {
