@@ -130,7 +130,12 @@ impl Opened {
 pub fn text(content: Vec<u8>) -> io::Result<String> {
     String::from_utf8(content).map_err(|error| {
         let at = error.utf8_error().valid_up_to() + 1;
-        io::Error::new(io::ErrorKind::InvalidData, format!("it is not text: byte {at} is no UTF-8"))
+        let form = match error.as_bytes() {
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => ": it is UTF-16, write it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
+            [0x30, 0x80..=0x84, ..] => ": it looks like DER, write it as PEM (openssl x509 -inform DER)",
+            _ => "",
+        };
+        io::Error::new(io::ErrorKind::InvalidData, format!("it is not text: byte {at} is no UTF-8{form}"))
     })
 }
 

@@ -12,14 +12,12 @@ use openssl::{sha::sha256, x509::X509};
 
 use super::{
     bundle::{BadAnchor, BadAnchors, TrustAnchor, TrustBundle},
-    pem::{self, Block, PemError},
+    pem::{self, Block, PemError, UNPARSABLE},
 };
 use crate::{bounded, budget, clock::rfc3339};
 
 /// Bytes of a file: more than any bundle has, comments included.
 const MAX_FILE: usize = 8 * 1024 * 1024;
-/// What is wrong with a block that is no certificate.
-const UNPARSABLE: &str = "cannot be parsed";
 
 /// Anchors that are in use, by the SHA-256 of their DER: whoever reads one of them again shares it.
 static IN_USE: Mutex<BTreeMap<[u8; 32], Weak<TrustAnchor>>> = Mutex::new(BTreeMap::new());
@@ -58,6 +56,23 @@ impl Candidate {
             Self::Known(anchor) => anchor.der(),
         }
     }
+}
+
+/// How a file begins, up to the end of a block and without what is no ASCII: enough to see what form it has. Nothing
+/// where it cannot be read, or there is no room for it.
+pub(super) fn start_of(file: &Path) -> String {
+    const START: u64 = 16 * 1024;
+    let has_room = budget::has_room_for_file(START as usize, 2);
+    let opened = bounded::open(file, MAX_FILE).ok().filter(|_| has_room);
+    let mut bytes = Vec::new();
+    let read = opened.map(|opened| opened.into_reader().take(START).read_to_end(&mut bytes));
+    let is_cut = matches!(read, Some(Ok(read)) if read as u64 == START);
+    bytes.retain(u8::is_ascii);
+    let mut text = String::from_utf8(bytes).unwrap_or_default();
+    if let Some(end) = text.rfind(pem::END).filter(|_| is_cut) {
+        text.truncate(end + pem::END.len());
+    }
+    text
 }
 
 /// What the CA answered, as far as it came: of each element its certificates.

@@ -5,7 +5,7 @@ use openssl::x509::{X509, X509NameRef, X509Ref};
 use crate::budget;
 
 use super::{
-    anchors::{Candidate, Reading, in_file},
+    anchors::{Candidate, Reading, in_file, start_of},
     crl::CrlSigner,
     der::{CERTIFICATE, Weight},
     facts::{CertificateFacts, Certificates, pem_len, write_pem},
@@ -158,7 +158,8 @@ impl TrustBundle {
     /// # Errors
     /// As for [`TrustBundle::from_pem`].
     pub fn from_pem_with(text: &str, now: i64, mut look: impl FnMut(&X509)) -> Result<(Self, BadAnchors), PemError> {
-        Reading { now, room: |_| true, most: usize::MAX, keep: true, look: Some(&mut look) }.read(in_text(text))
+        let reading = Reading { now, room: |_| true, most: usize::MAX, keep: true, look: Some(&mut look) };
+        reading.read(in_text(text)).map_err(|error| pem::explain(error, text))
     }
 
     /// The same of an element of the CA's answer.
@@ -177,7 +178,8 @@ impl TrustBundle {
     /// # Errors
     /// As for [`TrustBundle::from_pem`], and what is wrong with the file.
     pub fn from_file(file: &Path, now: i64, room: fn(usize) -> bool) -> Result<(Self, BadAnchors), PemError> {
-        Reading { now, room, most: budget::for_anchors_of_files(), keep: true, look: None }.read(in_file(file)?)
+        let reading = Reading { now, room, most: budget::for_anchors_of_files(), keep: true, look: None };
+        reading.read(in_file(file)?).map_err(|error| pem::explain(error, &start_of(file)))
     }
 
     /// Shows each anchor of a file that can be used to `look` in its parsed form, and keeps none.
@@ -186,7 +188,8 @@ impl TrustBundle {
     /// As for [`TrustBundle::from_file`].
     pub fn look_at_file(file: &Path, now: i64, mut look: impl FnMut(&X509)) -> Result<BadAnchors, PemError> {
         let reading = Reading { now, room: |_| true, most: usize::MAX, keep: false, look: Some(&mut look) };
-        reading.read(in_file(file)?).map(|(_, bad)| bad)
+        let read = reading.read(in_file(file)?).map(|(_, bad)| bad);
+        read.map_err(|error| pem::explain(error, &start_of(file)))
     }
 
     /// A bundle of these, each once.

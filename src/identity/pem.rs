@@ -42,6 +42,9 @@ pub enum PemError {
     /// There is no certificate in it.
     #[error("it holds no PEM certificate")]
     Empty,
+    /// It holds them in another form.
+    #[error("it holds no PEM certificate that can be read: {0}")]
+    Form(&'static str),
     /// One of the blocks cannot be read.
     #[error("certificate {position} in it cannot be parsed")]
     Malformed {
@@ -111,7 +114,7 @@ impl Chain {
     /// # Errors
     /// As for [`certificates`].
     pub(super) fn add(&mut self, text: &str) -> Result<(), PemError> {
-        self.add_all(blocks(text).map(|block| block.map(Candidate::Block)))
+        self.add_all(blocks(text).map(|block| block.map(Candidate::Block))).map_err(|error| explain(error, text))
     }
 
     /// The same of what was read already.
@@ -143,6 +146,47 @@ impl Chain {
         if position == 0 { Err(PemError::Empty) } else { Ok(()) }
     }
 }
+
+/// The same with what helps, where the text that it came of has one of the forms that are often found.
+pub(super) fn explain(error: PemError, text: &str) -> PemError {
+    match (error, form(text)) {
+        (PemError::Empty | PemError::Malformed { .. }, Some(form)) => PemError::Form(form),
+        (PemError::NoAnchor { position, reason }, Some(form)) if reason == UNPARSABLE => {
+            PemError::NoAnchor { position, reason: format!("{reason}: {form}") }
+        }
+        (error, _) => error,
+    }
+}
+
+/// What helps with a text of which a certificate cannot be read, if it has one of the forms that are often found.
+fn form(text: &str) -> Option<&'static str> {
+    let count = |what: &str| text.matches(what).count();
+    let has = |what: &str| text.contains(what);
+    match () {
+        () if has("\0") => Some("it is UTF-16, write it as UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+        () if has(TRUSTED) => {
+            Some("a TRUSTED CERTIFICATE is a form of OpenSSL's own, write it as a CERTIFICATE (openssl x509 -in FILE)")
+        }
+        () if has("-----BEGIN X509 CERTIFICATE-----") => {
+            Some("an X509 CERTIFICATE is an old form, write it as a CERTIFICATE (openssl x509 -in FILE)")
+        }
+        () if has("-----BEGIN PKCS7-----") => {
+            Some("a PKCS7 block is none, write what it holds (openssl pkcs7 -print_certs -in FILE)")
+        }
+        () if has("CERTIFICATE-----\\n") => {
+            Some("its line breaks are written as \\n, write real ones (printf '%b' \"$(cat FILE)\")")
+        }
+        () if text.trim_start().starts_with("LS0tLS1CRUdJTi") => {
+            Some("it is PEM once more in base64, decode it (base64 -d FILE)")
+        }
+        () if count(BEGIN) > count(END) => Some("a block has no END line, the text was cut off"),
+        () => None,
+    }
+}
+
+/// What is wrong with a block that is no certificate.
+pub(super) const UNPARSABLE: &str = "cannot be parsed";
+const TRUSTED: &str = "-----BEGIN TRUSTED CERTIFICATE-----";
 
 /// A certificate before it is parsed, for which there is room.
 pub(super) struct Block {

@@ -31,6 +31,9 @@ pub enum KeyError {
     /// Nobody is there to be asked for a passphrase, and the rounds of its derivation are whatever the file says.
     #[error("its private key is encrypted; remove the passphrase (openssl pkey -in FILE)")]
     Encrypted,
+    /// It was copied out of JSON or YAML.
+    #[error("the line breaks of its private key are written as \\n, write real ones (printf '%b')")]
+    Escaped,
     /// It has more bytes than a key has.
     #[error("its private key has more than {MAX_KEY} bytes")]
     TooLarge,
@@ -107,6 +110,7 @@ impl KeyText {
             _ if text.is_empty() => Err(KeyError::Missing),
             _ if text.len() > MAX_KEY => Err(KeyError::TooLarge),
             _ if has(b"ENCRYPTED") => Err(KeyError::Encrypted),
+            _ if has(b"KEY-----\\n") => Err(KeyError::Escaped),
             _ => locked::read_private_key(text).map_err(|_| KeyError::Malformed),
         }
     }
@@ -164,6 +168,8 @@ impl Splitter {
                     self.state = State::Public;
                 }
             }
+            // What stands in YAML is often indented, which OpenSSL does not take.
+            State::Key if matches!(byte, b' ' | b'\t') && self.key.ends_with(b"\n") => {}
             State::Key => {
                 self.keep(byte);
                 self.seek(END, byte, State::Last);
