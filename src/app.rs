@@ -25,7 +25,7 @@ use crate::{
     cli::Command,
     client::{self, ClientError},
     clock,
-    config::{self, Config, Mistake, ProcessEnv, SdsConfig, TokenConfig},
+    config::{self, Config, FileCheck, Mistake, ProcessEnv, SdsConfig, TokenConfig},
     files::{Changes, FileAccess, FileSource, OutputWriter, RootFiles},
     identity::BearerToken,
     log,
@@ -214,8 +214,7 @@ type Secrets = (Arc<dyn Workloads>, Option<watch::Receiver<View>>);
 fn workloads(config: Config, access: FileAccess, force: Arc<Notify>, status: Arc<Status>) -> io::Result<Secrets> {
     let Config { source, identity, key, token, ca, rotation, files, output, .. } = config;
     let (root_files, file_roots) = RootFiles::new(&rotation.roots);
-    // The CA's own files tell of their changes, and nothing else is there to wake an idle process for.
-    tokio::spawn(root_files.watch(files.check.filter(|_| source.files.is_some()), Arc::clone(&force)));
+    tokio::spawn(root_files.watch(files.check, Arc::clone(&force)));
     let (ca, asks) = (Arc::new(ca), source.ca);
     let settings = RenewalSettings { key, rotation, ca, file_roots, mounted: source.files, files, force, status };
     let TokenConfig { file, audience } = token;
@@ -225,7 +224,12 @@ fn workloads(config: Config, access: FileAccess, force: Arc<Notify>, status: Arc
     let (store, status) = (Arc::new(SecretStore::new(sds::encode)), Arc::clone(&settings.status));
     match (identity.spiffe_id, &settings.mounted) {
         (Some(id), _) if asks => {
-            let renewal = Renewal::new(&settings, id, ProjectedToken::new(&file, audience), Arc::clone(&store))?;
+            let renewal = Renewal::new(
+                &settings,
+                id,
+                ProjectedToken::new(&file, audience, settings.files.check),
+                Arc::clone(&store),
+            )?;
             tokio::spawn(async move {
                 let ended = renewal.run().await;
                 error!("no certificate will be renewed any more: {ended}");
@@ -251,7 +255,7 @@ fn workloads(config: Config, access: FileAccess, force: Arc<Notify>, status: Arc
 /// Makes the socket's file anew when somebody deletes it: without it, an Envoy that reconnects finds nothing.
 async fn keep_in_place(socket: &SdsSocket) -> Infallible {
     // Whoever deletes it to put another in its place does that right after.
-    let mut changes = Changes::new(vec![socket.path().to_owned()], SUCCESSOR_PAUSE, None);
+    let mut changes = Changes::new(vec![socket.path().to_owned()], SUCCESSOR_PAUSE, FileCheck::Never);
     loop {
         match socket.restore() {
             Ok(false) => {}

@@ -1,5 +1,7 @@
 //! Foreign bytes with a limit that is checked before memory is taken.
 
+mod place;
+
 use std::{
     fs::{self, File, FileType, OpenOptions},
     io::{self, Read},
@@ -13,6 +15,8 @@ use nix::{
 };
 
 use crate::budget;
+
+pub use place::{MOUNTED_ALONE, is_mounted_alone, silent_file_system};
 
 /// What helps where something is closed to us.
 const CLOSED: &str = "open it to us, in Kubernetes with fsGroup or the volume's defaultMode";

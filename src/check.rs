@@ -1,6 +1,7 @@
 //! `sds-shim check`: the environment and the files that it names, looked at without serving anything.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     fs,
     io::ErrorKind,
@@ -229,6 +230,27 @@ impl Findings {
         }
         if let Some(directory) = config.sds.socket.parent() {
             self.verdict(writable(directory));
+        }
+        self.places(config);
+    }
+
+    /// Files whose changes come late, or not at all.
+    fn places(&mut self, config: &Config) {
+        let roots = &config.rotation.roots;
+        let mounted = config.source.files.iter().flat_map(|files| [&files.chain, &files.key, &files.roots]);
+        let others = roots.files.iter().chain(roots.domains.iter().map(|(_, file)| file));
+        let token = config.token.file.iter().filter(|_| config.source.ca);
+        let all = token.chain(mounted).chain(others).chain(&roots.crl).chain(&roots.trust_domain_file);
+        for file in all.collect::<BTreeSet<_>>() {
+            if bounded::is_mounted_alone(file) {
+                self.line(&format!("  note     {}: {}", file.display(), bounded::MOUNTED_ALONE));
+            }
+            if let Some(kind) = bounded::silent_file_system(file) {
+                self.line(&format!(
+                    "  note     {}: it lies on {kind}, which does not tell of changes (SDS_SHIM_FILE_CHECK)",
+                    file.display()
+                ));
+            }
         }
     }
 

@@ -109,7 +109,7 @@ fn every_variable_has_an_effect() {
     };
     assert_eq!(config.rotation.roots, roots);
     assert_eq!(config.output, Some(OutputConfig { directory: "/out".into(), mode: 0o600, gid: Some(7) }));
-    assert_eq!(config.files, FilesConfig { debounce: Duration::from_secs(1), check: None });
+    assert_eq!(config.files, FilesConfig { debounce: Duration::from_secs(1), check: FileCheck::Never });
     assert_eq!(config.key, KeySpec { algorithm: KeyAlgorithm::P384, encoding: KeyEncoding::Traditional });
     assert_eq!(config.identity.spiffe_id.unwrap().as_str(), "spiffe://td/ns/foo/sa/sleep");
     assert_eq!(config.sds.socket, PathBuf::from("./var/run/secrets/workload-spiffe-uds/s"));

@@ -98,7 +98,7 @@ variables! {
     FILE_DEBOUNCE_DURATION: "Go duration", "100ms",
         "How long to wait after a file changes for further changes, so that files that belong together are read together.";
     SDS_SHIM_FILE_CHECK: "Go duration", "30s",
-        "How often to compare served files that are not known to have changed; 0s for never.";
+        "How often to look at files that are not known to have changed: mounted and named ones, token, trust anchors, revocation lists, trust domain. By default only where a file system does not tell of changes (NFS, FUSE, virtiofs, 9p); 0s for never.";
     OUTPUT_CERTS: "directory", "unset",
         "Write key.pem, cert-chain.pem and root-cert.pem to this directory, each generation atomically. Note that this puts the key into a file, which SDS otherwise avoids.";
     SDS_SHIM_OUTPUT_MODE: "octal mode", "0640",

@@ -10,7 +10,7 @@ mod source;
 mod watcher;
 
 pub use access::FileAccess;
-pub use changes::Changes;
+pub use changes::{Changes, look_again, tell_of_places};
 pub use output::{OutputWriter, Report};
 pub use resource::FileResource;
 pub use roots::RootFiles;

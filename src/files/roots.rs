@@ -16,7 +16,7 @@ use super::{
 use crate::{
     bounded::{self, Opened},
     budget, clock,
-    config::RootsConfig,
+    config::{FileCheck, RootsConfig},
     identity::{PeerTrust, TrustBundle, TrustDomain},
 };
 
@@ -63,7 +63,7 @@ impl RootFiles {
 
     /// Watches them for as long as it is polled, and looks at them without being told after each `check` and each time
     /// that `force` asks for it.
-    pub async fn watch(mut self, check: Option<Duration>, force: Arc<Notify>) -> Infallible {
+    pub async fn watch(mut self, check: FileCheck, force: Arc<Notify>) -> Infallible {
         let others = self.crl.iter().map(|file| &file.path).chain(self.own_file.iter().map(|file| &file.path));
         let paths: Vec<_> = self.anchors().map(|file| &file.path).chain(others).cloned().collect();
         if paths.is_empty() {

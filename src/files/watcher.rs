@@ -138,6 +138,14 @@ fn walk(path: &Path, found: &mut BTreeMap<PathBuf, AddWatchFlags>) {
     watch(&at, CONTENT);
 }
 
+/// Every place in which a change can make one of the paths lead elsewhere or hold something else, but for directories
+/// that are only passed.
+pub(super) fn places(paths: &[PathBuf]) -> Vec<PathBuf> {
+    let mut way = BTreeMap::new();
+    paths.iter().for_each(|path| walk(path, &mut way));
+    way.into_iter().filter(|(_, flags)| *flags != ITSELF).map(|(place, _)| place).collect()
+}
+
 /// The steps of a path, the first one last.
 fn components(path: &Path) -> Vec<PathBuf> {
     let step = |component: Component<'_>| match component {

@@ -134,7 +134,7 @@ impl Mounted {
             Err(trouble) => {
                 let held = if self.store.holds(CERTIFICATE) { "what was served stays" } else { "Envoy waits" };
                 warn!("the mounted certificate: {trouble}; {held}; the files are watched");
-                let next = now.saturating_add(self.config.check.map_or(0, |check| check.as_secs() as i64));
+                let next = now.saturating_add(self.config.check.pause().map_or(0, |check| check.as_secs() as i64));
                 let (reason, text) = (Reason::Files, trouble.clone());
                 self.shown.failed(next, Trouble { since: now, reason, text, reached: false });
                 self.told = Some(trouble);

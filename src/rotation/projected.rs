@@ -4,11 +4,13 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::timeout;
 use tracing::warn;
 
 use super::renewal::TokenSource;
 use crate::{
-    files::FileWatcher,
+    config::FileCheck,
+    files::{FileWatcher, look_again, tell_of_places},
     identity::{BearerToken, TokenDigest, TokenError},
 };
 
@@ -20,14 +22,17 @@ pub struct ProjectedToken {
     file: PathBuf,
     audience: Option<String>,
     last: Option<Result<TokenDigest, TokenError>>,
+    /// When to look at the file though nobody tells of a change.
+    check: FileCheck,
     /// Whether it was said that the file cannot be watched.
     told: bool,
 }
 
 impl ProjectedToken {
     /// The token in `file`, which must be meant for `audience`, if that is any.
-    pub fn new(file: &Path, audience: Option<String>) -> Self {
-        Self { file: file.to_owned(), audience, last: None, told: false }
+    pub fn new(file: &Path, audience: Option<String>, check: FileCheck) -> Self {
+        tell_of_places(&[file.to_owned()], check);
+        Self { file: file.to_owned(), audience, last: None, check, told: false }
     }
 
     fn seen(token: &Result<BearerToken, TokenError>) -> Result<TokenDigest, TokenError> {
@@ -55,7 +60,10 @@ impl TokenSource for ProjectedToken {
                 return true;
             }
             let watched = match watcher {
-                Ok(mut watcher) => watcher.changed().await,
+                Ok(mut watcher) => match look_again(std::slice::from_ref(&self.file), self.check) {
+                    Some(pause) => timeout(pause, watcher.changed()).await.unwrap_or(Ok(())),
+                    None => watcher.changed().await,
+                },
                 Err(error) => Err(error),
             };
             if let Err(error) = watched {

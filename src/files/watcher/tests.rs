@@ -82,7 +82,7 @@ async fn missed(place: &str, rotate: impl Fn(&Path, &str)) -> u32 {
     let (sender, mut seen) = watch::channel(String::new());
     let paths = files.to_vec();
     let reader = tokio::spawn(async move {
-        let mut changes = Changes::new(paths, Duration::ZERO, None);
+        let mut changes = Changes::new(paths, Duration::ZERO, crate::config::FileCheck::Never);
         loop {
             let [chain, key] = files.each_ref().map(|file| fs::read_to_string(file).unwrap_or_default());
             if chain == key && !chain.is_empty() {
