@@ -166,3 +166,33 @@ fn strictness_is_that_of_istios_whole_mesh_where_it_is_asked_for() {
         assert!(told.contains(text) && told.contains(&format!("  mtls:\n    mode: {mode}\n")), "{told}");
     }
 }
+
+/// The documents that Helm writes, parsed as far as a line `key: value` goes.
+fn authority(rendered: &str) -> Value {
+    let secret = rendered.split("\n---").find(|document| document.contains("\nkind: Secret"));
+    let secret = secret.expect("the development CA has a Secret");
+    let files = secret.lines().filter_map(|line| line.trim().split_once(".pem: "));
+    let decode = |text: &str| {
+        let text = text.trim_matches('"');
+        String::from_utf8(openssl::base64::decode_block(text).expect("base64")).expect("PEM")
+    };
+    let files: serde_json::Map<_, _> =
+        files.map(|(name, text)| (format!("{}.pem", name.trim_matches('"')), decode(text).into())).collect();
+    json!({ "developmentCA": { "enabled": true, "files": files }, "namespaces": ["foo"] })
+}
+
+/// `helm template`, which Argo CD uses, does not see what is in the cluster.
+#[test]
+#[ignore = "`make test-kubernetes` runs it: it needs Helm"]
+fn a_development_ca_whose_files_are_given_is_the_same_each_time() {
+    let values = json!({ "developmentCA": { "enabled": true }, "namespaces": ["foo"] });
+    let first = template(&values).unwrap_or_else(|told| panic!("{told}"));
+    let given = authority(&first);
+    let [one, two] = [(); 2].map(|()| template(&given).unwrap_or_else(|told| panic!("{told}")));
+    assert_eq!(one, two);
+    assert_eq!(authority(&one), given);
+    let mut cut = given;
+    cut["developmentCA"]["files"].as_object_mut().expect("files").remove("root-key.pem");
+    let told = template(&cut).expect_err("a file is missing");
+    assert!(told.contains("at '/developmentCA/files': missing property 'root-key.pem'"), "{told}");
+}
