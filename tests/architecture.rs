@@ -25,7 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("files", &["bounded", "budget", "clock", "config", "identity", "memory", "store"]),
     ("resolve", &["bounded"]),
     ("ca", &["bounded", "budget", "clock", "config", "identity", "resolve", "wire"]),
-    ("rotation", &["ca", "clock", "config", "files", "identity", "memory", "status", "store"]),
+    ("rotation", &["budget", "ca", "clock", "config", "files", "identity", "memory", "status", "store"]),
     ("sds", &["bounded", "budget", "clock", "config", "identity", "status", "store"]),
     ("supervise", &["config", "store"]),
 ];

@@ -10,6 +10,7 @@ use std::fs;
 
 use ca_common::{Open, Scene, Tested, renew, write};
 use gate::Gate;
+use nix::sys::signal::Signal;
 use odd::{forms::Parts, signed};
 use openssl::{
     ec::{EcGroup, EcKey},
@@ -157,7 +158,9 @@ async fn what_does_not_fit_is_told_with_its_limit_and_the_remedy() -> Tested {
     let large = |shim: ShimBuilder| with(shim).env("SDS_SHIM_ARENA_KIB", "8192");
     let told = check(&scene, large).await?;
     assert!(!told.contains("MISTAKE"), "{told}");
-    drop((certificate, shim));
+    drop(certificate);
+    shim.signal(Signal::SIGTERM)?;
+    shim.wait_exit().await?;
     let mut shim = large(scene.shim()).start()?;
     let mut roots = Open::connect(&mut shim, "ROOTCA").await?;
     while count(&roots.next(&shim).await?.trusted_ca_pem) < 3 * ROOTS + 1 {}

@@ -244,7 +244,7 @@ async fn files_that_are_exchanged_while_they_are_read() -> Tested {
     }
     let count: usize = threads.into_iter().map(|thread| thread.join().expect("it does not fail")).sum();
     println!("{count} exchanges");
-    shim.wait_for_log("it is not text: byte 1 is no UTF-8").await?;
+    shim.wait_for_log("it holds no PEM certificate").await?;
     lives(&mut shim).await?;
     // What is right is served, once it is there.
     replace(&path.join("roots.pem"), &site.pki.root_pem())?;
