@@ -1,6 +1,7 @@
 //! The scope in which everything is key material: what is allocated, and the stack that is run on.
 
 use std::{
+    alloc::Layout,
     cell::Cell,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
@@ -63,7 +64,7 @@ pub fn secretly<R>(f: impl FnOnce() -> R) -> R {
     }
     let stack = lock().secrets.stack();
     let Some(stack) = stack.filter(|_| take()) else {
-        return inside(f);
+        return inside_the_arena(f);
     };
     let guarded = || {
         let bomb = AbortOnDrop;
@@ -105,6 +106,36 @@ fn measure(stack: std::ptr::NonNull<[u8]>) {
     let bytes = unsafe { stack.as_ref() };
     let unused = bytes.iter().take_while(|byte| **byte == 0).count();
     DEEPEST.fetch_max(bytes.len() - unused, Ordering::Relaxed);
+}
+
+/// Without the stack in secret memory: on the arena's own, or on a piece of the arena for a thread that has another.
+fn inside_the_arena<R>(f: impl FnOnce() -> R) -> R {
+    const PIECE: Layout = match Layout::from_size_align(64 << 10, 4096) {
+        Ok(piece) => piece,
+        Err(_) => panic!("a size and a power of two"),
+    };
+    if is_on_arena_stack() {
+        return inside(f);
+    }
+    let Some(piece) = lock().pool.allocate(PIECE) else { return inside(f) };
+    let guarded = || {
+        let bomb = AbortOnDrop;
+        let result = inside(f);
+        std::mem::forget(bomb);
+        result
+    };
+    let result = psm::psm_stack_manipulation! {
+        yes {
+            // SAFETY: the piece is that many bytes of writable memory, page-aligned and ours alone; key operations take an
+            // eighth of it; a panic never leaves the closure.
+            unsafe { psm::on_stack(piece.as_ptr(), PIECE.size(), guarded) }
+        }
+        no { guarded() }
+    };
+    // SAFETY: the piece is from this pool, with this layout, and nobody runs on it any more.
+    unsafe { lock().pool.free(piece, PIECE) };
+    clear_vector_registers();
+    result
 }
 
 fn inside<R>(f: impl FnOnce() -> R) -> R {

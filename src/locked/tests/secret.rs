@@ -157,6 +157,7 @@ fn keys_live_and_die_in_secret_memory() {
     std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
     locked::adopt_openssl().unwrap();
     locked::fill_openssl_tables();
+    without_secret_memory_a_thread_runs_in_the_arena();
     locked::open_secret_memory(Need::Most);
     if secret_usage().charged == 0 {
         println!("no secret memory here: nothing to look at");
@@ -205,6 +206,20 @@ fn on_a_secret_stack() -> bool {
     let mut found = false;
     for_each_secret_byte_range(|bytes| found |= bytes.as_ptr_range().contains(&std::ptr::without_provenance(here)));
     found
+}
+
+fn without_secret_memory_a_thread_runs_in_the_arena() {
+    let on_the_arena = || {
+        let local = 0_u8;
+        let here = std::ptr::from_ref(&local).addr();
+        let mut found = false;
+        for_each_arena_byte_range(|bytes| {
+            found |= bytes.as_ptr_range().contains(&std::ptr::without_provenance(here));
+        });
+        found
+    };
+    let found = std::thread::spawn(move || secretly(on_the_arena)).join().unwrap();
+    assert!(found, "a key operation ran on a thread's own stack, which nobody wipes");
 }
 
 fn two_threads_run_in_secret_memory_one_after_the_other() {
