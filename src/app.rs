@@ -44,7 +44,7 @@ const SUCCESSOR_PAUSE: Duration = Duration::from_millis(250);
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// The environment has mistakes: all of them.
-    #[error("the configuration has mistakes:\n  {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  "))]
+    #[error("invalid configuration:\n  {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  "))]
     Config(Vec<Mistake>),
     /// There is a log already.
     #[error("{0}")]
@@ -62,7 +62,7 @@ pub enum AppError {
     #[error("{0}")]
     Client(#[from] ClientError),
     /// The environment or the files have mistakes, which were printed.
-    #[error("there are mistakes")]
+    #[error("the configuration is invalid")]
     Checked,
     /// The kernel refused something that we cannot do without.
     #[error("{0}")]
@@ -152,7 +152,8 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
     let (force, mut forced) = (Arc::new(Notify::new()), Forced::new(config.rotation.forced_pause));
     if let Some(address) = config.ca.addresses.iter().find(|address| config.source.ca && address.is_plaintext()) {
         warn!(
-            "CA_ADDR has port 15010: {address} is reached WITHOUT TLS, everybody on the way can read and use the token"
+            "CA_ADDR has port 15010: connecting to {address} WITHOUT TLS: everyone on the path can read and use the \
+             token"
         );
     }
     config.notes.iter().for_each(|note| warn!("{note}"));
@@ -232,7 +233,7 @@ fn workloads(config: Config, access: FileAccess, force: Arc<Notify>, status: Arc
             )?;
             tokio::spawn(async move {
                 let ended = renewal.run().await;
-                error!("no certificate will be renewed any more: {ended}");
+                error!("renewals have stopped: {ended}");
             });
         }
         (id, Some(mounted)) => {
@@ -259,8 +260,8 @@ async fn keep_in_place(socket: &SdsSocket) -> Infallible {
     loop {
         match socket.restore() {
             Ok(false) => {}
-            Ok(true) => warn!(socket = %socket.path().display(), "the socket's file was gone and is there again"),
-            Err(error) => warn!("the socket's file is gone: {error}"),
+            Ok(true) => warn!(socket = %socket.path().display(), "the SDS socket had been removed and was recreated"),
+            Err(error) => warn!("the SDS socket has been removed and cannot be recreated: {error}"),
         }
         changes.next().await;
     }

@@ -19,7 +19,7 @@ use crate::budget;
 pub use place::{MOUNTED_ALONE, is_mounted_alone, silent_file_system};
 
 /// What helps where something is closed to us.
-const CLOSED: &str = "open it to us, in Kubernetes with fsGroup or the volume's defaultMode";
+const CLOSED: &str = "grant this user access, in Kubernetes with fsGroup or the volume's defaultMode";
 /// Bytes that a file may have grown by since it was opened, or have where the file system tells no sizes.
 const GROWTH: usize = 16 * 1024;
 
@@ -94,7 +94,7 @@ impl Opened {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, told));
         }
         if content.len() > most {
-            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "it has grown while it was read"));
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "it grew while it was being read"));
         }
         Ok(content)
     }
@@ -144,7 +144,7 @@ pub fn text(content: Vec<u8>) -> io::Result<String> {
 }
 
 fn no_room() -> io::Error {
-    io::Error::new(io::ErrorKind::OutOfMemory, "there is no room for it now; SDS_SHIM_ARENA_KIB makes more")
+    io::Error::new(io::ErrorKind::OutOfMemory, "not enough arena memory for it now; raise SDS_SHIM_ARENA_KIB")
 }
 
 /// Reads a file that others write.
@@ -170,7 +170,7 @@ pub fn describe(path: &Path, error: &io::Error) -> String {
     let file = path.display();
     match (error.kind(), fs::metadata(path)) {
         (io::ErrorKind::PermissionDenied, Ok(found)) => format!(
-            "{file}: {error} (it has owner {}:{} and mode {:04o}; we are {}:{}): {CLOSED}",
+            "{file}: {error} (owner {}:{}, mode {:04o}; running as {}:{}): {CLOSED}",
             found.uid(),
             found.gid(),
             found.mode() & 0o7777,
@@ -179,13 +179,13 @@ pub fn describe(path: &Path, error: &io::Error) -> String {
         ),
         (io::ErrorKind::PermissionDenied, Err(_)) => {
             format!(
-                "{file}: {error} (a directory on the way to it is closed to us; we are {}:{}): {CLOSED}",
+                "{file}: {error} (a directory on its path is not accessible; running as {}:{}): {CLOSED}",
                 geteuid(),
                 getegid()
             )
         }
         (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => {
-            format!("{file}: {error} (make room there, or mount a larger volume)")
+            format!("{file}: {error} (free some space, or mount a larger volume)")
         }
         _ => format!("{file}: {error}"),
     }
@@ -333,10 +333,13 @@ mod tests {
         fs::write(place.0.join("other"), vec![0xff; 400_000]).unwrap();
         fs::rename(place.0.join("other"), &path).unwrap();
         assert_eq!(opened.text().unwrap(), "first");
-        assert_eq!(open(&path, 1 << 20).unwrap().text().unwrap_err().to_string(), "it is not text: byte 1 is no UTF-8");
+        assert_eq!(
+            open(&path, 1 << 20).unwrap().text().unwrap_err().to_string(),
+            "it is not text: invalid UTF-8 at byte 1"
+        );
         let opened = open(&place.file(b"short"), 1 << 20).unwrap();
         place.file(&[b'x'; 100_000]);
-        assert_eq!(opened.text().unwrap_err().to_string(), "it has grown while it was read");
+        assert_eq!(opened.text().unwrap_err().to_string(), "it grew while it was being read");
     }
 
     #[test]

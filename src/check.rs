@@ -46,11 +46,11 @@ pub fn check(env: &dyn Env) -> Findings {
     // Before keys are read from files.
     locked::fill_openssl_tables();
     locked::open_secret_memory(config.as_ref().map_or(Need::Usual, Config::secret_memory));
-    found.line("variables, each with where its value comes from:");
+    found.line("variables and where their values come from:");
     found.variables(env, config.as_ref().ok());
     let required = match config {
         Ok(config) => {
-            found.line("what follows from them:");
+            found.line("resulting configuration:");
             found.effective(&config);
             found.line("files:");
             found.files(&config);
@@ -65,9 +65,9 @@ pub fn check(env: &dyn Env) -> Findings {
     found.memory(required);
     let count = found.mistakes;
     found.line(&match count {
-        0 => "no mistakes".to_owned(),
-        1 => "1 mistake".to_owned(),
-        _ => format!("{count} mistakes"),
+        0 => "the configuration is valid".to_owned(),
+        1 => "1 error".to_owned(),
+        _ => format!("{count} errors"),
     });
     found
 }
@@ -82,7 +82,7 @@ impl Findings {
             Ok(good) => self.line(&format!("  ok       {good}")),
             Err(bad) => {
                 self.mistakes += 1;
-                self.line(&format!("  MISTAKE  {bad}"));
+                self.line(&format!("  ERROR    {bad}"));
             }
         }
     }
@@ -101,7 +101,7 @@ impl Findings {
             };
             // Their values may be credentials.
             for name in env.names().into_iter().filter(|name| name.starts_with(prefix)) {
-                self.line(&format!("  {name} is set and not shown  (environment)"));
+                self.line(&format!("  {name} is set, not shown  (environment)"));
             }
         }
     }
@@ -111,7 +111,7 @@ impl Findings {
         self.identity(config);
         match &token.file {
             Some(file) => self.line(&format!("  token    {}", file.display())),
-            None => self.line("  token    that of each SDS request"),
+            None => self.line("  token    from each SDS request"),
         }
         if let Some(files) = &config.source.files {
             let (chain, key, roots) = (files.chain.display(), files.key.display(), files.roots.display());
@@ -129,13 +129,13 @@ impl Findings {
         self.line(&format!("  verified with the anchors in {}", ca.roots_file().display()));
         let client = match (ca.mutual_tls, &ca.provisioned) {
             (MutualTls::Never, _) => "never presented".to_owned(),
-            (MutualTls::Always, _) => "that of PROV_CERT, in each call".to_owned(),
-            (MutualTls::Auto, Some(_)) => "that of PROV_CERT, else our own once held".to_owned(),
-            (MutualTls::Auto, None) => "our own once held".to_owned(),
+            (MutualTls::Always, _) => "from PROV_CERT, in every call".to_owned(),
+            (MutualTls::Auto, Some(_)) => "from PROV_CERT, else our own once issued".to_owned(),
+            (MutualTls::Auto, None) => "our own once issued".to_owned(),
         };
         self.line(&format!("  client certificate: {client}"));
         self.line(&format!("  key      {}", key_in_words(key)));
-        self.line(&format!("  lifetime {} s asked for, {}", ca.ttl.as_secs(), schedule(&rotation.schedule)));
+        self.line(&format!("  lifetime {} s requested, {}", ca.ttl.as_secs(), schedule(&rotation.schedule)));
         self.line(&format!("  ROOTCA   the CA's answer{}", further_roots(&rotation.roots)));
         match output {
             Some(output) => self.line(&format!(
@@ -144,7 +144,7 @@ impl Findings {
                 output.mode,
                 output.gid.map_or("our own".to_owned(), |gid| gid.to_string())
             )),
-            None => self.line("  output   none: no key is written"),
+            None => self.line("  output   none: no key is written to a file"),
         }
         let uids: Vec<_> = sds.allowed_uids.iter().map(|uid| format!(", {uid}")).collect();
         self.line(&format!("  socket   {}, for our own user{}", sds.socket.display(), uids.concat()));
@@ -174,7 +174,7 @@ impl Findings {
         let own = file.and_then(|file| trust_domain(file).ok());
         let asked_for = |id: &SpiffeId| own.as_ref().map_or_else(|| id.clone(), |own| id.in_domain(own)).to_string();
         let identity =
-            config.identity.spiffe_id.as_ref().map_or("that of the token of each SDS request".to_owned(), asked_for);
+            config.identity.spiffe_id.as_ref().map_or("from the token of each SDS request".to_owned(), asked_for);
         self.line(&format!("  identity {identity}"));
         if let Some(file) = file {
             let (of, one) = if own.is_some() { ("that", "") } else { ("of TRUST_DOMAIN until", " one") };
@@ -220,7 +220,7 @@ impl Findings {
         if let Some(file) = &config.rotation.roots.trust_domain_file {
             match trust_domain(file) {
                 Err(bad) if fs::metadata(file).is_err_and(|error| error.kind() == ErrorKind::NotFound) => {
-                    self.line(&format!("  note     {bad}; TRUST_DOMAIN counts until it is there"));
+                    self.line(&format!("  note     {bad}; TRUST_DOMAIN applies until the file exists"));
                 }
                 found => self.verdict(found.map(|domain| format!("{}: the trust domain {domain}", file.display()))),
             }
@@ -375,8 +375,8 @@ fn key_in_words(key: &KeySpec) -> String {
 fn schedule(schedule: &Schedule) -> String {
     let early = schedule.availability_target.map(|left| format!(", and {} s before its end", left.as_secs()));
     let when = match schedule.grace_period {
-        Some(grace) => format!("renewed when {} (± {}) of the life is left", grace.ratio, grace.jitter),
-        None => "renewed after 45 % to 65 % of the life that is left".to_owned(),
+        Some(grace) => format!("renewed when {} (± {}) of its life is left", grace.ratio, grace.jitter),
+        None => "renewed after 45 % to 65 % of its remaining life".to_owned(),
     };
     when + &early.unwrap_or_default()
 }
@@ -449,10 +449,10 @@ fn writable(directory: &Path) -> Result<String, String> {
     match fs::File::create_new(&probe) {
         Ok(_) => {
             let _ = fs::remove_file(&probe);
-            Ok(format!("{}: can be written to", directory.display()))
+            Ok(format!("{}: writable", directory.display()))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            Ok(format!("{}: is made at the start", directory.display()))
+            Ok(format!("{}: will be created at the start", directory.display()))
         }
         Err(error) => Err(bounded::describe(directory, &error)),
     }

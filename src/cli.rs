@@ -37,10 +37,10 @@ pub enum UsageError {
     #[error("{0}: no such command; `sds-shim help` lists them")]
     Unknown(String),
     /// There is nothing to execute.
-    #[error("a program is expected: sds-shim exec [--] PROGRAM ARGUMENT...")]
+    #[error("missing program: sds-shim exec [--] PROGRAM ARGUMENT...")]
     NoProgram,
     /// There is no name to get.
-    #[error("a name is expected: sds-shim get NAME, such as default or ROOTCA")]
+    #[error("missing name: sds-shim get NAME, such as default or ROOTCA")]
     NoName,
     /// The time to wait is none.
     #[error("--timeout: {0}")]
@@ -51,27 +51,26 @@ const HELP: &str = "sds-shim gives an Envoy sidecar its identity.
 
 Usage: sds-shim [COMMAND]
 
-  serve     get a certificate, keep it fresh, serve it over SDS (default)
+  serve     obtain a certificate, keep it fresh, and serve it over SDS (default)
   exec [--] PROGRAM ARGUMENT...
-            serve, and run the program for as long as it lasts: start it once the SDS socket listens, or with
-            SDS_SHIM_WAIT=certificate once the first certificate is held; pass signals on to it; reap orphans;
-            end when it ends, with its exit code (128 + n after signal n, 127 not found, 126 not executable)
+            serve while running the program: start it once the SDS socket is listening or, with
+            SDS_SHIM_WAIT=certificate, once the first certificate is issued; forward signals to it; reap orphans;
+            exit when it exits, with its exit code (128 + n after signal n, 127 not found, 126 not executable)
   status [--json|--table]
-            how the running shim is: identity, certificates, renewal, CA, streams, memory; without an option a table
-            on a terminal and JSON elsewhere
-  health    0 when it is ready, else 1 with the reason: for exec probes
+            show the running shim's identity, certificates, renewal, CA, streams and memory: by default as a table
+            on a terminal and as JSON elsewhere
+  health    exit with 0 if it is ready, else with 1 and the reason: for exec probes
   wait [--timeout DURATION]
-            wait until it is ready, for 60s without the option: for start-up probes and scripts
-  renew     have it renew its certificate now, or read the mounted files again where these are served, and wait for what
-            comes of it
+            wait until it is ready, by default for at most 60s: for start-up probes and scripts
+  renew     renew the certificate now, or re-read the mounted files where these are served, and wait for the result
   get NAME  print the public part of a secret: a certificate chain or trust anchors, never a key
-  check     look at the environment and the files it names, and print what follows; 64 when there are mistakes
+  check     validate the environment and the files it names, and print the result; exit with 64 if it is invalid
   env       list the environment variables
   version   print the version
   help      print this text
 
 Everything is configured by environment variables; paths are relative to the working directory.
-SIGUSR1 renews the certificate now, also with exec; SIGTERM ends the process, with exec through the program.
+SIGUSR1 renews the certificate now, also with exec. SIGTERM shuts the process down; with exec it goes to the program.
 ";
 
 /// Reads the arguments.

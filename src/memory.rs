@@ -84,9 +84,10 @@ pub fn look_again() {
 /// When the kernel refuses.
 pub fn restrict_system_calls(config: &MemoryConfig, following: bool) -> io::Result<()> {
     if config.strict_calls {
-        locked::restrict_system_calls(following)
-            .map_err(|error| io::Error::new(error.kind(), format!("SDS_SHIM_SECCOMP=strict cannot be had: {error}")))?;
-        info!("system calls that serving does not take are refused from now on");
+        locked::restrict_system_calls(following).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot install the filter of SDS_SHIM_SECCOMP=strict: {error}"))
+        })?;
+        info!("seccomp filter installed: system calls that serving does not need are refused");
     }
     Ok(())
 }

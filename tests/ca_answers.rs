@@ -37,7 +37,7 @@ async fn outlives(scene: &Scene, fault: Fault, reason: &str) -> Tested {
     assert_eq!(secret.spiffe_ids()?, [scene.workload.spiffe_id()]);
     assert_eq!(root.next(&shim).await?.trusted_ca_pem, scene.pki.root_pem());
     assert_eq!(shim.log().count(reason), 1, "told once");
-    assert_eq!(shim.log().count("a certificate was issued"), 1);
+    assert_eq!(shim.log().count("certificate issued"), 1);
     Ok(())
 }
 
@@ -51,17 +51,17 @@ async fn mutated(edit: impl Fn(Vec<String>) -> Vec<String> + Send + Sync + 'stat
 
 #[tokio::test]
 async fn an_empty_chain() -> Tested {
-    is_not_used(|_| Fault::Chain(Vec::new()), "the CA answered 0 element(s)").await
+    is_not_used(|_| Fault::Chain(Vec::new()), "the CA returned 0 element(s)").await
 }
 
 #[tokio::test]
 async fn one_element() -> Tested {
-    mutated(|chain| chain[..1].to_vec(), "the CA answered 1 element(s)").await
+    mutated(|chain| chain[..1].to_vec(), "the CA returned 1 element(s)").await
 }
 
 #[tokio::test]
 async fn one_element_with_everything_in_it() -> Tested {
-    mutated(|chain| vec![chain.concat()], "the CA answered 1 element(s)").await
+    mutated(|chain| vec![chain.concat()], "the CA returned 1 element(s)").await
 }
 
 #[tokio::test]
@@ -93,7 +93,7 @@ async fn garbage_for_a_root() -> Tested {
 
 #[tokio::test]
 async fn a_certificate_for_another_key() -> Tested {
-    signed(|o| o.other_key = true, "the leaf's public key is not that of our CSR").await
+    signed(|o| o.other_key = true, "the leaf's public key does not match our CSR").await
 }
 
 #[tokio::test]
@@ -148,7 +148,7 @@ async fn a_certificate_from_the_future_is_used_when_there_is_no_other() -> Teste
     let mut shim = scene.shim().start()?;
     let secret = Open::connect(&mut shim, "default").await?.next(&shim).await?;
     assert_eq!(secret.serial()?, scene.issued()[0]);
-    let line = shim.wait_for_log("the certificate begins in the future").await?;
+    let line = shim.wait_for_log("the certificate is not yet valid").await?;
     assert!(line.contains("not_before=") && line.contains("now="), "{line}");
     Ok(())
 }
@@ -161,9 +161,9 @@ async fn a_certificate_that_begins_in_a_moment_is_held_until_then() -> Tested {
     stream.next(&shim).await?;
     scene.ca.set_fault(Some(Fault::sign(|o| o.leaf.not_before = 3)));
     ca_common::renew(&shim)?;
-    shim.wait_for_log("the certificate is held until it is valid").await?;
+    shim.wait_for_log("holding back the certificate until it becomes valid").await?;
     let held_back = Open::connect(&mut shim, "default").await?.next(&shim).await?.serial()?;
-    assert_eq!(held_back, scene.issued()[0], "the old one is served meanwhile");
+    assert_eq!(held_back, scene.issued()[0], "still serving the current certificate");
     let secret = stream.next(&shim).await?;
     assert_eq!(secret.serial()?, scene.issued()[1]);
     let now = openssl::asn1::Asn1Time::days_from_now(0).or_fail("the time")?;
@@ -202,14 +202,14 @@ async fn a_certificate_for_clients_only() -> Tested {
 #[tokio::test]
 async fn a_certificate_of_a_foreign_ca() -> Tested {
     let other = Arc::new(Pki::new("other"));
-    signed(move |o| o.signed_by = Some(Arc::clone(&other)), "the chain does not lead to a root of the answer").await
+    signed(move |o| o.signed_by = Some(Arc::clone(&other)), "the chain does not lead to a root in the answer").await
 }
 
 #[tokio::test]
 async fn a_forged_intermediate_of_the_same_name() -> Tested {
     // The same names all the way up, so that only the signatures tell the two apart.
     let twin = Arc::new(Pki::new("test"));
-    signed(move |o| o.signed_by = Some(Arc::clone(&twin)), "the chain does not lead to a root of the answer").await
+    signed(move |o| o.signed_by = Some(Arc::clone(&twin)), "the chain does not lead to a root in the answer").await
 }
 
 #[tokio::test]
@@ -218,7 +218,7 @@ async fn a_chain_without_its_intermediate() -> Tested {
         chain.remove(1);
         chain
     };
-    mutated(shorter, "the chain does not lead to a root of the answer").await
+    mutated(shorter, "the chain does not lead to a root in the answer").await
 }
 
 #[tokio::test]
@@ -228,7 +228,7 @@ async fn an_unrelated_root() -> Tested {
         chain[2].clone_from(&other);
         chain
     };
-    mutated(unrelated, "the chain does not lead to a root of the answer").await
+    mutated(unrelated, "the chain does not lead to a root in the answer").await
 }
 
 #[tokio::test]
@@ -237,7 +237,7 @@ async fn the_leaf_in_the_last_place() -> Tested {
         chain.reverse();
         chain
     };
-    mutated(backwards, "the leaf's public key is not that of our CSR").await
+    mutated(backwards, "the leaf's public key does not match our CSR").await
 }
 
 #[tokio::test]
@@ -246,7 +246,7 @@ async fn the_chain_of_somebody_else() -> Tested {
         let Issued { chain_pem, .. } = scene.issue(&scene.workload.spiffe_id());
         Fault::Chain(vec![chain_pem, scene.pki.root_pem()])
     };
-    is_not_used(theirs, "the leaf's public key is not that of our CSR").await
+    is_not_used(theirs, "the leaf's public key does not match our CSR").await
 }
 
 #[tokio::test]
@@ -375,7 +375,7 @@ async fn a_shorter_lifetime_than_asked_is_followed() -> Tested {
     let scene = Scene::new().await?;
     scene.ca.set_fault(Some(Fault::sign(move |o| o.leaf.not_after = leaf.not_after)));
     let shim = scene.shim().env("SECRET_TTL", "24h").start()?;
-    let line = shim.wait_for_log("a certificate was issued").await?;
+    let line = shim.wait_for_log("certificate issued").await?;
     let renewal = line.split("renewal_in_s=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
     assert!(renewal.is_some_and(|seconds| (260..=391).contains(&seconds)), "{line}");
     Ok(())

@@ -79,7 +79,7 @@ fn within_memory(shim: &Shim) -> Tested {
 
 /// What may be told of a flood, whichever limit it meets first.
 fn reasons(flood: Flood) -> &'static [&'static str] {
-    const FRAMES: &str = "the connection is given up: more than 256 HTTP/2 frames came in one call";
+    const FRAMES: &str = "connection aborted: more than 256 HTTP/2 frames came in one call";
     match flood {
         Flood::Headers => &[FRAMES, "more than 1,536 KiB came in one call", "there is no room for what comes"],
         // h2 has a limit of its own.
@@ -119,7 +119,7 @@ async fn a_leaf_with_thousands_of_names() -> Tested {
     let too_large = ["element 1 of the CA's answer: certificate 1 in it is too large"];
     survives(named(|leaf| leaf.uri.extend((0..8000).map(|_| "a:b".to_owned()))), &too_large).await?;
     survives(named(|leaf| leaf.dns = vec!["a.b".to_owned(); 5000]), &too_large).await?;
-    let few = ["the leaf has 34 SANs; one URI and a few DNS names are expected, 32 are the most"];
+    let few = ["the leaf has 34 SANs; expected one URI and a few DNS names, at most 32"];
     survives(named(|leaf| leaf.dns = (0..33).map(|number| format!("a{number}.b")).collect()), &few).await
 }
 
@@ -168,8 +168,8 @@ async fn roots_that_are_none_in_masses() -> Tested {
     })));
     let mut shim = scene.shim().confined(Confinement::default()).start()?;
     Open::connect(&mut shim, "default").await?.next(&shim).await?;
-    shim.wait_for_log("of the roots that the CA answers, 996 more are left out").await?;
-    assert_eq!(shim.log().count("of the roots that the CA answers, certificate"), 4);
+    shim.wait_for_log("among the CA's roots, 996 more skipped").await?;
+    assert_eq!(shim.log().count("among the CA's roots, certificate"), 4);
     within_memory(&shim)
 }
 

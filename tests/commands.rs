@@ -45,7 +45,7 @@ source   the CA, with the token in ./var/run/secrets/tokens/istio-token
 
 spiffe://cluster.local/ns/foo/sa/sleep
 renewal  renews in # h # min; last success # s ago
-token    the one used last ends in # min # s
+token    the one last used expires in # min # s
 RESOURCE  KIND  SERIAL   ISSUER   BEGAN   ENDS
 ROOTCA    root  SERIAL   ISSUER   # min # s ago   in # y # d
 default   leaf  SERIAL   ISSUER   # min # s ago   in # h # min
@@ -124,7 +124,7 @@ async fn the_status_is_json_for_programs() -> Tested {
     let scene = Scene::new().await?;
     // Also when nothing listens for HTTP: the commands need only the SDS socket.
     let shim = scene.shim().env("SDS_SHIM_ADMIN", "off").start()?;
-    shim.wait_for_log("a certificate was issued").await?;
+    shim.wait_for_log("certificate issued").await?;
     let (code, text) = run(scene.shim(), &["status"]).await?;
     assert_eq!(code, 0, "{text}");
     let status: Value = serde_json::from_str(&text).or_fail("read the status")?;
@@ -139,10 +139,10 @@ async fn health_is_an_exit_code_with_a_reason() -> Tested {
     assert_eq!(code, 69, "nobody runs: {text}");
     scene.ca.set_fault(Some(down()));
     let shim = scene.shim().start()?;
-    shim.wait_for_log("no certificate yet").await?;
+    shim.wait_for_log("cannot obtain a certificate").await?;
     let (code, text) = run(scene.shim(), &["health"]).await?;
     assert_eq!(code, 1, "{text}");
-    assert!(text.contains("default is not held yet") && text.contains("down for the test"), "{text}");
+    assert!(text.contains("default is not available yet") && text.contains("down for the test"), "{text}");
     scene.ca.set_fault(None);
     assert_eq!(run(scene.shim(), &["wait"]).await?, (0, "ready".to_owned()));
     assert_eq!(run(scene.shim(), &["health"]).await?, (0, "ready".to_owned()));
@@ -157,10 +157,10 @@ async fn wait_waits_for_the_shim_and_its_certificate_and_no_longer() -> Tested {
     assert_eq!(code, 69, "{text}");
     let mut waiting = scene.shim().arg("wait").arg("--timeout=60s").start()?;
     let shim = scene.shim().start()?;
-    shim.wait_for_log("no certificate yet").await?;
+    shim.wait_for_log("cannot obtain a certificate").await?;
     let (code, text) = run(scene.shim(), &["wait", "--timeout", "200ms"]).await?;
     assert_eq!(code, 1, "{text}");
-    assert!(text.contains("not ready: default is not held yet"), "{text}");
+    assert!(text.contains("not ready: default is not available yet"), "{text}");
     assert!(waiting.exited().is_none(), "it waits");
     scene.ca.set_fault(None);
     assert_eq!(waiting.wait_exit().await?.code(), Some(0));
@@ -171,14 +171,14 @@ async fn wait_waits_for_the_shim_and_its_certificate_and_no_longer() -> Tested {
 async fn renew_tells_what_came_of_it() -> Tested {
     let scene = Scene::new().await?;
     let shim = scene.shim().start()?;
-    shim.wait_for_log("a certificate was issued").await?;
+    shim.wait_for_log("certificate issued").await?;
     let (code, text) = run(scene.shim(), &["renew"]).await?;
     assert_eq!((code, text.contains(&format!("process {} serves a new certificate", shim.pid()))), (0, true), "{text}");
     assert_eq!(scene.issued().len(), 2);
     scene.ca.set_fault(Some(down()));
     let (code, text) = run(scene.shim(), &["renew"]).await?;
     assert_eq!((code, text.contains("the renewal failed: the CA answered UNAVAILABLE")), (1, true), "{text}");
-    assert!(text.ends_with("what was held is still served"), "{text}");
+    assert!(text.ends_with("still serving the current certificate"), "{text}");
     Ok(())
 }
 
@@ -187,9 +187,9 @@ async fn renew_does_not_promise_what_is_not_held() -> Tested {
     let scene = Scene::new().await?;
     scene.ca.set_fault(Some(down()));
     let shim = scene.shim().start()?;
-    shim.wait_for_log("no certificate yet").await?;
+    shim.wait_for_log("cannot obtain a certificate").await?;
     let (code, text) = run(scene.shim(), &["renew"]).await?;
-    assert_eq!((code, text.ends_with("nothing is held yet")), (1, true), "{text}");
+    assert_eq!((code, text.ends_with("nothing is served yet")), (1, true), "{text}");
     Ok(())
 }
 
@@ -222,7 +222,7 @@ async fn get_prints_what_is_public_and_nothing_else() -> Tested {
     let (code, roots) = run(scene.shim(), &["get", "ROOTCA"]).await?;
     assert_eq!((code, roots.trim()), (0, scene.ca.root_pem().trim()));
     let (code, text) = run(scene.shim(), &["get", "nothing"]).await?;
-    assert_eq!((code, text.contains("none of the named resources is known here")), (1, true), "{text}");
+    assert_eq!((code, text.contains("none of the requested resources is known")), (1, true), "{text}");
     Ok(())
 }
 
@@ -231,7 +231,7 @@ async fn check_tells_all_mistakes_and_shows_no_secret() -> Tested {
     let mut scene = Scene::without_token(CaOptions::default()).await?;
     let (code, text) = run(scene.shim(), &["check"]).await?;
     assert_eq!(code, 64, "{text}");
-    assert!(text.contains("MISTAKE  ./var/run/secrets/tokens/istio-token: "), "{text}");
+    assert!(text.contains("ERROR    ./var/run/secrets/tokens/istio-token: "), "{text}");
 
     let token = ca_common::token();
     scene.write_token(&token)?;
@@ -241,12 +241,12 @@ async fn check_tells_all_mistakes_and_shows_no_secret() -> Tested {
     for expected in [
         "SECRET_TTL = 2h  (environment)",
         "ECC_CURVE = P256  (default)",
-        "CA_HEADER_X-KEY is set and not shown",
+        "CA_HEADER_X-KEY is set, not shown",
         "identity spiffe://cluster.local/ns/foo/sa/sleep",
         "the token is for the audience [\"istio-ca\"], of system:serviceaccount:foo:sleep, from \
-         https://kubernetes.default.svc.cluster.local, and ends at 2",
+         https://kubernetes.default.svc.cluster.local, and expires at 2",
         "root-cert.pem: 1 trust anchors",
-        "no mistakes",
+        "the configuration is valid",
     ] {
         assert!(text.contains(expected), "{expected:?} is not in {text}");
     }
@@ -276,7 +276,7 @@ async fn check_tells_all_mistakes_and_shows_no_secret() -> Tested {
     assert!(!text.contains("Some(") && !text.contains("Dns("), "{text}");
 
     let (code, text) = run(scene.shim().env("SECRET_TTL", "x").env("SDS_SHIM_X", "y"), &["check"]).await?;
-    assert_eq!((code, text.contains("2 mistakes")), (64, true), "{text}");
+    assert_eq!((code, text.contains("2 errors")), (64, true), "{text}");
     Ok(())
 }
 
@@ -292,7 +292,7 @@ async fn check_tells_the_identity_that_will_be_asked_for() -> Tested {
             "of TRUST_DOMAIN until",
             "note     ./td: No such file or directory (os error 2); TRUST",
         ),
-        (Some(""), 64, "cluster.local", "of TRUST_DOMAIN until", "MISTAKE  ./td: a trust domain has only lower-case"),
+        (Some(""), 64, "cluster.local", "of TRUST_DOMAIN until", "ERROR    ./td: a trust domain has only lower-case"),
         (Some("td.example\n"), 0, "td.example", "that", "ok       ./td: the trust domain td.example"),
     ] {
         if let Some(content) = content {
@@ -316,7 +316,7 @@ async fn a_fatal_end_is_noted_for_kubernetes() -> Tested {
     std::fs::write(&file, "before").or_fail("make the file")?;
     assert_eq!(run(shim().env("SECRET_TTL", "x"), &[]).await?.0, 64);
     let noted = std::fs::read_to_string(&file).or_fail("read the file")?;
-    assert!(noted.starts_with("sds-shim: the configuration has mistakes") && noted.contains("SECRET_TTL"), "{noted}");
+    assert!(noted.starts_with("sds-shim: invalid configuration") && noted.contains("SECRET_TTL"), "{noted}");
     Ok(())
 }
 

@@ -133,7 +133,7 @@ async fn where_secret_memory_is_forbidden_and_the_user_is_any_it_steps_down_and_
         Containment { user: (1_000_680_000, 0), seccomp: Some(profile), ..Containment::new(&images.binary()) };
     let mut shim = start(&site, containment.clone(), None, &[])?;
     shim.wait_for_log("keys are in locked memory, the whole process is locked").await?;
-    shim.wait_for_log("there is no memfd_secret here").await?;
+    shim.wait_for_log("memfd_secret is not available").await?;
     serves(&mut shim).await?;
     assert_eq!(shim.container().status("Uid").await?.split('\t').next(), Some("1000680000"));
     assert_eq!(stop(&mut shim).await?, Some(0));
@@ -152,7 +152,7 @@ async fn the_profile_of_our_own_is_enough_and_the_filter_goes_with_it() -> Outco
     let containment = Containment { seccomp: Some(profile), ..Containment::new(&images.binary()) };
     let mut shim = start(&site, containment, Some("secret"), &[("SDS_SHIM_SECCOMP", "strict")])?;
     shim.wait_for_log("keys are in secret memory (32 KiB), the whole process is locked").await?;
-    shim.wait_for_log("system calls that serving does not take are refused from now on").await?;
+    shim.wait_for_log("seccomp filter installed: system calls that serving does not need are refused").await?;
     serves(&mut shim).await?;
     assert_eq!(stop(&mut shim).await?, Some(0));
     Ok(())
@@ -166,7 +166,7 @@ async fn with_the_limit_of_old_kernels_it_refuses_unless_told_otherwise() -> Out
     let containment = Containment { memlock: 64 << 10, ..Containment::new(&images.binary()) };
     let mut shim = start(&site, containment.clone(), None, &[])?;
     assert_eq!(shim.wait_exit().await?.code(), Some(71));
-    assert!(shim.log().contains("is 64 KiB: raise it to at least 2368 KiB, or give the capability IPC_LOCK"));
+    assert!(shim.log().contains("is 64 KiB: raise it to at least 2368 KiB, or grant the IPC_LOCK capability"));
 
     let mut shim = start(&site, containment, Some("none"), &[])?;
     shim.wait_for_log("the process is NOT locked").await?;
@@ -205,11 +205,11 @@ async fn the_sidecar_image_starts_its_agent_beside_the_shim() -> Outcome {
         builder = builder.arg(argument);
     }
     let mut shim = Logged(builder.start()?);
-    shim.wait_for_log("the command is started").await?;
+    shim.wait_for_log("command started").await?;
     for name in ["default", "ROOTCA"] {
         shim.wait_for_log(&format!("Envoy accepted resources=\"{name}\"")).await?;
     }
     assert_eq!(stop(&mut shim).await?, Some(0));
-    shim.wait_for_log("the command ended: exit status: 0").await?;
+    shim.wait_for_log("command exited: exit status: 0").await?;
     Ok(())
 }

@@ -188,7 +188,7 @@ async fn the_ca_root_can_be_another_file() -> Outcome {
 #[tokio::test]
 async fn the_systems_roots_do_not_know_the_development_ca() -> Outcome {
     let pod = pod(Site::new().await?, &[("CA_ROOT_CA", "SYSTEM")]).await?;
-    pod.shim.wait_for_log("no certificate yet").await?;
+    pod.shim.wait_for_log("cannot obtain a certificate").await?;
     assert!(pod.site.ca.calls().is_empty(), "the token is not sent to a server that is not verified");
     Ok(())
 }
@@ -201,7 +201,7 @@ async fn the_name_of_the_ca_is_that_of_istiod_for_localhost_and_can_be_set() -> 
     let other = pod(Site::with_options(named("ca.example.org")).await?, &[("ISTIOD_SAN", "ca.example.org")]).await?;
     assert_eq!(names(&other.ask(&["default"]).await?.1)?, ["default"]);
     let wrong = Site::with_options(named("ca.example.org")).await?.serve().await?;
-    wrong.shim.wait_for_log("no certificate yet").await?;
+    wrong.shim.wait_for_log("cannot obtain a certificate").await?;
     assert!(wrong.site.ca.calls().is_empty(), "the token is not sent to a server with another name");
     Ok(())
 }
@@ -277,7 +277,7 @@ async fn the_audience_of_the_token_can_be_set() -> Outcome {
     let mut site = Site::without_token(options()).await?;
     site.workload.write_token(&tokens().mint(&request)).or_fail("write the token")?;
     let usual = site.serve().await?;
-    usual.shim.wait_for_log("no certificate yet").await?;
+    usual.shim.wait_for_log("cannot obtain a certificate").await?;
     assert!(usual.site.ca.calls().is_empty(), "a token for somebody else is not sent");
     Ok(())
 }
@@ -301,7 +301,7 @@ async fn the_log_has_the_level_that_is_asked_for() -> Outcome {
     let levels = ["error", "warn", "info", "debug"];
     for (position, level) in levels.iter().enumerate() {
         let mut pod = pod(Site::without_token(CaOptions::default()).await?, &[("SDS_SHIM_LOG", *level)]).await?;
-        pod.shim.wait_for_log("no certificate yet").await?;
+        pod.shim.wait_for_log("cannot obtain a certificate").await?;
         pod.site.write_token()?;
         let (mut stream, answer) = pod.ask(&["default", "nobody"]).await?;
         stream.send(sds::ack(&answer, &["default", "ROOTCA", "nobody"]));
@@ -337,7 +337,7 @@ async fn a_ca_under_another_root_is_not_trusted() -> Outcome {
     let site = Site::new().await?;
     site.workload.write_root(&Pki::new("another").root_pem()).or_fail("write the root")?;
     let pod = site.serve().await?;
-    pod.shim.wait_for_log("no certificate yet").await?;
+    pod.shim.wait_for_log("cannot obtain a certificate").await?;
     assert!(pod.site.ca.calls().is_empty());
     Ok(())
 }

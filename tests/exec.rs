@@ -74,10 +74,10 @@ async fn what_cannot_be_started_is_named_with_a_shells_exit_code() -> Outcome {
     for (command, code, told) in [
         (&["exec", "no-such-program"][..], 127, "no-such-program: no such program"),
         (&["exec", "--", "-x"], 127, "-x: no such program"),
-        (&["exec", "./plain", "secret-argument"], 126, "./plain cannot be executed: Permission denied"),
-        (&["exec", "/"], 126, "/ cannot be executed: Permission denied"),
-        (&["exec"], 64, "a program is expected"),
-        (&["exec", "--"], 64, "a program is expected"),
+        (&["exec", "./plain", "secret-argument"], 126, "cannot execute ./plain: Permission denied"),
+        (&["exec", "/"], 126, "cannot execute /: Permission denied"),
+        (&["exec"], 64, "missing program"),
+        (&["exec", "--"], 64, "missing program"),
         (&["exec", "-x", "true"], 64, "-x: no such command"),
     ] {
         let mut shim = alone.start(|shim| command.iter().fold(shim, |shim, word| shim.arg(*word)))?;
@@ -150,14 +150,14 @@ async fn sds_is_served_until_a_command_that_takes_its_time_has_ended() -> Outcom
     let (mut stream, _) = pod.ask(&["default"]).await?;
     pod.shim.wait_for_log("ready").await?;
     pod.shim.signal(Signal::SIGTERM)?;
-    pod.shim.wait_for_log("SIGTERM is passed on").await?;
+    pod.shim.wait_for_log("forwarding SIGTERM").await?;
 
     // Old streams, new ones, renewals and their failures: all as before.
     pod.rotate()?;
     assert_eq!(names(&stream.recv().await?)?, ["default"]);
     pod.site.ca.set_fault(Some(Fault::Status(Code::Unavailable, "down".to_owned())));
     pod.rotate()?;
-    pod.shim.wait_for_log("the old one is served meanwhile").await?;
+    pod.shim.wait_for_log("still serving the current certificate").await?;
     let late = pod.shim.connect().await?;
     let answer = late.fetch(sds::request(&["default"])).await.or_fail("fetch while the command drains")?;
     assert_eq!(names(&answer)?, ["default"]);
@@ -176,14 +176,14 @@ async fn a_command_that_needs_a_certificate_starts_when_the_ca_is_back() -> Outc
     site.ca.set_fault(Some(Fault::Status(Code::Unavailable, "down".to_owned())));
     let shim = site.shim().env("SDS_SHIM_WAIT", "certificate").exec(&["sh", "-c", "echo it runs; exit 6"]);
     let Pod { mut shim, site, .. } = site.serve_with(shim).await?;
-    shim.wait_for_log("no certificate yet").await?;
+    shim.wait_for_log("cannot obtain a certificate").await?;
     site.ca.wait_for_calls(3).await;
     assert!(!shim.log().contains("it runs"));
     site.ca.set_fault(None);
     assert_eq!(shim.wait_exit().await?.code(), Some(6));
     let lines = shim.log().lines();
     let at = |text: &str| lines.iter().position(|line| line.contains(text));
-    assert!(at("a certificate was issued") < at("the command is started"), "{lines:#?}");
+    assert!(at("certificate issued") < at("command started"), "{lines:#?}");
     assert!(shim.log().contains("it runs"));
     Ok(())
 }
@@ -194,7 +194,7 @@ async fn a_signal_to_end_while_nothing_is_started_ends_the_wait() -> Outcome {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         let waiting = |shim: ShimBuilder| shim.env("SDS_SHIM_WAIT", "certificate").exec(&["touch", "started"]);
         let mut shim = alone.start(waiting)?;
-        shim.wait_for_log("starts once the first certificate is held").await?;
+        shim.wait_for_log("waiting for the first certificate").await?;
         shim.signal(signal)?;
         assert_eq!(shim.wait_exit().await?.code(), Some(0), "{signal}");
         assert!(!alone.file("started").exists() && !alone.file(SOCKET).exists());
@@ -222,7 +222,7 @@ async fn as_the_first_process_it_reaps_whatever_is_left_to_it() -> Outcome {
     shim.wait_for_log("parent 1, nobody else").await?;
     kill(first_child(shim.pid())?, Signal::SIGTERM).or_fail("signal the first process")?;
     assert_eq!(shim.wait_exit().await?.code(), Some(8));
-    assert_eq!(shim.log().count("an orphan ended: exit status: 7"), 20);
+    assert_eq!(shim.log().count("reaped an orphan: exit status: 7"), 20);
     Ok(())
 }
 
@@ -233,7 +233,7 @@ async fn orphans_come_to_it_also_when_it_is_not_the_first_process() -> Outcome {
     let alone = Alone::new()?;
     let mut shim = alone.start(|shim| shim.env("SDS_SHIM_LOG", "debug").exec(&["sh", "-c", script]))?;
     assert_eq!(shim.wait_exit().await?.code(), Some(0));
-    assert_eq!(shim.log().count("an orphan ended: exit status: 7"), 1);
+    assert_eq!(shim.log().count("reaped an orphan: exit status: 7"), 1);
     Ok(())
 }
 
@@ -259,11 +259,11 @@ async fn a_key_on_the_terminal_is_not_sent_twice() -> Outcome {
     fs::write(alone.file("script"), ready).or_fail("write the script")?;
     // A terminal on which somebody presses Ctrl-C once the script is ready.
     let typist = "(until grep -q ready typescript; do sleep 0.02; done; printf '\\003'
-        until grep -q 'command ended' typescript; do sleep 0.02; done) |
+        until grep -q 'command exited' typescript; do sleep 0.02; done) |
         script --quiet --return --flush --command \"exec $*\" typescript";
     let launcher = [&UNIGNORED[..], &["timeout", "20", "sh", "-c", typist, "sh"]].concat();
     let mut shim = alone.start(|shim| shim.through(&launcher).exec(&["sh", "script"]))?;
     assert_eq!(shim.wait_exit().await?.code(), Some(4));
-    assert!(shim.log().contains("got INT") && !shim.log().contains("SIGINT is passed on"));
+    assert!(shim.log().contains("got INT") && !shim.log().contains("forwarding SIGINT"));
     Ok(())
 }

@@ -137,7 +137,7 @@ async fn with_a_command_it_stays_as_small_as_quiet_and_as_hardened() -> Outcome 
     stream.send(sds::request(&["default"]));
     let answer = stream.recv().await?;
     stream.send(sds::ack(&answer, &["default"]));
-    shim.wait_for_log("the command is started").await?;
+    shim.wait_for_log("command started").await?;
     shim.wait_for_log("Envoy accepted").await?;
     stream.expect_silence(QUIET).await?;
 

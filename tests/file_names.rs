@@ -114,7 +114,7 @@ async fn whatever_is_watched_takes_one_inotify_instance() -> Tested {
     let (mut stream, answer) = pod.ask(&[&certificate, &roots]).await?;
     stream.send(sds::ack(&answer, &[&certificate, &roots]));
     fs::remove_file(pod.shim.socket()).or_fail("remove the socket's file")?;
-    pod.shim.wait_for_log("was gone and is there again").await?;
+    pod.shim.wait_for_log("had been removed and was recreated").await?;
     files.rotate()?;
     while names(&stream.recv().await?)? != [certificate.as_str()] {}
     // Each descriptor tells what its instance watches: the two of one instance tell the same.
@@ -147,12 +147,14 @@ async fn a_chain_without_its_key_waits_for_it() -> Tested {
     stream.send(sds::ack(&answer, &[&name]));
     let second = files.issue();
     write(&chain, &second.chain_pem)?;
-    pod.shim.wait_for_log("the private key does not belong to the certificate; what it held last is served").await?;
+    pod.shim
+        .wait_for_log("the private key does not belong to the certificate; still serving its last good content")
+        .await?;
     let (_, held) = pod.ask(&[&name]).await?;
     assert_eq!(secret(&held, &name)?.serial()?, serial_in(&first.chain_pem)?);
     write(&key, &second.key_pem)?;
     assert_eq!(next_serial(&mut stream, &name).await?, serial_in(&second.chain_pem)?);
-    pod.shim.wait_for_log("the files can be used again").await?;
+    pod.shim.wait_for_log("the files are usable again").await?;
     // Gone altogether: what is held stays.
     fs::remove_file(&chain).or_fail("remove the chain")?;
     pod.shim.wait_for_log("No such file").await?;
@@ -169,7 +171,7 @@ async fn files_may_come_later_in_a_directory_that_comes_later() -> Tested {
     let name = format!("file-cert:{0}~{0}", bundle.display());
     let mut stream = pod.client.stream();
     stream.send(sds::request(&[&name]));
-    pod.shim.wait_for_log("Envoy waits for it").await?;
+    pod.shim.wait_for_log("Envoy keeps waiting for it").await?;
     let issued = files.issue();
     fs::create_dir_all(files.scratch.path().join("not/yet")).or_fail("make the directory")?;
     fs::write(&bundle, issued.key_pem.clone() + &issued.chain_pem).or_fail("write the bundle")?;
@@ -195,7 +197,7 @@ async fn of_a_file_with_bad_anchors_the_good_ones_are_served() -> Tested {
     // The root and the intermediate, and not the leaf.
     assert_eq!(secret(&answer, &name)?.trust_anchors()?.len(), 2);
     let line = pod.shim.wait_for_log("it is not a CA certificate").await?;
-    assert!(line.contains("the others are served") && !line.contains("what it held last"), "{line}");
+    assert!(line.contains("the others are served") && !line.contains("its last good content"), "{line}");
     Ok(())
 }
 
@@ -204,7 +206,7 @@ async fn a_name_that_stands_for_no_files_is_named_and_gets_nothing() -> Tested {
     let pod = Pod::new().await?;
     let mut stream = pod.client.stream();
     stream.send(sds::request(&["file-cert:/only/one", "sds://default"]));
-    pod.shim.wait_for_log("file-cert:CHAIN~KEY or file-root:FILE is expected").await?;
+    pod.shim.wait_for_log("expected file-cert:CHAIN~KEY or file-root:FILE").await?;
     stream.expect_silence(QUIET).await?;
     Ok(())
 }
@@ -248,7 +250,7 @@ async fn who_comes_first_is_served_first() -> Tested {
     let late = roots("a.pem".to_owned())?;
     let mut second = pod.client.stream();
     second.send(sds::request(&[&late]));
-    let line = pod.shim.wait_for_log("files of 16 names are held, which is the most").await?;
+    let line = pod.shim.wait_for_log("the limit of 16 file names is reached").await?;
     assert!(line.contains("a.pem"), "{line}");
     second.expect_silence(QUIET).await?;
     let metrics = pod.shim.admin("/metrics").await?.text();
@@ -260,6 +262,6 @@ async fn who_comes_first_is_served_first() -> Tested {
     assert_eq!(names(&answer)?, [held[15].clone()]);
     // With one place free it is the other's turn.
     assert_eq!(names(&second.recv().await?)?, [late]);
-    assert_eq!(pod.shim.log().count("which is the most"), 1);
+    assert_eq!(pod.shim.log().count("file names is reached"), 1);
     Ok(())
 }

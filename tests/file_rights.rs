@@ -127,7 +127,7 @@ async fn files_below_a_directory_that_was_opened_are_served_and_no_link_leads_ou
     let out = certificate(&files.open.join("out.pem"));
     let mut stream = pod.client.stream();
     stream.send(sds::request(&[&out]));
-    let line = pod.shim.wait_for_log("a link leads out of").await?;
+    let line = pod.shim.wait_for_log("a symbolic link leads out of").await?;
     assert!(line.contains("SDS_SHIM_FILE_DIRECTORIES") && line.contains("out.pem"), "{line}");
     stream.expect_silence(QUIET).await?;
     for outside in [files.open.join("../private.pem"), files.private.clone(), PathBuf::from("open/../private.pem")] {
@@ -144,7 +144,8 @@ async fn files_below_a_directory_that_was_opened_are_served_and_no_link_leads_ou
     let (mut stream, answer) = pod.ask(&[&name]).await?;
     stream.send(sds::ack(&answer, &[&name]));
     fs::rename(files.open.join("out.pem"), files.open.join("bundle.pem")).or_fail("swap the file")?;
-    let led_out = |lines: &[String]| lines.iter().find(|line| line.contains("what it held last is served")).cloned();
+    let led_out =
+        |lines: &[String]| lines.iter().find(|line| line.contains("still serving its last good content")).cloned();
     pod.shim.wait_until("a word on the link", led_out).await?;
     stream.expect_silence(QUIET).await
 }

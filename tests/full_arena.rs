@@ -87,7 +87,7 @@ fn what_finds_no_room_is_refused() {
                 match RevocationList::all(text.as_bytes()) {
                     Ok(_) => count(true),
                     Err(error) => {
-                        assert!(error.starts_with("there is no room"), "with {leave} bytes free: {error}");
+                        assert!(error.starts_with("not enough arena memory"), "with {leave} bytes free: {error}");
                         count(false);
                     }
                 }

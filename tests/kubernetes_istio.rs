@@ -38,8 +38,7 @@ async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
     for (release, chart) in [("istio-base", "target/istio-injector/base"), ("istiod", ISTIOD)] {
         cluster.helm(&["install", release, chart, "-n", "istio-system", "--create-namespace"]).await?;
     }
-    let values = "mode=istio,extraVolumes[0].name=mesh,extraVolumes[0].configMap.name=mesh,\
-        extraVolumeMounts[0].name=mesh,extraVolumeMounts[0].mountPath=/etc/mesh,metrics.enabled=true,env.SDS_SHIM_LOG=debug";
+    let values = "mode=istio,extraVolumes[0].name=mesh,extraVolumes[0].configMap.name=mesh,extraVolumeMounts[0].name=mesh,extraVolumeMounts[0].mountPath=/etc/mesh,metrics.enabled=true,env.SDS_SHIM_LOG=debug";
     let install = ["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "--set", values];
     let notes = cluster.helm(&install).await?;
     istiod_keeps_its_version(&cluster, &notes).await?;

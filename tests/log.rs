@@ -33,18 +33,18 @@ async fn each_failure_tells_what_happened_what_is_served_and_what_is_next() -> T
     for (fault, cause) in [
         (status(Code::Unavailable), "the CA answered UNAVAILABLE: because of the test"),
         (status(Code::ResourceExhausted), "the CA answered RESOURCE_EXHAUSTED"),
-        (Fault::Chain(vec!["nonsense".to_owned(), "nonsense".to_owned()]), "the CA's answer is not used"),
+        (Fault::Chain(vec!["nonsense".to_owned(), "nonsense".to_owned()]), "the CA's answer was rejected"),
     ] {
         let mark = shim.log().mark();
         scene.ca.push_fault(fault);
         renew(&shim)?;
-        let line = shim.wait_for_log_after(mark, "no new certificate").await?;
-        let (_, told) = line.split_once("no new certificate: ").unwrap_or_default();
+        let line = shim.wait_for_log_after(mark, "renewal failed").await?;
+        let (_, told) = line.split_once("renewal failed: ").unwrap_or_default();
         assert!(line.contains(" WARN  rotation: ") && told.starts_with(cause), "{line}");
-        let (_, served) = told.split_once("; the old one is served meanwhile, until ").unwrap_or_default();
+        let (_, served) = told.split_once("; still serving the current certificate until ").unwrap_or_default();
         assert!(has_time(&served[..20.min(served.len())]), "{line}");
-        assert!(served.contains("Z; tried again in ") && line.contains(" not_after=\"20"), "{line}");
-        let line = shim.wait_for_log_after(mark, "the CA issues again").await?;
+        assert!(served.contains("Z; retrying in ") && line.contains(" not_after=\"20"), "{line}");
+        let line = shim.wait_for_log_after(mark, "renewal succeeded").await?;
         assert!(line.contains("after 1 failed attempts since 20"), "{line}");
     }
     Ok(())
@@ -57,13 +57,13 @@ async fn a_token_that_the_ca_does_not_accept_is_explained() -> Tested {
     scene.write_token(&token)?;
     scene.ca.set_fault(Some(Fault::Status(Code::Unauthenticated, "request authenticate failure".to_owned())));
     let shim = scene.shim().start()?;
-    let line = shim.wait_for_log("no certificate yet").await?;
+    let line = shim.wait_for_log("cannot obtain a certificate").await?;
     for expected in [
         "the CA answered UNAUTHENTICATED: request authenticate failure",
         "the token is for the audience [\"istio-ca\"], of system:serviceaccount:foo:sleep, from \
-         https://kubernetes.default.svc.cluster.local, and ends at 20",
+         https://kubernetes.default.svc.cluster.local, and expires at 20",
         "check that the CA knows its issuer",
-        "Envoy waits; tried again in ",
+        "Envoy waits; retrying in ",
     ] {
         assert!(line.contains(expected), "{expected:?} is not in {line}");
     }
@@ -79,14 +79,14 @@ async fn trouble_gets_louder_towards_the_end_and_is_told_once_a_stage() -> Teste
     stream.next(&shim).await?;
     scene.ca.set_fault(Some(status(Code::Unavailable)));
     renew(&shim)?;
-    let line = shim.wait_for_log("has expired at 20").await?;
+    let line = shim.wait_for_log("the certificate expired at 20").await?;
     assert!(line.contains(" ERROR ") && line.contains("new streams get none"), "{line}");
     let lines = shim.log().lines();
-    let told: Vec<_> = lines.iter().filter(|line| line.contains("no new certificate")).collect();
+    let told: Vec<_> = lines.iter().filter(|line| line.contains("renewal failed")).collect();
     let failed = scene.ca.calls().len() - 1;
     assert!((2..=4).contains(&told.len()) && failed >= told.len(), "{failed} failed: {told:#?}");
     assert!(told[0].contains(" WARN "), "{told:#?}");
-    assert!(told[1..].iter().all(|line| line.contains("attempts have failed since 20")), "{told:#?}");
+    assert!(told[1..].iter().all(|line| line.contains("failed attempts since 20")), "{told:#?}");
     Ok(())
 }
 
@@ -94,13 +94,13 @@ async fn trouble_gets_louder_towards_the_end_and_is_told_once_a_stage() -> Teste
 async fn json_is_one_object_a_line() -> Tested {
     let scene = Scene::new().await?;
     let shim = scene.shim().env("SDS_SHIM_LOG_FORMAT", "json").start()?;
-    shim.wait_for_log("a certificate was issued").await?;
+    shim.wait_for_log("certificate issued").await?;
     for line in shim.log().lines() {
         let event: Value = serde_json::from_str(&line).or_fail(format!("read {line}"))?;
         assert!(event["time"].as_str().is_some_and(|time| time.starts_with("20") && time.ends_with('Z')), "{line}");
         assert!(["info", "warn"].contains(&event["level"].as_str().unwrap_or_default()), "{line}");
         assert!(event["scope"].is_string() && event["message"].is_string(), "{line}");
-        if event["message"] == "a certificate was issued" {
+        if event["message"] == "certificate issued" {
             assert_eq!(event["identity"], scene.workload.spiffe_id());
             assert!(event["renewal_in_s"].is_u64(), "{line}");
         }
@@ -134,7 +134,7 @@ async fn no_secret_is_in_anything_that_is_shown() -> Tested {
     let pushed = refusing.recv().await?;
     // As Envoy has done: the text of a refusal carries the key.
     refusing.send(sds::nack(&pushed, "", &["default"], &format!("cannot use {}", first.key_pem)));
-    shim.wait_for_log("Envoy refused a secret").await?;
+    shim.wait_for_log("Envoy rejected the secret").await?;
     scene.ca.push_fault(Fault::Status(Code::Unauthenticated, format!("bad token {token}")));
     renew(&shim)?;
     let second = stream.next(&shim).await?;

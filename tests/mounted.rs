@@ -62,7 +62,7 @@ async fn files_that_come_later_are_waited_for_and_named() -> Tested {
     let scene = Scene::new().await?;
     let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_SOURCE", "files").without("POD_NAMESPACE");
     let mut served = Served::start(scene, edit).await?;
-    served.shim.wait_for_log("Envoy waits; the files are watched").await?;
+    served.shim.wait_for_log("Envoy waits; watching the files").await?;
     let reason = served.shim.admin("/readyz").await?;
     assert_eq!(reason.status, 503);
     assert!(reason.text().contains("cert-chain.pem: No such file"), "{}", reason.text());
@@ -116,7 +116,7 @@ async fn what_cannot_be_used_leaves_the_last_pair_in_place() -> Tested {
         mount.volume.replace(&files).or_fail("write the volume")
     };
     files(&one.chain_pem, &other.key_pem)?;
-    served.shim.wait_for_log("does not belong to the certificate; what was served stays").await?;
+    served.shim.wait_for_log("does not belong to the certificate; still serving the previous one").await?;
     let expired = mount.pki.issue(&Leaf { not_after: -10, ..Leaf::workload(ID, Duration::from_secs(60)) });
     files(&expired.chain_pem, &expired.key_pem)?;
     served.shim.wait_for_log("the certificate expired at").await?;
@@ -156,7 +156,7 @@ async fn auto_serves_the_files_until_the_ca_has_issued_and_never_looks_back() ->
     assert_eq!(served.anchors().await?, union, "those of the mount, and those of the CA's file");
     assert!(served.source().await?.contains("until the CA has issued"));
     // As long as the CA cannot be reached, the files are followed, and it is told what is served.
-    served.shim.wait_for_log("the old one is served meanwhile, until").await?;
+    served.shim.wait_for_log("still serving the current certificate until").await?;
     let serial = mount.rotate()?;
     assert_eq!(served.certificate().await?.serial()?, serial);
 

@@ -45,8 +45,8 @@ async fn a_key_that_is_closed_to_us_is_named_costs_nothing_else_and_is_read_once
     // Only the kernel can tell of the change.
     let edit = |shim| mounted(shim).env("SDS_SHIM_FILE_CHECK", "0s").confined(Confinement::default());
     let mut served = Served::start(scene, edit).await?;
-    let told = "key.pem: Permission denied (os error 13) (it has owner 1337:1337 and mode 0000; we are 1337:1337): \
-                open it to us, in Kubernetes with fsGroup or the volume's defaultMode; Envoy waits";
+    let told = "key.pem: Permission denied (os error 13) (owner 1337:1337, mode 0000; running as 1337:1337): \
+                grant this user access, in Kubernetes with fsGroup or the volume's defaultMode; Envoy waits";
     served.shim.wait_for_log(told).await?;
     let reason = served.shim.admin("/readyz").await?;
     assert!(reason.status == 503 && reason.text().contains("key.pem: Permission denied"), "{}", reason.text());
@@ -64,7 +64,7 @@ async fn a_key_that_is_closed_to_us_is_named_costs_nothing_else_and_is_read_once
     // Closed again, what was read is served on, and a generation that is open follows.
     let mark = served.shim.log().mark();
     chmod(&key, 0)?;
-    served.shim.wait_for_log_after(mark, "we are 1337:1337").await?;
+    served.shim.wait_for_log_after(mark, "running as 1337:1337").await?;
     served.quiet().await?;
     let next = mount.rotate()?;
     own(mount.volume.dir(), UID, UID).or_fail("give it to the user of the shim")?;
@@ -81,7 +81,10 @@ async fn a_directory_that_is_closed_to_us_is_told_and_read_once_it_is_open() -> 
     chmod(&directory, 0)?;
     let edit = |shim| mounted(shim).env("SDS_SHIM_FILE_CHECK", "0s").confined(Confinement::default());
     let mut served = Served::start(scene, edit).await?;
-    served.shim.wait_for_log("a directory on the way to it is closed to us; we are 1337:1337): open it to us").await?;
+    served
+        .shim
+        .wait_for_log("a directory on its path is not accessible; running as 1337:1337): grant this user access")
+        .await?;
     chmod(&directory, 0o755)?;
     served.certificate().await?;
     assert_eq!(served.anchors().await?, mount.pki.root_pem());
@@ -227,14 +230,14 @@ async fn what_the_kernel_tells_nobody_is_found_by_looking() -> Tested {
 async fn without_looking_it_is_found_when_somebody_asks() -> Tested {
     let mut apart = Apart::start("0s").await?;
     let (code, told) = apart.ask().await?;
-    let nothing_new = "the mounted files ./bundle.pem and ./bundle.pem hold the certificate that is served already";
+    let nothing_new = "the mounted files ./bundle.pem and ./bundle.pem hold the certificate that is already served";
     assert!(code == 0 && told.contains(nothing_new), "{code}: {told}");
     apart.served.quiet().await?;
 
     let serial = apart.renew()?;
     apart.served.quiet().await?;
     let (code, told) = apart.ask().await?;
-    assert!(code == 0 && told.contains("were read anew, and their new certificate is served"), "{code}: {told}");
+    assert!(code == 0 && told.contains("were re-read, and their new certificate is served"), "{code}: {told}");
     assert_eq!(apart.served.certificate().await?.serial()?, serial);
 
     // New anchors come first, and a signal is enough.
@@ -250,7 +253,7 @@ async fn without_looking_it_is_found_when_somebody_asks() -> Tested {
     for _ in 0..2 {
         apart.cover(&apart.bundle, "nothing of use")?;
         let (code, told) = apart.ask().await?;
-        assert!(code != 0 && told.contains("bundle.pem: ") && told.contains("still served"), "{code}: {told}");
+        assert!(code != 0 && told.contains("bundle.pem: ") && told.contains("still serving the current certificate"), "{code}: {told}");
     }
     assert_eq!(apart.served.scene.ca.connections(), 0);
     apart.served.quiet().await
@@ -308,7 +311,7 @@ async fn a_mount_that_rotates_in_the_middle_of_the_way_to_the_ca_is_followed_and
         mount.volume.replace(&files).or_fail("write the volume")
     };
     files(&one.chain_pem, &other.key_pem)?;
-    served.shim.wait_for_log("does not belong to the certificate; what was served stays").await?;
+    served.shim.wait_for_log("does not belong to the certificate; still serving the previous one").await?;
     served.scene.ca.set_fault(None);
     renew(&served.shim)?;
     let issued = served.certificate().await?.serial()?;
@@ -352,7 +355,7 @@ async fn once_the_ca_has_issued_nobody_cares_what_becomes_of_the_mount() -> Test
     served.certificate().await?;
     let status = served.status().await?;
     assert!(status["workloads"][0]["trouble"].is_null(), "{status:#}");
-    for told in ["the mounted certificate: ", "the mounted files are read again"] {
+    for told in ["cannot use the mounted certificate: ", "re-reading the mounted files"] {
         assert_eq!(served.shim.log().count(told), 0, "{told}");
     }
     Ok(())

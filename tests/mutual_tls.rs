@@ -15,7 +15,7 @@ use testkit::{
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
-const REFUSED: &str = "the CA refuses our client certificate";
+const REFUSED: &str = "the CA rejected our client certificate";
 
 /// The credentials of a call: whether it carried a token, and the serial number of its client certificate.
 fn credentials(call: &Call) -> (bool, Option<String>) {
@@ -140,7 +140,7 @@ async fn falls_back_in_the_same_attempt(tls: TlsVersions) -> Tested {
     }
     assert_eq!(all_credentials(&scene), vec![(true, None); 4]);
     assert_eq!(scene.ca.connections(), 1 + 3 * 2, "{tls:?}: one handshake in vain for each new certificate");
-    assert_eq!(shim.log().count("no new certificate"), 0, "{tls:?}: the attempt did not fail");
+    assert_eq!(shim.log().count("renewal failed"), 0, "{tls:?}: the attempt did not fail");
     assert_eq!(shim.log().count(REFUSED), 1, "{tls:?}: said once");
     Ok(())
 }
@@ -207,7 +207,7 @@ async fn that_the_ca_requires_a_certificate_is_named() -> Tested {
     for (tls, alert) in [(TlsVersions::Only12, "handshake failure"), (TlsVersions::Only13, "certificate required")] {
         let scene = Scene::with(CaOptions { tls, ..requiring() }).await?;
         let mut shim = scene.shim().start()?;
-        let line = shim.wait_for_log("no certificate yet: ").await?;
+        let line = shim.wait_for_log("cannot obtain a certificate: ").await?;
         assert!(line.contains(alert), "{tls:?}: {line}");
         scene.ca.set_client_certificates(ClientCertificates::Accept);
         Open::connect(&mut shim, "default").await?.next(&shim).await?;
@@ -252,7 +252,7 @@ async fn always_makes_no_call_without_a_certificate() -> Tested {
     assert_eq!(scene.ca.connections(), 0);
     scene.provision(&good)?;
     scene.ca.set_fault(Some(Fault::RefuseClientCertificate));
-    shim.wait_for_log("the CA refuses the client certificate: ").await?;
+    shim.wait_for_log("the CA rejected the client certificate: ").await?;
     within(&shim, "more tries", scene.ca.wait_for_connections(3)).await?;
     assert_eq!(all_credentials(&scene), []);
     scene.ca.set_fault(None);

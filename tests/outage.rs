@@ -63,13 +63,13 @@ fn cases() -> Vec<Case> {
         case("a stream that hangs", Trouble::Fault(Fault::Hang), LATE),
         case("closed after accept", Trouble::Fault(Fault::DropConnection), "TLS handshake with "),
         case("closed in mid-call", Trouble::Fault(Fault::Break), "the connection broke"),
-        case("TLS failure", Trouble::ForeignServer, "the server certificate is not accepted"),
+        case("TLS failure", Trouble::ForeignServer, "the server certificate was rejected"),
     ];
     for code in (1..=16).map(Code::from_i32) {
         let words = format!("code {}", code as i32);
         cases.push(case(&words, Trouble::Fault(Fault::Status(code, words.clone())), &words));
     }
-    cases.push(case("back with another root", Trouble::AnotherRoot, "the server certificate is not accepted"));
+    cases.push(case("back with another root", Trouble::AnotherRoot, "the server certificate was rejected"));
     cases
 }
 
@@ -279,7 +279,7 @@ async fn renewal(
         made += waits(&sidecar.shim, watched.mark).len() + 1;
         let log = sidecar.shim.log().lines().split_off(watched.mark);
         let told = log.iter().find(|line| line.contains(&case.reason));
-        assert!(told.is_some_and(|line| line.contains("the old one is served meanwhile")), "{told:?}");
+        assert!(told.is_some_and(|line| line.contains("still serving the current certificate")), "{told:?}");
         let ca = if matches!(case.trouble, Trouble::AnotherRoot) { &upstream.next } else { &world.ca };
         let from = if matches!(case.trouble, Trouble::AnotherRoot) { 0 } else { from };
         let (namespace, account) = (sidecar.workload.namespace(), sidecar.workload.service_account());

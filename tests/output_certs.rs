@@ -94,7 +94,7 @@ async fn mode_and_group_are_as_configured() -> Tested {
         let key = found("key.pem")?;
         assert_eq!((key.permissions().mode() & 0o777, key.gid()), (mode, gid));
         assert_eq!(found("cert-chain.pem")?.permissions().mode() & 0o777, 0o644);
-        shim.wait_for_log("private keys are written to what is no tmpfs").await?;
+        shim.wait_for_log("private keys written there may outlive the pod").await?;
     }
     Ok(())
 }
@@ -107,7 +107,7 @@ async fn a_tmpfs_is_not_warned_about() -> Tested {
     let written = next(&directory, None, &shim).await;
     fs::remove_dir_all(&directory).or_fail("clean up")?;
     written?;
-    assert_eq!(shim.log().count("no tmpfs"), 0);
+    assert_eq!(shim.log().count("not on a tmpfs"), 0);
     Ok(())
 }
 
@@ -131,10 +131,10 @@ async fn a_directory_that_cannot_be_written_is_named_and_tried_again() -> Tested
     let directory = output(&site);
     fs::write(&directory, "in the way").or_fail("write a file")?;
     let shim = Logged(site.shim().env("OUTPUT_CERTS", directory.display().to_string()).start()?);
-    shim.wait_for_log("the files of before stay").await?;
+    shim.wait_for_log("the previous files stay in place").await?;
     fs::remove_file(&directory).or_fail("clear the way")?;
     next(&directory, None, &shim).await?;
-    shim.wait_for_log("written again").await?;
+    shim.wait_for_log("writing succeeds again").await?;
     Ok(())
 }
 
@@ -166,10 +166,10 @@ async fn a_name_that_cannot_be_replaced_is_told_and_leaves_one_key_behind() -> T
     removed.map_err(|_| shim.failure(format!("{} generations lie there", generations(&directory))))?;
     let told = format!("{}: Is a directory (os error 21); the new files are in ..data, but", key.display());
     shim.wait_for_log(&told).await?;
-    assert_eq!((shim.log().count("Is a directory"), shim.log().count("of before stay")), (1, 0));
+    assert_eq!((shim.log().count("Is a directory"), shim.log().count("previous files stay")), (1, 0));
     fs::remove_dir(&key).or_fail("clear the way")?;
     next(&directory, None, &shim).await?;
-    shim.wait_for_log("written again").await?;
+    shim.wait_for_log("writing succeeds again").await?;
     assert!(is_a_pair(&directory) && generations(&directory) == 1);
     Ok(())
 }

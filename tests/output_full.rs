@@ -146,8 +146,8 @@ async fn a_full_file_system_costs_nothing_but_the_files(blocks: usize) -> Tested
     let facts = cramped.failed(1).await?;
     let told = facts["trouble"].as_str().unwrap_or_default();
     let file = if blocks == 0 { "key.pem" } else { "cert-chain.pem" };
-    assert!(told.contains(&format!("{file}: No space left on device")) && told.contains("make room"), "{told}");
-    cramped.shim.wait_for_log("the files of before stay; tried again every 5 s").await?;
+    assert!(told.contains(&format!("{file}: No space left on device")) && told.contains("free some space"), "{told}");
+    cramped.shim.wait_for_log("the previous files stay in place; retrying every 5 s").await?;
     let metrics = cramped.shim.admin("/metrics").await?.text();
     assert!(metrics.contains("\nsds_shim_output_current 0\n"), "{metrics}");
 
@@ -164,7 +164,7 @@ async fn a_full_file_system_costs_nothing_but_the_files(blocks: usize) -> Tested
     // Room again: no restart, and nobody has to ask.
     fs::remove_file(cramped.output.join(FILLER)).or_fail("make room")?;
     cramped.written(&held).await?;
-    cramped.shim.wait_for_log("written again").await?;
+    cramped.shim.wait_for_log("writing succeeds again").await?;
     let facts = cramped.output_facts().await?;
     assert!(facts["trouble"].is_null(), "{facts}");
     let metrics = cramped.shim.admin("/metrics").await?.text();

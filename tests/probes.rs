@@ -51,7 +51,7 @@ async fn readiness_follows_the_certificate_through_a_whole_outage() -> Tested {
     let mut health = client.watch_health("").await?;
 
     let answer = until(&mut shim, "/readyz", 503).await?;
-    assert!(answer.text().contains("default is not held yet"), "{}", answer.text());
+    assert!(answer.text().contains("default is not available yet"), "{}", answer.text());
     assert_eq!(shim.admin("/livez").await?.status, 200);
     assert_eq!(client.check_health("").await.or_fail("check the health")?, ServingStatus::NotServing);
     assert_eq!(health.next().await?, ServingStatus::NotServing);
@@ -118,7 +118,7 @@ async fn nobody_is_ready_before_a_request_brings_its_token() -> Tested {
     let scene = Scene::without_token(CaOptions::default()).await?;
     let mut shim = scene.shim().env("SDS_SHIM_TOKEN_SOURCE", "request").start()?;
     let text = until(&mut shim, "/readyz", 503).await?.text();
-    assert!(text.contains("no SDS request has brought a service-account token yet"), "{text}");
+    assert!(text.contains("no SDS request has carried a service-account token yet"), "{text}");
     let client = shim.connect().await?.with_token(&ca_common::token())?;
     let mut stream = Open::new(&client, "default");
     stream.next(&shim).await?;
@@ -157,7 +157,7 @@ async fn the_status_tells_certificates_streams_and_trouble() -> Tested {
 
     scene.ca.set_fault(Some(down()));
     renew(&shim)?;
-    shim.wait_for_log("no new certificate").await?;
+    shim.wait_for_log("renewal failed").await?;
     let found = status(&mut shim).await?;
     assert_eq!(found["workloads"][0]["trouble"]["reason"], "refused");
     assert_eq!((&found["ready"], &found["ca"][0]["up"]), (&true.into(), &false.into()));
@@ -172,7 +172,7 @@ async fn a_taken_address_is_told_and_does_not_take_the_identity_down() -> Tested
     let address = taken.local_addr().or_fail("learn the port")?;
     let mut shim = scene.shim().env("SDS_SHIM_ADMIN", address.to_string()).start()?;
     Open::connect(&mut shim, "default").await?.next(&shim).await?;
-    let line = shim.wait_for_log("CANNOT be served").await?;
+    let line = shim.wait_for_log("CANNOT serve health").await?;
     assert!(line.contains(&address.to_string()) && line.contains("SDS_SHIM_ADMIN"), "{line}");
     Ok(())
 }

@@ -25,7 +25,7 @@ fn down() -> Fault {
 async fn planned(edit: impl FnOnce(ShimBuilder) -> ShimBuilder) -> Result<u64, Failure> {
     let scene = Scene::new().await?;
     let shim = edit(scene.shim().env("SECRET_TTL", "1h")).start()?;
-    let line = shim.wait_for_log("a certificate was issued").await?;
+    let line = shim.wait_for_log("certificate issued").await?;
     let seconds = line.split("renewal_in_s=").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
     seconds.ok_or_else(|| shim.failure("no time of renewal in the log"))
 }
@@ -58,7 +58,7 @@ async fn an_availability_target_renews_early_enough_to_keep_it() -> Tested {
     }
     let scene = Scene::new().await?;
     let shim = scene.shim().env("SECRET_TTL", "1h").env("SDS_SHIM_AVAILABILITY_TARGET", "2h").start()?;
-    shim.wait_for_log("live too short for SDS_SHIM_AVAILABILITY_TARGET").await?;
+    shim.wait_for_log("too short-lived for SDS_SHIM_AVAILABILITY_TARGET").await?;
     Ok(())
 }
 
@@ -178,7 +178,7 @@ async fn sigusr1_renews_at_once_and_once() -> Tested {
     stream.next(&shim).await?;
     renew(&shim)?;
     stream.next(&shim).await?;
-    shim.wait_for_log("a renewal was asked for").await?;
+    shim.wait_for_log("renewal requested by signal").await?;
     assert_eq!(scene.ca.calls().len(), 2);
     stream.expect_silence(&shim).await
 }
@@ -192,7 +192,7 @@ async fn failed_renewal_keeps_the_old_one(fault: Fault, reason: &str) -> Tested 
     let old = open.next(&shim).await?;
     scene.ca.set_fault(Some(fault));
     renew(&shim)?;
-    let line = shim.wait_for_log("the old one is served meanwhile").await?;
+    let line = shim.wait_for_log("still serving the current certificate").await?;
     assert!(line.contains(reason) && line.contains("not_after="), "{line}");
     let client = shim.connect().await?;
     assert_eq!(Open::new(&client, "default").next(&shim).await?.key_pem, old.key_pem);
@@ -203,7 +203,7 @@ async fn failed_renewal_keeps_the_old_one(fault: Fault, reason: &str) -> Tested 
     scene.ca.set_fault(None);
     let new = open.next(&shim).await?;
     assert_eq!(scene.issued().last(), Some(&new.serial()?));
-    shim.wait_for_log("the CA issues again").await?;
+    shim.wait_for_log("renewal succeeded").await?;
     Ok(())
 }
 
@@ -219,7 +219,7 @@ async fn silence_at_renewal_keeps_the_old_certificate() -> Tested {
 
 #[tokio::test]
 async fn a_foreign_certificate_at_renewal_keeps_the_old_one() -> Tested {
-    failed_renewal_keeps_the_old_one(Fault::sign(|o| o.other_key = true), "not that of our CSR").await
+    failed_renewal_keeps_the_old_one(Fault::sign(|o| o.other_key = true), "does not match our CSR").await
 }
 
 #[tokio::test]
@@ -271,7 +271,7 @@ async fn streams_stay_open_after_the_end_of_the_certificate() -> Tested {
     let old = stream.next(&shim).await?;
     root.next(&shim).await?;
     scene.ca.set_fault(Some(down()));
-    shim.wait_for_log("the old one is served meanwhile").await?;
+    shim.wait_for_log("still serving the current certificate").await?;
     let left = seconds_left(&old)?;
     tokio::time::sleep(Duration::from_secs(u64::try_from(left + 1).unwrap_or_default())).await;
     assert!(seconds_left(&old)? <= 0);

@@ -58,12 +58,12 @@ impl Holding {
         self.scene.ca.set_fault(None);
         self.renewed().await?;
         let told = self.shim.log().lines().split_off(mark);
-        let told: Vec<_> = told.iter().filter(|line| line.contains("no new certificate: ")).collect();
+        let told: Vec<_> = told.iter().filter(|line| line.contains("renewal failed: ")).collect();
         let line = match &told[..] {
-            [line] if line.contains(reason) && line.contains("the old one is served meanwhile") => *line,
+            [line] if line.contains(reason) && line.contains("still serving the current certificate") => *line,
             _ => return Err(self.shim.failure(format!("not once {reason:?}: {told:?}"))),
         };
-        assert!(line.contains("the CA's answer is not used: ") || reason == "too large", "{line}");
+        assert!(line.contains("the CA's answer was rejected: ") || reason == "too large", "{line}");
         let renewal: BTreeSet<_> = self.scene.ca.calls().split_off(calls).into_iter().map(|call| call.csr).collect();
         assert_eq!(renewal.len(), 1, "the same CSR over the retries of one renewal");
         self.roots.expect_silence(&self.shim).await
@@ -156,11 +156,11 @@ fn truncated(mut chain: Vec<String>) -> Vec<String> {
     chain
 }
 
-const NO_WAY_UP: &str = "the chain does not lead to a root of the answer";
-const FOREIGN_KEY: &str = "the leaf's public key is not that of our CSR";
+const NO_WAY_UP: &str = "the chain does not lead to a root in the answer";
+const FOREIGN_KEY: &str = "the leaf's public key does not match our CSR";
 const FOREIGN_ID: &str = "our SPIFFE ID is spiffe://cluster.local/ns/foo/sa/sleep";
 const TIME: &str = "a certificate is valid from";
-const NOT_USED: &str = "the CA's answer is not used";
+const NOT_USED: &str = "the CA's answer was rejected";
 
 /// Every answer that must not be used, and the words that name why.
 fn bad_answers() -> Vec<(&'static str, Fault, &'static str)> {
@@ -220,9 +220,9 @@ fn bad_answers() -> Vec<(&'static str, Fault, &'static str)> {
             mutate(|chain| vec![chain[1].clone(), chain[0].clone(), chain[2].clone()]),
             FOREIGN_KEY,
         ),
-        ("an empty list", Fault::Chain(Vec::new()), "the CA answered 0 element(s)"),
-        ("one element", mutate(|chain| chain[..1].to_vec()), "the CA answered 1 element(s)"),
-        ("everything in one element", mutate(|chain| vec![chain.concat()]), "the CA answered 1 element(s)"),
+        ("an empty list", Fault::Chain(Vec::new()), "the CA returned 0 element(s)"),
+        ("one element", mutate(|chain| chain[..1].to_vec()), "the CA returned 1 element(s)"),
+        ("everything in one element", mutate(|chain| vec![chain.concat()]), "the CA returned 1 element(s)"),
         ("empty elements", Fault::Chain(vec![String::new(); 3]), "element 1 of the CA's answer: it holds no PEM"),
         ("garbage for the leaf", replaced(0, "garbage"), "element 1 of the CA's answer: it holds no PEM certificate"),
         ("garbage for the intermediate", replaced(1, "-----BEGIN"), "element 2 of the CA's answer: it holds no PEM"),
@@ -248,7 +248,7 @@ async fn bad_answers_leave_the_old_certificate_and_are_named_once() -> Tested {
     for (name, fault, reason) in answers {
         holding.refuses(fault, reason).await.map_err(|failure| failure.context(name))?;
     }
-    assert_eq!(holding.shim.log().count("of the roots that the CA answers"), 0);
+    assert_eq!(holding.shim.log().count("among the CA's roots"), 0);
     Ok(())
 }
 
@@ -280,7 +280,7 @@ async fn unusual_answers_that_are_good_are_published_in_one_form() -> Tested {
     // Whatever the CA calls a root is one, as for Envoy: the chain ends before it.
     holding.takes(|c| list(&[&c[0], &c[1]]), "").await?;
     assert_eq!(holding.roots.next(&holding.shim).await?.trusted_ca_pem, whole + &holding.served_roots);
-    assert_eq!(holding.shim.log().count("no new certificate"), 0);
+    assert_eq!(holding.shim.log().count("renewal failed"), 0);
     Ok(())
 }
 
@@ -298,10 +298,8 @@ async fn bad_anchors_among_good_ones_are_left_out_with_one_warning_each() -> Tes
     assert_eq!(holding.roots.next(&holding.shim).await?.trusted_ca_pem, root + &next, "each once, in their order");
     holding.takes(edit, &intermediate).await?;
     holding.roots.expect_silence(&holding.shim).await?;
-    let told = "of the roots that the CA answers, certificate";
-    for reason in
-        ["1 is left out: it expired at", "2 is left out: it is not a CA", "3 is left out: it cannot be parsed"]
-    {
+    let told = "among the CA's roots, certificate";
+    for reason in ["1 skipped: it expired at", "2 skipped: it is not a CA", "3 skipped: it cannot be parsed"] {
         assert_eq!(holding.shim.log().count(&format!("{told} {reason}")), 1, "{reason}");
     }
     assert_eq!(holding.shim.log().count(told), 3);

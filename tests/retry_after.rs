@@ -201,10 +201,10 @@ async fn a_signal_during_a_call_is_not_lost() -> Tested {
     renew(&shim)?;
     // Whatever comes after a signal finds that it was taken.
     let mut stream = Open::connect(&mut shim, "default").await?;
-    assert!(!shim.log().contains("a renewal was asked for"), "the call goes on");
+    assert!(!shim.log().contains("renewal requested by signal"), "the call goes on");
     scene.ca.disconnect();
     stream.next(&shim).await?;
-    shim.wait_for_log("a renewal was asked for").await?;
+    shim.wait_for_log("renewal requested by signal").await?;
     assert_eq!(scene.ca.calls().len(), 2);
     Ok(())
 }

@@ -176,7 +176,7 @@ async fn connections_over_the_limit_are_refused_and_the_others_go_on() -> Outcom
         }
     };
     drop(refused);
-    pod.shim.wait_for_log("no room for more connections").await?;
+    pod.shim.wait_for_log("SDS connection limit reached").await?;
     pod.rotate()?;
     assert_eq!(names(&healthy.recv().await?)?, ["default"]);
     idle.clear();

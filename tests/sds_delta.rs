@@ -76,7 +76,7 @@ async fn without_a_token_a_stream_is_open_and_silent_and_is_answered_once_there_
     let mut pod = Site::without_token(CaOptions::default()).await?.serve().await?;
     let mut stream = pod.client.delta();
     stream.send(sds::delta_request(&["default"], &[]));
-    pod.shim.wait_for_log("no certificate yet").await?;
+    pod.shim.wait_for_log("cannot obtain a certificate").await?;
     stream.expect_silence(QUIET).await?;
     pod.site.write_token()?;
     assert_eq!(delta_names(&stream.recv().await?)?, ["default"]);
@@ -90,7 +90,7 @@ async fn what_a_client_holds_from_before_a_restart_is_not_removed_while_the_ca_f
     let pod = site.serve().await?;
     let mut stream = pod.client.delta();
     stream.send(reconnect(&["default"], &[("default", "from before the restart".to_owned())]));
-    pod.shim.wait_for_log("no certificate yet").await?;
+    pod.shim.wait_for_log("cannot obtain a certificate").await?;
     stream.expect_silence(QUIET).await?;
     pod.site.ca.set_fault(None);
     let answer = stream.recv().await?;

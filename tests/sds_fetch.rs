@@ -51,7 +51,7 @@ async fn a_call_waits_for_the_first_certificate() -> Outcome {
     let mut pod = Site::without_token(CaOptions::default()).await?.serve().await?;
     let client = pod.client.clone();
     let mut call = tokio::spawn(async move { client.fetch(sds::request(&["default"])).await });
-    pod.shim.wait_for_log("no certificate yet").await?;
+    pod.shim.wait_for_log("cannot obtain a certificate").await?;
     assert!(timeout(QUIET, &mut call).await.is_err(), "the call waits");
     pod.site.write_token()?;
     let answer = timeout(PATIENCE, call).await.or_fail("wait for the answer")?;

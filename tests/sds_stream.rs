@@ -59,7 +59,7 @@ async fn without_a_token_a_stream_is_open_and_silent_and_is_answered_once_there_
     let mut pod = Site::without_token(CaOptions::default()).await?.serve().await?;
     let mut stream = pod.client.stream();
     stream.send(sds::request(&["default"]));
-    pod.shim.wait_for_log("no certificate yet").await?;
+    pod.shim.wait_for_log("cannot obtain a certificate").await?;
     stream.expect_silence(QUIET).await?;
     pod.site.write_token()?;
     assert_eq!(names(&stream.recv().await?)?, ["default"]);
@@ -73,7 +73,7 @@ async fn while_the_ca_fails_a_stream_is_open_and_silent_and_is_answered_once_it_
     let pod = site.serve().await?;
     let mut stream = pod.client.stream();
     stream.send(sds::request(&["ROOTCA", "default"]));
-    pod.shim.wait_for_log("no certificate yet").await?;
+    pod.shim.wait_for_log("cannot obtain a certificate").await?;
     stream.expect_silence(QUIET).await?;
     pod.site.ca.set_fault(None);
     assert_eq!(names(&stream.recv().await?)?, ["ROOTCA", "default"]);

@@ -54,7 +54,7 @@ async fn under_the_filter_everything_is_served() -> Outcome {
     let site = Site::new().await?;
     let mut shim = Logged(site.shim().env("SDS_SHIM_SECCOMP", "strict").start()?);
     let mut stream = shim.connect().await?.stream();
-    shim.wait_for_log("system calls that serving does not take are refused from now on").await?;
+    shim.wait_for_log("seccomp filter installed: system calls that serving does not need are refused").await?;
     stream.send(sds::request(&["default"]));
     let first = stream.recv().await?;
     stream.send(sds::ack(&first, &["default"]));
@@ -73,7 +73,7 @@ async fn a_command_is_not_bound_by_the_filter() -> Outcome {
     let site = Site::new().await?;
     let command = ["/bin/sh", "-c", "sleep 0; grep Seccomp: /proc/self/status; kill -USR1 $PPID; read line; exit 7"];
     let mut shim = Logged(site.shim().env("SDS_SHIM_SECCOMP", "strict").exec(&command).start()?);
-    shim.wait_for_log("system calls that serving does not take are refused from now on").await?;
+    shim.wait_for_log("seccomp filter installed: system calls that serving does not need are refused").await?;
     shim.wait_for_log("Seccomp:\t0").await?;
     assert_eq!(shim.wait_exit().await?.code(), Some(7));
     Ok(())

@@ -262,7 +262,7 @@ async fn a_connection_that_waits_does_not_outlive_the_process() -> Outcome {
     let mut pod = Site::without_token(CaOptions::default()).await?.serve().await?;
     let waiting = pod.client.clone();
     let call = tokio::spawn(async move { waiting.fetch(sds::request(&["default"])).await.is_err() });
-    pod.shim.wait_for_log("no certificate yet").await?;
+    pod.shim.wait_for_log("cannot obtain a certificate").await?;
     assert_eq!(pod.shim.terminate().await?.code(), Some(0));
     assert!(timeout(Duration::from_secs(30), call).await.or_fail("wait for the call's end")?.or_fail("join")?);
     Ok(())

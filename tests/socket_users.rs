@@ -84,7 +84,7 @@ async fn another_user_is_refused_and_named_in_the_log() -> Outcome {
     let shim = start(&site, &[])?;
     // Modes do not keep root out: it is the peer's user that does.
     assert!(is_served(&site.workload.socket()).await?.is_none());
-    let line = shim.wait_for_log("was refused").await?;
+    let line = shim.wait_for_log("refused a connection to the SDS socket").await?;
     assert!(line.contains("uid=0") && line.contains("SDS_SHIM_ALLOW_UIDS"), "{line}");
     Ok(())
 }
@@ -177,8 +177,8 @@ async fn a_directory_that_cannot_be_written_is_told_with_owner_and_mode() -> Out
     fs::create_dir(&directory).or_fail("make the directory")?;
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).or_fail("set the mode")?;
     let shim = start(&site, &[("OUTPUT_CERTS", "./output")])?;
-    let line = shim.wait_for_log("the files of before stay").await?;
-    for part in ["./output", "Permission denied", "owner 0:0", "mode 0755", "we are 1337:1337"] {
+    let line = shim.wait_for_log("the previous files stay in place").await?;
+    for part in ["./output", "Permission denied", "owner 0:0", "mode 0755", "running as 1337:1337"] {
         assert!(line.contains(part), "{part:?} is not in {line}");
     }
     Ok(())
@@ -207,7 +207,7 @@ async fn an_allowed_user_who_is_neither_root_nor_ours_gets_through_the_mode() ->
         // It is the look at the peer that refuses, not the mode.
         assert!(!told.contains("Permission denied"), "uid {uid}: {told}");
     }
-    assert!(shim.wait_for_log("was refused").await?.contains("uid=2001"));
+    assert!(shim.wait_for_log("refused a connection to the SDS socket").await?.contains("uid=2001"));
     Ok(())
 }
 

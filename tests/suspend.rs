@@ -78,7 +78,7 @@ async fn expired_meanwhile(down: bool) -> Tested {
     root.next(&shim).await?;
     let mut afterwards = Open::connect(&mut shim, "default").await?;
     if down {
-        shim.wait_for_log("and new streams get none").await?;
+        shim.wait_for_log("new streams get none").await?;
         meanwhile.expect_silence(&shim).await?;
         afterwards.expect_silence(&shim).await?;
         scene.ca.set_fault(None);

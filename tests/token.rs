@@ -58,7 +58,7 @@ async fn is_named_and_then_replaced(bad: Option<String>, reasons: &[&str]) -> Te
 
 #[tokio::test]
 async fn a_missing_token_is_named() -> Tested {
-    is_named_and_then_replaced(None, &["cannot be read", "./var/run/secrets/tokens/istio-token"]).await
+    is_named_and_then_replaced(None, &["cannot read token file", "./var/run/secrets/tokens/istio-token"]).await
 }
 
 #[tokio::test]
@@ -206,7 +206,7 @@ async fn a_removed_token_without_mutual_tls_keeps_the_certificate() -> Tested {
     let first = stream.next(&shim).await?.serial()?;
     scene.workload.remove_token().or_fail("remove the token")?;
     renew(&shim)?;
-    shim.wait_for_log("the old one is served meanwhile").await?;
+    shim.wait_for_log("still serving the current certificate").await?;
     assert_eq!(Open::connect(&mut shim, "default").await?.next(&shim).await?.serial()?, first);
     assert_eq!(scene.ca.calls().len(), 1);
     scene.write_token(&token())?;
@@ -227,7 +227,7 @@ async fn a_bad_token_at_renewal_is_named_and_its_successor_used_at_once() -> Tes
         (Some(expired), "the token expired"),
         (Some(foreign), "the token's audience is"),
         (Some(String::new()), "the token is empty"),
-        (None, "cannot be read"),
+        (None, "cannot read token file"),
     ] {
         match bad {
             Some(bad) => scene.write_token(&bad)?,
@@ -235,8 +235,8 @@ async fn a_bad_token_at_renewal_is_named_and_its_successor_used_at_once() -> Tes
         }
         let (mark, calls) = (shim.log().mark(), scene.ca.calls().len());
         renew(&shim)?;
-        let line = shim.wait_for_log_after(mark, "no new certificate: ").await?;
-        assert!(line.contains(reason) && line.contains("the old one is served meanwhile"), "{line}");
+        let line = shim.wait_for_log_after(mark, "renewal failed: ").await?;
+        assert!(line.contains(reason) && line.contains("still serving the current certificate"), "{line}");
         // A signal makes it look again, not ask.
         renew(&shim)?;
         assert_eq!(Open::connect(&mut shim, "default").await?.next(&shim).await?.serial()?, served);

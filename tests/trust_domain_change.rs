@@ -104,7 +104,7 @@ async fn a_new_trust_domain_is_moved_to_while_the_old_certificate_is_served() ->
     assert_eq!(presented(&served.last_call()?), None, "the certificate of the old identity must not speak for us");
     let workload = served.identities(NEW, None).await?;
     assert!(workload["trouble"].is_null(), "{workload:#}");
-    served.shim.wait_for_log(&format!("the identity is {} from now on; it was {}", id(NEW), id(OLD))).await?;
+    served.shim.wait_for_log(&format!("identity changed to {} (was {})", id(NEW), id(OLD))).await?;
     // From then on all is as before, with the new name.
     renew(&served.shim)?;
     assert_ne!(served.certificate(NEW).await?.serial()?, first);
@@ -147,7 +147,7 @@ async fn a_refused_trust_domain_leaves_the_old_identity_served_and_renewed() -> 
     let workload = served.identities(OLD, Some(NEW)).await?;
     let trouble = workload["trouble"]["text"].as_str().unwrap_or_default();
     assert!(trouble.starts_with(&format!("as {}: ", id(NEW))) && trouble.contains("PERMISSION_DENIED"), "{trouble}");
-    served.shim.wait_for_log(&format!("no new certificate: as {}: the CA", id(NEW))).await?;
+    served.shim.wait_for_log(&format!("renewal failed: as {}: the CA", id(NEW))).await?;
     let metrics = served.shim.admin("/metrics").await?.text();
     let pending = format!("sds_shim_identity_pending{{identity=\"{}\",wanted=\"{}\"}} 1", id(OLD), id(NEW));
     assert!(metrics.contains(&pending), "{metrics}");
@@ -231,11 +231,11 @@ async fn what_is_no_trust_domain_is_told_and_leaves_all_as_it_is() -> Tested {
         // The next one is another mistake only after a good one.
         let mark = served.shim.log().mark();
         write(&file, OLD)?;
-        served.shim.wait_for_log_after(mark, "can be used again").await?;
+        served.shim.wait_for_log_after(mark, "is usable again").await?;
     }
     fs::remove_file(&file).or_fail("remove the file")?;
     served.shim.wait_for_log("trust-domain: No such file or directory").await?;
-    served.shim.wait_for_log(&format!("it is {OLD} as before")).await?;
+    served.shim.wait_for_log(&format!("still {OLD}")).await?;
     served.default.expect_silence(&served.shim).await?;
     assert_eq!(served.scene.issued().len(), 1, "the CA was not asked for any of it");
     write(&file, &format!(" \t{NEW} \n\n"))?;
@@ -250,7 +250,7 @@ async fn at_the_start_the_variable_holds_as_long_as_the_file_is_of_no_use() -> T
     let mut shim = with_file(scene.shim()).env("TRUST_DOMAIN", "from.variable").start()?;
     let mut default = Open::connect(&mut shim, "default").await?;
     assert_eq!(default.next(&shim).await?.spiffe_ids()?, [id("from.variable")]);
-    shim.wait_for_log("it is from.variable as before").await?;
+    shim.wait_for_log("still from.variable").await?;
     write(&scene.workload.path().join(FILE), NEW)?;
     assert_eq!(default.next(&shim).await?.spiffe_ids()?, [id(NEW)]);
     // A restart takes the file's at once.

@@ -46,7 +46,7 @@ impl Told {
         let mut told = Self::start(scene, OLD, edit).await?;
         told.certificate(OLD).await?;
         told.tell(NEW)?;
-        told.shim.wait_for_log(&format!("no new certificate: as {}: ", id(NEW))).await?;
+        told.shim.wait_for_log(&format!("renewal failed: as {}: ", id(NEW))).await?;
         Ok(told)
     }
 
@@ -113,7 +113,7 @@ async fn the_ca_that_has_the_name_is_found_also_after_an_outage_of_both() -> Tes
     told.scene.ca.set_fault(away());
     other.set_fault(away());
     told.tell(NEW)?;
-    told.shim.wait_for_log(&format!("no new certificate: as {}: ", id(NEW))).await?;
+    told.shim.wait_for_log(&format!("renewal failed: as {}: ", id(NEW))).await?;
     // From now on what is held is due.
     renew(&told.shim)?;
     told.shim.wait_for_log("the CA was asked for the identity of before as well").await?;
@@ -131,7 +131,7 @@ async fn who_starts_while_the_ca_refuses_has_the_identity_of_the_configuration()
     scene.ca.set_trust_domains(&[OLD]);
     let mut told = Told::start(scene, NEW, |shim| shim).await?;
     told.certificate(OLD).await?;
-    told.shim.wait_for_log(&format!("no new certificate: as {}: the CA answered PERMISSION_DENIED", id(NEW))).await?;
+    told.shim.wait_for_log(&format!("renewal failed: as {}: the CA answered PERMISSION_DENIED", id(NEW))).await?;
     told.scene.ca.set_trust_domains(&[OLD, NEW]);
     renew(&told.shim)?;
     told.certificate(NEW).await
@@ -144,8 +144,8 @@ async fn when_neither_name_is_to_be_had_both_reasons_are_told() -> Tested {
     told.scene.ca.set_fault(Some(Fault::Status(Code::Unavailable, "down for all".to_owned())));
     renew(&told.shim)?;
     let both = format!(
-        "as {}: the CA answered UNAVAILABLE: down for all; the CA was asked for the identity of before \
-        as well: the CA answered UNAVAILABLE: down for all",
+        "as {}: the CA answered UNAVAILABLE: down for all; the CA was asked for the identity of before as well: the \
+         CA answered UNAVAILABLE: down for all",
         id(NEW)
     );
     told.shim.wait_for_log_after(mark, &both).await?;
@@ -166,6 +166,6 @@ async fn a_refused_name_casts_no_doubt_on_the_client_certificate() -> Tested {
         renew(&told.shim)?;
         told.certificate(OLD).await?;
     }
-    assert!(!told.shim.log().contains("the CA refuses our client certificate"));
+    assert!(!told.shim.log().contains("the CA rejected our client certificate"));
     Ok(())
 }

@@ -21,7 +21,7 @@ type Outcome = Result<(), Failure>;
 const NOBODY: u32 = 65534;
 /// Who that user of the namespace is outside.
 const OUTSIDE: u32 = 165_534;
-const SHARED: &str = "this user is nobody's own";
+const SHARED: &str = "running as the overflow user";
 
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
@@ -79,17 +79,17 @@ async fn a_user_whom_our_user_namespace_does_not_know_is_not_taken_for_our_own()
     assert_eq!(code, Some(0), "{told}\n{:#?}", shim.log().lines());
     let (code, told) = asked_by(&site, &[&own[..], &["unshare", "--user"]].concat()).await?;
     assert_eq!(code, Some(0), "{told}\n{:#?}", shim.log().lines());
-    assert!(!shim.log().contains("was refused"));
+    assert!(!shim.log().contains("refused a connection to the SDS socket"));
     // Root of the first user namespace: modes do not keep it out, and the kernel tells of it what it tells of our user.
     let refused = match SdsClient::connect(&site.workload.socket()).await {
         Ok(client) => client.fetch(sds::request(&["default"])).await.is_err(),
         Err(_) => true,
     };
     assert!(refused, "{:#?}", shim.log().lines());
-    let line = shim.wait_for_log("was refused").await?;
-    assert!(line.contains("uid=65534") && line.contains("our user namespace has no number for"), "{line}");
+    let line = shim.wait_for_log("refused a connection to the SDS socket").await?;
+    assert!(line.contains("uid=65534") && line.contains("our user namespace does not map"), "{line}");
     let line = shim.wait_for_log(SHARED).await?;
-    assert!(line.contains(" WARN ") && line.contains("65534") && line.contains("no number for"), "{line}");
+    assert!(line.contains(" WARN ") && line.contains("65534") && line.contains("does not map"), "{line}");
     assert_eq!(shim.log().count(SHARED), 1);
     Ok(())
 }
@@ -113,7 +113,7 @@ async fn nobody_of_the_first_user_namespace_is_served_and_warned() -> Outcome {
     let directory = site.workload.path();
     let shim = Process::start("sds-shim", Path::new("/usr/bin/setpriv"), &arguments, &env(&site), directory)?;
     let line = shim.wait_for_log(SHARED).await?;
-    assert!(line.contains("every process of that user may ask for the key"), "{line}");
+    assert!(line.contains("every process of that user can request the key"), "{line}");
     let (code, told) = asked_by(&site, &user).await?;
     assert_eq!((code, shim.log().count(SHARED)), (Some(0), 1), "{told}");
     Ok(())
@@ -125,7 +125,7 @@ async fn the_number_of_all_without_one_is_no_user_to_be_allowed() -> Outcome {
     let mut shim = Logged(site.shim().env("SDS_SHIM_ALLOW_UIDS", "1337,65534").start()?);
     assert_eq!(shim.wait_exit().await?.code(), Some(64));
     let told = shim.log().lines().join("\n");
-    for part in ["SDS_SHIM_ALLOW_UIDS: 65534", "no number for", "all of them would be let in"] {
+    for part in ["SDS_SHIM_ALLOW_UIDS: 65534", "does not map", "all of them would be admitted"] {
         assert!(told.contains(part), "{part:?} is not in {told}");
     }
     Ok(())

@@ -10,7 +10,7 @@ use http::{Request, Version, header::HOST, uri::Authority};
 /// # Errors
 /// The status with which it is refused, and why.
 pub(super) fn check<B>(request: &Request<B>) -> Result<(), (u16, &'static str)> {
-    const ODD: (u16, &str) = (400, "one Host header is expected");
+    const ODD: (u16, &str) = (400, "expected exactly one Host header");
     let headers = request.headers().get_all(HOST);
     if headers.iter().count() != 1 && (request.version() != Version::HTTP_10 || headers.iter().count() > 1) {
         return Err(ODD);
@@ -38,7 +38,7 @@ fn is_ours(host: &str) -> Result<(), (u16, &'static str)> {
     {
         return Ok(());
     }
-    Err((421, "the Host header is no IP address, not localhost and not this machine's name: ask by its address"))
+    Err((421, "the Host header must be an IP address, localhost or this machine's name: use the address"))
 }
 
 #[cfg(test)]

@@ -72,21 +72,21 @@ impl Listener {
                     if let AdminAddress::Tcp(address) = address
                         && !address.ip().is_loopback()
                     {
-                        warn!(%address, "health, metrics and status are shown to whoever reaches this address");
+                        warn!(%address, "exposing health, metrics and status to everyone who can reach this address");
                     }
                     return listener;
                 }
                 Err(error) => error,
             };
-            let retry = format!("it is tried again every {} s", STILL_TAKEN.as_secs());
-            status.admin_is(Some(format!("{address}: probes and scrapes are NOT answered there: {error}; {retry}")));
+            let retry = format!("retrying every {} s", STILL_TAKEN.as_secs());
+            status.admin_is(Some(format!("{address}: probes and scrapes are NOT answered: {error}; {retry}")));
             let pause = pauses.next();
             if pause.is_none() && !told {
                 told = true;
                 error!(
                     %address,
-                    "health, metrics and status CANNOT be served: {error}; {retry}; SDS goes on without them, and \
-                     another process may answer probes there; SDS_SHIM_ADMIN chooses another address"
+                    "CANNOT serve health, metrics and status: {error}; {retry}; SDS is not affected, but another \
+                     process may answer probes on this address; set SDS_SHIM_ADMIN to use another one"
                 );
             }
             tokio::time::sleep(pause.unwrap_or(STILL_TAKEN)).await;

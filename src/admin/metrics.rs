@@ -101,17 +101,17 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn process(&mut self, status: &Status, now: i64) -> fmt::Result {
         let labels = vec![("version", env!("CARGO_PKG_VERSION")), ("openssl", openssl::version::version())];
-        let mut build = self.describe("sds_shim_build", "What was built from what", MetricType::Info)?;
+        let mut build = self.describe("sds_shim_build", "Version and build of the binary", MetricType::Info)?;
         build.encode_info(&labels)?;
-        self.gauge("sds_shim_start_time_seconds", "When the process started", status.started)?;
+        self.gauge("sds_shim_start_time_seconds", "Start time of the process", status.started)?;
         let ready = i64::from(status.readiness(now).is_ok());
-        self.gauge("sds_shim_ready", "1 when all that is needed is held and can be used, as /readyz says", ready)
+        self.gauge("sds_shim_ready", "1 if everything that Envoy needs is held and usable, as /readyz reports", ready)
     }
 
     fn certificates(&mut self, workloads: &[Arc<Workload>], now: i64) -> fmt::Result {
         let mut metric = self.describe(
             "sds_shim_not_after_timestamp_seconds",
-            "NotAfter of each certificate that is served and of the service-account token, and NextUpdate of each CRL",
+            "NotAfter of each served certificate and of the service-account token, and NextUpdate of each CRL",
             MetricType::Gauge,
         )?;
         let shown = certificates_shown(workloads);
@@ -163,14 +163,14 @@ impl Writer<'_> {
 
     fn renewals(&mut self, status: &Status, workloads: &[Arc<Workload>]) -> fmt::Result {
         let renewals = status.renewals();
-        self.counter("sds_shim_renewals", "Certificates that were issued and published", renewals.issued)?;
-        let help = "Attempts that brought no certificate, by the class of the reason";
+        self.counter("sds_shim_renewals", "Certificates issued and published", renewals.issued)?;
+        let help = "Failed attempts to obtain a certificate, by class of failure";
         let mut metric = self.describe("sds_shim_renewal_failures", help, MetricType::Counter)?;
         for reason in Reason::ALL {
             count(&mut metric, vec![("reason", reason.label())], renewals.failed[reason as usize])?;
         }
         let facts: Vec<_> = workloads.iter().map(|workload| workload.renewal()).collect();
-        let help = "1 where another identity is wanted than the one that is held";
+        let help = "1 if the wanted identity differs from the one held";
         let mut metric = self.describe("sds_shim_identity_pending", help, MetricType::Gauge)?;
         for one in &facts {
             let wanted = one.wanted.as_ref().unwrap_or(&one.identity);
@@ -198,15 +198,15 @@ impl Writer<'_> {
         for (name, help, pick) in [
             (
                 "sds_shim_renewal_last_attempt_timestamp_seconds",
-                "When a certificate was last asked for",
+                "Time of the last attempt to obtain a certificate",
                 (|facts| facts.last_attempt) as fn(&crate::status::RenewalFacts) -> Option<i64>,
             ),
-            ("sds_shim_renewal_last_success_timestamp_seconds", "When a certificate was last published", |facts| {
-                facts.last_success
-            }),
-            ("sds_shim_renewal_next_attempt_timestamp_seconds", "When a certificate is asked for next", |facts| {
-                facts.next_attempt
-            }),
+            (
+                "sds_shim_renewal_last_success_timestamp_seconds",
+                "Time at which a certificate was last published",
+                |facts| facts.last_success,
+            ),
+            ("sds_shim_renewal_next_attempt_timestamp_seconds", "Time of the next renewal", |facts| facts.next_attempt),
         ] {
             let mut metric = self.describe(name, help, MetricType::Gauge)?;
             for facts in &facts {
@@ -221,7 +221,7 @@ impl Writer<'_> {
     fn ca(&mut self, status: &Status) -> fmt::Result {
         let facts: Vec<_> = status.endpoints().iter().map(|one| (one.address.as_str(), one.facts())).collect();
         let mut metric =
-            self.describe("sds_shim_ca_up", "Whether the last call to this address was answered", MetricType::Gauge)?;
+            self.describe("sds_shim_ca_up", "1 if the last call to this address was answered", MetricType::Gauge)?;
         for (address, facts) in &facts {
             if let Some(up) = facts.is_up() {
                 sample(&mut metric, vec![("ca", address)], i64::from(up))?;
@@ -250,9 +250,9 @@ impl Writer<'_> {
     /// Nothing without OUTPUT_CERTS.
     fn output(&mut self, status: &Status) -> fmt::Result {
         let Some(output) = status.output() else { return Ok(()) };
-        let help = "1 when the files of OUTPUT_CERTS hold what is served";
+        let help = "1 if the files in OUTPUT_CERTS match what is served";
         self.gauge("sds_shim_output_current", help, i64::from(output.trouble.is_none()))?;
-        self.counter("sds_shim_output_failures", "How often these files could not be written", output.failed)
+        self.counter("sds_shim_output_failures", "Failed writes of these files", output.failed)
     }
 
     fn peers(&mut self, status: &Status) -> fmt::Result {
@@ -262,7 +262,7 @@ impl Writer<'_> {
         for (name, help, pick) in [
             (
                 "sds_shim_sds_pushes",
-                "Secrets that were sent, by resource",
+                "Secrets sent, by resource",
                 (|counts| counts.pushes) as fn(&crate::status::ResourceCounts) -> u64,
             ),
             ("sds_shim_sds_acks", "Secrets that were accepted, by resource", |counts| counts.acks),
@@ -275,12 +275,12 @@ impl Writer<'_> {
                 count(&mut metric, vec![("resource", resource)], pick(counts))?;
             }
         }
-        let help = "Streams that asked for the resource and wait for it";
+        let help = "Streams waiting for the resource";
         let mut metric = self.describe("sds_shim_sds_pending", help, MetricType::Gauge)?;
         for (resource, streams) in view.pending() {
             sample(&mut metric, vec![("resource", resource)], streams as i64)?;
         }
-        let help = "Connections of users who may not connect";
+        let help = "Connections refused because of their user";
         let mut metric = self.describe("sds_shim_sds_refused_connections", help, MetricType::Counter)?;
         for (uid, refused) in &view.refused {
             count(&mut metric, vec![("uid", uid)], *refused)?;
@@ -290,9 +290,9 @@ impl Writer<'_> {
 
     fn memory(&mut self) -> fmt::Result {
         let report = locked::report();
-        let help = "Protection of keys: 2 secret memory and all locked, 1 locked memory, 0 less";
+        let help = "Protection of keys: 2 for secret memory with everything locked, 1 for locked memory, 0 for less";
         self.gauge("sds_shim_memory_protection_level", help, report.level() as i64)?;
-        let help = "Secret memory: charged for, in use of it for keys, and keys that lie in locked memory instead";
+        let help = "Secret memory: charged, used for keys, and key material in locked memory instead";
         let mut metric = self.describe("sds_shim_secret_bytes", help, MetricType::Gauge)?;
         for (kind, bytes) in [
             ("charged", report.secret.charged),
@@ -335,8 +335,8 @@ impl Writer<'_> {
         let milliseconds = facts.iter().map(|facts| facts.latencies.sum).sum::<f64>() * 1e3;
         for (name, help, value) in [
             ("istio_agent_num_outgoing_requests", "Calls to the CA", calls as f64),
-            ("istio_agent_num_failed_outgoing_requests", "Calls to the CA that failed", failed as f64),
-            ("istio_agent_outgoing_latency", "Milliseconds of all calls to the CA", milliseconds),
+            ("istio_agent_num_failed_outgoing_requests", "Failed calls to the CA", failed as f64),
+            ("istio_agent_outgoing_latency", "Total duration of calls to the CA in milliseconds", milliseconds),
         ] {
             let mut metric = self.describe(name, help, MetricType::Unknown)?;
             sample(&mut metric, vec![("request_type", "csr")], value)?;

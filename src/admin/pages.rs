@@ -37,7 +37,7 @@ impl Pages for AdminPages {
                 text(status, &self.0.admin().map_or(told.clone(), |trouble| format!("{told}\n{trouble}")))
             }
             "/metrics" | "/status" if !budget::has_room_for_document() => {
-                text(503, &"there is no room for the document now; SDS_SHIM_ARENA_KIB makes more")
+                text(503, &"not enough arena memory for this document now; raise SDS_SHIM_ARENA_KIB")
             }
             "/metrics" if metrics::wants_text(accept) => {
                 let body = metrics::as_text(&metrics::scrape(&self.0)).into();
@@ -51,7 +51,7 @@ impl Pages for AdminPages {
                 Page { status: 200, content_type: JSON, body: body.into() }
             }
             "/" => text(200, &"/livez\n/readyz\n/metrics\n/status"),
-            _ => text(404, &"there are /livez, /readyz, /metrics and /status"),
+            _ => text(404, &"not found; available: /livez, /readyz, /metrics, /status"),
         }
     }
 }

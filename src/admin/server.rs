@@ -62,7 +62,7 @@ pub async fn serve(address: AdminAddress, pages: Arc<dyn Pages>, status: Arc<Sta
         let stream = match listener.accept().await {
             Ok(stream) => stream,
             Err(error) => {
-                warn!("a connection to the admin endpoints cannot be accepted: {error}");
+                warn!("cannot accept a connection to the admin endpoints: {error}");
                 tokio::time::sleep(DESCRIPTORS).await;
                 continue;
             }
@@ -107,7 +107,7 @@ async fn head(stream: &mut Accepted) -> io::Result<Vec<u8>> {
         let is_probe = head.len() < PROBE;
         let pieces: &[usize] = if is_probe { &[PORTION, BUFFER, BUFFER, BUFFER] } else { &[REQUEST] };
         if head.len() >= REQUEST || !budget::has_room_for_admin(pieces, is_probe) {
-            return Err(io::Error::other("there is no room for it"));
+            return Err(io::Error::other("not enough arena memory"));
         }
         head.reserve_exact(PORTION);
         if stream.read(&mut head).await? == 0 {

@@ -151,7 +151,7 @@ impl CitadelClient {
     fn add_metadata(&self, metadata: &mut MetadataMap, token: Option<&BearerToken>) -> Result<(), CaError> {
         let value = |text: &str| {
             MetadataValue::try_from(text)
-                .map_err(|_| CaError::Transport("a metadata value has characters that cannot be sent".to_owned()))
+                .map_err(|_| CaError::Transport("a metadata value contains characters that cannot be sent".to_owned()))
         };
         metadata.insert("clusterid", value(&self.config.cluster_id)?);
         for CaHeader { name, value: text } in &self.config.headers {

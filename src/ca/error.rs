@@ -13,7 +13,7 @@ const HELD: &str = "half of the life that the certificate has left";
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     /// The name of the CA has no address: check CA_ADDR and the cluster's DNS.
-    #[error("the name {host} cannot be resolved: {cause}")]
+    #[error("cannot resolve {host}: {cause}")]
     Resolve {
         /// Host of CA_ADDR.
         host: String,
@@ -21,7 +21,7 @@ pub enum CaError {
         cause: ResolveError,
     },
     /// There is no TCP connection: check that the CA runs and that network policies let us through.
-    #[error("no connection to {address}: {cause}")]
+    #[error("cannot connect to {address}: {cause}")]
     Connect {
         /// Host and port.
         address: String,
@@ -45,7 +45,7 @@ pub enum CaError {
         cause: String,
     },
     /// The CA ended the TLS connection because of our client certificate.
-    #[error("the CA refuses the client certificate: {0}")]
+    #[error("the CA rejected the client certificate: {0}")]
     ClientCertificateRefused(String),
     /// PROV_CERT is unusable.
     #[error("client certificate in PROV_CERT: {0}")]
@@ -66,7 +66,7 @@ pub enum CaError {
     #[error("the CA is asked too much: it ended the call with HTTP/2's ENHANCE_YOUR_CALM")]
     Calm,
     /// More came than an answer can be, or than there is room for: check that CA_ADDR names a CA.
-    #[error("the connection is given up: {0}")]
+    #[error("connection aborted: {0}")]
     GivenUp(&'static str),
     /// The CA answered with an error.
     #[error("the CA answered {}: {message}", code_name(*.code))]

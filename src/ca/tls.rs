@@ -40,7 +40,7 @@ const MAX_CHAIN: u16 = 16 * 1024;
 /// Bytes of one call before they are decrypted: records may be small, and there is a handshake.
 const MAX_RAW: usize = 2 * MAX_BYTES;
 /// What fails when OpenSSL does, before anything is sent.
-const SET_UP: &str = "the TLS connection to the CA cannot be set up";
+const SET_UP: &str = "cannot set up the TLS connection to the CA";
 
 /// The last TLS error that the connection met. With TLS 1.3 the refusal of a client certificate arrives only after
 /// the handshake, where the HTTP layers would hide it.
@@ -87,7 +87,7 @@ pub(super) async fn connect(
             format!("the server's certificate chain is larger than {} KiB", MAX_CHAIN / 1024)
         }
         X509VerifyResult::OK => error.to_string(),
-        failed => format!("the server certificate is not accepted: {}", failed.error_string()),
+        failed => format!("the server certificate was rejected: {}", failed.error_string()),
     };
     Err(CaError::Tls { address: address.to_string(), cause })
 }
@@ -224,7 +224,7 @@ impl AsyncRead for Tcp {
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         self.bytes += buf.filled().len() - before;
         if self.bytes > MAX_RAW {
-            return Poll::Ready(Err(io::Error::other("more came in one call than any answer takes")));
+            return Poll::Ready(Err(io::Error::other("received more in one call than any answer takes")));
         }
         polled
     }

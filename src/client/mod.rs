@@ -80,7 +80,7 @@ pub enum ClientError {
         cause: String,
     },
     /// Somebody else serves it.
-    #[error("what answers at {0} is not sds-shim")]
+    #[error("the server at {0} is not sds-shim")]
     Stranger(String),
     /// It is not ready.
     #[error("not ready: {0}")]
@@ -213,7 +213,7 @@ impl Shim<'_> {
     async fn renew(&self) -> Result<String, ClientError> {
         let (connection, pid) = self.connect().await?;
         let mut before = self.status_on(&connection).await?;
-        let pid = pid.ok_or_else(|| self.unreachable(&"its process is not to be seen from here"))?;
+        let pid = pid.ok_or_else(|| self.unreachable(&"its process is not visible from here"))?;
         // The signal would end a process that does not know it: only one that is surely ours gets it.
         if before["pid"] != pid.as_raw() || !before["version"].is_string() {
             return Err(ClientError::Stranger(self.0.display().to_string()));
@@ -233,7 +233,8 @@ impl Shim<'_> {
             if let Some(read) = read_again(&before, &now) {
                 return read;
             }
-            let held = if has_certificate(&now) { "what was held is still served" } else { "nothing is held yet" };
+            let held =
+                if has_certificate(&now) { "still serving the current certificate" } else { "nothing is served yet" };
             if now["renewals"]["failed"] != before["renewals"]["failed"] {
                 let text = list(&now["workloads"]).find_map(|one| one["trouble"]["text"].as_str());
                 return Err(ClientError::NotRenewed(text.unwrap_or("see its log").to_owned(), held));
@@ -244,7 +245,7 @@ impl Shim<'_> {
                 deadline = Instant::now() + PATIENCE;
             }
             if Instant::now() > deadline {
-                let text = format!("nothing came of it within {} s", PATIENCE.as_secs());
+                let text = format!("no result within {} s", PATIENCE.as_secs());
                 return Err(ClientError::NotRenewed(text, held));
             }
             sleep(PAUSE).await;
@@ -261,7 +262,7 @@ impl Shim<'_> {
         };
         let none = |why: &str| ClientError::NoSecret(format!("{name}: {why}"));
         let answer = timeout(PATIENCE, client.fetch_secrets(request)).await;
-        let answer = answer.map_err(|_| none("it is not held yet"))?;
+        let answer = answer.map_err(|_| none("it is not available yet"))?;
         let answer = answer.map_err(|status| none(&foreign_text(status.message(), 256)))?.into_inner();
         let found = answer.resources.into_iter().find_map(|any| Secret::decode(any.value).ok());
         // The key is in the answer, as it is for Envoy, and goes no further.
@@ -295,12 +296,12 @@ fn read_again(before: &Value, now: &Value) -> Option<Result<String, ClientError>
     };
     let (source, trouble) = (now["source"].as_str().unwrap_or_default(), &now["workloads"][0]["trouble"]);
     if trouble["reason"] == "files" {
-        let held = if has_certificate(now) { "what was held is still served" } else { "nothing is held yet" };
+        let held = if has_certificate(now) { "still serving the current certificate" } else { "nothing is served yet" };
         return Some(Err(ClientError::NotRenewed(trouble["text"].as_str().unwrap_or_default().to_owned(), held)));
     }
     let what = match version(before) == version(now) {
-        true => "hold the certificate that is served already: whoever writes them renews it, no CA is asked",
-        false => "were read anew, and their new certificate is served",
+        true => "hold the certificate that is already served: it is renewed by whatever writes them, not by a CA",
+        false => "were re-read, and their new certificate is served",
     };
     Some(Ok(format!("{source} {what}\n")))
 }

@@ -52,16 +52,16 @@ impl Page {
     fn workload(&self, out: &mut String, workload: &Value) {
         let _ = writeln!(out, "{}", self.paint("1", text(&workload["identity"])));
         if let Some(wanted) = workload["wanted_identity"].as_str() {
-            let _ = writeln!(out, "wanted   {}", self.paint("33", &format!("{wanted}, which is not held yet")));
+            let _ = writeln!(out, "wanted   {}", self.paint("33", &format!("{wanted}, not issued yet")));
         }
         let next = match (workload["asking"] == true, workload["trouble"].is_null()) {
             (true, _) => "asking now".to_owned(),
             (false, true) => format!("renews {}", self.when(&workload["next_attempt"])),
-            (false, false) => format!("tries again {}", self.when(&workload["next_attempt"])),
+            (false, false) => format!("retrying {}", self.when(&workload["next_attempt"])),
         };
         let _ = writeln!(out, "renewal  {next}; last success {}", self.when(&workload["last_success"]));
         if !workload["token_not_after"].is_null() {
-            let _ = writeln!(out, "token    the one used last ends {}", self.when(&workload["token_not_after"]));
+            let _ = writeln!(out, "token    the one last used expires {}", self.when(&workload["token_not_after"]));
         }
         if let Some(trouble) = workload["trouble"].as_object() {
             let reached = match (trouble.get("reached").and_then(Value::as_bool), text(&trouble["reason"])) {
@@ -230,7 +230,7 @@ fn table(out: &mut String, rows: &[[String; 6]]) {
 fn further(out: &mut String, all: &Value, shown: usize, what: &str) {
     let all = all.as_u64().unwrap_or(0);
     if all > shown as u64 {
-        let _ = writeln!(out, "and {} further {what}", all - shown as u64);
+        let _ = writeln!(out, "and {} more {what}", all - shown as u64);
     }
 }
 
@@ -341,8 +341,8 @@ missing  a larger limit
             "resources": [{"name": "ROOTCA", "certificates": [{}, {}], "certificate_count": 140}],
         }]});
         let told = render(&status, 0, false);
-        assert!(told.contains("and 138 further certificates of ROOTCA\n"), "{told}");
-        assert!(told.contains("and 16 further workloads\n") && !told.contains("further streams"), "{told}");
+        assert!(told.contains("and 138 more certificates of ROOTCA\n"), "{told}");
+        assert!(told.contains("and 16 more workloads\n") && !told.contains("more streams"), "{told}");
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> AdminConfig {
     }
 }
 
-const EXPECTED: &str = "an address with a port such as 127.0.0.1:15022, unix:PATH, or off is expected";
+const EXPECTED: &str = "expected an address with a port such as 127.0.0.1:15022, unix:PATH, or off";
 
 impl fmt::Display for AdminAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

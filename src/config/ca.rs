@@ -156,7 +156,7 @@ pub(super) fn read(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> 
     if mutual_tls == MutualTls::Always && provisioned.is_none() {
         reader.mistake(
             &variables::SDS_SHIM_CA_MTLS,
-            "always needs PROV_CERT, because the first call cannot present a certificate otherwise",
+            "always requires PROV_CERT, because the first call has no certificate to present otherwise",
         );
     }
     CaConfig {
@@ -184,7 +184,7 @@ fn headers(reader: &mut Reader<'_>) -> Vec<CaHeader> {
         // These are ours to send; a second value would make the CA refuse both.
         let ours = name.starts_with("grpc-") || ["authorization", "clusterid"].contains(&name.as_str());
         if name.is_empty() || !sendable || ours || name.ends_with("-bin") {
-            reader.mistake_in(&variable, "what follows CA_HEADER_ is not a name that can be sent as metadata");
+            reader.mistake_in(&variable, "the part after CA_HEADER_ is not a valid metadata name");
             continue;
         }
         let value = reader.env().value(&variable).unwrap_or_default();
@@ -217,7 +217,7 @@ fn host_name(text: &str) -> Result<String, &'static str> {
     if text.parse::<IpAddr>().is_ok() || (name.len() <= 253 && name.split('.').all(label)) {
         return Ok(text.to_owned());
     }
-    Err("a DNS name or an IP address is expected")
+    Err("expected a DNS name or an IP address")
 }
 
 /// gRPC metadata is visible ASCII; anything else would make every call fail.
@@ -240,7 +240,7 @@ fn asked_lifetime(reader: &mut Reader<'_>) -> Duration {
 }
 
 fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {
-    const EXPECTED: &str = "host:port is expected, such as istiod.istio-system.svc:15012, or several, comma separated";
+    const EXPECTED: &str = "expected host:port, such as istiod.istio-system.svc:15012, or several, comma separated";
     let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
     let port = port.parse().ok().filter(|port| *port != 0).ok_or(EXPECTED)?;
     let host = match host.strip_prefix('[') {

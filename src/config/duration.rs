@@ -5,8 +5,8 @@ use std::time::Duration;
 /// # Errors
 /// What is expected instead. Negative durations are refused, because nothing here has a use for one.
 pub fn parse_go_duration(text: &str) -> Result<Duration, &'static str> {
-    const SYNTAX: &str = "a Go duration is expected, such as 24h0m0s, 1.5h or 300ms";
-    const TOO_LONG: &str = "the duration is too long: 292 years are the most";
+    const SYNTAX: &str = "expected a Go duration, such as 24h0m0s, 1.5h or 300ms";
+    const TOO_LONG: &str = "the duration is too long: the maximum is 292 years";
     let mut rest = text.strip_prefix('+').unwrap_or(text);
     if rest.starts_with('-') {
         return Err("a duration must not be negative");

@@ -60,10 +60,7 @@ fn levels(text: &str) -> Result<Levels, String> {
             }),
         };
         known.ok_or_else(|| {
-            format!(
-                "error, warn, info or debug is expected, also for one of {}, as in info,sds=debug",
-                SCOPES.join(", ")
-            )
+            format!("expected error, warn, info or debug, also for one of {}, as in info,sds=debug", SCOPES.join(", "))
         })?;
     }
     Ok((all, scopes))

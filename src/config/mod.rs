@@ -316,7 +316,7 @@ fn key(reader: &mut Reader<'_>, compat: bool) -> KeySpec {
     let curve = reader.choice(&variables::ECC_CURVE, &[("P256", KeyAlgorithm::P256), ("P384", KeyAlgorithm::P384)]);
     let rsa = reader.parse_with(&variables::WORKLOAD_RSA_KEY_SIZE, |text| match text.parse::<u32>() {
         Ok(bits) if (2048..=4096).contains(&bits) && bits % 8 == 0 => Ok(KeyAlgorithm::Rsa { bits }),
-        _ => Err("a number of bits from 2048 to 4096 is expected"),
+        _ => Err("expected a number of bits from 2048 to 4096"),
     });
     let algorithm = match (ecdsa, rsa) {
         (None, Some(rsa)) => rsa,
@@ -381,10 +381,10 @@ fn files(reader: &mut Reader<'_>) -> FilesConfig {
 fn output(reader: &mut Reader<'_>, from_request: bool) -> Option<OutputConfig> {
     let mode = reader.parse_with(&variables::SDS_SHIM_OUTPUT_MODE, |text| match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
-        _ => Err("an octal mode is expected, such as 0640"),
+        _ => Err("expected an octal mode, such as 0640"),
     });
     let gid = reader.parse_with(&variables::SDS_SHIM_OUTPUT_GID, |text| {
-        text.parse::<u32>().map_err(|_| "the number of a group is expected")
+        text.parse::<u32>().map_err(|_| "expected the number of a group")
     });
     let directory = reader.text(&variables::OUTPUT_CERTS)?.into();
     if from_request {
@@ -407,7 +407,7 @@ fn memory(reader: &mut Reader<'_>) -> MemoryConfig {
     let levels = [("secret", Level::Secret), ("locked", Level::Locked), ("none", Level::None)];
     let kib = reader.parse_with(&variables::SDS_SHIM_ARENA_KIB, |text| match text.parse::<usize>() {
         Ok(kib) if (ARENA_KIB..=MAX_ARENA_KIB).contains(&kib) => Ok(kib),
-        _ => Err(format!("a number from {ARENA_KIB} to {MAX_ARENA_KIB} is expected")),
+        _ => Err(format!("expected a number from {ARENA_KIB} to {MAX_ARENA_KIB}")),
     });
     MemoryConfig {
         require: reader.choice(&variables::SDS_SHIM_REQUIRE_LOCKED, &levels).unwrap_or(Level::Locked),

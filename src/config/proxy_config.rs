@@ -1,6 +1,6 @@
 use saphyr_parser::{Event, Parser, ScalarStyle};
 
-const NO_LIST: &str = "caCertificatesPem is no list of texts";
+const NO_LIST: &str = "caCertificatesPem is not a list of strings";
 
 /// What of Istio's `ProxyConfig` (istio/api, `mesh/v1alpha1/proxy.proto`) concerns us.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -21,13 +21,15 @@ impl ProxyConfig {
         // The way from the outermost mapping to where we are.
         let (mut depth, mut field) = (0_usize, None::<Field>);
         for event in Parser::new_from_str(text) {
-            let (event, at) = event.map_err(|error| format!("JSON or YAML is expected: {error}"))?;
+            let (event, at) = event.map_err(|error| format!("expected JSON or YAML: {error}"))?;
             let misplaced = |what: &str| format!("{what} in line {}", at.start.line());
             match event {
                 Event::MappingStart(..) | Event::SequenceStart(..) => {
                     match (depth, field, &event) {
-                        (0, _, Event::SequenceStart(..)) => return Err(misplaced("a mapping is expected, not a list")),
-                        (1, Some(Field::DiscoveryAddress), _) => return Err(misplaced("discoveryAddress is no text")),
+                        (0, _, Event::SequenceStart(..)) => return Err(misplaced("expected a mapping, not a list")),
+                        (1, Some(Field::DiscoveryAddress), _) => {
+                            return Err(misplaced("discoveryAddress is not a string"));
+                        }
                         (1, Some(Field::CaCertificates), Event::MappingStart(..))
                         | (2.., Some(Field::CaCertificates), _) => return Err(misplaced(NO_LIST)),
                         _ => {}
@@ -44,7 +46,7 @@ impl ProxyConfig {
                     // Unset, as protobuf's JSON has it; in quotes it would be a text.
                     let is_null = style == ScalarStyle::Plain && ["", "~", "null"].contains(&&*value);
                     match (depth, field) {
-                        (0, _) if !value.is_empty() && !is_null => return Err(misplaced("a mapping is expected")),
+                        (0, _) if !value.is_empty() && !is_null => return Err(misplaced("expected a mapping")),
                         (1, None) => field = Some(Field::named(&value)),
                         (1, Some(known)) => {
                             match known {
@@ -135,15 +137,15 @@ concurrency: 2
     #[test]
     fn what_is_no_proxy_config_is_told_with_its_line() {
         for (text, expected) in [
-            ("{", "JSON or YAML is expected"),
-            ("a: [", "JSON or YAML is expected"),
-            ("[1]", "a mapping is expected, not a list in line 1"),
-            ("just text", "a mapping is expected in line 1"),
-            ("\ndiscoveryAddress: [a]", "discoveryAddress is no text in line 2"),
-            ("caCertificatesPem: {a: b}", "caCertificatesPem is no list of texts in line 1"),
-            ("caCertificatesPem: one", "caCertificatesPem is no list of texts in line 1"),
-            ("ca_certificates_pem: [[a]]", "caCertificatesPem is no list of texts in line 1"),
-            ("caCertificatesPem: [[a]]", "caCertificatesPem is no list of texts in line 1"),
+            ("{", "expected JSON or YAML"),
+            ("a: [", "expected JSON or YAML"),
+            ("[1]", "expected a mapping, not a list in line 1"),
+            ("just text", "expected a mapping in line 1"),
+            ("\ndiscoveryAddress: [a]", "discoveryAddress is not a string in line 2"),
+            ("caCertificatesPem: {a: b}", "caCertificatesPem is not a list of strings in line 1"),
+            ("caCertificatesPem: one", "caCertificatesPem is not a list of strings in line 1"),
+            ("ca_certificates_pem: [[a]]", "caCertificatesPem is not a list of strings in line 1"),
+            ("caCertificatesPem: [[a]]", "caCertificatesPem is not a list of strings in line 1"),
         ] {
             let error = ProxyConfig::parse(text).unwrap_err();
             assert!(error.starts_with(expected), "{text:?}: {error}");

@@ -44,7 +44,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn unknown_name(&mut self, name: &str) {
-        self.mistakes.push(Mistake(format!("{name}: there is no such variable; `sds-shim env` lists all that exist")));
+        self.mistakes.push(Mistake(format!("{name}: unknown variable; `sds-shim env` lists all of them")));
     }
 
     /// The value, where an empty one counts as unset: Kubernetes manifests cannot unset a variable otherwise.
@@ -85,7 +85,7 @@ impl<'a> Reader<'a> {
     pub(super) fn ratio(&mut self, variable: &Variable) -> Option<f64> {
         self.parse_with(variable, |text| match text.parse::<f64>() {
             Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
-            _ => Err("a number from 0 to 1 is expected, such as 0.5"),
+            _ => Err("expected a number from 0 to 1, such as 0.5"),
         })
     }
 
@@ -94,7 +94,7 @@ impl<'a> Reader<'a> {
         self.parse_with(variable, |text| match text {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
             "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-            _ => Err("true or false is expected"),
+            _ => Err("expected true or false"),
         })
     }
 
@@ -102,7 +102,7 @@ impl<'a> Reader<'a> {
         self.parse_with(variable, |text| {
             choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice).ok_or_else(|| {
                 let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
-                format!("one of {} is expected", names.join(", "))
+                format!("expected one of {}", names.join(", "))
             })
         })
     }

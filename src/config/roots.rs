@@ -48,13 +48,14 @@ pub(super) fn roots(
 
 /// Trust domains other than our own, where that is fixed, and the files of their anchors.
 fn bundles(text: &str, own: Option<&TrustDomain>) -> Result<Vec<(TrustDomain, PathBuf)>, &'static str> {
-    const EXPECTED: &str = "trust-domain=file is expected, or several, comma separated, each with another trust domain";
+    const EXPECTED: &str = "expected trust-domain=file, or several, comma separated, each with a different trust \
+                            domain";
     let mut found: Vec<(TrustDomain, PathBuf)> = Vec::new();
     for one in text.split(',').map(str::trim).filter(|one| !one.is_empty()) {
         let (domain, file) = one.split_once('=').ok_or(EXPECTED)?;
         let domain: TrustDomain = domain.trim().parse().map_err(|_| EXPECTED)?;
         if Some(&domain) == own {
-            return Err("our own trust domain has its anchors from elsewhere: SDS_SHIM_EXTRA_ROOTS adds some");
+            return Err("our own trust domain gets its anchors elsewhere: use SDS_SHIM_EXTRA_ROOTS to add some");
         }
         if file.trim().is_empty() || found.iter().any(|(known, _)| *known == domain) {
             return Err(EXPECTED);

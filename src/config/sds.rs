@@ -15,7 +15,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> SdsConfig {
     let file = reader
         .parse_with(&variables::WORKLOAD_IDENTITY_SOCKET_FILE, |text| {
             if text.contains('/') || matches!(text, "." | "..") {
-                Err("a file name is expected, not a path: the directory is fixed")
+                Err("expected a file name, not a path: the directory is fixed")
             } else {
                 Ok(text.to_owned())
             }
@@ -24,15 +24,15 @@ pub(super) fn read(reader: &mut Reader<'_>) -> SdsConfig {
     let allowed_uids: BTreeSet<u32> = reader
         .parse_with(&variables::SDS_SHIM_ALLOW_UIDS, |text| {
             text.split(',')
-                .map(|uid| uid.trim().parse::<u32>().map_err(|_| "user ids are expected, such as 1337,2000"))
+                .map(|uid| uid.trim().parse::<u32>().map_err(|_| "expected user IDs, such as 1337,2000"))
                 .collect::<Result<_, _>>()
         })
         .unwrap_or_default();
     let nobody = overflow_uid();
     if allowed_uids.contains(&nobody) {
         let what = format!(
-            "{nobody} is what the kernel tells of every user that our user namespace has no number for: all of them \
-             would be let in; run Envoy as another user, in the user namespace of the shim"
+            "{nobody} is what the kernel reports for every user that our user namespace does not map: all of them \
+             would be admitted; run Envoy as another user, in the shim's user namespace"
         );
         reader.mistake(&variables::SDS_SHIM_ALLOW_UIDS, what);
     }
@@ -40,7 +40,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> SdsConfig {
         .parse_with(&variables::SDS_SHIM_FILE_DIRECTORIES, |text| {
             let directory = |text: &str| Some(PathBuf::from(text.trim())).filter(|directory| directory.is_absolute());
             let directories: Option<Vec<_>> = text.split(',').map(directory).collect();
-            directories.ok_or("absolute paths of directories are expected, such as /etc/certs,/run/credentials")
+            directories.ok_or("expected absolute paths of directories, such as /etc/certs,/run/credentials")
         })
         .unwrap_or_default();
     SdsConfig { socket: PathBuf::from(SOCKET_DIRECTORY).join(file), allowed_uids, file_directories }

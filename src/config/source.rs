@@ -59,7 +59,7 @@ pub(super) fn read(reader: &mut Reader<'_>, from_request: bool) -> SourceConfig 
     let by_default = (found.is_some() && !from_request, found.is_none() || from_request);
     let (files, ca) = wanted.unwrap_or(by_default);
     if files && from_request {
-        reader.mistake(&variables::SDS_SHIM_SOURCE, "with SDS_SHIM_TOKEN_SOURCE=request only ca is possible");
+        reader.mistake(&variables::SDS_SHIM_SOURCE, "only ca is possible with SDS_SHIM_TOKEN_SOURCE=request");
     }
     let mut files = files.then(|| found.unwrap_or(istio));
     if let Some(files) = &mut files {
@@ -67,7 +67,7 @@ pub(super) fn read(reader: &mut Reader<'_>, from_request: bool) -> SourceConfig 
             Some(anchors) => files.roots = anchors.into(),
             None if bundle.is_some() => reader.mistake(
                 &variables::SDS_SHIM_TRUST_ANCHORS,
-                "SDS_SHIM_CREDENTIAL_BUNDLE needs it: the file with the trust anchors that go with the bundle",
+                "required with SDS_SHIM_CREDENTIAL_BUNDLE: the file with the bundle's trust anchors",
             ),
             None => {}
         }

@@ -196,7 +196,7 @@ fn variables_that_kubernetes_sets_for_a_service_are_not_ours() {
     ];
     assert!(config(&link).is_ok());
     // Without a Service nobody but a person has set it.
-    assert!(config(&[("SDS_SHIM_PORT", "80")]).unwrap_err()[0].starts_with("SDS_SHIM_PORT: there is no such variable"));
+    assert!(config(&[("SDS_SHIM_PORT", "80")]).unwrap_err()[0].starts_with("SDS_SHIM_PORT: unknown variable"));
 }
 
 #[test]

@@ -27,7 +27,7 @@ macro_rules! variables {
 variables! {
     PROXY_CONFIG: "JSON or YAML", "unset",
         "Istio's ProxyConfig: discoveryAddress is the default for CA_ADDR, caCertificatesPem adds roots to ROOTCA.";
-    SDS_SHIM_SOURCE: "ca, files or auto", "files where some are mounted, else ca",
+    SDS_SHIM_SOURCE: "ca, files or auto", "files if any are mounted, else ca",
         "Source of default and ROOTCA: the CA (ca), mounted files (files), or mounted files until the CA has issued a certificate, then the CA permanently (auto).";
     FILE_MOUNTED_CERTS: "true or false", "false",
         "Read the mounted files cert-chain.pem, key.pem and root-cert.pem from ./etc/certs instead of ./var/run/secrets/workload-spiffe-credentials.";
@@ -41,7 +41,7 @@ variables! {
         "Addresses of the upstream CA, in order of preference; those that failed recently are tried last. Port 15010 means plaintext, which exposes the token to the network.";
     CA_ROOT_CA: "file or SYSTEM", "./var/run/secrets/istio/root-cert.pem",
         "Trust anchors for the TLS connection to the CA, also served in ROOTCA. SYSTEM means the operating system's trust store, which is not served.";
-    SSL_CERT_FILE: "file", "the first that exists of the usual places",
+    SSL_CERT_FILE: "file", "the first standard location that exists",
         "Trust store used when CA_ROOT_CA=SYSTEM.";
     PILOT_CERT_PROVIDER: "text", "istiod",
         "Default for CA_ROOT_CA: custom means ./etc/certs/root-cert.pem, anything else the usual file.";
@@ -53,16 +53,16 @@ variables! {
         "Trust domain of the workload's SPIFFE ID.";
     SDS_SHIM_TRUST_DOMAIN_FILE: "file", "unset",
         "File that holds the trust domain and overrides TRUST_DOMAIN. When it changes, a certificate is obtained under the new name while the old one is served. While the file is unusable, the current trust domain stays.";
-    POD_NAMESPACE: "namespace", "required, unless each request brings its own token or only files are served",
+    POD_NAMESPACE: "namespace", "required unless each request carries its own token or only files are served",
         "Namespace in the workload's SPIFFE ID.";
-    SERVICE_ACCOUNT: "name", "required, unless each request brings its own token or only files are served",
+    SERVICE_ACCOUNT: "name", "required unless each request carries its own token or only files are served",
         "Service account in the workload's SPIFFE ID.";
     ISTIO_META_CLUSTER_ID: "text", "Kubernetes",
         "Sent to the CA as the metadata ClusterID.";
     ISTIO_META_CERT_SIGNER: "text", "unset",
         "Sent in the request as CertSigner, for CAs with several signers.";
     CA_HEADER as "CA_HEADER_*": "text", "unset",
-        "Each is sent to the CA as metadata, under the name that follows CA_HEADER_.";
+        "Each is sent to the CA as metadata, named by the part after CA_HEADER_.";
     SECRET_TTL: "Go duration", "24h0m0s",
         "Certificate lifetime to request. Renewal follows the lifetime that the CA actually issues.";
     SECRET_GRACE_PERIOD_RATIO: "0 to 1", "renew after 45 % to 65 % of the remaining life",
@@ -72,7 +72,7 @@ variables! {
     SDS_SHIM_AVAILABILITY_TARGET: "Go duration", "unset",
         "Renew early enough that at least this much of the certificate's life is always left.";
     SDS_SHIM_RENEW_PAUSE: "Go duration", "1s",
-        "Least time between two renewals that SIGUSR1 or `sds-shim renew` asks for; what is asked sooner is one renewal.";
+        "Minimum time between two renewals requested by SIGUSR1 or `sds-shim renew`; requests in between are merged.";
     SDS_SHIM_EXTRA_ROOTS: "files, comma separated", "none",
         "Additional trust anchors for ROOTCA, PEM, beside those of the CA's answer and of CA_ROOT_CA; changes are pushed immediately.";
     SDS_SHIM_BUNDLES: "trust-domain=file, comma separated", "none",
@@ -126,15 +126,16 @@ variables! {
     SDS_SHIM_FILE_DIRECTORIES: "directories, comma separated", "none",
         "Directories below which users of SDS_SHIM_ALLOW_UIDS may name files (file-cert:, file-root:); our own user may name any file. Symbolic links that lead out of them are not followed.";
     SDS_SHIM_WAIT: "socket or certificate", "socket",
-        "What `sds-shim exec` waits for before it starts its program: the listening SDS socket, or the first certificate.";
+        "What `sds-shim exec` waits for before it starts its program: the SDS socket or the first certificate.";
     SDS_SHIM_ADMIN: "address:port, unix:PATH or off", "127.0.0.1:15022",
         "Where to serve health, metrics and status over HTTP/1.1. Anything but a loopback address exposes them to the network.";
     SDS_SHIM_READY_MIN_LIFE: "Go duration", "0s",
         "Not ready while the served certificate has less than this left to live.";
     SDS_SHIM_TERMINATION_LOG: "file", "/dev/termination-log",
-        "File for the reason of a fatal error; written only if it already exists.";
+        "File that receives the reason of a fatal error; written only if it already exists.";
     SDS_SHIM_REQUIRE_LOCKED: "secret, locked or none", "locked",
-        "Least protection of keys to start with: secret memory and the whole process locked (secret), locked memory (locked), or any (none).";
+        "Minimum protection of keys required to start: secret memory and the whole process locked (secret), locked \
+         memory (locked), or any (none).";
     SDS_SHIM_ARENA_KIB: "number of KiB", "2368",
         "Size of the locked memory that holds all allocations but keys; more memory serves more streams and bears more trust anchors.";
     SDS_SHIM_SECCOMP: "strict or off", "off",

@@ -90,7 +90,9 @@ fn open_below(directory: &Path, path: &Path) -> Result<(PathBuf, File), String> 
     let (found, below) = (fs::read_link(&place).map_err(told)?, fs::canonicalize(directory).map_err(told)?);
     if !found.starts_with(&below) {
         let (path, directory) = (path.display(), directory.display());
-        return Err(format!("{path}: a link leads out of {directory}, which SDS_SHIM_FILE_DIRECTORIES does not allow"));
+        return Err(format!(
+            "{path}: a symbolic link leads out of {directory}, which SDS_SHIM_FILE_DIRECTORIES does not allow"
+        ));
     }
     Ok((place, file))
 }

@@ -61,8 +61,8 @@ impl Changes {
                     // ENOSPC.
                     let few = if error.kind() == io::ErrorKind::StorageFull { "watches" } else { "instances" };
                     warn!(
-                        "files cannot be watched, they are looked at every 5 s: {error} \
-                         (fs.inotify.max_user_{few} may be too low for the pods of this node)"
+                        "cannot watch files, polling every 5 s: {error} (fs.inotify.max_user_{few} may be too low \
+                         for the pods of this node)"
                     );
                     self.told = true;
                 }

@@ -73,7 +73,7 @@ impl OutputWriter {
         let kind = statfs(existing(&config.directory)).map(|found| found.filesystem_type());
         if kind != Ok(TMPFS_MAGIC) {
             warn!(
-                "OUTPUT_CERTS={}: private keys are written to what is no tmpfs, where they may outlive the pod",
+                "OUTPUT_CERTS={}: not on a tmpfs: private keys written there may outlive the pod",
                 config.directory.display()
             );
         }
@@ -116,11 +116,8 @@ impl OutputWriter {
     }
 
     fn tell(&mut self, error: &str) {
-        let text = format!(
-            "OUTPUT_CERTS={}: {error}; tried again every {} s",
-            self.config.directory.display(),
-            PAUSE.as_secs()
-        );
+        let text =
+            format!("OUTPUT_CERTS={}: {error}; retrying every {} s", self.config.directory.display(), PAUSE.as_secs());
         (self.report)(Err(text.clone()));
         if self.told.as_ref() != Some(&text) {
             warn!("{text}");
@@ -134,7 +131,8 @@ impl OutputWriter {
     /// What is wrong with which file or directory.
     fn write(&mut self, snapshot: &Snapshot) -> Result<(), String> {
         let Some(generation) = Generation::of(snapshot) else { return Ok(()) };
-        let (name, before) = self.place(&generation).map_err(|error| format!("{error}; the files of before stay"))?;
+        let (name, before) =
+            self.place(&generation).map_err(|error| format!("{error}; the previous files stay in place"))?;
         let directory = &self.config.directory;
         let named = lead_names(directory);
         // Its key must not stay, whatever became of the names: it is no longer the current one.
@@ -142,7 +140,7 @@ impl OutputWriter {
         sweep(directory, &name);
         named.map_err(|error| format!("{error}; the new files are in {CURRENT}, but not under each name"))?;
         if self.told.take().is_some() {
-            info!("OUTPUT_CERTS={}: written again", directory.display());
+            info!("OUTPUT_CERTS={}: writing succeeds again", directory.display());
         }
         Ok(())
     }

@@ -143,7 +143,7 @@ impl<T> File<T> {
         if trouble != self.told {
             match &trouble {
                 Some(trouble) => warn!("{what} in {}: {trouble}; {then}", self.path.display()),
-                None => info!("{what} in {}: all can be used again", self.path.display()),
+                None => info!("{what} in {}: everything is usable again", self.path.display()),
             }
             self.told = trouble;
         }
@@ -170,14 +170,14 @@ impl File<TrustDomain> {
         let trouble = match read {
             Ok(domain) => {
                 if domain != self.held {
-                    info!("{}: the trust domain is {domain}; it was {}", self.path.display(), self.held);
+                    info!("{}: trust domain changed to {domain} (was {})", self.path.display(), self.held);
                 }
                 self.held = domain;
                 None
             }
             Err(error) => Some(error),
         };
-        let then = format!("it is {} as before", self.held);
+        let then = format!("still {}", self.held);
         self.tell("the trust domain", trouble, &then);
     }
 }

@@ -68,7 +68,7 @@ impl FileSource {
             match FileResource::parse(name) {
                 Some(files) => resources.push((name.as_str(), files)),
                 None => {
-                    let trouble = "file-cert:CHAIN~KEY or file-root:FILE is expected; Envoy waits for it";
+                    let trouble = "expected file-cert:CHAIN~KEY or file-root:FILE; Envoy keeps waiting";
                     self.tell(name, Some(trouble.to_owned()));
                 }
             }
@@ -107,7 +107,8 @@ impl FileSource {
     }
 
     fn with_what_is_held(&self, name: &str, trouble: &str) -> String {
-        let held = if self.store.holds(name) { "what it held last is served" } else { "Envoy waits for it" };
+        let held =
+            if self.store.holds(name) { "still serving its last good content" } else { "Envoy keeps waiting for it" };
         format!("{trouble}; {held}")
     }
 
@@ -121,7 +122,7 @@ impl FileSource {
                 self.told.insert(name.to_owned(), trouble);
             }
             None => {
-                info!(resource = name, "the files can be used again");
+                info!(resource = name, "the files are usable again");
                 self.told.remove(name);
             }
         }

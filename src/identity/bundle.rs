@@ -83,7 +83,7 @@ impl TrustAnchor {
 
 /// An anchor that was left out of a bundle, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("certificate {position} is left out: it {reason}")]
+#[error("certificate {position} skipped: it {reason}")]
 pub struct BadAnchor {
     /// Which one, counted from 1.
     pub position: usize,

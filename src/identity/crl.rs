@@ -216,7 +216,7 @@ impl RevocationList {
 }
 
 fn no_room(position: usize) -> String {
-    format!("there is no room for CRL {position}; SDS_SHIM_ARENA_KIB makes more")
+    format!("not enough arena memory for CRL {position}; raise SDS_SHIM_ARENA_KIB")
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ const MOST_ELEMENTS: usize = 512;
 /// The same of all certificates of a chain, which are kept.
 const MOST_ELEMENTS_OF_A_CHAIN: usize = MOST * 160;
 /// The same in words, of a trust anchor.
-pub(super) const TOO_LARGE: &str = "is too large: 16 KiB and 512 ASN.1 elements (names and the like) are the most";
+pub(super) const TOO_LARGE: &str = "is too large: the limits are 16 KiB and 512 ASN.1 elements (names and the like)";
 
 /// What OpenSSL takes for base64.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
@@ -69,8 +69,8 @@ pub enum PemError {
     },
     /// One of the blocks is larger than any certificate, or says more.
     #[error(
-        "certificate {position} in it is too large: {} KiB and {MOST_ELEMENTS} ASN.1 elements (names and the like) are \
-         the most, and {MOST_ELEMENTS_OF_A_CHAIN} in a whole chain",
+        "certificate {position} in it is too large: the limits are {} KiB and {MOST_ELEMENTS} ASN.1 elements (names \
+         and the like), and {MOST_ELEMENTS_OF_A_CHAIN} in a whole chain",
         MOST_TEXT / 1024 * 3 / 4
     )]
     TooLarge {
@@ -84,7 +84,7 @@ pub enum PemError {
     #[error("it holds more than {MOST} certificates")]
     TooMany,
     /// There is no room for what it holds.
-    #[error("there is no room for certificate {position} in it and those that follow; SDS_SHIM_ARENA_KIB makes more")]
+    #[error("not enough arena memory for certificate {position} and those after it; raise SDS_SHIM_ARENA_KIB")]
     NoRoom {
         /// The first that found none, counted from 1.
         position: usize,

@@ -7,7 +7,7 @@ pub enum NameError {
     #[error("a trust domain has only lower-case letters, digits, dots, dashes and underscores, at most 255 of them")]
     TrustDomain,
     /// A path segment has other characters than SPIFFE allows.
-    #[error("a Kubernetes name is expected: letters, digits, dots, dashes and underscores, at most 253 of them")]
+    #[error("expected a Kubernetes name: letters, digits, dots, dashes and underscores, at most 253 of them")]
     Segment,
 }
 

@@ -32,7 +32,7 @@ const MOST_NAMES: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum SvidError {
     /// The answer has no leaf or no root: Citadel's list ends with the root bundle.
-    #[error("the CA answered {0} element(s); a leaf and a root bundle are the least")]
+    #[error("the CA returned {0} element(s); expected at least a leaf and a root bundle")]
     TooFewElements(usize),
     /// An element is not what it should be.
     #[error("element {position} of the CA's answer: {cause}")]
@@ -43,7 +43,7 @@ pub enum SvidError {
         cause: PemError,
     },
     /// The leaf is for somebody else's key.
-    #[error("the leaf's public key is not that of our CSR")]
+    #[error("the leaf's public key does not match our CSR")]
     ForeignKey,
     /// The leaf carries another identity.
     #[error("the leaf's URI SAN is {found:?}, our SPIFFE ID is {wanted}")]
@@ -54,7 +54,7 @@ pub enum SvidError {
         wanted: String,
     },
     /// The leaf carries more names than any workload has.
-    #[error("the leaf has {0} SANs; one URI and a few DNS names are expected, {MOST_NAMES} are the most")]
+    #[error("the leaf has {0} SANs; expected one URI and a few DNS names, at most {MOST_NAMES}")]
     TooManyNames(usize),
     /// The leaf could sign other certificates.
     #[error("the leaf is a CA certificate")]
@@ -66,7 +66,7 @@ pub enum SvidError {
     #[error("the leaf {0}: Envoy refuses it")]
     Leaf(&'static str),
     /// A certificate's time has not come or is over; times are Unix seconds.
-    #[error("a certificate is valid from {} to {}, and now is {}", rfc3339(*.not_before), rfc3339(*.not_after), rfc3339(*.now))]
+    #[error("a certificate is valid from {} to {}, but it is now {}", rfc3339(*.not_before), rfc3339(*.not_after), rfc3339(*.now))]
     Time {
         /// Its NotBefore.
         not_before: i64,
@@ -76,7 +76,7 @@ pub enum SvidError {
         now: i64,
     },
     /// The chain does not lead to a root of the answer.
-    #[error("the chain does not lead to a root of the answer: {0}")]
+    #[error("the chain does not lead to a root in the answer: {0}")]
     Chain(String),
     /// OpenSSL failed.
     #[error("OpenSSL: {0}")]

@@ -18,7 +18,7 @@ const CLAIM: usize = 128;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// The file cannot be read: check the projected volume, its path and its `fsGroup`.
-    #[error("token file {path} cannot be read: {cause}")]
+    #[error("cannot read token file {path}: {cause}")]
     Unreadable {
         /// The file.
         path: String,
@@ -139,7 +139,7 @@ impl BearerToken {
     /// What it says of itself, without a byte of it: what a CA that does not accept it does not tell.
     pub fn describe(&self, now: i64) -> String {
         let end = match self.claims.expires {
-            Some(end) if end > now => format!("ends at {} (in {} s)", clock::rfc3339(end), end.saturating_sub(now)),
+            Some(end) if end > now => format!("expires at {} (in {} s)", clock::rfc3339(end), end.saturating_sub(now)),
             Some(end) => format!("ended at {}", clock::rfc3339(end)),
             None => "has no end".to_owned(),
         };

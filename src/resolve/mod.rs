@@ -53,10 +53,10 @@ pub enum ResolveError {
         searched: usize,
     },
     /// No nameserver answered as it should: each with what came of it.
-    #[error("no nameserver of {RESOLV_CONF} answers: {0}")]
+    #[error("no nameserver in {RESOLV_CONF} answered: {0}")]
     NoServer(String),
     /// The host cannot be a name.
-    #[error("it cannot stand in a DNS query")]
+    #[error("it is not a valid DNS name")]
     NotAName,
 }
 

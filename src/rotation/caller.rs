@@ -21,7 +21,7 @@ pub(super) enum AttemptError {
     #[error("{0}")]
     Ca(#[from] CaError),
     /// The CA was not asked, because nothing that we could show it is valid.
-    #[error("{0}; the CA is not asked before that changes")]
+    #[error("{0}; not calling the CA until that changes")]
     Token(#[from] TokenError),
     /// The token cannot be used, and the certificate alone was refused.
     #[error("{token}; the CA did not accept our certificate alone: {ca}")]
@@ -32,7 +32,7 @@ pub(super) enum AttemptError {
         ca: CaError,
     },
     /// What the CA answered must not be published.
-    #[error("the CA's answer is not used: {0}")]
+    #[error("the CA's answer was rejected: {0}")]
     Answer(#[from] SvidError),
     /// No address of the CA brought a certificate; each with what it said.
     #[error("{}", everywhere(.0))]
@@ -263,7 +263,7 @@ impl Caller {
     fn leave_out(&mut self, error: &CaError) {
         let told = error.to_string();
         if self.told_provisioned.as_ref() != Some(&told) {
-            warn!("{told}; it is left out, and the token is used");
+            warn!("{told}; continuing with the token alone");
             self.told_provisioned = Some(told);
         }
     }
@@ -272,7 +272,7 @@ impl Caller {
         self.refused = Some(fingerprint);
         if !self.told_refused {
             self.told_refused = true;
-            warn!("the CA refuses our client certificate ({reason}); it is asked with the token alone");
+            warn!("the CA rejected our client certificate ({reason}); continuing with the token alone");
         }
     }
 }

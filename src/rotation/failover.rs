@@ -108,11 +108,11 @@ impl Failover {
         let address = self.upstreams[index].caller.address();
         match before {
             Some(before) if before != index && index == 0 => {
-                info!(%address, "the CA is asked at its first address again")
+                info!(%address, "CA failover: back on the preferred address")
             }
             None if index == 0 => {}
             Some(before) if before == index => {}
-            _ => warn!(%address, "the CA answers at another address than the first"),
+            _ => warn!(%address, "CA failover: the preferred address did not answer, another one did"),
         }
     }
 }

@@ -11,13 +11,13 @@ use crate::{identity::SvidError, status::Reason};
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// There is no memory or randomness for a key.
-    #[error("a key cannot be made: {0}")]
+    #[error("cannot generate a key: {0}")]
     Key(ErrorStack),
     /// No address of the CA brought anything.
     #[error("{0}")]
     Attempt(#[from] AttemptError),
     /// What the CA has issued cannot be published.
-    #[error("the CA's answer is not used: {0}")]
+    #[error("the CA's answer was rejected: {0}")]
     Answer(#[from] SvidError),
     /// The identity that is wanted is not to be had, and what is held, or would do, is not either.
     #[error("{wanted}; the CA was asked for the identity of before as well: {before}")]

@@ -81,7 +81,7 @@ impl Mounted {
                     if self.roots.by_ca() {
                         continue;
                     }
-                    info!("the mounted files are read again, as was asked for");
+                    info!("re-reading the mounted files: requested by signal");
                     // The anchors that may be new as well come first.
                     tokio::time::sleep(self.config.debounce).await;
                     true
@@ -121,7 +121,7 @@ impl Mounted {
                     info!(
                         file = %self.files.chain.display(),
                         not_after = clock::rfc3339(end),
-                        "the mounted certificate is served"
+                        "serving the mounted certificate"
                     );
                 }
                 if let Some(identity) = identity.filter(|_| self.alone) {

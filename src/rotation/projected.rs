@@ -68,7 +68,7 @@ impl TokenSource for ProjectedToken {
             };
             if let Err(error) = watched {
                 if !std::mem::replace(&mut self.told, true) {
-                    warn!("{}: changes cannot be watched, it is looked at every second: {error}", self.file.display());
+                    warn!("{}: cannot watch for changes, polling every second: {error}", self.file.display());
                 }
                 tokio::time::sleep(WITHOUT_WATCHER).await;
             }

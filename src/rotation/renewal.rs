@@ -62,7 +62,7 @@ pub enum RenewalEnded {
     #[error("{0}")]
     Token(String),
     /// Nobody looks at the secrets any more, and nobody will: they belong to one request's token.
-    #[error("nobody uses the token any more")]
+    #[error("the token is no longer in use")]
     Unused,
 }
 
@@ -203,7 +203,7 @@ impl<T: TokenSource> Renewal<T> {
                 serial = svid.serial(),
                 not_after = clock::rfc3339(not_after),
                 renewal_in_s = wait.as_secs(),
-                "a certificate was issued"
+                "certificate issued"
             );
             self.due = now.saturating_add(wait.as_secs() as i64);
             self.shown.renewed(now, self.due);
@@ -252,7 +252,7 @@ impl<T: TokenSource> Renewal<T> {
         let failure = match self.attempt_as(&wanted, requests).await {
             Ok(svid) => {
                 if self.identity != wanted {
-                    info!("the identity is {wanted} from now on; it was {}", self.identity);
+                    info!("identity changed to {wanted} (was {})", self.identity);
                     self.identity = wanted;
                     self.shown.identify(self.identity.as_str(), self.identity.as_str());
                 }
@@ -304,10 +304,10 @@ impl<T: TokenSource> Renewal<T> {
                 }
                 Err(error) => {
                     let (failure, wait) = (Failure::Key(error), backoff.next(random()));
-                    self.failed(&failure, wait, &format!("tried again in {:.1} s", wait.as_secs_f64()));
+                    self.failed(&failure, wait, &format!("retrying in {:.1} s", wait.as_secs_f64()));
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}
-                        () = self.force.notified() => info!("a renewal was asked for"),
+                        () = self.force.notified() => info!("renewal requested by signal"),
                     }
                 }
             }

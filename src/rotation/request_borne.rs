@@ -69,7 +69,7 @@ impl RequestBorne {
         let digest = token.digest();
         let store = Arc::new(SecretStore::new(self.encode));
         let tokens = RequestToken { token: Arc::new(token), audience: self.audience.clone() };
-        info!(identity = %id, "a request brought a new token");
+        info!(identity = %id, "received a new token with a request");
         let renewal = Renewal::new(&self.settings, id, tokens, Arc::clone(&store))?;
         let (entries, ending) = (Arc::clone(&self.entries), Arc::clone(&store));
         let task = tokio::spawn(async move {
@@ -80,9 +80,7 @@ impl RequestBorne {
                 return;
             }
             let reason: Arc<str> = ended.to_string().into();
-            warn!(
-                "streams with a token that cannot be used any more are ended, so that Envoy brings a new one: {reason}"
-            );
+            warn!("closing streams whose token is no longer valid, so that Envoy sends a fresh one: {reason}");
             ending.end(&reason);
             if let Some(entry) = entries.get_mut(&digest) {
                 entry.ended = Some((reason, Instant::now() + REFUSED_FOR));
@@ -115,7 +113,7 @@ impl Workloads for RequestBorne {
             entry.iter().for_each(|entry| entry.renewal.abort());
         }
         let entry = self.start(id, token).map_err(|error| {
-            warn!("no renewal can be started for a request's token: {error}");
+            warn!("cannot start a renewal for a request's token: {error}");
             AttachError::TooMany
         })?;
         let consumer = entry.store.consumer();

@@ -90,14 +90,10 @@ impl RootPublisher {
         let (_, not_after) = issued.svid.validity();
         let (changed, wait) = {
             let mut state = self.lock();
-            issued
-                .bad_anchors
-                .told()
-                .iter()
-                .for_each(|bad| state.tell(format!("of the roots that the CA answers, {bad}")));
+            issued.bad_anchors.told().iter().for_each(|bad| state.tell(format!("among the CA's roots, {bad}")));
             match issued.bad_anchors.len() - issued.bad_anchors.told().len() {
                 0 => {}
-                others => state.tell(format!("of the roots that the CA answers, {others} more are left out")),
+                others => state.tell(format!("among the CA's roots, {others} more skipped")),
             }
             state.held.insert(domain, not_after);
             state.roots.answered(issued.roots.clone(), issued.anchor, not_after, clock::now());
@@ -170,7 +166,7 @@ impl RootPublisher {
     /// Waits until every Envoy has answered to the anchors that are held.
     async fn acknowledged(&self) {
         if tokio::time::timeout(ACKNOWLEDGED_WITHIN, self.store.roots_taken()).await.is_err() {
-            warn!("new trust anchors were not acknowledged within 5 s; the certificate that may need them follows");
+            warn!("new trust anchors not acknowledged within 5 s; sending the certificate that may need them");
         }
     }
 
@@ -178,7 +174,7 @@ impl RootPublisher {
     pub(super) async fn follow(&self, mut files: watch::Receiver<PeerTrust>) -> Infallible {
         // By the wall clock, over suspends: anchors end by it.
         let timer =
-            WallTimer::new().inspect_err(|error| warn!("anchors may be served for longer than they last: {error}"));
+            WallTimer::new().inspect_err(|error| warn!("trust anchors may be served past their expiry: {error}"));
         loop {
             let now = clock::now();
             let in_files = files.borrow_and_update().clone();
@@ -230,7 +226,7 @@ impl State {
     fn change(&mut self, now: i64, shown: &Workload) -> Option<Content> {
         for anchor in self.roots.take_ended() {
             let end = clock::rfc3339(anchor.not_after());
-            self.tell(format!("the trust anchor {} ended at {end} and is no longer served", anchor.subject()));
+            self.tell(format!("trust anchor {} expired at {end} and is no longer served", anchor.subject()));
         }
         let bundle = self.roots.bundle();
         let domains = self.told_apart(&bundle, now);

@@ -58,8 +58,8 @@ impl Trouble {
         self.failures += 1;
         let level = if left >= Left::Fifth { Level::ERROR } else { Level::WARN };
         let what = match held {
-            Some(_) => format!("no new certificate: {cause}"),
-            None => format!("no certificate yet: {cause}"),
+            Some(_) => format!("renewal failed: {cause}"),
+            None => format!("cannot obtain a certificate: {cause}"),
         };
         let essence = essence(cause);
         let again = match self.told.iter().position(|told| told.cause == essence) {
@@ -70,7 +70,7 @@ impl Trouble {
                     return None;
                 }
                 self.told.remove(known);
-                format!(" ({} attempts have failed since {})", self.failures, rfc3339(since))
+                format!(" ({} failed attempts since {})", self.failures, rfc3339(since))
             }
             None => String::new(),
         };
@@ -81,10 +81,10 @@ impl Trouble {
         let served = match held {
             None => "Envoy waits".to_owned(),
             Some(Held { life: (_, end), .. }) if *end <= now => {
-                format!("the old one has expired at {}, and new streams get none", rfc3339(*end))
+                format!("the certificate expired at {}, new streams get none", rfc3339(*end))
             }
             Some(Held { life: (_, end), .. }) => {
-                format!("the old one is served meanwhile, until {}", rfc3339(*end))
+                format!("still serving the current certificate until {}", rfc3339(*end))
             }
         };
         Some((level, format!("{what}{again}; {served}; {next}")))
@@ -94,7 +94,7 @@ impl Trouble {
     pub(super) fn over(&mut self) -> Option<String> {
         let Self { since, failures, told } = std::mem::take(self);
         told.first()?;
-        Some(format!("the CA issues again, after {failures} failed attempts since {}", rfc3339(since.unwrap_or(0))))
+        Some(format!("renewal succeeded after {failures} failed attempts since {}", rfc3339(since.unwrap_or(0))))
     }
 }
 
@@ -162,14 +162,14 @@ mod tests {
         let first = &lines[0];
         assert_eq!(first.1, Level::WARN);
         assert!(first.2.contains("until 1970-01-02T00:00:00Z; again in 30 s"), "{}", first.2);
-        assert!(!first.2.contains("attempts have failed"));
+        assert!(!first.2.contains("failed attempts"));
         assert!((DAY / 2..DAY / 2 + 60).contains(&lines[1].0), "again when half of the life is over");
         let gaps = lines[1..].windows(2).map(|pair| pair[1].0 - pair[0].0);
         assert!(gaps.clone().all(|gap| gap <= 3600), "{lines:#?}");
         assert!(gaps.filter(|gap| *gap < 3600).count() <= 2, "sooner only where less is left: {lines:#?}");
         let loud = lines.iter().find(|(_, level, _)| *level == Level::ERROR).unwrap();
         assert!((DAY * 4 / 5..DAY * 4 / 5 + 60).contains(&loud.0), "{loud:?}");
-        let expired: Vec<_> = lines.iter().filter(|(_, _, text)| text.contains("has expired at")).collect();
+        let expired: Vec<_> = lines.iter().filter(|(_, _, text)| text.contains("the certificate expired at")).collect();
         assert!((DAY..DAY + 60).contains(&expired[0].0));
         assert_eq!(expired.len(), 2, "at once, and an hour later");
     }
@@ -222,8 +222,8 @@ mod tests {
         let mut trouble = Trouble::default();
         let told: Vec<_> = (0..7300).step_by(10).filter_map(|now| trouble.failed("down", None, now, "again")).collect();
         assert_eq!(told.len(), 3);
-        assert_eq!(told[0].1, "no certificate yet: down; Envoy waits; again");
-        assert!(told[2].1.contains("721 attempts have failed since 1970-01-01T00:00:00Z"), "{}", told[2].1);
+        assert_eq!(told[0].1, "cannot obtain a certificate: down; Envoy waits; again");
+        assert!(told[2].1.contains("721 failed attempts since 1970-01-01T00:00:00Z"), "{}", told[2].1);
         assert!(trouble.over().unwrap().contains("after 730 failed attempts"));
         assert_eq!(trouble.over(), None);
     }

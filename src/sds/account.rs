@@ -63,7 +63,7 @@ impl Account {
         let taken = locked::usage().used.wrapping_sub(before).cast_signed();
         let held = self.held.fetch_add(taken, Ordering::Relaxed).wrapping_add(taken);
         if usize::try_from(held).is_ok_and(|held| held > budget::for_one_connection()) {
-            self.end("it makes us hold more than one connection may");
+            self.end("it exceeds the memory limit of one connection");
         }
         done
     }
@@ -158,8 +158,8 @@ impl Account {
     /// Why it has to end now, or when it has to if nothing changes.
     fn next_end(&self) -> (Option<&'static str>, Option<(Instant, &'static str)>) {
         let state = self.state();
-        let silent = (!state.opened).then(|| (self.accepted + limits::HANDSHAKE, "its client is silent"));
-        let idle = (self.streams() == 0).then(|| (state.idle_since + limits::IDLE, "nothing was asked for on it"));
+        let silent = (!state.opened).then(|| (self.accepted + limits::HANDSHAKE, "its client sends nothing"));
+        let idle = (self.streams() == 0).then(|| (state.idle_since + limits::IDLE, "it carries no request"));
         let deaf = state.blocked_since.map(|at| (at + limits::READ_WITHIN, "its client does not read"));
         (state.end, [silent, idle, deaf].into_iter().flatten().min())
     }
@@ -241,19 +241,19 @@ mod tests {
         let membership = Crowd::new().admit(Peer::default()).expect("there is nobody else");
         let account = &membership.account;
         let reason = || account.next_end().1.map(|(_, reason)| reason);
-        assert_eq!(reason(), Some("its client is silent"));
+        assert_eq!(reason(), Some("its client sends nothing"));
         account.opened();
-        assert_eq!(reason(), Some("nothing was asked for on it"));
+        assert_eq!(reason(), Some("it carries no request"));
         account.opens_stream();
         assert_eq!(reason(), None);
         account.blocked(true);
         assert_eq!(reason(), Some("its client does not read"));
         account.blocked(false);
         account.ends_stream();
-        assert_eq!(reason(), Some("nothing was asked for on it"));
+        assert_eq!(reason(), Some("it carries no request"));
         assert_eq!(account.next_end().0, None);
-        account.end("its place was needed");
+        account.end("its place was needed for another client");
         account.end("and for another reason");
-        assert_eq!(account.next_end().0, Some("its place was needed"));
+        assert_eq!(account.next_end().0, Some("its place was needed for another client"));
     }
 }

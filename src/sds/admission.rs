@@ -45,17 +45,17 @@ impl Admission {
         };
         if own == overflow_uid() {
             let peers = match nobody {
-                Nobody::Ours => "every process of that user may ask for the key",
+                Nobody::Ours => "every process of that user can request the key",
                 Nobody::LookedAt => {
-                    "the kernel tells it of all users that our user namespace has no number for, too; those of them \
+                    "the kernel also reports it for all users that our user namespace does not map; those of them \
                      whose process can be seen from here are refused, and others cannot be told from our own"
                 }
                 Nobody::Anybody => {
-                    "the kernel tells it of all users that our user namespace has no number for, too, and under \
+                    "the kernel also reports it for all users that our user namespace does not map, and under \
                      SDS_SHIM_SECCOMP=strict they cannot be told from our own"
                 }
             };
-            warn!(uid = own, "this user is nobody's own: {peers}; run the shim and its Envoy as another user");
+            warn!(uid = own, "running as the overflow user: {peers}; run the shim and its Envoy as another user");
         }
         Self { own, allowed: config.allowed_uids.clone(), nobody }
     }
@@ -69,12 +69,12 @@ impl Admission {
     /// Why this user may not connect, and what to do.
     pub(super) fn admit(&self, socket: impl AsFd, pid: Option<i32>, uid: u32) -> Result<(), &'static str> {
         if uid == self.own && self.nobody == Nobody::LookedAt && is_ours(socket, pid) == Some(false) {
-            return Err("it is a user that our user namespace has no number for");
+            return Err("our user namespace does not map its user");
         }
         if uid == self.own || self.allowed.contains(&uid) {
             return Ok(());
         }
-        Err("add the user to SDS_SHIM_ALLOW_UIDS to allow it")
+        Err("to allow it, add the user to SDS_SHIM_ALLOW_UIDS")
     }
 }
 

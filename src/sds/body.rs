@@ -109,7 +109,7 @@ impl Body for RequestBody {
         {
             let largest = self.prefix.walk(data).max(data.len());
             if largest > SMALL && is_short() {
-                return Poll::Ready(Some(Err(Status::resource_exhausted("there is no room for more requests now"))));
+                return Poll::Ready(Some(Err(Status::resource_exhausted("request limit reached"))));
             }
         }
         Poll::Ready(frame.map(|frame| frame.map_err(|error| Status::from_error(Box::new(error)))))

@@ -129,7 +129,7 @@ impl Present {
             (self.size(&greedy.group) > own + 1).then(|| Arc::clone(greedy))
         });
         let Some(victim) = victim else { return false };
-        victim.end("its place was needed");
+        victim.end("its place was needed for another client");
         self.members.retain(|member| !Arc::ptr_eq(member, &victim));
         true
     }
@@ -150,9 +150,9 @@ impl Present {
             warn!(
                 pid = largest.group.peer.pid,
                 bytes = largest.held(),
-                "there is no room for what clients of the SDS socket ask for"
+                "SDS clients request more than there is memory for"
             );
-            largest.end("it holds most of what others need");
+            largest.end("it holds the most memory while others wait");
             self.relieved = Some(Instant::now());
         }
     }
@@ -198,7 +198,7 @@ impl Group {
             warn!(
                 pid = self.peer.pid,
                 uid = self.peer.uid,
-                "{left_out} more lines on {what} were left out in a minute"
+                "suppressed {left_out} more lines about {what} in a minute"
             );
         }
         may

@@ -45,7 +45,7 @@ impl Health {
     pub(super) fn new(request: &HealthCheckRequest, status: Arc<Status>, watch: bool) -> Result<Self, tonic::Status> {
         let known = SERVICES.contains(&request.service.as_str());
         if !known && !watch {
-            return Err(tonic::Status::not_found("there is no such service here"));
+            return Err(tonic::Status::not_found("unknown service"));
         }
         let again = watch.then(|| Again {
             changes: WatchStream::from_changes(status.changes()),

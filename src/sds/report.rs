@@ -105,7 +105,7 @@ impl Report {
             }
         }
         for name in subscription.pending(snapshot).filter(|name| !is_expected(name)) {
-            let trouble = "asked for a resource that is unknown here; its stream stays open and gets nothing";
+            let trouble = "unknown resource requested; its stream stays open without a response";
             self.warn_once(name, trouble);
         }
         self.refuse(subscription);
@@ -132,8 +132,8 @@ impl Report {
     pub(super) fn put_off(&self, names: &[&str]) {
         for name in names {
             let trouble = format!(
-                "files of {MAX_NAMES} names are held, which is the most, or they are too long together; it waits until one of them is asked for no \
-                 more"
+                "the limit of {MAX_NAMES} file names is reached, or they are too long together; waiting until one of \
+                 them is released"
             );
             self.warn_once(name, &trouble);
         }
@@ -144,8 +144,8 @@ impl Report {
         let Some((uid, names)) = self.rights.refused(subscription.names()) else { return };
         for name in names {
             let trouble = format!(
-                "asked for by uid {uid}, who gets files only below SDS_SHIM_FILE_DIRECTORIES; its stream stays open and \
-                 gets nothing"
+                "requested by uid {uid}, which may name only files below SDS_SHIM_FILE_DIRECTORIES; its stream stays \
+                 open without a response"
             );
             self.warn_once(name, &trouble);
         }

@@ -88,17 +88,17 @@ impl Refusals {
         let now = Instant::now();
         let (told, left_out) = self.lines.next(now);
         if left_out > 0 {
-            warn!("{left_out} more connections to the SDS socket were refused in a minute");
+            warn!("refused {left_out} more connections to the SDS socket in a minute");
         }
         match refusal {
             _ if !told => {}
             Refusal::TooMany => {
-                warn!(pid = peer.pid, "there is no room for more connections on the SDS socket now; they are refused");
+                warn!(pid = peer.pid, "SDS connection limit reached; refusing new connections");
             }
             Refusal::TooFast => {
-                warn!(pid = peer.pid, uid = peer.uid, "a process connects to the SDS socket too often; it is refused");
+                warn!(pid = peer.pid, uid = peer.uid, "a process connects to the SDS socket too often; refusing it");
             }
-            Refusal::User(reason) => warn!(uid = peer.uid, "a connection to the SDS socket was refused: {reason}"),
+            Refusal::User(reason) => warn!(uid = peer.uid, "refused a connection to the SDS socket: {reason}"),
         }
         self.pace.take(1, now);
         if let Some(wait) = self.pace.wait(now) {
@@ -119,7 +119,7 @@ async fn accept(
     let stream = match socket.accept(listener).await {
         Ok(stream) => stream,
         Err(error) => {
-            warn!("a connection to the SDS socket cannot be accepted: {error}");
+            warn!("cannot accept a connection to the SDS socket: {error}");
             tokio::time::sleep(DESCRIPTOR_PAUSE).await;
             return None;
         }
@@ -151,9 +151,9 @@ async fn connection(intake: Intake, service: SdsService, leases: Leases, members
             debug!("a connection on the SDS socket ended: {error}");
         },
         () = leases.overdue(limits::READ_WITHIN) => {
-            warn!("a connection on the SDS socket was closed: its client does not read what it has asked for");
+            warn!("closed a connection on the SDS socket: its client does not read what it requested");
         }
-        reason = account.ended() => warn!("a connection on the SDS socket was closed: {reason}"),
+        reason = account.ended() => warn!("closed a connection on the SDS socket: {reason}"),
     }
 }
 

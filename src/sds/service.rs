@@ -127,7 +127,7 @@ impl hyper::service::Service<http::Request<Incoming>> for SdsService {
         // Without a place nothing is taken for the answer, not even its future.
         let Some(mut place) = self.shared.limits.stream(&self.client.account) else {
             return Answering::Refused(Some(Status::resource_exhausted(
-                "there is no room for more streams now; SDS_SHIM_ARENA_KIB makes more",
+                "stream limit reached; raise SDS_SHIM_ARENA_KIB",
             )));
         };
         let Self { shared, client } = self.clone();
@@ -167,7 +167,11 @@ impl Shared {
             health::CHECK => Box::new(self.health(request, false).await?),
             health::WATCH => Box::new(self.health(request, true).await?),
             path if request.method() == http::Method::GET => return Ok(self.page(client, path, place)),
-            _ => return Err(Status::unimplemented("there are SecretDiscoveryService, version 3, and grpc.health.v1")),
+            _ => {
+                return Err(Status::unimplemented(
+                    "unknown service; available: SecretDiscoveryService v3 and grpc.health.v1",
+                ));
+            }
         };
         let mut response = http::Response::new(ResponseBody::new(responses, place));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -230,10 +234,10 @@ impl Shared {
             if !request.resource_names.iter().any(|name| is_expected(name) && client.rights.may_have(name)) {
                 if client.rights.refused(subscription.names()).is_some() {
                     return Err(Status::permission_denied(
-                        "SDS_SHIM_FILE_DIRECTORIES does not open these files to you",
+                        "SDS_SHIM_FILE_DIRECTORIES does not allow this user to name these files",
                     ));
                 }
-                return Err(Status::not_found("none of the named resources is known here"));
+                return Err(Status::not_found("none of the requested resources is known"));
             }
             if consumer.views.changed().await.is_err() {
                 return Err(Status::unavailable("the server is shutting down"));
@@ -258,7 +262,7 @@ fn messages<T: Message + Default + Send + 'static>(
 ) -> Result<(MetadataMap, Streaming<T>), Status> {
     let (head, body) = request.into_parts();
     if head.headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
-        return Err(Status::unimplemented("compressed requests are not taken"));
+        return Err(Status::unimplemented("compressed requests are not supported"));
     }
     let decoder = SmallCodec::<T, T>::default().decoder();
     let messages = Streaming::new_request(decoder, RequestBody::new(body), None, Some(MAX_REQUEST));

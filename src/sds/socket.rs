@@ -130,7 +130,7 @@ impl Bound {
             .and_then(|()| fs::symlink_metadata(&temporary))
             .and_then(|found| match found.file_type().is_socket() {
                 true => Ok(found),
-                false => Err(io::Error::other("somebody has put something else in its place")),
+                false => Err(io::Error::other("another process has replaced it")),
             })
             .and_then(|metadata| fs::rename(&temporary, path).map(|()| metadata));
         match placed {
@@ -176,8 +176,8 @@ fn warn_of_others(directory: &Path) {
     let strangers = found.uid() != 0 && found.uid() != nix::unistd::geteuid().as_raw();
     if strangers || (found.mode() & GROUP_AND_OTHERS != 0 && found.mode() & STICKY == 0) {
         warn!(
-            "others can put a socket of their own in place of ours, and Envoy would take what they serve: {}; make it \
-             our user's with mode 0755, or let nobody else mount it",
+            "other users can replace the SDS socket with their own, and Envoy would accept what they serve: {}; give \
+             the directory to our user with mode 0755, or mount it nowhere else",
             describe(directory)
         );
     }

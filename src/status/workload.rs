@@ -70,10 +70,10 @@ pub struct Trouble {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotReady {
     /// No request has brought a token, so there is nobody to get a certificate for.
-    #[error("no SDS request has brought a service-account token yet")]
+    #[error("no SDS request has carried a service-account token yet")]
     Nobody,
     /// A secret was never held.
-    #[error("{resource} is not held yet{because}")]
+    #[error("{resource} is not available yet{because}")]
     Missing {
         /// Which one.
         resource: &'static str,

@@ -24,10 +24,10 @@ pub enum LaunchError {
     #[error("{0}: no such program, here or in PATH, or its interpreter or loader is missing")]
     NotFound(String),
     /// There is one that cannot be executed.
-    #[error("{0} cannot be executed: {1}")]
+    #[error("cannot execute {0}: {1}")]
     NotExecutable(String, io::Error),
     /// The kernel has no room for another process.
-    #[error("{0} cannot be started now: {1}")]
+    #[error("cannot start {0}: {1}")]
     NoRoom(String, io::Error),
 }
 
@@ -48,7 +48,7 @@ impl Launch {
         let name = self.name();
         match self.inherited.spawn(self.program, self.arguments) {
             Ok(Started { pid, not_apart }) => {
-                info!(program = name, pid = pid.as_raw(), "the command is started");
+                info!(program = name, pid = pid.as_raw(), "command started");
                 match not_apart {
                     None => debug!("Landlock keeps the command from signalling or tracing this process"),
                     Some(error) => debug!("Landlock does not keep the command from signalling this process: {error}"),
@@ -79,7 +79,7 @@ impl Child {
     pub(super) fn send(&self, signal: Signal) {
         // It is on the kernel's list until it is reaped, so this reaches nobody else; one that has ended needs none.
         let _ = kill(self.pid, signal);
-        info!(program = self.name, "{signal} is passed on to the command");
+        info!(program = self.name, "forwarding {signal} to the command");
     }
 
     pub(super) fn is(&self, pid: Pid) -> bool {
@@ -98,7 +98,7 @@ pub(super) fn reap(child: Option<&Child>) -> Option<ExitStatus> {
         if child.is_some_and(|child| child.is(pid)) {
             ended = Some(status);
         } else {
-            debug!(pid = pid.as_raw(), "an orphan ended: {status}");
+            debug!(pid = pid.as_raw(), "reaped an orphan: {status}");
         }
     }
     ended

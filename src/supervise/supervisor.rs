@@ -30,7 +30,7 @@ impl Supervisor {
         launch.adopt_orphans();
         let view = view.filter(|_| wait == WaitFor::Certificate);
         if view.is_some() {
-            info!(program = launch.name(), "the command starts once the first certificate is held");
+            info!(program = launch.name(), "waiting for the first certificate before starting the command");
         }
         Self(State::Waiting(Box::new(launch), view))
     }
@@ -66,7 +66,7 @@ impl Supervisor {
         match (&self.0, event.signal) {
             (State::Running(child), Signal::SIGCHLD) => {
                 if let Some(status) = reap(Some(child)) {
-                    info!(program = child.name(), "the command ended: {status}");
+                    info!(program = child.name(), "command exited: {status}");
                     return ControlFlow::Break(Some(status));
                 }
             }
@@ -74,11 +74,12 @@ impl Supervisor {
                 reap(None);
             }
             (State::Running(_), signal) if event.from_terminal => {
-                debug!("{signal} is not passed on: the terminal has sent it to the command as well");
+                debug!("not forwarding {signal}: the terminal has sent it to the command as well");
             }
             (State::Running(child), signal) => child.send(signal),
-            (_, Signal::SIGTERM | Signal::SIGINT) | (State::Waiting(..), Signal::SIGHUP | Signal::SIGQUIT) => {
-                info!("told to end");
+            (_, signal @ (Signal::SIGTERM | Signal::SIGINT))
+            | (State::Waiting(..), signal @ (Signal::SIGHUP | Signal::SIGQUIT)) => {
+                info!("received {signal}, shutting down");
                 return ControlFlow::Break(None);
             }
             _ => {}

@@ -29,7 +29,7 @@ pub(crate) fn waits(shim: &Shim, mark: usize) -> Vec<u64> {
     lines.filter_map(wait).collect()
 }
 
-/// Returns once `count` attempts have failed since `mark`.
+/// Returns once `count` failed attempts since `mark`.
 pub(crate) async fn failed(shim: &Shim, mark: usize, count: usize) -> Tested {
     while waits(shim, mark).len() < count {
         let seen = shim.log().mark();

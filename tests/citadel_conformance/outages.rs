@@ -10,7 +10,7 @@ use crate::{
 };
 
 const SERVER_NAME: &str = "istiod.istio-system.svc";
-const REFUSED: &str = "the CA refuses our client certificate";
+const REFUSED: &str = "the CA rejected our client certificate";
 
 /// A door has an address of its own, so its server is told apart by name.
 fn through(scene: &Scene, door: &Door) -> testkit::shim::ShimBuilder {
@@ -29,7 +29,7 @@ pub(crate) async fn the_ca_goes_away_and_comes_back(kind: Kind) -> Tested {
     let back = Server::start(kind, &scene.pki, &settings).await?;
     std::mem::replace(&mut scene.ca, back).stop().await?;
     renew(&shim)?;
-    shim.wait_for_log("the old one is served meanwhile").await?;
+    shim.wait_for_log("still serving the current certificate").await?;
     assert_eq!(Open::connect(&mut shim, "default").await?.next(&shim).await?.serial()?, first);
 
     // Its successor has the same CA and its own issuer, as after a restart elsewhere.

@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep};
 const SHORT: Duration = Duration::from_secs(20);
 const LIFE: Duration = Duration::from_secs(10);
 /// What each shim logs once it holds a new certificate.
-const ISSUED: &str = "a certificate was issued";
+const ISSUED: &str = "certificate issued";
 /// And then, before it waits for the next.
 const ARENA: &str = "arena_used=";
 

@@ -128,7 +128,7 @@ fn no_secret_memory(refusal: Refusal, charged: usize, status: &Status) -> String
     match refusal {
         // What a kernel says that does not know the call, and some container runtimes where their profile does not.
         Refusal::Create(Errno::ENOSYS) => format!(
-            "{all}: there is no memfd_secret here; it needs Linux 5.14 or later with CONFIG_SECRETMEM, before 6.5 \
+            "{all}: memfd_secret is not available: it needs Linux 5.14 or later with CONFIG_SECRETMEM, before 6.5 \
              also the boot parameter secretmem.enable=1, and a seccomp profile that allows this system call"
         ),
         Refusal::Create(Errno::EPERM | Errno::EACCES) => {
@@ -201,8 +201,8 @@ fn process_not_locked(process: ProcessLock, status: &Status) -> Option<String> {
 /// The setting that would give so many KiB.
 fn raise(status: &Status, kib: u64) -> String {
     format!(
-        "the limit of locked memory (RLIMIT_MEMLOCK, `ulimit -l`, LimitMEMLOCK=) is {}: raise it to at least {kib} KiB, \
-         or give the capability IPC_LOCK",
+        "the limit of locked memory (RLIMIT_MEMLOCK, `ulimit -l`, LimitMEMLOCK=) is {}: raise it to at least {kib} \
+         KiB, or grant the IPC_LOCK capability",
         limit(status)
     )
 }

@@ -37,13 +37,13 @@ impl<T: TokenSource> Renewal<T> {
     /// When none can.
     pub(super) async fn recover(&mut self, failure: &Failure, forced: Notified<'_>) -> Result<(), RenewalEnded> {
         if T::FIXED && failure.token_is_final(self.held.is_some()) {
-            self.failed(failure, Duration::ZERO, "nothing more is tried with this token");
+            self.failed(failure, Duration::ZERO, "not retrying with this token");
             return Err(RenewalEnded::Token(failure.to_string()));
         }
         let wait = self.wait_after(failure);
         match failure.needs_token() {
-            true => self.failed(failure, wait, "the token's file is watched, and read again within 30 s"),
-            false => self.failed(failure, wait, &format!("tried again in {:.1} s", wait.as_secs_f64())),
+            true => self.failed(failure, wait, "watching the token file, re-reading it within 30 s"),
+            false => self.failed(failure, wait, &format!("retrying in {:.1} s", wait.as_secs_f64())),
         }
         debug!(wait_ms = wait.as_millis() as u64, "waiting before the next attempt");
         let (since, clock_was_set) = (Instant::now(), Notify::new());
@@ -98,7 +98,7 @@ impl<T: TokenSource> Renewal<T> {
 
     /// Somebody wants a new certificate now.
     fn asked_for(&mut self) {
-        info!("a renewal was asked for");
+        info!("renewal requested by signal");
         self.due = i64::MIN;
     }
 
@@ -130,17 +130,18 @@ impl<T: TokenSource> Renewal<T> {
         self.held.as_ref().map(left)
     }
 
-    /// Holds a certificate back whose time comes within a minute; the old one is served meanwhile.
+    /// Holds a certificate back whose time comes within a minute; still serving the current certificate.
     pub(super) async fn wait_for_start(&self, svid: &X509Svid) {
         let ((not_before, _), now) = (svid.validity(), clock::now());
         if (1..=HELD_UNTIL_VALID).contains(&not_before.saturating_sub(now)) {
             let (from, now) = (clock::rfc3339(not_before), clock::rfc3339(now));
-            info!(not_before = from, now, "the certificate is held until it is valid");
+            info!(not_before = from, now, "holding back the certificate until it becomes valid");
             tokio::select! {
                 () = self.until(UNIX_EPOCH + Duration::from_secs(not_before as u64) + COARSE_CLOCK) => {}
                 // A clock that was set back meanwhile would make it wait for hours.
                 () = tokio::time::sleep(Duration::from_secs(HELD_UNTIL_VALID as u64)) => {}
-                () = self.force.notified() => info!("a renewal was asked for: the certificate is not held any longer"),
+                () = self.force.notified() => info!("renewal requested by signal: no longer holding back the \
+                                                     certificate"),
             }
         }
     }
@@ -151,7 +152,7 @@ impl<T: TokenSource> Renewal<T> {
             Some(target) if !can_meet(target, left) => warn!(
                 left_s = left.as_secs(),
                 target_s = target.as_secs(),
-                "the CA's certificates live too short for SDS_SHIM_AVAILABILITY_TARGET"
+                "the CA's certificates are too short-lived for SDS_SHIM_AVAILABILITY_TARGET"
             ),
             _ => {}
         }
@@ -228,7 +229,7 @@ pub(super) fn check_start(svid: &X509Svid, holds: bool) -> Result<(), SvidError>
     warn!(
         not_before = clock::rfc3339(not_before),
         now = clock::rfc3339(now),
-        "the certificate begins in the future: the clock here or the CA's is wrong; it is served nevertheless"
+        "the certificate is not yet valid: this clock or the CA's is wrong; serving it anyway"
     );
     Ok(())
 }

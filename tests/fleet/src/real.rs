@@ -152,7 +152,7 @@ pub async fn run(shims: u32) -> Result<Run, Failure> {
             return Err(shim.failure(format!("a shim has ended: {status}")));
         }
     }
-    let lapses = running.iter().filter(|shim| shim.log().contains("has expired")).count();
+    let lapses = running.iter().filter(|shim| shim.log().contains("the certificate expired at")).count();
     let runs: Vec<_> = (0..SIMULATIONS).map(|seed| simulated(&starts, outage, seed)).collect();
     Ok(compare(shims, observed, &runs, lapses, cost))
 }
