@@ -79,7 +79,7 @@ fn within_memory(shim: &Shim) -> Tested {
 
 /// What may be told of a flood, whichever limit it meets first.
 fn reasons(flood: Flood) -> &'static [&'static str] {
-    const FRAMES: &str = "connection aborted: more than 256 HTTP/2 frames came in one call";
+    const FRAMES: &str = "connection aborted: received more than 256 HTTP/2 frames in one call";
     match flood {
         Flood::Headers => &[FRAMES, "more than 1,536 KiB came in one call", "there is no room for what comes"],
         // h2 has a limit of its own.

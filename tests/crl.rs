@@ -65,7 +65,7 @@ async fn an_expired_list_is_told_and_refuses_all_unless_that_is_not_wanted() -> 
         let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_CRL_FAIL_OPEN", fail_open.to_string());
         let mut gate = Gate::start(scene, &[ID], edit).await?;
         let peer = peer(&gate.scene.pki);
-        gate.shim.wait_for_log("the certificate expired at").await?;
+        gate.shim.wait_for_log("has expired at").await?;
         let metrics = gate.shim.admin("/metrics").await?.text();
         let is_served = metrics.contains("resource=\"ROOTCA\",kind=\"crl\",serial=\"O=");
         assert_eq!(is_served, !fail_open, "{metrics}");

@@ -135,7 +135,7 @@ async fn a_ca_whose_answer_is_no_good_is_passed_over() -> Tested {
     renew(&shim)?;
     stream.next(&shim).await?;
     assert_eq!(several.asked(), [1, 2]);
-    assert_eq!(shim.log().count("not that of our CSR; another address has answered"), 1);
+    assert_eq!(shim.log().count("does not match our CSR; another address has answered"), 1);
     Ok(())
 }
 

@@ -22,7 +22,7 @@ use tonic::Code;
 
 type Outcome = Result<(), Failure>;
 
-const REFUSED: &str = "asked for by uid 0, who gets files only below SDS_SHIM_FILE_DIRECTORIES";
+const REFUSED: &str = "requested by uid 0, which may name only files below SDS_SHIM_FILE_DIRECTORIES";
 
 /// What the tests ask for: a key of the shim's user, and files in a directory that is open to others.
 struct Files {

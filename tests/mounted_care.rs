@@ -253,7 +253,10 @@ async fn without_looking_it_is_found_when_somebody_asks() -> Tested {
     for _ in 0..2 {
         apart.cover(&apart.bundle, "nothing of use")?;
         let (code, told) = apart.ask().await?;
-        assert!(code != 0 && told.contains("bundle.pem: ") && told.contains("still serving the current certificate"), "{code}: {told}");
+        assert!(
+            code != 0 && told.contains("bundle.pem: ") && told.contains("still serving the current certificate"),
+            "{code}: {told}"
+        );
     }
     assert_eq!(apart.served.scene.ca.connections(), 0);
     apart.served.quiet().await
