@@ -139,7 +139,7 @@ pub fn text(content: Vec<u8>) -> io::Result<String> {
             [0x30, 0x80..=0x84, ..] => ": it looks like DER, write it as PEM (openssl x509 -inform DER)",
             _ => "",
         };
-        io::Error::new(io::ErrorKind::InvalidData, format!("it is not text: byte {at} is no UTF-8{form}"))
+        io::Error::new(io::ErrorKind::InvalidData, format!("it is not text: invalid UTF-8 at byte {at}{form}"))
     })
 }
 

@@ -309,7 +309,7 @@ impl Findings {
         if size > most {
             self.verdict(Err(format!(
                 "the {} trust anchors of all files take {} KiB, and {} KiB, half of the arena, are the most: some would be \
-                 left out; SDS_SHIM_ARENA_KIB makes more",
+                 left out; raise SDS_SHIM_ARENA_KIB",
                 all.anchors().len(),
                 size / 1024,
                 most / 1024
@@ -408,7 +408,7 @@ fn anchors(file: &Path, now: i64, lenient: bool) -> Result<(TrustBundle, Result<
     }
     let end = bundle.anchors().iter().map(|anchor| anchor.not_after()).min().unwrap_or(i64::MAX);
     let told = format!(
-        "{}: {} trust anchors, the first ends at {}",
+        "{}: {} trust anchors, the first expires at {}",
         file.display(),
         bundle.anchors().len(),
         clock::rfc3339(end)
@@ -429,7 +429,7 @@ fn certificate(chain: &Path, key: &Path, now: i64, peers: Option<&Config>) -> (R
     };
     let end = credential.not_after();
     let told = match end > now {
-        true => Ok(format!("{}: a certificate and its key, which ends at {}", chain.display(), clock::rfc3339(end))),
+        true => Ok(format!("{}: a certificate and its key, valid until {}", chain.display(), clock::rfc3339(end))),
         false => Err(format!("{}: the certificate expired at {}", chain.display(), clock::rfc3339(end))),
     };
     let flaws = peers.and_then(|config| {

@@ -138,7 +138,7 @@ async fn check(scene: &Scene, edit: impl FnOnce(ShimBuilder) -> ShimBuilder) -> 
 
 #[tokio::test]
 async fn what_does_not_fit_is_told_with_its_limit_and_the_remedy() -> Tested {
-    const REMEDY: &str = "SDS_SHIM_ARENA_KIB makes more";
+    const REMEDY: &str = "raise SDS_SHIM_ARENA_KIB";
     let scene = Scene::new().await?;
     let extra = scene.workload.path().join("extra.pem");
     write(&extra, &roots(3 * ROOTS).concat())?;

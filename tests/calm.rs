@@ -58,7 +58,7 @@ async fn enhance_your_calm_is_overload() -> Tested {
         let mark = shim.log().mark();
         ca_common::renew(&shim)?;
         // The same cause is told once; that it was tried again is seen in the count.
-        drop(shim.wait_for_log_after(mark, "a renewal was asked for").await?);
+        drop(shim.wait_for_log_after(mark, "renewal requested by signal").await?);
     }
     server.abort();
     Ok(())

@@ -73,11 +73,11 @@ async fn what_envoy_refuses_is_not_served() -> Tested {
         }
         served.certificate().await?;
         for (chain, key, reason) in [
-            (&chain, &key, "less than 2048 bits: Envoy refuses it; what was served stays"),
+            (&chain, &key, "less than 2048 bits: Envoy refuses it; still serving the previous one"),
             (
                 &elliptic.chain_pem,
                 &elliptic.key_pem,
-                "without digitalSignature: Envoy refuses it; what was served stays",
+                "without digitalSignature: Envoy refuses it; still serving the previous one",
             ),
         ] {
             replace(&mount, chain, key)?;
@@ -96,7 +96,10 @@ async fn what_peers_refuse_is_served_and_told() -> Tested {
     let mount = Mount::new(&scene, "./etc/certs", ISTIO)?;
     let mut served = Served::start(scene, mounted).await?;
     served.certificate().await?;
-    assert!(!served.shim.log().lines().iter().any(|line| line.contains("is served, but")), "nothing is wrong");
+    assert!(
+        !served.shim.log().lines().iter().any(|line| line.contains("serving the mounted certificate, but")),
+        "nothing is wrong"
+    );
     let (large, other) = (rsa(2048)?, Pki::new("other"));
     let one_side = mount.pki.issue(&Leaf { client_auth: false, ..leaf() });
     let foreign = other.issue(&leaf());
@@ -113,7 +116,10 @@ async fn what_peers_refuse_is_served_and_told() -> Tested {
         let serial = replace(&mount, chain, key)?;
         assert_eq!(served.certificate().await?.serial()?, serial);
         served.shim.wait_for_log_after(mark, text).await?;
-        let told = served.shim.log().lines()[mark..].iter().filter(|line| line.contains("is served, but")).count();
+        let told = served.shim.log().lines()[mark..]
+            .iter()
+            .filter(|line| line.contains("serving the mounted certificate, but"))
+            .count();
         assert_eq!(told, 1, "of {reason}");
         let metrics = served.shim.admin("/metrics").await?.text();
         let metric = format!("sds_shim_certificate_flaw{{identity=\"{ID}\",reason=\"{reason}\"}} 1");
@@ -133,7 +139,9 @@ async fn what_peers_refuse_is_served_and_told() -> Tested {
     replace(&mount, &mixed, &whole.key_pem)?;
     // The key in place and the next chain come as one generation: what is served is in order.
     assert_eq!(served.certificate().await?.chain_pem, whole.chain_pem);
-    assert!(!served.shim.log().lines()[mark..].iter().any(|line| line.contains("is served, but")));
+    assert!(
+        !served.shim.log().lines()[mark..].iter().any(|line| line.contains("serving the mounted certificate, but"))
+    );
     let metrics = served.shim.admin("/metrics").await?.text();
     assert!(!metrics.contains("sds_shim_certificate_flaw{"), "{metrics}");
     Ok(())

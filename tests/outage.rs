@@ -57,7 +57,7 @@ fn cases() -> Vec<Case> {
     let case =
         |name: &str, trouble: Trouble, reason: &str| Case { name: name.to_owned(), trouble, reason: reason.to_owned() };
     let mut cases = vec![
-        case("connection refused", Trouble::Refused, "no connection to 127."),
+        case("connection refused", Trouble::Refused, "cannot connect to 127."),
         case("black-holed", Trouble::Lost, UNREACHED),
         case("slow, answers after the deadline", Trouble::Fault(Fault::Delay(TOO_LATE)), LATE),
         case("a stream that hangs", Trouble::Fault(Fault::Hang), LATE),
@@ -186,7 +186,7 @@ async fn first_certificate(case: Case) -> Tested {
     let secret = default.next(&shim).await?;
     let ca = if matches!(case.trouble, Trouble::AnotherRoot) { &upstream.next } else { &scene.ca };
     assert_eq!(ca.calls().last().and_then(issued_serial), Some(secret.serial()?));
-    let told = shim.wait_for_log("no certificate yet: ").await?;
+    let told = shim.wait_for_log("cannot obtain a certificate: ").await?;
     assert!(told.contains(&case.reason) || told.contains(LATE) || told.contains(UNREACHED), "{told}");
     check_calls(&case, &shim, 0, &ca.calls())
 }

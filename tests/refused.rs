@@ -210,7 +210,7 @@ async fn a_refusal_is_told_of_what_it_is_about() -> Tested {
     let status = until_states(&mut shim, &[("ROOTCA", "blocked"), ("default", "refused")]).await?;
     let counts = |name: &str| status["sds"]["resources"][name]["nacks"].as_u64();
     assert_eq!((counts("default"), counts("ROOTCA")), (Some(1), Some(0)), "{status:#}");
-    let line = shim.wait_for_log("Envoy refused a secret").await?;
+    let line = shim.wait_for_log("Envoy rejected the secret").await?;
     assert!(line.contains("resources=\"default\"") || line.contains("resources=default"), "{line}");
 
     ca_common::renew(&shim)?;

@@ -239,7 +239,7 @@ impl Writer<'_> {
         for (address, facts) in &facts {
             count(&mut metric, vec![("ca", address)], facts.unreached)?;
         }
-        let help = "Time from the look-up of the CA's name to its answer or the failure";
+        let help = "Duration of a call to the CA, from the lookup of its name to the answer or failure";
         let mut metric = self.describe("sds_shim_ca_latency_seconds", help, MetricType::Histogram)?;
         for (address, facts) in &facts {
             histogram(&mut metric, address, facts)?;
@@ -265,7 +265,7 @@ impl Writer<'_> {
                 "Secrets sent, by resource",
                 (|counts| counts.pushes) as fn(&crate::status::ResourceCounts) -> u64,
             ),
-            ("sds_shim_sds_acks", "Secrets that were accepted, by resource", |counts| counts.acks),
+            ("sds_shim_sds_acks", "Secrets accepted, by resource", |counts| counts.acks),
             ("sds_shim_sds_nacks", "Secrets that were refused, by the resource that the refusal is about", |counts| {
                 counts.nacks
             }),

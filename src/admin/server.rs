@@ -155,7 +155,7 @@ async fn answer(
             let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
             pages.page(request.uri().path(), accept)
         }
-        (Ok(()), _) => plain(405, "only GET is answered here".to_owned()),
+        (Ok(()), _) => plain(405, "only GET is supported".to_owned()),
     };
     let mut response = Response::new(Document(Some(body)));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();

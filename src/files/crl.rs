@@ -94,7 +94,7 @@ impl CrlFile {
             return;
         }
         match (&trouble, self.held.lists.len()) {
-            (None, count) => info!("revocation lists in {}: all can be used again: {count}", self.path.display()),
+            (None, count) => info!("revocation lists in {}: everything is usable again: {count}", self.path.display()),
             (Some(trouble), 0) if self.fail_open => {
                 warn!("revocation lists: {trouble}; peers are accepted without them (SDS_SHIM_CRL_FAIL_OPEN)");
             }

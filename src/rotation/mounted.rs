@@ -113,7 +113,7 @@ impl Mounted {
                     let told: Vec<_> = flaws.iter().map(|(_, text)| text.as_str()).collect();
                     warn!(
                         file = %self.files.chain.display(),
-                        "the mounted certificate is served, but {}",
+                        "serving the mounted certificate, but {}",
                         told.join("; and ")
                     );
                 }
@@ -132,8 +132,8 @@ impl Mounted {
             }
             Err(trouble) if self.told.as_ref() == Some(&trouble) => {}
             Err(trouble) => {
-                let held = if self.store.holds(CERTIFICATE) { "what was served stays" } else { "Envoy waits" };
-                warn!("the mounted certificate: {trouble}; {held}; the files are watched");
+                let held = if self.store.holds(CERTIFICATE) { "still serving the previous one" } else { "Envoy waits" };
+                warn!("cannot use the mounted certificate: {trouble}; {held}; watching the files");
                 let next = now.saturating_add(self.config.check.pause().map_or(0, |check| check.as_secs() as i64));
                 let (reason, text) = (Reason::Files, trouble.clone());
                 self.shown.failed(next, Trouble { since: now, reason, text, reached: false });

@@ -186,7 +186,7 @@ impl Revocation {
         let gap = gap.or_else(|| upper.clone().find(|signer| !signer.is_covered(lists, true)));
         if let Some(issuer) = self.own.first().filter(|issuer| !issuer.is_covered(lists, false)) {
             told.push(format!(
-                "no CRL is one of {}, which issued our own certificate: Envoy refuses peers with certificates of it",
+                "no CRL is one of {}, which issued our own certificate: Envoy rejects peers with certificates of it",
                 issuer.name()
             ));
         }

@@ -87,7 +87,9 @@ impl Report {
                     let has = if holds { "keeps the one it had" } else { "has no other" };
                     warn!(
                         resources = about.join(","),
-                        told_with, reason, "Envoy refused a secret and {has}; nothing is sent until the secret changes"
+                        told_with,
+                        reason,
+                        "Envoy rejected the secret and {has}; nothing is sent until the secret changes"
                     );
                 }
             }
