@@ -31,7 +31,7 @@ options="no-apps no-docs no-shared no-module no-tests no-comp no-zlib no-legacy 
   no-rc2 no-rc4 no-rc5 no-rmd160 no-scrypt no-seed no-siphash no-whirlpool no-ocb no-siv no-cms no-ts no-ct no-cmp
   no-http no-ocsp no-quic no-ml-dsa no-slh-dsa no-lms no-argon2 no-ui-console no-nextprotoneg no-ec2m no-rfc3779
   no-autoload-config no-multiblock no-async no-ktls no-dh no-thread-pool no-default-thread-pool
-  no-integrity-only-ciphers no-tls-deprecated-ec no-ech no-hpke no-tls1 no-tls1_1 no-chacha no-poly1305 no-cmac"
+  no-sock no-integrity-only-ciphers no-tls-deprecated-ec no-ech no-hpke no-tls1 no-tls1_1 no-chacha no-poly1305 no-cmac"
 known=$(cd "$source" && sed -n '/^my @disablables/,/^);/p' Configure)
 chosen=""
 for option in $options; do

@@ -145,14 +145,25 @@ impl Present {
         let of_group = |group: &Arc<Group>| {
             self.members.iter().filter(|one| Arc::ptr_eq(&one.group, group)).map(|one| one.held()).sum::<usize>()
         };
-        let largest = self.members.iter().max_by_key(|member| (of_group(&member.group), member.held()));
-        if let Some(largest) = largest.filter(|largest| of_group(&largest.group) >= SMALL) {
+        let Some(group) = self.members.iter().map(|member| &member.group).max_by_key(|group| of_group(group)) else {
+            return;
+        };
+        if of_group(group) < SMALL {
+            return;
+        }
+        let mut of_it = self.members.iter().filter(|member| Arc::ptr_eq(&member.group, group));
+        // Of many that hold little, the one that came last: who cannot be told from them has been there before.
+        let victim = match of_it.clone().max_by_key(|member| member.held()) {
+            Some(largest) if largest.held() >= SMALL => Some(largest),
+            _ => of_it.next_back(),
+        };
+        if let Some(victim) = victim {
             warn!(
-                pid = largest.group.peer.pid,
-                bytes = largest.held(),
+                pid = victim.group.peer.pid,
+                bytes = victim.held(),
                 "SDS clients request more than there is memory for"
             );
-            largest.end("it holds the most memory while others wait");
+            victim.end("it holds the most memory while others wait");
             self.relieved = Some(Instant::now());
         }
     }
