@@ -77,7 +77,7 @@ test-kubernetes: build envoy kubernetes istio-injector podman pod-network curl #
 # The short form has the two series that count secret memory by user, with their older and their newer kernel.
 KERNELS ?= $(if $(KERNELS_SHORT),6.1-security 6.12)
 SCENES ?= $(if $(KERNELS_SHORT),one many=40 eater=6)
-test-kernels: build ## the shipped binary under Debian's kernels in QEMU; KERNELS="6.12" SCENES="one many=40" for some, KERNELS_SHORT=1 for CI, KERNELS_TABLE=1 writes src/manual/evidence/kernels.md
+test-kernels: build ## the shipped binary under Debian's kernels in QEMU; KERNELS="6.12" SCENES="one many=40" for some, KERNELS_SHORT=1 for CI, KERNELS_TABLE=1 writes src/manual/evidence/kernels.md, KERNELS_TABLE=only from earlier runs
 	@KERNELS="$(KERNELS)" tests/kernels/install-kernels.sh
 	@RUSTFLAGS="-C target-feature=+crt-static $(REMAP)" $(CARGO) build --quiet --release --target $(TARGET) \
 		--package kernels --package locked --bin kernel-guest --example secret_pages

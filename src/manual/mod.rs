@@ -44,6 +44,7 @@ pub mod design {
 /// What was measured and compared.
 pub mod evidence {
     page!(budgets, "evidence/budgets.md");
+    page!(kernels, "evidence/kernels.md");
     page!(benchmarks, "evidence/benchmarks.md");
     page!(capacity, "evidence/capacity.md");
     page!(certificates, "evidence/certificates.md");

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 
 use nix::sys::signal::Signal;
 use testkit::{
-    Failure, OrFail,
+    Failure, OrFail, PATIENCE,
     confined::{Confinement, UID, own},
     development_ca::{Issued, Leaf, Pki, ProjectedVolume},
     residency::{self, Needles},
@@ -129,7 +129,8 @@ impl Subject {
     }
 
     async fn take(&mut self, key: usize) -> Result<(), Failure> {
-        let answer = self.stream.recv().await?;
+        // An RSA key of 4,096 bits takes seconds, and many on a busy machine.
+        let answer = self.stream.recv_within(4 * PATIENCE).await?;
         self.needles.add(key, &sds::secrets(&answer)?.remove(0).key_pem)?;
         self.stream.send(sds::ack(&answer, &[self.kind.name()]));
         self.live = key;

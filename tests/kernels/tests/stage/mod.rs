@@ -2,4 +2,5 @@
 
 pub(crate) mod boot;
 pub(crate) mod faults;
+pub(crate) mod page;
 pub(crate) mod table;

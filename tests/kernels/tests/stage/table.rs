@@ -1,46 +1,16 @@
-//! The table of what the kernels gave.
+//! What one kernel gave, as rows.
 
 use serde_json::Value;
 
 use super::boot::Run;
 
-const HEAD: &str = "\
-The shipped binary under Debian's kernels, in QEMU, as `make test-kernels KERNELS_TABLE=1` found it. *Counted* is whom the
-kernel counts secret memory for: *none* has any, each *process*, or all processes of a *user* together. *Pages* are those
-of secret memory that one shim holds, of 4 KiB each.
-
-";
-
-const COLUMNS: &str = "\
-| kernel | counted | scene | shims | outcome | level | pages | told |
-|---|---|---|---|---|---|---|---|
-";
-
-/// The whole page.
-pub(crate) fn page(runs: &[Run]) -> String {
-    let mut page = HEAD.to_owned() + COLUMNS;
-    for run in runs {
-        rows(run).iter().for_each(|row| page.push_str(&format!("| {} |\n", row.join(" | "))));
-    }
-    page
-}
-
 /// What to read of one run while the others go on.
 pub(crate) fn summary(run: &Run) -> String {
-    rows(run).iter().map(|row| format!("  {}\n", row[1..].join(" | "))).collect()
+    rows(run).iter().map(|row| format!("  {}\n", row.join(" | "))).collect()
 }
 
 /// One row for each thing seen, with all phases of its scene in which it was seen.
 fn rows(run: &Run) -> Vec<Vec<String>> {
-    let boot = run.facts.iter().find(|fact| fact["counting"].is_string());
-    let counting = boot.map_or_else(String::new, |boot| text(&boot["counting"]));
-    let release = boot.map_or_else(|| run.kernel.name.clone(), |boot| text(&boot["kernel"]));
-    let version = run.kernel.version();
-    let version = version.split(' ').nth(1).unwrap_or_default();
-    let kernel = match run.kernel.parameters.as_str() {
-        "" => format!("{release} ({version})"),
-        parameters => format!("{release} ({version}), `{parameters}`"),
-    };
     let mut seen: Vec<(Vec<String>, String, Vec<String>)> = Vec::new();
     for fact in run.facts.iter().filter(|fact| fact["outcome"].is_string()) {
         let (scene, phase, facts) = (scene(fact), text(&fact["phase"]), facts(fact));
@@ -51,7 +21,7 @@ fn rows(run: &Run) -> Vec<Vec<String>> {
     }
     let row = |(phases, scene, facts): (Vec<String>, String, Vec<String>)| {
         let place = format!("{scene}: {}", phases.join(", "));
-        [kernel.clone(), counting.clone(), place].into_iter().chain(facts).collect()
+        [place].into_iter().chain(facts).collect()
     };
     seen.into_iter().map(row).collect()
 }
@@ -79,6 +49,17 @@ fn scene(fact: &Value) -> String {
     }
 }
 
-fn text(value: &Value) -> String {
+/// The kernel's version, as Debian counts it, and what it was booted with.
+pub(crate) fn kernel(run: &Run) -> String {
+    let version = run.kernel.version();
+    let version = version.split(' ').nth(1).unwrap_or(&run.kernel.name);
+    match run.kernel.parameters.as_str() {
+        "" => version.to_owned(),
+        parameters => format!("{version}, `{parameters}`"),
+    }
+}
+
+/// A text as it is, everything else as JSON has it.
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
