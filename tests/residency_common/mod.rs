@@ -51,7 +51,6 @@ pub(crate) const MOUNTED: Kind = Kind {
     source: Source::Files,
     variables: &[("FILE_MOUNTED_CERTS", "true"), ("FILE_DEBOUNCE_DURATION", "10ms")],
     secret: 64,
-    ..P256
 };
 pub(crate) const NAMED: Kind = Kind { source: Source::Names, variables: &[("FILE_DEBOUNCE_DURATION", "10ms")], ..P256 };
 /// A key in files that is presented to the CA at each call; and all that is served is written to files.
