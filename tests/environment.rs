@@ -27,6 +27,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("SDS_SHIM_SOURCE", "private-value"),
     ("FILE_MOUNTED_CERTS", "private-value"),
     ("SDS_SHIM_CRL_FAIL_OPEN", "private-value"),
+    ("SDS_SHIM_CRL_LEAF_ONLY", "private-value"),
     ("SDS_SHIM_BUNDLES", "private-value"),
     ("ISTIOD_SAN", "private value"),
     ("PROXY_CONFIG", "[private-value]"),
