@@ -28,6 +28,8 @@ pub(super) struct Selection {
     pub(super) lists: Vec<List>,
     /// Whether Envoy is to look for CA certificates in them as well.
     pub(super) whole_chain: bool,
+    /// A CA on the way to an anchor of which no list tells.
+    pub(super) gap: Option<String>,
     /// Why a list that is there is not among them, with the class of the reason: the first.
     pub(super) trouble: Option<(&'static str, String)>,
     /// What is to be told once.
@@ -191,6 +193,7 @@ impl Revocation {
             ));
         }
         selection.whole_chain = !self.leaf_only && complete && gap.is_none();
+        selection.gap = gap.map(|gap| gap.name().to_owned());
         let why = match gap {
             _ if self.leaf_only => "of SDS_SHIM_CRL_LEAF_ONLY".to_owned(),
             Some(gap) if gap.is_covered(lists, true) => {

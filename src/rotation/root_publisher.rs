@@ -230,8 +230,13 @@ impl State {
         }
         let bundle = self.roots.bundle();
         let domains = self.told_apart(&bundle, now);
-        let Selection { lists, whole_chain, trouble, told, next } = self.select_lists(&bundle, now);
+        let Selection { lists, whole_chain, gap, trouble, told, next } = self.select_lists(&bundle, now);
         told.into_iter().for_each(|what| self.tell(what));
+        if let Some(gap) = gap.filter(|_| !domains.is_empty()) {
+            self.tell(format!(
+                "no CRL is one of {gap}: with SDS_SHIM_BUNDLES Envoy always checks whole chains, and refuses peers below it"
+            ));
+        }
         self.lists_until = next;
         let closed = trouble.is_some() && !self.revocation.fail_open();
         shown.revocation(RevocationFacts {
