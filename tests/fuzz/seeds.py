@@ -37,6 +37,24 @@ def frame(kind, flags, payload):
     return len(payload).to_bytes(3, "big") + bytes([kind, flags, 0, 0, 0, 1]) + payload
 
 
+def der(tag, *parts):
+    content = b"".join(parts)
+    length = [len(content)] if len(content) < 128 else [129, len(content)] if len(content) < 256 else [130, len(content) >> 8, len(content) & 255]
+    return bytes([tag, *length]) + content
+
+
+def revocation_list(*entries, extensions=b""):
+    """A revocation list of a CA without a name, with a signature that nobody made."""
+    algorithm, time = der(0x30, der(6, b"\x2b\x65\x70")), der(0x17, b"261128212730Z")
+    entries = [der(0x30, der(2, serial), time, more) for serial, more in entries]
+    fields = [der(2, b"\x01"), algorithm, der(0x30), time, time, *([der(0x30, *entries)] if entries else []), extensions]
+    return der(0x30, der(0x30, *fields), algorithm, der(3, b"\0", b"s" * 64))
+
+
+def extensions(*all_of_them):
+    return der(0xA0, der(0x30, *(der(0x30, der(6, b"\x55\x1d" + number), der(1, b"\xff"), der(4, value)) for number, value in all_of_them)))
+
+
 TYPE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 PUBLISH, ROOTS, REMOVE, LATER = b"\x01\xc3", b"\x01\xc4", b"\x02\x00", b"\x03\x20"
 NODE = field(2, field(1, "sidecar~10.0.0.1~sleep.foo~cluster.local") + field(3, b"\x0a\x03abc"))
@@ -96,6 +114,13 @@ SEEDS = {
         b"\x00" + step(field(4, "type.googleapis.com/envoy.config.cluster.v3.Cluster")),
         b"\x00" + step(field(3, "") * 600, 100),
         b"\x01" + step(field(5, "") * 600, 1),
+    ],
+    "revocation": [
+        revocation_list(),
+        revocation_list((b"\x01", b""), (b"\x02", der(0x30, der(0x30, der(6, b"\x55\x1d\x15"), der(4, der(10, b"\x01")))))),
+        revocation_list(extensions=extensions((b"\x23", der(0x30, der(0x80, b"key"))), (b"\x14", der(2, b"\x05")))),
+        revocation_list(extensions=extensions((b"\x1c", der(0x30, der(0x81, b"\xff"))), (b"\x1b", der(2, b"\x05")))),
+        b"-----BEGIN X509 CRL-----\nMIIB\n-----END X509 CRL-----\n",
     ],
     "svid": [
         b"\x00\x01\x05",

@@ -62,3 +62,39 @@ fn no_byte_can_be_changed_unseen_and_every_cut_is_refused() {
     }
     assert!(read > 100, "{read}");
 }
+
+/// Whatever OpenSSL reads as well, it reads as we do.
+#[test]
+fn changed_lists_are_read_as_openssl_reads_them() {
+    let pki = Pki::new("one");
+    let leaf = pki.issue(&testkit::development_ca::Leaf::workload("spiffe://a/b", std::time::Duration::from_secs(60)));
+    let text = pki.crl(&[&leaf, &leaf], 600);
+    let der = openssl::x509::X509Crl::from_pem(text.as_bytes()).unwrap().to_der().unwrap();
+    // Knuth's generator: the same in every run.
+    let mut state = 1u64;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let (mut both, mut ours) = (0, 0);
+    for _ in 0..5000 {
+        let mut changed = der.clone();
+        for _ in 0..=random(3) {
+            let at = random(changed.len());
+            changed[at] = [random(256) as u8, changed[at] ^ (1 << random(8)), 0x30, 0][random(4)];
+        }
+        let Some(list) = RevocationList::new(changed.clone(), 1).unwrap() else { continue };
+        let Ok(other) = openssl::x509::X509Crl::from_der(&changed) else {
+            // What is of no use to anybody is not served, and need not be readable.
+            ours += usize::from(list.parts.flaw.is_none());
+            continue;
+        };
+        both += 1;
+        let seconds = |time| crate::identity::unix_seconds(time).unwrap();
+        assert_eq!(seconds(other.last_update()), list.this_update());
+        assert_eq!(other.next_update().map(seconds), list.parts.next_update);
+        assert_eq!(other.get_revoked().map_or(0, |entries| entries.len()), list.entries());
+    }
+    drop(ErrorStack::get());
+    assert!(both > 1000 && ours == 0, "both {both}, only we {ours}");
+}
