@@ -219,7 +219,7 @@ async fn a_broken_root_is_named_and_repaired_while_running() -> Tested {
 
 #[tokio::test]
 async fn a_root_file_that_is_far_too_large_is_named() -> Tested {
-    let huge = "x".repeat(3 << 20);
+    let huge = "x".repeat(9 << 20);
     root_is_named_and_then_repaired(Some(&huge), "the file holds more than").await
 }
 

@@ -269,7 +269,7 @@ async fn bad_anchors_in_a_file_are_left_out_and_told_once() -> Tested {
     served.shim.wait_for_log("extra.pem: certificate 1 in it expired at").await?;
     write(&extra, "rubbish")?;
     served.shim.wait_for_log("extra.pem: it holds no PEM certificate; 2 of it are served").await?;
-    write(&extra, &"x".repeat(200_000))?;
+    write(&extra, &"x".repeat(9 << 20))?;
     served.shim.wait_for_log("extra.pem: the file holds more than").await?;
     served.quiet().await
 }

@@ -15,6 +15,7 @@ use prometheus_client::{
 use super::status::{certificates_shown, kind};
 use crate::{
     clock,
+    identity::Flaw,
     status::{BUCKETS, EndpointFacts, Reason, Status, Workload},
     store::Secret,
 };
@@ -187,12 +188,12 @@ impl Writer<'_> {
             let labels = vec![("identity", one.identity.as_str()), ("reason", reason)];
             sample(&mut metric, labels, i64::from(reason.is_empty()))?;
         }
-        let help = "1 for each flaw of the mounted certificate for which peers will refuse it";
+        let help = "1 where the mounted certificate has this flaw, for which peers will refuse it";
         let mut metric = self.describe("sds_shim_certificate_flaw", help, MetricType::Gauge)?;
         for one in &facts {
-            let reasons: BTreeSet<_> = one.flaws.iter().map(|(reason, _)| *reason).collect();
-            for reason in reasons {
-                sample(&mut metric, vec![("identity", one.identity.as_str()), ("reason", reason)], 1i64)?;
+            for reason in Flaw::LABELS {
+                let has = one.flaws.iter().any(|(flaw, _)| *flaw == reason);
+                sample(&mut metric, vec![("identity", one.identity.as_str()), ("reason", reason)], i64::from(has))?;
             }
         }
         for (name, help, pick) in [

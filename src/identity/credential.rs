@@ -34,6 +34,9 @@ pub enum Flaw {
 }
 
 impl Flaw {
+    /// Names of all.
+    pub const LABELS: [&'static str; 3] = ["extended_key_usage", "key_usage", "path"];
+
     /// Its name in metrics.
     pub fn label(&self) -> &'static str {
         match self {
