@@ -2,7 +2,6 @@
 //! is kept of it.
 
 use std::{
-    collections::BTreeMap,
     io::Read as _,
     path::Path,
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -19,8 +18,8 @@ use crate::{bounded, budget, clock::rfc3339};
 /// Bytes of a file: more than any bundle has, comments included.
 const MAX_FILE: usize = 8 * 1024 * 1024;
 
-/// Anchors that are in use, by the SHA-256 of their DER: whoever reads one of them again shares it.
-static IN_USE: Mutex<BTreeMap<[u8; 32], Weak<TrustAnchor>>> = Mutex::new(BTreeMap::new());
+/// Anchors that are in use: whoever reads one of them again shares it.
+static IN_USE: Mutex<Vec<Weak<TrustAnchor>>> = Mutex::new(Vec::new());
 
 /// What is read, and what becomes of it.
 pub(super) struct Reading<'a> {
@@ -46,8 +45,7 @@ impl Candidate {
     /// One that is in use already, if it is one of those.
     pub(super) fn new(block: Block) -> Self {
         let digest = sha256(block.der());
-        let known = IN_USE.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).and_then(Weak::upgrade);
-        known.map_or(Self::Block(block), Self::Known)
+        in_use(&digest).map_or(Self::Block(block), Self::Known)
     }
 
     pub(super) fn der(&self) -> &[u8] {
@@ -234,19 +232,24 @@ impl Reading<'_> {
 /// Bytes of all anchors that are in use.
 fn bytes_in_use() -> usize {
     let all = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
-    all.values().filter_map(Weak::upgrade).map(|anchor| anchor.size()).sum()
+    all.iter().filter_map(Weak::upgrade).map(|anchor| anchor.size()).sum()
 }
 
 /// The one of its kind that everybody uses.
 fn share(anchor: TrustAnchor) -> Arc<TrustAnchor> {
-    let mut all = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = all.get(anchor.digest()).and_then(Weak::upgrade) {
+    if let Some(known) = in_use(anchor.digest()) {
         return known;
     }
-    all.retain(|_, one| one.strong_count() > 0);
     let anchor = Arc::new(anchor);
-    all.insert(*anchor.digest(), Arc::downgrade(&anchor));
+    let mut all = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+    all.retain(|one| one.strong_count() > 0);
+    all.push(Arc::downgrade(&anchor));
     anchor
+}
+
+fn in_use(digest: &[u8; 32]) -> Option<Arc<TrustAnchor>> {
+    let all = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+    all.iter().filter_map(Weak::upgrade).find(|anchor| anchor.digest() == digest)
 }
 
 /// The certificates of a file, read in portions.

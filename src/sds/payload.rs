@@ -1,10 +1,6 @@
 use std::sync::Arc;
 
-use prost::{
-    Message,
-    encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
-};
-use sds_shim_proto::envoy::extensions::transport_sockets::tls::v3::CertificateValidationContext;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use crate::{
     identity::{RevocationList, TrustBundle},
@@ -23,6 +19,8 @@ const SECRET_TLS_CERTIFICATE: u32 = 2;
 const SECRET_VALIDATION_CONTEXT: u32 = 4;
 const CRL: u32 = 7;
 const CUSTOM_VALIDATOR: u32 = 12;
+/// Field 14, a boolean that is true.
+const ONLY_VERIFY_LEAF_CERT_CRL: [u8; 2] = [14 << 3, 1];
 /// Those of `TypedExtensionConfig`, `Any` and `SPIFFECertValidatorConfig`.
 const EXTENSION_NAME: u32 = 1;
 const EXTENSION_CONFIG: u32 = 2;
@@ -124,8 +122,7 @@ fn anchors(name: &str, Validation { anchors, lists, whole_chain, domains }: Vali
     }
     if !lists.is_empty() && !whole_chain {
         // Else a CRL of every CA up to the root is needed, and a missing one refuses every peer.
-        let flag = CertificateValidationContext { only_verify_leaf_cert_crl: true, ..Default::default() };
-        rest.push(Part::Bytes(flag.encode_to_vec()));
+        rest.push(Part::Bytes(ONLY_VERIFY_LEAF_CERT_CRL.to_vec()));
     }
     let trusted = Part::anchors(anchors);
     let rest_len = rest.iter().map(Part::len).sum();
@@ -214,11 +211,12 @@ impl Part {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prost::Message;
     use sds_shim_proto::{
         envoy::{
             config::core::v3::{DataSource, TypedExtensionConfig, data_source::Specifier},
             extensions::transport_sockets::tls::v3::{
-                Secret, SpiffeCertValidatorConfig, TlsCertificate, secret::Type,
+                CertificateValidationContext, Secret, SpiffeCertValidatorConfig, TlsCertificate, secret::Type,
                 spiffe_cert_validator_config::TrustDomain,
             },
         },
