@@ -109,7 +109,7 @@ async fn a_file_system_that_tells_of_no_changes_is_named() -> Tested {
     let script = "mount --make-rprivate / && echo cluster.local > /proc/sys/kernel/hostname && exec \"$0\" \"$@\"";
     let shim = scene.shim().env("SDS_SHIM_TRUST_DOMAIN_FILE", "/proc/sys/kernel/hostname");
     let shim = shim.through(&["unshare", "--mount", "--uts", "sh", "-c", script]);
-    let mut running = shim.clone().start()?;
+    let running = shim.clone().start()?;
     let line = running.wait_for_log("which does not tell of changes").await?;
     assert!(line.contains("procfs") && line.contains("looked at every 30 s"), "{line}");
     assert!(line.contains("/proc/sys/kernel/hostname"), "{line}");
@@ -131,7 +131,7 @@ async fn a_file_that_is_mounted_by_itself_is_named() -> Tested {
     let script = "mount --bind source.pem extra.pem && exec \"$0\" \"$@\"";
     let shim = scene.shim().env("SDS_SHIM_EXTRA_ROOTS", "./extra.pem");
     let shim = shim.through(&["unshare", "--mount", "sh", "-c", script]);
-    let mut running = shim.clone().start()?;
+    let running = shim.clone().start()?;
     let line = running.wait_for_log("subPath").await?;
     assert!(line.contains("./extra.pem") && line.contains("mount the volume's directory instead"), "{line}");
     let mut check = shim.arg("check").start()?;

@@ -41,7 +41,7 @@ async fn what_form_the_anchors_have_is_told() -> Tested {
         let shim = scene.shim().env("SDS_SHIM_EXTRA_ROOTS", "./extra.pem");
         let told = check(shim.clone()).await?;
         assert!(told.contains("MISTAKE  ./extra.pem: ") && told.contains(helps), "{helps}: {told}");
-        let mut shim = shim.start()?;
+        let shim = shim.start()?;
         let line = shim.wait_for_log("trust anchors in ./extra.pem: ").await?;
         assert!(line.contains(helps), "{helps}: {line}");
     }
@@ -59,7 +59,7 @@ async fn what_form_a_mounted_certificate_has_is_told() -> Tested {
     let told_of = async |helps: &str| -> Tested {
         let told = check(shim()).await?;
         assert!(told.contains("MISTAKE") && told.contains(helps), "{helps}: {told}");
-        let mut shim = shim().start()?;
+        let shim = shim().start()?;
         let line = shim.wait_for_log("the mounted certificate: ").await?;
         assert!(line.contains(helps), "{helps}: {line}");
         Ok(())
