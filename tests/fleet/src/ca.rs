@@ -16,6 +16,8 @@ pub enum Condition {
     },
     /// Every call is answered at once with `UNAVAILABLE`, and what was queued is lost.
     Down,
+    /// Connections are refused, which is no work for it, and what was queued is lost.
+    Away,
 }
 
 /// What it does with calls that it cannot issue at once.
@@ -42,6 +44,8 @@ pub enum Answer {
     },
     /// `UNAVAILABLE`, or a connection that breaks.
     Unavailable,
+    /// There was no connection, and the CA knows of nothing.
+    Refused,
     /// `RESOURCE_EXHAUSTED`.
     Overload {
         /// `RetryInfo`.
@@ -88,12 +92,14 @@ impl Ca {
     pub fn call(&mut self, at: Micros, deadline: Option<Micros>) -> (Micros, Answer) {
         while self.conditions.get(self.current + 1).is_some_and(|(from, _)| *from <= at) {
             self.current += 1;
-            if matches!(self.conditions[self.current].1, Condition::Down) {
+            if !matches!(self.conditions[self.current].1, Condition::Up { .. }) {
                 self.free = 0;
             }
         }
-        let Condition::Up { per_second, latency } = self.conditions[self.current].1 else {
-            return (at + SECOND / 1000, Answer::Unavailable);
+        let (per_second, latency) = match self.conditions[self.current].1 {
+            Condition::Up { per_second, latency } => (per_second, latency),
+            Condition::Down => return (at + SECOND / 1000, Answer::Unavailable),
+            Condition::Away => return (at + SECOND / 1000, Answer::Refused),
         };
         let waiting = self.free.saturating_sub(at) * per_second / SECOND;
         if let Queue::UpTo { calls, asked } = self.queue
@@ -113,7 +119,7 @@ impl Ca {
 
     fn next_outage(&self) -> Option<Micros> {
         let later = self.conditions.get(self.current + 1..)?;
-        later.iter().find(|(_, condition)| matches!(condition, Condition::Down)).map(|(from, _)| *from)
+        later.iter().find(|(_, condition)| !matches!(condition, Condition::Up { .. })).map(|(from, _)| *from)
     }
 }
 
@@ -154,5 +160,7 @@ mod tests {
         assert_eq!(answers[19], (SECOND, Answer::Unavailable));
         assert_eq!(ca.call(SECOND + 5, None).1, Answer::Unavailable);
         assert_eq!(ca.call(2 * SECOND, None), issued(2_110_000));
+        let mut ca = Ca::new(vec![(0, UP), (SECOND, Condition::Away)], Queue::Endless, 60);
+        assert_eq!(ca.call(SECOND + 5, None).1, Answer::Refused);
     }
 }

@@ -78,9 +78,12 @@ for long.
 Two goals differ after an outage: the calls of the recovery must be at most 3 times their own mean, so that the \
 CA's return is no spike; and 100,000 sidecars that all wait must be served within 10 min by at most 500 calls a \
 second. Three times the mean of the steady state would be 6 calls a second for them, and a recovery would take \
-hours. If the CA was away for less than half an hour or so, waits have not grown to their maximum, because a \
-single sidecar must not wait for minutes after a short outage and cannot know how many others there are: then \
-the calls can exceed what the CA can issue, and it has to reject some. A CA that rejects nobody, and works on \
+hours. Connections that are refused cost the CA nothing: in Kubernetes the node itself refuses those to a service \
+without endpoints. So they are a column of their own, and who has nothing valid looks for such a CA every 1 to 4 s, \
+for half an hour. A single sidecar cannot know how many others there are: when the CA is back after so long, more \
+may call than it can serve, it has to reject some, and those back off as ever. Beyond half an hour the waits grow \
+to 5 min, so that after an hour 100,000 find the CA one after the other. What fails otherwise, with an error, \
+overload, a deadline or a slow handshake, is left alone for longer each time from the start. A CA that rejects nobody, and works on \
 calls whose clients have given up, loses that work: a start of everybody at once takes it two hours. Istio's \
 agent has no deadline and waits, which is quicker there, and lasts for ever if the CA never answers.";
 
@@ -133,6 +136,16 @@ fn lines(costs: &Costs) -> Vec<Line> {
             "CA calls around an outage of 1 h, until 30 min after it",
             SIMULATED,
             simulated(scenarios::outage, |figures, _| figures.calls),
+        ),
+        line(
+            "attempts to connect in an outage of 1 h, of which the CA knows nothing",
+            SIMULATED,
+            simulated(scenarios::outage, |figures, _| figures.refused),
+        ),
+        line(
+            "the same of 30 min in which all wait for their first certificate",
+            SIMULATED,
+            simulated(scenarios::started_in_half_an_hour, |figures, _| figures.refused),
         ),
         line(
             "CA calls beyond the usual when trust anchors change",

@@ -10,10 +10,14 @@ use crate::{
 pub struct Outcome {
     /// Calls that arrived in each second.
     pub calls: Vec<u32>,
+    /// Attempts in each second that found no connection: the CA knows nothing of them.
+    pub refused: Vec<u32>,
     /// Certificates that were issued in each second.
     pub issued: Vec<u32>,
     /// Calls of each client during the outage.
     pub in_outage: Vec<u32>,
+    /// Attempts of each client during the outage that found no connection.
+    pub refused_in_outage: Vec<u32>,
     /// When certificates lapsed that had no successor, in seconds.
     pub lapses: Vec<i64>,
     /// How long each first certificate took, from the client's start.
@@ -39,8 +43,10 @@ impl Outcome {
         let count = count as usize;
         Self {
             calls: Vec::new(),
+            refused: Vec::new(),
             issued: Vec::new(),
             in_outage: vec![0; count],
+            refused_in_outage: vec![0; count],
             lapses: Vec::new(),
             firsts: Vec::new(),
             recoveries: Vec::new(),
@@ -54,10 +60,14 @@ impl Outcome {
         self.clients[client as usize] = Held { not_after: None, started: at, wanting: Some(at) };
     }
 
-    pub(crate) fn called(&mut self, client: u32, at: Micros) {
-        count(&mut self.calls, at);
+    pub(crate) fn called(&mut self, client: u32, at: Micros, refused: bool) {
+        let (series, in_outage) = match refused {
+            true => (&mut self.refused, &mut self.refused_in_outage),
+            false => (&mut self.calls, &mut self.in_outage),
+        };
+        count(series, at);
         if self.outage.is_some_and(|(from, to)| (from..to).contains(&at)) {
-            self.in_outage[client as usize] += 1;
+            in_outage[client as usize] += 1;
         }
     }
 
@@ -82,7 +92,7 @@ impl Outcome {
     }
 
     pub(crate) fn end(&mut self, at: Micros) {
-        for series in [&mut self.calls, &mut self.issued] {
+        for series in [&mut self.calls, &mut self.refused, &mut self.issued] {
             series.resize((at / SECOND) as usize, 0);
         }
         let now = seconds(at);
@@ -103,7 +113,15 @@ impl Outcome {
 
     /// How long it took after the outage until nobody had anything to make up for, in seconds.
     pub fn recovery(&self) -> Option<f64> {
-        self.recoveries.iter().max().map(|longest| *longest as f64 / SECOND as f64)
+        self.recovery_of(1.0)
+    }
+
+    /// How long it took until this share of them had nothing to make up for any more, in seconds.
+    pub fn recovery_of(&self, share: f64) -> Option<f64> {
+        let mut sorted = self.recoveries.clone();
+        sorted.sort_unstable();
+        let index = ((sorted.len() as f64 * share) as usize).min(sorted.len().checked_sub(1)?);
+        Some(sorted[index] as f64 / SECOND as f64)
     }
 
     /// When the last client had its first certificate, in seconds from its start.
@@ -111,10 +129,9 @@ impl Outcome {
         self.firsts.iter().max().map(|longest| *longest as f64 / SECOND as f64)
     }
 
-    /// The most calls of one client in the outage, and the mean.
-    pub fn outage_calls(&self) -> (u32, f64) {
-        let all: u64 = self.in_outage.iter().map(|calls| u64::from(*calls)).sum();
-        (self.in_outage.iter().copied().max().unwrap_or(0), all as f64 / self.in_outage.len() as f64)
+    /// The most calls of one client in the outage, and the most attempts that found no connection.
+    pub fn outage_calls(&self) -> [u32; 2] {
+        [&self.in_outage, &self.refused_in_outage].map(|calls| calls.iter().copied().max().unwrap_or(0))
     }
 }
 

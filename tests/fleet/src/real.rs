@@ -190,13 +190,14 @@ fn time_of_day(line: &str) -> Option<u64> {
 /// The same fleet in virtual time, started at the same moments.
 fn simulated(starts: &[Micros], (from, to): (Micros, Micros), seed: u64) -> Vec<u32> {
     let up = Condition::Up { per_second: 1000, latency: SECOND / 100 };
-    let conditions = vec![(0, up), (from, Condition::Down), (to, up)];
+    let conditions = vec![(0, up), (from, Condition::Away), (to, up)];
     let ca = Ca::new(conditions, Queue::Endless, LIFE.as_secs() as i64);
     let mut simulation = Simulation::new(starts.len() as u32, clients::Shim::default, ca, None, seed);
     for (client, at) in starts.iter().enumerate() {
         simulation.start_at(client as u32, *at);
     }
-    simulation.run(END * SECOND).calls
+    let outcome = simulation.run(END * SECOND);
+    outcome.calls.iter().zip(&outcome.refused).map(|(calls, refused)| calls + refused).collect()
 }
 
 fn compare(shims: u32, observed: Vec<u32>, runs: &[Vec<u32>], lapses: usize, cost: Cost) -> Run {

@@ -53,20 +53,25 @@ fn both(scenario: Scenario, directory: &Path) -> Result<Row, Failure> {
 pub fn markdown(rows: &[Row]) -> String {
     let mut text = String::from(
         "| scenario | client | calls | for each certificate | peak in 10 s \
-         | calls of a sidecar in an hour of the outage, at most | all served after | lapsed | peak of the renewals afterwards against the mean |\n|---|---|---|---|---|---|---|---|---|\n",
+         | calls of a sidecar in an hour of the outage, at most | attempts of a sidecar to connect in it, at most \
+         | attempts to connect of all | half served after | all served after | goodput | lapsed | peak of the renewals afterwards against the mean |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for row in rows {
         for (name, figures) in [("sds-shim", &row.ours), ("Istio's agent", &row.theirs)] {
             let seconds = figures.recovery.or(figures.slowest.filter(|_| row.scenario.outage.is_none()));
             let _ = writeln!(
                 text,
-                "| {} | {name} | {:.0} | {:.2} | {:.1}/s | {} | {} | {:.0} | {:.2} |",
+                "| {} | {name} | {:.0} | {:.2} | {:.1}/s | {} | {} | {:.0} | {} | {} | {} | {:.0} | {:.2} |",
                 row.scenario.title,
                 figures.calls,
                 figures.calls_per_certificate(),
                 figures.peak,
                 figures.outage_calls.map_or("-".to_owned(), |calls| format!("{calls:.0}")),
+                figures.outage_refused.map_or("-".to_owned(), |refused| format!("{refused:.0}")),
+                figures.refused,
+                figures.median_recovery.map_or("-".to_owned(), |seconds| format!("{seconds:.1} s")),
                 seconds.map_or("-".to_owned(), |seconds| format!("{seconds:.1} s")),
+                figures.goodput.map_or("-".to_owned(), |share| format!("{:.0} %", 100.0 * share)),
                 figures.lapses,
                 figures.echo,
             );
@@ -88,6 +93,10 @@ pub fn json(rows: &[Row]) -> Value {
             "certificates": figures.certificates,
             "peak_per_second": figures.peak,
             "outage_calls_per_hour": figures.outage_calls,
+            "refused": figures.refused,
+            "outage_refused_per_hour": figures.outage_refused,
+            "median_recovery_seconds": figures.median_recovery,
+            "goodput": figures.goodput,
             "recovery_seconds": figures.recovery,
             "recovery_peak_per_second": figures.recovery_peak,
             "recovery_mean_per_second": figures.recovery_mean,

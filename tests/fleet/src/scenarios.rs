@@ -17,6 +17,8 @@ const WARM: Micros = 2 * DAY;
 const LATENCY: Micros = 20 * SECOND / 1000;
 /// Shims for each certificate a second that the CA can issue: 100,000 for 500.
 const CLIENTS_PER_RATE: u64 = 200;
+/// A fleet that one CA of 500 a second serves in two.
+const FEW: u32 = 1000;
 
 /// One scenario, for a fleet of a certain size.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub struct Scenario {
     pub capacity: u64,
     /// Life of a certificate.
     pub life: Micros,
+    /// Whether what is held outlives the outage.
+    pub holds: bool,
     /// The span in which the CA fails.
     pub outage: Option<(Micros, Micros)>,
     /// From when to when it is looked at, in seconds.
@@ -64,6 +68,7 @@ impl Scenario {
             clients,
             capacity,
             life: DAY,
+            holds: true,
             outage: None,
             view: 0..0,
             bin: 10,
@@ -95,11 +100,12 @@ impl Scenario {
         self
     }
 
-    fn down_at_first(self, to: Micros) -> Self {
+    fn down_at_first(self, how: Condition, to: Micros) -> Self {
         let (up, queue) = (up(self.capacity), refusing(self.capacity, None));
-        self.outage(0, to)
+        Self { holds: false, ..self }
+            .outage(0, to)
             .step(Happening::Start, 0, 10 * SECOND)
-            .ca(vec![(0, Condition::Down), (to, up)], queue)
+            .ca(vec![(0, how), (to, up)], queue)
             .seen(to - 5 * MINUTE, to + 15 * MINUTE, 10)
             .until(4 * DAY)
     }
@@ -135,6 +141,10 @@ pub fn all(clients: u32) -> Vec<Scenario> {
     all.extend([
         started_in_outage(clients),
         started_in_short_outage(clients),
+        started_in_half_an_hour(clients),
+        few_in_half_an_hour(clients),
+        outlived(clients),
+        started_before_answers(clients),
         short_lives(clients),
         slow(clients),
         endless_queue(clients),
@@ -165,34 +175,68 @@ pub fn restarted(clients: u32) -> Scenario {
         .until(WARM + DAY)
 }
 
-/// The CA is away for an hour, certificates live for a day.
+/// The CA refuses connections for an hour, certificates live for a day.
 pub fn outage(clients: u32) -> Scenario {
     let (from, to) = (WARM, WARM + HOUR);
-    let scenario = Scenario::new("outage", "the CA is down for 1 h", clients).running().outage(from, to);
+    let scenario = Scenario::new("outage", "the CA is away for 1 h", clients).running().outage(from, to);
     let up = up(scenario.capacity);
     let queue = refusing(scenario.capacity, None);
     scenario
-        .ca(vec![(0, up), (from, Condition::Down), (to, up)], queue)
+        .ca(vec![(0, up), (from, Condition::Away), (to, up)], queue)
         .seen(from - 10 * MINUTE, to + 30 * MINUTE, 30)
         .until(to + 6 * HOUR)
 }
 
-/// Everybody waits for the CA: it was down when they started, and is for an hour.
+/// Everybody waits for the CA: it refused connections when they started, and does for an hour.
 pub fn started_in_outage(clients: u32) -> Scenario {
-    let scenario = Scenario::new("start-in-outage", "all start while the CA is down for 1 h", clients);
-    Scenario { peer_share: 100, ..scenario }.down_at_first(HOUR)
+    let scenario = Scenario::new("start-in-outage", "all start while the CA is away for 1 h", clients);
+    Scenario { peer_share: 100, ..scenario }.down_at_first(Condition::Away, HOUR)
 }
 
 /// The same for so short a time that the waits have not grown to their longest.
 pub fn started_in_short_outage(clients: u32) -> Scenario {
-    let scenario = Scenario::new("start-in-short-outage", "all start while the CA is down for 5 min", clients);
-    scenario.down_at_first(5 * MINUTE)
+    let scenario = Scenario::new("start-in-short-outage", "all start while the CA is away for 5 min", clients);
+    scenario.down_at_first(Condition::Away, 5 * MINUTE)
 }
 
-/// Certificates live for an hour, and the CA is away for twenty minutes: less than what is left at any renewal.
+/// The same for as long as every sidecar looks for the CA every few seconds.
+pub fn started_in_half_an_hour(clients: u32) -> Scenario {
+    let scenario = Scenario::new("start-in-half-an-hour", "all start while the CA is away for 30 min", clients);
+    Scenario { peer_share: 100, ..scenario }.down_at_first(Condition::Away, 30 * MINUTE)
+}
+
+/// The same with as many as one CA serves in two seconds.
+pub fn few_in_half_an_hour(clients: u32) -> Scenario {
+    let few = clients.min(FEW);
+    let scenario = Scenario::new("few", "1,000 start while the CA is away for 30 min; it issues 500/s", few);
+    Scenario { peer_share: 1, capacity: u64::from(FEW) / 2, ..scenario }.down_at_first(Condition::Away, 30 * MINUTE)
+}
+
+/// Certificates live for ten minutes, and the CA is away for half an hour: all of them end.
+pub fn outlived(clients: u32) -> Scenario {
+    let (from, to) = (HOUR, HOUR + 30 * MINUTE);
+    let scenario = Scenario::new("outlived", "certificates of 10 min, the CA is away for 30 min", clients);
+    let (up, queue) = (up(scenario.capacity), refusing(scenario.capacity, None));
+    Scenario { life: 10 * MINUTE, holds: false, peer_share: 100, ..scenario }
+        .running()
+        .outage(from, to)
+        .ca(vec![(0, up), (from, Condition::Away), (to, up)], queue)
+        .seen(from - 5 * MINUTE, to + 20 * MINUTE, 10)
+        .until(to + 3 * HOUR)
+}
+
+/// Everybody waits for a CA that answers with errors for an hour.
+pub fn started_before_answers(clients: u32) -> Scenario {
+    let title = "all start while the CA answers UNAVAILABLE for 1 h";
+    let scenario = Scenario::new("start-before-answers", title, clients);
+    Scenario { peer_share: 100, ..scenario }.down_at_first(Condition::Down, HOUR)
+}
+
+/// Certificates live for an hour, and the CA answers with errors for twenty minutes: less than what is left at any renewal.
 pub fn short_lives(clients: u32) -> Scenario {
     let (from, to) = (3 * HOUR, 3 * HOUR + 20 * MINUTE);
-    let mut scenario = Scenario::new("short-lives", "certificates of 1 h, the CA is down for 20 min", clients);
+    let mut scenario =
+        Scenario::new("short-lives", "certificates of 1 h, the CA answers UNAVAILABLE for 20 min", clients);
     scenario.life = HOUR;
     let (up, queue) = (up(scenario.capacity), refusing(scenario.capacity, None));
     scenario
@@ -206,9 +250,9 @@ pub fn short_lives(clients: u32) -> Scenario {
 /// For an hour every answer takes longer than a shim waits.
 pub fn slow(clients: u32) -> Scenario {
     let (from, to) = (WARM, WARM + HOUR);
-    let scenario = Scenario::new("slow", "every answer takes 15 s for 1 h", clients).running().outage(from, to);
+    let scenario = Scenario::new("slow", "every answer takes 75 s for 1 h", clients).running().outage(from, to);
     let up = up(scenario.capacity);
-    let slow = Condition::Up { per_second: scenario.capacity, latency: 15 * SECOND };
+    let slow = Condition::Up { per_second: scenario.capacity, latency: 75 * SECOND };
     scenario
         .ca(vec![(0, up), (from, slow), (to, up)], Queue::Endless)
         .seen(from - 10 * MINUTE, to + 30 * MINUTE, 30)

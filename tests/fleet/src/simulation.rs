@@ -167,7 +167,7 @@ impl Turn<'_> {
     pub fn call(&mut self, deadline: Option<Duration>) {
         let now = self.world.now;
         let (at, answer) = self.world.ca.call(now, deadline.map(micros));
-        self.world.outcome.called(self.client, now);
+        self.world.outcome.called(self.client, now, answer == Answer::Refused);
         let place = match self.world.unused.pop() {
             Some(place) => {
                 self.world.answers[place as usize] = answer;

@@ -10,8 +10,8 @@ use crate::{
     simulation::{Client, Tag, Turn},
 };
 
-/// The default of `SDS_SHIM_CA_TIMEOUT`.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// The default of `SDS_SHIM_CA_ANSWER_TIMEOUT`: who gets a connection gets it at once.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A shim with the default configuration: when it asks is decided by the functions that ship, and here is only what
 /// stands between them in the renewal loop.
@@ -43,6 +43,7 @@ impl Client for Shim {
                 (self.not_after, self.backoff) = (Some(not_after), Backoff::default());
                 return turn.wake_after(renewal_after(&Schedule::default(), not_after, now, random), 0);
             }
+            Answer::Refused => Setback::Failed { strain: Strain::Away, asked: None },
             Answer::Unavailable => Setback::Failed { strain: Strain::None, asked: None },
             Answer::Deadline => Setback::Failed { strain: Strain::Late, asked: None },
             Answer::Overload { asked } => Setback::Failed { strain: Strain::Overload, asked },
