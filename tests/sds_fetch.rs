@@ -86,6 +86,28 @@ async fn only_unknown_names_are_not_found_also_before_the_first_certificate() ->
 }
 
 #[tokio::test]
+async fn whoever_calls_is_told_what_there_is_and_the_log_is_not() -> Outcome {
+    let pod = Pod::new().await?;
+    pod.ask(&["default"]).await?;
+    let refused = refusal(&pod, sds::request(&["nobody"])).await?;
+    assert!(
+        refused
+            .message()
+            .ends_with(" default, ROOTCA, file-cert:CHAIN~KEY, file-root:FILE and file-root:system can be had"),
+        "{refused:?}"
+    );
+    let refused = refusal(&pod, sds::request(&[])).await?;
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().starts_with("the request names no resource: default, "), "{refused:?}");
+    assert_eq!(pod.shim.log().count("nobody"), 0);
+    // A stream that asks for the same name is told of: nobody else would say why it is silent.
+    let stream = pod.client.stream();
+    stream.send(sds::request(&["nobody"]));
+    pod.shim.wait_for_log("unknown resource requested").await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn of_several_names_the_held_ones_are_answered() -> Outcome {
     let pod = Pod::new().await?;
     pod.ask(&["default"]).await?;
@@ -111,11 +133,9 @@ async fn too_much_in_one_request_is_refused() -> Outcome {
     let pod = Pod::new().await?;
     let many: Vec<_> = (0..5000).map(|number| number.to_string()).collect();
     let many: Vec<_> = many.iter().map(String::as_str).collect();
-    for (names, expected) in [
-        (&many[..], Code::OutOfRange),
-        (&many[..100], Code::InvalidArgument),
-        (&[&*"x".repeat(30_000)], Code::InvalidArgument),
-    ] {
+    for (names, expected) in
+        [(&many[..], Code::OutOfRange), (&many[..100], Code::NotFound), (&[&*"x".repeat(30_000)], Code::NotFound)]
+    {
         let refused = refusal(&pod, sds::request(names)).await?;
         assert_eq!(refused.code(), expected);
     }

@@ -105,6 +105,28 @@ async fn a_stale_socket_file_is_replaced() -> Outcome {
     Ok(())
 }
 
+/// A volume that has as many files as it may: the dead socket is one of them. Mounting it takes root.
+#[tokio::test]
+async fn a_stale_socket_on_a_full_volume_is_replaced() -> Outcome {
+    struct Mounted(std::path::PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            // The shim has gone before: nobody else uses it.
+            let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+        }
+    }
+    let pod = Site::new().await?;
+    let directory = pod.workload.socket().parent().expect("the socket lies in a directory").to_owned();
+    let mount = ["-t", "tmpfs", "-o", "nr_inodes=2,mode=0755", "tmpfs"];
+    let ran = std::process::Command::new("mount").args(mount).arg(&directory).status().or_fail("run mount")?;
+    assert!(ran.success(), "a tmpfs can be mounted only as root");
+    let _mounted = Mounted(directory);
+    drop(UnixListener::bind(pod.workload.socket()).or_fail("leave a socket behind")?);
+    let pod = pod.serve().await?;
+    assert_eq!(names(&pod.ask(&["default"]).await?.1)?, ["default"]);
+    Ok(())
+}
+
 #[tokio::test]
 async fn what_is_no_socket_is_left_alone_and_named() -> Outcome {
     let path = "var/run/secrets/workload-spiffe-uds/socket";

@@ -20,6 +20,7 @@ pub mod guide {
     page!(migration, "guide/migration.md");
     page!(trust_domain, "guide/trust_domain.md");
     page!(control_plane, "guide/control_plane.md");
+    page!(istio_csr, "guide/istio_csr.md");
     page!(openssl, "guide/openssl.md");
 }
 

@@ -139,6 +139,8 @@ pub(super) struct Caller {
     /// Certificates that were presented, beside a token, in a call that the CA answered with an authentication error,
     /// each with the identity that was asked for: the next call for the same one tells which of the two it was.
     suspects: Vec<(SpiffeId, [u8; 32])>,
+    /// Whether the CA has refused the token alone since it accepted anything.
+    refused_alone: bool,
     told_refused: bool,
     /// What is wrong with the certificate in PROV_CERT, once that was told.
     told_provisioned: Option<String>,
@@ -156,7 +158,8 @@ impl Caller {
     }
 
     pub(super) fn new(ca: CitadelClient, endpoint: Option<Arc<Endpoint>>) -> Self {
-        Self { ca, endpoint, refused: None, suspects: Vec::new(), told_refused: false, told_provisioned: None }
+        let (refused, suspects, told_provisioned) = (None, Vec::new(), None);
+        Self { ca, endpoint, refused, suspects, refused_alone: false, told_refused: false, told_provisioned }
     }
 
     /// One attempt.
@@ -165,9 +168,14 @@ impl Caller {
             (Ok(token), Chosen::None) => Ok(self.ask(request, Some(token), None).await?),
             (Ok(token), Chosen::Suspected) => {
                 let answer = self.ask(request, Some(token), None).await;
-                // If the answer is another refusal, the next call is with both again.
-                if let (Some(suspect), true) = (self.cleared(request.id), answer.is_ok()) {
-                    self.refuse(suspect, &"it answers the token alone");
+                // If the answer is another refusal, the next call is with both again. And then the first success says
+                // nothing: whatever the CA needs to accept anybody, its API server for instance, may be back.
+                let suspect = self.cleared(request.id);
+                match (suspect, &answer) {
+                    (Some(suspect), Ok(_)) if !self.refused_alone => {
+                        self.refuse(suspect, &"it answers the token alone");
+                    }
+                    (_, answer) => self.refused_alone = answer.is_err(),
                 }
                 Ok(answer?)
             }
@@ -209,7 +217,10 @@ impl Caller {
         certificate: &ClientCertificate,
     ) -> Result<Answer, AttemptError> {
         let answer = self.ask(request, Some(token), Some(certificate)).await;
-        let Err(error) = answer else { return Ok(answer?) };
+        let Err(error) = answer else {
+            self.refused_alone = false;
+            return Ok(answer?);
+        };
         if self.ca.config().mutual_tls != MutualTls::Auto || !error.is_authentication() {
             return Err(error.into());
         }

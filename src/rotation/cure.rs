@@ -73,6 +73,8 @@ fn on(error: &CaError) -> Hangs {
         CaError::Resolve { .. } | CaError::Connect { .. } | CaError::Unreached(_) => way,
         // A CA that has too much to do has no less of it elsewhere, where a name has a new address at each look.
         late if late.is_late() || late.is_overload() => Hangs::default(),
+        // Nor is one asked sooner than it wants.
+        patient if patient.retry_after().is_some() => Hangs::default(),
         CaError::Roots { .. } | CaError::Tls { .. } => Hangs { anchors: true, clock: true, ..way },
         CaError::ClientCertificateRefused(_) | CaError::Provisioned(_) => {
             Hangs { provisioned: true, clock: true, ..way }

@@ -129,7 +129,7 @@ mod tests {
         store.publish([("ROOTCA", content(&[7; 300]), 1), ("default", content(b"short"), 1)]);
         let View::Open(snapshot) = store.view().borrow().clone() else { unreachable!("nothing ended the store") };
         let send = snapshot.iter().map(|(name, secret)| (name.clone(), secret.clone())).collect();
-        Outcome { send, removed: vec!["gone".to_owned()], verdict: None }
+        Outcome { send, removed: vec!["gone".to_owned()], verdict: None, left_out: None }
     }
 
     fn resource(outcome: &Outcome, at: usize) -> Bytes {

@@ -106,7 +106,10 @@ impl Report {
                 self.shown.holds(name, now);
             }
         }
-        for name in subscription.pending(snapshot).filter(|name| !is_expected(name)) {
+        if let Some((name, why)) = outcome.left_out.as_ref().filter(|_| !self.fetched) {
+            self.warn_once(name, &format!("unknown resource requested: {why}; its stream stays open"));
+        }
+        for name in subscription.pending(snapshot).filter(|name| !self.fetched && !is_expected(name)) {
             let trouble = "unknown resource requested; its stream stays open without a response";
             self.warn_once(name, trouble);
         }
@@ -145,10 +148,9 @@ impl Report {
     fn refuse(&self, subscription: &Subscription) {
         let Some((uid, names)) = self.rights.refused(subscription.names()) else { return };
         for name in names {
-            let trouble = format!(
-                "requested by uid {uid}, which may name only files below SDS_SHIM_FILE_DIRECTORIES; its stream stays \
-                 open without a response"
-            );
+            let then = if self.fetched { "the call is refused" } else { "its stream stays open without a response" };
+            let trouble =
+                format!("requested by uid {uid}, which may name only files below SDS_SHIM_FILE_DIRECTORIES; {then}");
             self.warn_once(name, &trouble);
         }
     }

@@ -46,6 +46,9 @@ type Answer = Result<http::Response<ResponseBody>, Status>;
 const FETCH: &str = "FetchSecrets";
 const SERVICE: &str = "/envoy.service.secret.v3.SecretDiscoveryService/";
 
+/// What names there are, for people.
+const KNOWN: &str = "default, ROOTCA, file-cert:CHAIN~KEY, file-root:FILE and file-root:system";
+
 /// `envoy.service.secret.v3.SecretDiscoveryService`. Requests are decoded by tonic; answers are written here, because
 /// tonic's encoder would copy each key into a buffer of each stream.
 #[derive(Clone)]
@@ -217,6 +220,9 @@ impl Shared {
         let request = first(&mut requests)
             .await
             .unwrap_or_else(|| Err(Status::invalid_argument("the call carries no request")))?;
+        if request.resource_names.is_empty() {
+            return Err(Status::invalid_argument(format!("the request names no resource: {KNOWN} can be had")));
+        }
         loop {
             let snapshot = match consumer.views.borrow_and_update().clone() {
                 View::Open(snapshot) => client.rights.seen(snapshot),
@@ -237,7 +243,7 @@ impl Shared {
                         "SDS_SHIM_FILE_DIRECTORIES does not allow this user to name these files",
                     ));
                 }
-                return Err(Status::not_found("none of the requested resources is known"));
+                return Err(Status::not_found(format!("none of the requested resources is known: available: {KNOWN}")));
             }
             if consumer.views.changed().await.is_err() {
                 return Err(Status::unavailable("the server is shutting down"));

@@ -2,14 +2,14 @@ use std::{
     fs, io,
     os::unix::{
         fs::{FileTypeExt, MetadataExt},
-        net::UnixListener,
+        net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use nix::sys::stat::{Mode, umask};
-use tokio::{net::UnixStream, sync::watch};
+use tokio::sync::watch;
 use tracing::warn;
 
 use crate::config::SdsConfig;
@@ -84,7 +84,7 @@ impl SdsSocket {
     }
 
     /// The next connection, also when the file was made anew meanwhile.
-    pub(super) async fn accept(&self, listener: &mut Listener) -> io::Result<UnixStream> {
+    pub(super) async fn accept(&self, listener: &mut Listener) -> io::Result<tokio::net::UnixStream> {
         loop {
             if listener.bound.has_changed().unwrap_or(false) {
                 *listener = self.listener()?;
@@ -124,7 +124,14 @@ impl Bound {
         let file = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = directory.join(format!(".{file}.{}", std::process::id()));
         let _ = fs::remove_file(&temporary);
-        let listener = bind(&temporary, mode).map_err(refused("bind a socket for", path))?;
+        let listener = match bind(&temporary, mode) {
+            // What a dead server has left takes the place that its successor needs.
+            Err(error) if is_full(&error) && is_dead(path) => {
+                fs::remove_file(path).and_then(|()| bind(&temporary, mode))
+            }
+            bound => bound,
+        };
+        let listener = listener.map_err(refused("bind a socket for", path))?;
         let placed = listener
             .set_nonblocking(true)
             .and_then(|()| fs::symlink_metadata(&temporary))
@@ -152,6 +159,16 @@ impl Drop for SdsSocket {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Whether there is no room for another file.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether nobody listens at this socket any more.
+fn is_dead(path: &Path) -> bool {
+    UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 fn directory(path: &Path) -> &Path {

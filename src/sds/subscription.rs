@@ -15,7 +15,7 @@ use sds_shim_proto::{
 
 use crate::{
     bounded::foreign_text,
-    store::{Secret, Snapshot},
+    store::{CERTIFICATE, ROOTS, Secret, Snapshot},
 };
 
 /// Longest part of a client's error text that is told.
@@ -26,10 +26,6 @@ const ERROR_TEXT: usize = 256;
 pub(super) enum ProtocolError {
     #[error("the type URL is {0:?}; only {SECRET_TYPE_URL} is served here")]
     TypeUrl(String),
-    #[error("{0} resource names on one stream are too many; the limit is {MAX_NAMES}")]
-    TooManyNames(usize),
-    #[error("a resource name of {0} bytes is too long; the limit is {MAX_NAME_BYTES}")]
-    NameTooLong(usize),
 }
 
 /// Names that one stream may subscribe to.
@@ -58,6 +54,8 @@ pub(super) struct Outcome {
     pub(super) removed: Vec<String>,
     /// What was said about a response, and for which names.
     pub(super) verdict: Option<(Verdict, Vec<String>)>,
+    /// A name that is not remembered, and why: nobody holds it.
+    pub(super) left_out: Option<(String, String)>,
 }
 
 impl Outcome {
@@ -112,7 +110,6 @@ impl Subscription {
         now: i64,
     ) -> Result<Outcome, ProtocolError> {
         check_type(&request.type_url)?;
-        check_names(&request.resource_names, 0)?;
         // The first request of a stream, or one that asks anew: nonces of another stream or server mean nothing.
         let initial = self.sent == 0 || request.response_nonce.is_empty();
         if !initial && request.response_nonce != self.nonce() {
@@ -120,7 +117,7 @@ impl Subscription {
             return Ok(Outcome { verdict: self.verdict(request), ..Outcome::default() });
         }
         let verdict = self.verdict(request);
-        let wanted: BTreeSet<&String> = request.resource_names.iter().collect();
+        let (wanted, left_out) = bounded(&request.resource_names, &BTreeMap::new());
         self.names.retain(|name, known| {
             if initial {
                 *known = Known { in_flight: known.in_flight, held: known.held, ..Known::default() };
@@ -130,7 +127,7 @@ impl Subscription {
         for name in wanted {
             self.names.entry(name.clone()).or_default();
         }
-        Ok(Outcome { verdict, ..self.due(snapshot, now) })
+        Ok(Outcome { verdict, left_out, ..self.due(snapshot, now) })
     }
 
     /// A request of `DeltaSecrets`: it names what changes in what the client wants.
@@ -144,13 +141,13 @@ impl Subscription {
         now: i64,
     ) -> Result<Outcome, ProtocolError> {
         check_type(&request.type_url)?;
-        check_names(&request.resource_names_subscribe, self.names.len())?;
         // Only a verdict depends on the nonce: a change of names is never lost, because it is told only once.
         let verdict = self.verdict(request);
         let subscribed = &request.resource_names_subscribe;
         for name in request.resource_names_unsubscribe.iter().filter(|name| !subscribed.contains(name)) {
             self.names.remove(name);
         }
+        let (subscribed, left_out) = bounded(subscribed, &self.names);
         for name in subscribed {
             // Named again, it is wanted again; on a reconnect the client tells what it holds.
             let version = request.initial_resource_versions.get(name).cloned();
@@ -159,7 +156,7 @@ impl Subscription {
             let held = answered || before.is_some_and(|known| known.held);
             self.names.insert(name.clone(), Known { version, present: false, answered, held, in_flight });
         }
-        Ok(Outcome { verdict, ..self.due(snapshot, now) })
+        Ok(Outcome { verdict, left_out, ..self.due(snapshot, now) })
     }
 
     /// What a change of secrets makes us send.
@@ -302,14 +299,30 @@ fn check_type(type_url: &str) -> Result<(), ProtocolError> {
     Err(ProtocolError::TypeUrl(foreign_text(type_url, ERROR_TEXT)))
 }
 
-fn check_names(names: &[String], held: usize) -> Result<(), ProtocolError> {
-    if let Some(name) = names.iter().find(|name| name.len() > MAX_NAME_BYTES) {
-        return Err(ProtocolError::NameTooLong(name.len()));
+/// Those of the names that a stream which has subscribed to `held` may subscribe to as well, and one that it may not,
+/// with the reason. Nothing could be held of that one; the stream goes on for the sake of the others.
+fn bounded<'a>(
+    names: &'a [String],
+    held: &BTreeMap<String, Known>,
+) -> (BTreeSet<&'a String>, Option<(String, String)>) {
+    let cut = |name: &String| name.chars().take(ERROR_TEXT).collect();
+    let (mut wanted, mut left_out) = (BTreeSet::new(), None);
+    // What every sidecar needs comes before whatever else a client has thought of.
+    let (first, rest): (Vec<_>, Vec<_>) = names.iter().partition(|name| [CERTIFICATE, ROOTS].contains(&name.as_str()));
+    let mut room = MAX_NAMES.saturating_sub(held.len());
+    for name in first.into_iter().chain(rest) {
+        let known = held.contains_key(name) || wanted.contains(name);
+        if name.len() > MAX_NAME_BYTES {
+            left_out = Some((cut(name), format!("the name has {} bytes, {MAX_NAME_BYTES} are the most", name.len())));
+        } else if room == 0 && !known {
+            let why = format!("its stream has {MAX_NAMES} names, which is the most");
+            left_out.get_or_insert_with(|| (cut(name), why));
+        } else {
+            room -= usize::from(!known);
+            wanted.insert(name);
+        }
     }
-    if names.len() + held > MAX_NAMES {
-        return Err(ProtocolError::TooManyNames(names.len() + held));
-    }
-    Ok(())
+    (wanted, left_out)
 }
 
 #[cfg(test)]

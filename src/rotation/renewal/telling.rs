@@ -45,13 +45,17 @@ impl<T: TokenSource> Renewal<T> {
         Some(Held { serial: leaf.serial.clone(), life: (leaf.not_before, leaf.not_after) })
     }
 
-    /// A failure in words. A CA says of a token that it does not accept nothing but that, so we say what we know.
+    /// A failure in words. A CA that does not accept us says nothing but that, and some say it of whatever they do not
+    /// like (istio-csr also of the CSR), so we tell what we have shown it.
     pub(super) fn explain(&self, failure: &Failure) -> String {
         let why = match (failure, &self.token) {
             (Failure::Attempt(error), Some(token)) if error.is_authentication() => {
                 format!(
-                    "{failure}; {token}: check that the CA knows its issuer, wants this audience and has the same time, \
-                     and that the pod and its service account are still there"
+                    "{failure}; {token}; asked for {} with the ClusterID {}: check that the CA knows the token's issuer, \
+                     wants this audience, has the same time, serves this trust domain and cluster, and reaches its API \
+                     server, and that the pod and its service account are still there",
+                    self.wanted(),
+                    self.ca.cluster_id
                 )
             }
             _ => failure.to_string(),

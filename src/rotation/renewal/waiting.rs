@@ -24,6 +24,8 @@ use crate::{
 
 /// How far in the future (seconds) a certificate may begin to be held until then. More means that a clock is wrong.
 const HELD_UNTIL_VALID: i64 = 60;
+/// How long after a change its like may follow: key and certificate are two files.
+const SETTLES: Duration = Duration::from_millis(100);
 /// How often the pause between cures that follow each other doubles.
 const MOST_DOUBLINGS: u32 = 5;
 /// Whoever verifies it may read a clock that ticks in steps of some milliseconds.
@@ -91,7 +93,7 @@ impl<T: TokenSource> Renewal<T> {
         tokio::select! {
             biased;
             () = self.force.notified() => self.asked_for(),
-            () = sleep_until((self.tried + pause).min(over)) => {}
+            () = sleep_until((self.tried + pause).max(Instant::now() + SETTLES).min(over)) => {}
         }
         self.backoff.reset();
     }

@@ -226,23 +226,38 @@ fn delta_tells_removals_only_of_what_was_there() {
 }
 
 #[test]
-fn requests_beyond_the_limits_are_refused() {
-    let held = snapshot(&[]);
+fn names_beyond_the_limits_are_left_out_and_the_others_served() {
+    let held = snapshot(&[("default", "a")]);
     let many: Vec<String> = (0..=MAX_NAMES).map(|n| n.to_string()).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     let long = "x".repeat(MAX_NAME_BYTES + 1);
-    let mut foreign = request(&["default"], "");
-    foreign.type_url = "type.googleapis.com/envoy.config.cluster.v3.Cluster".to_owned();
-    for (request, expected) in [
-        (request(&many, ""), ProtocolError::TooManyNames(MAX_NAMES + 1)),
-        (request(&[&long], ""), ProtocolError::NameTooLong(long.len())),
-        (foreign.clone(), ProtocolError::TypeUrl(foreign.type_url)),
+    let with_default: Vec<&str> = many.iter().copied().chain(["default"]).collect();
+    for (names, kept, why) in [
+        (&with_default[..], MAX_NAMES, "its stream has 64 names, which is the most"),
+        (&[&long, "default"], 1, "the name has 8209 bytes, 8208 are the most"),
     ] {
-        assert_eq!(Subscription::new(1).request(&request, &held, NOW).unwrap_err(), expected);
+        let mut stream = Subscription::new(1);
+        let outcome = stream.request(&request(names, ""), &held, NOW).unwrap();
+        assert_eq!((sent(&outcome), stream.names().count()), (vec!["default"], kept));
+        let (name, told) = outcome.left_out.unwrap();
+        assert_eq!((name.len() <= ERROR_TEXT, told.as_str()), (true, why));
     }
     let mut stream = Subscription::new(1);
     stream.delta_request(&delta(&many[..MAX_NAMES], &[], ""), &held, NOW).unwrap();
-    assert!(stream.delta_request(&delta(&["one more"], &[], ""), &held, NOW).is_err());
+    let again = stream.delta_request(&delta(&[many[0]], &[], ""), &held, NOW).unwrap();
+    assert_eq!(again.left_out, None, "it has that one already");
+    let more = stream.delta_request(&delta(&["one more"], &[], ""), &held, NOW).unwrap();
+    assert_eq!((more.left_out.unwrap().0.as_str(), stream.names().count()), ("one more", MAX_NAMES));
+    let other = stream.delta_request(&delta(&["one more"], &[many[0]], ""), &held, NOW).unwrap();
+    assert_eq!((other.left_out, stream.names().count()), (None, MAX_NAMES));
+}
+
+#[test]
+fn requests_for_something_else_are_refused() {
+    let mut foreign = request(&["default"], "");
+    foreign.type_url = "type.googleapis.com/envoy.config.cluster.v3.Cluster".to_owned();
+    let refused = Subscription::new(1).request(&foreign, &snapshot(&[]), NOW).unwrap_err();
+    assert_eq!(refused, ProtocolError::TypeUrl(foreign.type_url));
 }
 
 #[test]
