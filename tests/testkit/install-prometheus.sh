@@ -1,5 +1,5 @@
 #!/bin/sh
-# Unpacks promtool and the Prometheus project's Python parser into target/prometheus, for the tests. Quick when they
+# Unpacks Prometheus, promtool and the Prometheus project's Python parser into target/prometheus, for the tests. Quick when they
 # are already there. PROMETHEUS_DIR names another directory. Both come from Debian's packages; of these only python3 is
 # installed, where it is missing.
 set -eu
@@ -7,7 +7,7 @@ set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 directory=${PROMETHEUS_DIR:-$root/target/prometheus}
 
-if [ -x "$directory/promtool" ] && [ -d "$directory/python/prometheus_client" ] && command -v python3 >/dev/null; then
+if [ -x "$directory/promtool" ] && [ -x "$directory/prometheus" ] && [ -d "$directory/python/prometheus_client" ] && command -v python3 >/dev/null; then
     exit 0
 fi
 . "$root/tests/testkit/install.sh"
@@ -29,4 +29,5 @@ for package in *.deb; do dpkg-deb -x "$package" .; done
 rm -rf "$directory/python"
 mkdir "$directory/python"
 mv usr/lib/python3/dist-packages/prometheus_client "$directory/python/"
+mv -f usr/bin/prometheus "$directory/prometheus"
 mv -f usr/bin/promtool "$directory/promtool"
