@@ -117,16 +117,21 @@ fn pieces<'a>(head: &impl Message, resources: impl Iterator<Item = (Vec<u8>, &'a
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Content, SecretStore, Validation, View};
+    use crate::{
+        identity::TrustBundle,
+        store::{Content, SecretStore, Validation, View},
+    };
 
     fn outcome() -> Outcome {
         let store = SecretStore::new(|_, content| {
             let Content::ValidationContext(roots) = content else { unreachable!("only those are published") };
-            Encoded::public(vec![Piece::Bytes(roots.crl.into())])
+            Encoded::public(roots.domains.into_iter().map(|(name, _)| Piece::Bytes(name.into())).collect())
         });
-        let content =
-            |crl: &[u8]| Content::ValidationContext(Validation { crl: crl.to_vec(), ..Validation::default() });
-        store.publish([("ROOTCA", content(&[7; 300]), 1), ("default", content(b"short"), 1)]);
+        let content = |name: &str| {
+            let domains = vec![(name.to_owned(), TrustBundle::default())];
+            Content::ValidationContext(Validation { domains, ..Validation::default() })
+        };
+        store.publish([("ROOTCA", content(&"7".repeat(300)), 1), ("default", content("short"), 1)]);
         let View::Open(snapshot) = store.view().borrow().clone() else { unreachable!("nothing ended the store") };
         let send = snapshot.iter().map(|(name, secret)| (name.clone(), secret.clone())).collect();
         Outcome { send, removed: vec!["gone".to_owned()], verdict: None, left_out: None }

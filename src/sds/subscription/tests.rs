@@ -1,5 +1,8 @@
 use super::*;
-use crate::store::{Content, Encoded, Piece, SecretStore, Validation, View};
+use crate::{
+    identity::TrustBundle,
+    store::{Content, Encoded, Piece, SecretStore, Validation, View},
+};
 use bytes::Bytes;
 
 const NOW: i64 = 1000;
@@ -10,7 +13,8 @@ fn resource() -> Encoded {
 
 /// Something that is told apart by this text.
 fn content_of(text: &str) -> Content {
-    Content::ValidationContext(Validation { crl: text.into(), ..Validation::default() })
+    let domains = vec![(text.to_owned(), TrustBundle::default())];
+    Content::ValidationContext(Validation { domains, ..Validation::default() })
 }
 
 /// A snapshot with one secret for each `(name, content)`.
