@@ -206,7 +206,11 @@ impl TrustBundle {
 
     /// Whether both hold the same anchors, in whatever order.
     pub fn is_same_set(&self, other: &Self) -> bool {
-        let digests = |bundle: &Self| bundle.anchors.iter().map(|anchor| *anchor.digest()).collect::<BTreeSet<_>>();
+        let digests = |bundle: &Self| {
+            let mut digests = BTreeSet::new();
+            digests.extend(bundle.anchors.iter().map(|anchor| *anchor.digest()));
+            digests
+        };
         digests(self) == digests(other)
     }
 

@@ -4,6 +4,7 @@ use std::{
     fs, future,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    pin::Pin,
     time::Duration,
 };
 
@@ -158,13 +159,16 @@ pub(super) struct Cure {
 }
 
 impl Cure {
-    /// Returns once something has changed that the failure hung on; says what.
-    pub(super) async fn comes(&self, before: &Before) -> String {
-        tokio::select! {
-            biased;
-            file = before.changed(self.hangs) => file,
-            way = self.another_way() => way,
-        }
+    /// Returns once something has changed that the failure hung on; says what. Boxed, so that its code is there once
+    /// and not for each kind of token.
+    pub(super) fn comes<'a>(&'a self, before: &'a Before) -> Pin<Box<dyn Future<Output = String> + Send + 'a>> {
+        Box::pin(async {
+            tokio::select! {
+                biased;
+                file = before.changed(self.hangs) => file,
+                way = self.another_way() => way,
+            }
+        })
     }
 
     async fn another_way(&self) -> String {

@@ -119,10 +119,14 @@ impl Failover {
 
 /// Those that did not fail lately in the order of the configuration, then the others, the longest ago first.
 fn order(upstreams: Vec<Health>, now: Instant) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..upstreams.len()).collect();
     let failed =
         |index: &usize| upstreams[*index].failed.filter(|failed| now.saturating_duration_since(*failed) < AVOIDED_FOR);
-    order.sort_by_key(failed);
+    // They are a few: the library's way to sort them would be 4 KiB of code.
+    let mut order: Vec<usize> = Vec::new();
+    for index in 0..upstreams.len() {
+        let place = order.iter().position(|before| failed(before) > failed(&index)).unwrap_or(order.len());
+        order.insert(place, index);
+    }
     let ready = |index: &usize| upstreams[*index].patience.is_none_or(|until| until <= now);
     match order.iter().any(ready) {
         true => order.into_iter().filter(ready).collect(),

@@ -292,7 +292,9 @@ impl State {
         if self.domains.is_empty() {
             return Vec::new();
         }
-        let own: BTreeSet<_> = self.held.keys().chain([&self.own]).collect();
+        // Extended, here and elsewhere, because a set that is collected brings the code for sorting a list, some 4 KiB.
+        let mut own = BTreeSet::new();
+        own.extend(self.held.keys().chain([&self.own]));
         let of_files = |domain| self.domains.iter().filter(move |(other, _)| other == domain);
         let with_ours = own.iter().map(|domain| {
             let anchors = ours.anchors().iter().chain(of_files(*domain).flat_map(|(_, bundle)| bundle.anchors()));

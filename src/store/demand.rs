@@ -116,7 +116,8 @@ impl Wanted {
 
     /// From now on it wants these, of which only names of files count. Returns those that are new and have to wait.
     pub(super) fn set<'a>(&mut self, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-        let names: BTreeSet<&'a str> = names.filter(|name| is_on_demand(name)).collect();
+        let (asked, mut names) = (names, BTreeSet::<&'a str>::new());
+        names.extend(asked.filter(|name| is_on_demand(name)));
         self.names.retain(|name| {
             let kept = names.contains(name.as_str());
             if !kept {
