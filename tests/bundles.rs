@@ -74,7 +74,7 @@ async fn serves_all(scene: &Scene, edit: impl FnOnce(ShimBuilder) -> ShimBuilder
         clients.push(client);
     }
     let log = shim.log().lines();
-    assert!(!log.iter().any(|line| line.contains("room") || line.contains("left out")), "{log:#?}");
+    assert!(!log.iter().any(|line| line.contains("room") || line.contains("skipped")), "{log:#?}");
     let status = fs::read_to_string(format!("/proc/{}/status", shim.pid())).or_fail("the shim lives")?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:")?.trim().strip_suffix(" kB"));
     let peak: u64 = peak.and_then(|peak| peak.trim().parse().ok()).expect("the kernel tells it");
@@ -97,7 +97,7 @@ async fn as_trust_for_the_ca_and_in_rootca() -> Tested {
     scene.write_root(&bundle)?;
     serves_all(&scene, |shim| shim).await?;
     let check = check(&scene, |shim| shim).await?;
-    assert!(check.contains("401 trust anchors") && !check.contains("MISTAKE"), "{check}");
+    assert!(check.contains("401 trust anchors") && !check.contains("ERROR"), "{check}");
     Ok(())
 }
 
@@ -146,18 +146,18 @@ async fn what_does_not_fit_is_told_with_its_limit_and_the_remedy() -> Tested {
     let mut shim = with(scene.shim().confined(Confinement::default())).start()?;
     let mut certificate = Open::connect(&mut shim, "default").await?;
     certificate.next(&shim).await?;
-    let line = shim.wait_for_log("left out").await?;
+    let line = shim.wait_for_log("finds no room").await?;
     assert!(line.contains(REMEDY), "{line}");
     let served = Open::connect(&mut shim, "ROOTCA").await?.next(&shim).await?.trusted_ca_pem;
     assert!((ROOTS..2 * ROOTS).contains(&count(&served)), "{} are served", count(&served));
     renew(&shim)?;
     certificate.next(&shim).await?;
     let told = check(&scene, with).await?;
-    assert!(told.contains("MISTAKE") && told.contains(REMEDY), "{told}");
+    assert!(told.contains("ERROR") && told.contains(REMEDY), "{told}");
     // What helps.
     let large = |shim: ShimBuilder| with(shim).env("SDS_SHIM_ARENA_KIB", "8192");
     let told = check(&scene, large).await?;
-    assert!(!told.contains("MISTAKE"), "{told}");
+    assert!(!told.contains("ERROR"), "{told}");
     drop(certificate);
     shim.signal(Signal::SIGTERM)?;
     shim.wait_exit().await?;

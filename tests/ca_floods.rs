@@ -81,7 +81,9 @@ fn within_memory(shim: &Shim) -> Tested {
 fn reasons(flood: Flood) -> &'static [&'static str] {
     const FRAMES: &str = "connection aborted: received more than 256 HTTP/2 frames in one call";
     match flood {
-        Flood::Headers => &[FRAMES, "more than 1,536 KiB came in one call", "not enough arena memory for the answer"],
+        Flood::Headers => {
+            &[FRAMES, "received more than 1,536 KiB in one call", "not enough arena memory for the answer"]
+        }
         // h2 has a limit of its own.
         Flood::EmptyData | Flood::Bytes => &[FRAMES, "detected excessive load"],
         Flood::Endless => &["the answer is too large"],

@@ -115,7 +115,7 @@ async fn nobody_is_let_in_before_the_list_can_be_used() -> Tested {
         told(&mut gate, what).await?;
         if name != "signature" {
             let check = output(&gate, &["check"]).await?;
-            assert!(check.lines().any(|line| line.starts_with("  MISTAKE") && line.contains(what)), "{name}: {check}");
+            assert!(check.lines().any(|line| line.starts_with("  ERROR") && line.contains(what)), "{name}: {check}");
         }
         assert!(!gate.envoy.admin().is_ready().await && !gate.lets_in(&revoked).await?, "{name}");
         // From then on all is well. DER is as good as PEM.

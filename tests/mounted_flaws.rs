@@ -130,7 +130,7 @@ async fn what_peers_refuse_is_served_and_told() -> Tested {
         let mut check = mounted(served.scene.shim()).arg("check").start()?;
         check.wait_exit().await?;
         let lines = check.log().lines();
-        assert!(lines.iter().any(|line| line.contains("MISTAKE") && line.contains(text)), "{lines:#?}");
+        assert!(lines.iter().any(|line| line.contains("ERROR") && line.contains(text)), "{lines:#?}");
     }
     // A chain in no order, with doubles and the root, is none of it.
     let mark = served.shim.log().mark();

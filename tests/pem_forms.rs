@@ -40,7 +40,7 @@ async fn what_form_the_anchors_have_is_told() -> Tested {
         std::fs::write(&path, content).or_fail("write the anchors")?;
         let shim = scene.shim().env("SDS_SHIM_EXTRA_ROOTS", "./extra.pem");
         let told = check(shim.clone()).await?;
-        assert!(told.contains("MISTAKE  ./extra.pem: ") && told.contains(helps), "{helps}: {told}");
+        assert!(told.contains("ERROR    ./extra.pem: ") && told.contains(helps), "{helps}: {told}");
         let shim = shim.start()?;
         let line = shim.wait_for_log("trust anchors in ./extra.pem: ").await?;
         assert!(line.contains(helps), "{helps}: {line}");
@@ -58,7 +58,7 @@ async fn what_form_a_mounted_certificate_has_is_told() -> Tested {
     let shim = || scene.shim().env("FILE_MOUNTED_CERTS", "true");
     let told_of = async |helps: &str| -> Tested {
         let told = check(shim()).await?;
-        assert!(told.contains("MISTAKE") && told.contains(helps), "{helps}: {told}");
+        assert!(told.contains("ERROR") && told.contains(helps), "{helps}: {told}");
         let shim = shim().start()?;
         let line = shim.wait_for_log("the mounted certificate: ").await?;
         assert!(line.contains(helps), "{helps}: {line}");

@@ -33,8 +33,9 @@ const LEAST: usize = 16;
 const PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSES: usize = 50;
 
-const TOO_MANY_BYTES: &str = "more than 1,536 KiB came in one call";
-const TOO_MANY_FRAMES: &str = "more than 256 HTTP/2 frames came in one call, and more than one for each 512 bytes (informational answers, perhaps)";
+const TOO_MANY_BYTES: &str = "received more than 1,536 KiB in one call";
+const TOO_MANY_FRAMES: &str = "received more than 256 HTTP/2 frames in one call, and more than one for each 512 bytes (informational responses, \
+                               perhaps)";
 const NO_ROOM: &str = "not enough arena memory for the answer; raise SDS_SHIM_ARENA_KIB";
 
 /// Why a connection was given up, once it was.
