@@ -85,7 +85,7 @@ async fn the_trust_domain_is_looked_at_where_the_ca_is_asked() -> Tested {
     let mut shim = apart(&scene)?.env("SDS_SHIM_TRUST_DOMAIN_FILE", "./trust-domain").start()?;
     Open::connect(&mut shim, "default").await?.next(&shim).await?;
     cover(&scene, &shim, &path, "new.example")?;
-    shim.wait_for_log("the trust domain is new.example; it was cluster.local").await?;
+    shim.wait_for_log("trust domain changed to new.example (was cluster.local)").await?;
     Ok(())
 }
 

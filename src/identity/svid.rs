@@ -268,8 +268,13 @@ fn last_path(leaf: &X509, others: &[X509], mut roots: Vec<X509>, now: i64) -> Re
 
 /// A path that both sides of a connection can use: an intermediate may be good for one alone.
 fn usable_path(leaf: &X509, others: &[X509], roots: &[X509], now: i64) -> Result<Vec<X509>, SvidError> {
-    verified_path(leaf, others, roots.to_vec(), now, Some(X509PurposeId::SSL_CLIENT))?;
-    verified_path(leaf, others, roots.to_vec(), now, Some(X509PurposeId::SSL_SERVER))
+    use openssl::x509::X509ExtendedKeyUsage as Usage;
+    let verify = |purpose| verified_path(leaf, others, roots.to_vec(), now, Some(purpose));
+    let path = verify(X509PurposeId::SSL_SERVER)?;
+    // Its signatures are verified once more only where the other purpose may lead another way.
+    let is_for_clients =
+        |one: &X509| one.extended_key_usage().is_none_or(|usage| usage.contains(Usage::SSL_SERVER | Usage::SSL_CLIENT));
+    if path.iter().all(is_for_clients) { Ok(path) } else { verify(X509PurposeId::SSL_CLIENT) }
 }
 
 /// The certificates from the leaf to the root, as OpenSSL builds them: each of them is good for this purpose.

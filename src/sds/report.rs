@@ -146,11 +146,16 @@ impl Report {
 
     /// Files that are not open to the client's user. Its stream stays open: there may be more on it.
     fn refuse(&self, subscription: &Subscription) {
+        // Whoever fetches is answered so.
+        if self.fetched {
+            return;
+        }
         let Some((uid, names)) = self.rights.refused(subscription.names()) else { return };
         for name in names {
-            let then = if self.fetched { "the call is refused" } else { "its stream stays open without a response" };
-            let trouble =
-                format!("requested by uid {uid}, which may name only files below SDS_SHIM_FILE_DIRECTORIES; {then}");
+            let trouble = format!(
+                "requested by uid {uid}, which may name only files below SDS_SHIM_FILE_DIRECTORIES; its stream stays \
+                 open without a response"
+            );
             self.warn_once(name, &trouble);
         }
     }

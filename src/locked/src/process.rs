@@ -22,7 +22,7 @@ use crate::{arena::lock, child::Inherited, mapping::Refusal, report::Counting};
 
 /// Under a lock of future mappings, each of them fails once the limit is reached. A child that is
 /// started must still fit.
-pub(crate) const HEADROOM: u64 = 176 << 10;
+pub(crate) const HEADROOM: u64 = 144 << 10;
 
 /// How much of the process is locked in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

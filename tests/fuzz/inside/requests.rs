@@ -27,8 +27,8 @@ use super::super::{
     subscription::{IN_FLIGHT, MAX_NAME_BYTES, MAX_NAMES, Outcome, Subscription, Verdict},
 };
 use crate::{
-    identity::Certificates,
-    store::{Content, Encoded, SecretStore, Snapshot, View},
+    identity::TrustBundle,
+    store::{Content, Encoded, Piece, SecretStore, Snapshot, Validation, View},
 };
 
 /// Names that secrets are published under.
@@ -118,9 +118,10 @@ impl<V: Wire> Client<V> {
                     continue;
                 }
                 1 => {
-                    let anchors = Certificates::unread(vec![argument / 3; usize::from(*argument)]);
+                    let domains = vec![(argument.to_string(), TrustBundle::default())];
+                    let content = Content::ValidationContext(Validation { domains, ..Validation::default() });
                     let end = self.now + i64::from(argument >> 4);
-                    self.store.publish([(name, Content::anchors(anchors), end)]);
+                    self.store.publish([(name, content, end)]);
                     let View::Open(snapshot) = self.store.view().borrow().clone() else { return };
                     self.snapshot = snapshot;
                 }
@@ -224,8 +225,9 @@ impl<V: Wire> Client<V> {
         };
         let (nonce, removed, values) = V::decode_response(&message(&pieces));
         assert_eq!(nonce, self.subscription.nonce());
-        let whole =
-            |resource: &Encoded| resource.opening(MARK).into_iter().chain(resource.pieces().flatten()).collect();
+        let whole = |resource: &Encoded| -> Vec<u8> {
+            resource.opening(MARK).into_iter().chain(bytes_of(resource.pieces())).collect()
+        };
         let sent = outcome.send.iter().map(|(_, secret)| -> Vec<u8> { whole(secret.resource()) });
         assert!(values.iter().map(|value| value.to_vec()).eq(sent));
         assert!(removed == outcome.removed || V::TELLS_ALL);
@@ -308,8 +310,12 @@ impl Wire for Delta {
     }
 }
 
+fn bytes_of(pieces: impl Iterator<Item = Piece>) -> Vec<u8> {
+    pieces.flat_map(|mut piece| std::iter::from_fn(move || piece.take())).flatten().collect()
+}
+
 fn message(pieces: &Pieces) -> Vec<u8> {
-    let bytes: Vec<u8> = pieces.iter().flatten().copied().collect();
+    let bytes = bytes_of(pieces.iter().cloned());
     let (prefix, message) = bytes.split_at(5);
     assert_eq!(prefix, [&[0][..], &(message.len() as u32).to_be_bytes()].concat());
     message.to_vec()
