@@ -25,9 +25,11 @@ fuzz_target!(|data: &[u8]| {
     match certificates(&text) {
         Ok(found) => assert!((1..=blocks).contains(&found.len())),
         Err(PemError::Empty) => assert_eq!(blocks, 0),
-        Err(PemError::Malformed { position } | PemError::NoAnchor { position, .. }) => {
-            assert!((1..=blocks).contains(&position));
-        }
+        Err(
+            PemError::Malformed { position } | PemError::NoAnchor { position, .. } | PemError::Refused { position, .. },
+        ) => assert!((1..=blocks).contains(&position)),
+        Err(PemError::Form(_)) => assert!(foreign || expected.is_empty(), "good certificates are refused"),
+        Err(PemError::File(cause)) => panic!("there is no file: {cause}"),
         Err(PemError::TooMany) => assert!(blocks > 16),
         Err(PemError::TooLarge { position }) => assert!(text.len() > 512 && (1..=blocks).contains(&position)),
         Err(PemError::NoRoom { .. }) => panic!("there is no arena here that could be full"),
@@ -35,11 +37,14 @@ fuzz_target!(|data: &[u8]| {
     let (bundle, bad) = match TrustBundle::from_pem(&text, NOW) {
         Ok(taken) => taken,
         Err(PemError::Empty) => return assert_eq!(blocks, 0),
-        Err(PemError::Malformed { position } | PemError::NoAnchor { position, .. }) => {
+        Err(PemError::Form(_)) => return assert!(foreign || expected.is_empty(), "good certificates are refused"),
+        Err(
+            PemError::Malformed { position } | PemError::NoAnchor { position, .. } | PemError::Refused { position, .. },
+        ) => {
             assert!((1..=blocks).contains(&position));
             return assert!(foreign || expected.is_empty(), "good certificates are refused");
         }
-        Err(error @ (PemError::TooMany | PemError::TooLarge { .. } | PemError::NoRoom { .. })) => panic!("{error}"),
+        Err(error) => panic!("{error}"),
     };
     assert!(foreign || bad.is_empty(), "good certificates are left out");
     assert!(bundle.anchors().len() + bad.len() <= blocks, "something is both taken and left out");
