@@ -167,6 +167,11 @@ impl X509Svid {
         self.validity.1 != before
     }
 
+    /// Whether what vouches for the leaf ends before it does, so that another path may last longer.
+    pub fn ends_before_its_leaf(&self) -> bool {
+        self.validity.1 < validity(&self.leaf).1
+    }
+
     /// NotBefore and NotAfter that count, in Unix seconds: the leaf's start, and the end of the path from leaf to anchor
     /// that lasts longest. A path is over with the first of its certificates, since peers verify all of it.
     pub fn validity(&self) -> (i64, i64) {

@@ -333,9 +333,10 @@ impl<T: TokenSource> Renewal<T> {
         let mut issued = self.failover.attempt(&question, bearable(self.left()), verify).await?;
         // Peers have the anchors of the files as well.
         self.answered = issued.roots.clone();
-        let anchors = self.anchors();
-        if !anchors.is_same_set(&issued.roots) {
-            issued.svid.look_at_paths(&anchors, clock::now());
+        // Only what changes from now on may be another way.
+        self.file_roots.mark_unchanged();
+        if issued.svid.ends_before_its_leaf() {
+            issued.svid.look_at_paths(&self.anchors(), clock::now());
         }
         self.wait_for_start(&issued.svid).await;
         let certificate = Content::TlsCertificate {

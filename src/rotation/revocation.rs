@@ -3,6 +3,8 @@
 
 use std::{cmp::Reverse, sync::Arc};
 
+use openssl::x509::X509;
+
 use crate::{
     clock::rfc3339,
     config::RootsConfig,
@@ -19,6 +21,8 @@ pub(super) struct Revocation {
     leaf_only: bool,
     /// The CAs of our own certificate from its issuer upwards, as far as they come with it.
     own: Vec<CrlSigner>,
+    /// The same before anybody has looked at them, which takes as long as a signature.
+    unread: Vec<X509>,
     served: Vec<List>,
 }
 
@@ -74,8 +78,8 @@ impl Revocation {
     }
 
     /// These issued our own certificate, its issuer first.
-    pub(super) fn issued_by(&mut self, own: Vec<CrlSigner>) {
-        self.own = own;
+    pub(super) fn issued_by(&mut self, own: Vec<X509>) {
+        (self.own, self.unread) = (Vec::new(), own);
     }
 
     /// Whether there are no lists, so that nobody need look for who signed them.
@@ -86,6 +90,9 @@ impl Revocation {
     /// Chooses what is served at `now` (Unix seconds) beside these anchors; `complete` is whether they are all
     /// that are served.
     pub(super) fn select(&mut self, anchors: &[CrlSigner], complete: bool, now: i64) -> Selection {
+        if !self.is_empty() && !self.unread.is_empty() {
+            self.own = CrlSigner::of(std::mem::take(&mut self.unread));
+        }
         let signers: Vec<_> = self.own.iter().chain(anchors).cloned().collect();
         let trouble = self.file.trouble.as_ref().map(|trouble| (trouble.reason, trouble.text.clone()));
         let mut selection = Selection { trouble, ..Selection::default() };

@@ -18,7 +18,7 @@ use crate::{
     clock::{self, WallTimer},
     config::RootsConfig,
     files::MountedCertificate,
-    identity::{CrlSigner, Issued, PeerTrust, RevocationList, TrustBundle, TrustDomain, certificates, same_domains},
+    identity::{Issued, PeerTrust, RevocationList, TrustBundle, TrustDomain, certificates, same_domains},
     status::{RevocationFacts, Workload},
     store::{CERTIFICATE, Content, ROOTS, SecretStore, Validation},
 };
@@ -97,7 +97,7 @@ impl RootPublisher {
             }
             state.held.insert(domain, not_after);
             state.roots.answered(issued.roots.clone(), issued.anchor, not_after, clock::now());
-            state.revocation.issued_by(CrlSigner::of(issued.svid.parts().1.iter().cloned()));
+            state.revocation.issued_by(issued.svid.parts().1.to_vec());
             let switches = !std::mem::replace(&mut state.by_ca, true);
             let changed = state.change(clock::now(), &self.shown);
             // Also when nothing is new in this answer: a file may have brought the root a moment ago.
@@ -137,7 +137,7 @@ impl RootPublisher {
             if let Content::TlsCertificate { chain, .. } = &content
                 && let Ok(chain) = certificates(&String::from_utf8_lossy(&chain.pem))
             {
-                state.revocation.issued_by(CrlSigner::of(chain.into_iter().skip(1)));
+                state.revocation.issued_by(chain.into_iter().skip(1).collect());
             }
             let is_new = trust_domain.is_some_and(|domain| state.held.insert(domain, not_after) != Some(not_after));
             if is_new || !state.revocation.is_empty() {
