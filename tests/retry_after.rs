@@ -68,7 +68,7 @@ async fn two_seconds_are_left(fault: Fault) -> Tested {
     let mut shim = scene.shim().env("SDS_SHIM_LOG", "debug").start()?;
     let mut stream = Open::connect(&mut shim, "default").await?;
     let wait = decided(&shim, 0).await?;
-    assert!((2000..=4000).contains(&wait), "{wait} ms");
+    assert!((2000..=4000).contains(&wait), "{wait} ms: {:#?}", shim.log().lines());
     stream.next(&shim).await?;
     let calls = scene.ca.calls();
     assert_eq!(calls.len(), 2);

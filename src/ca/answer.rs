@@ -21,6 +21,8 @@ const MALFORMED: &str = "the answer is no IstioCertificateResponse";
 pub(super) struct Portions {
     body: Incoming,
     given_up: GivenUp,
+    /// Whether it is none of gRPC's, but a page of a proxy's, whose status says all.
+    is_page: bool,
     prefix: Prefix,
     left: usize,
 }
@@ -35,8 +37,8 @@ struct Prefix {
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 impl Portions {
-    pub(super) fn new(body: Incoming, given_up: GivenUp) -> Self {
-        Self { body, given_up, prefix: Prefix::default(), left: 0 }
+    pub(super) fn new(body: Incoming, given_up: GivenUp, is_page: bool) -> Self {
+        Self { body, given_up, is_page, prefix: Prefix::default(), left: 0 }
     }
 
     fn portion(&mut self, mut data: Bytes) -> Result<Bytes, Error> {
@@ -70,6 +72,9 @@ impl Body for Portions {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if self.is_page {
+            return Poll::Ready(None);
+        }
         let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),

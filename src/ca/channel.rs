@@ -118,7 +118,8 @@ impl tower_service::Service<http::Request<tonic::body::Body>> for Sender {
             if let Some(wait) = retry::from_headers(answer.headers()) {
                 let _ = retry_after.set(wait);
             }
-            Ok(answer.map(|body| Portions::new(body, given_up)))
+            let is_page = answer.status() != http::StatusCode::OK;
+            Ok(answer.map(|body| Portions::new(body, given_up, is_page)))
         })
     }
 }

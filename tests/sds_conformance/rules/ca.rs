@@ -130,7 +130,7 @@ pub(super) async fn missing_token(of: Implementation) -> Outcome {
 }
 
 pub(super) async fn hanging_call(of: Implementation) -> Outcome {
-    let setup = Setup::new(of).await?;
+    let setup = Setup::new(of).await?.env("SDS_SHIM_CA_ANSWER_TIMEOUT", "5s");
     setup.site.ca.push_fault(Fault::Hang);
     let subject = setup.start().await?;
     let stream = subject.client.stream();
