@@ -141,7 +141,8 @@ pub(crate) fn leaves(good: &Parts) -> Vec<Odd> {
     for numbers in purposes {
         let list: Vec<_> = numbers.iter().flat_map(|number| purpose(*number)).collect();
         let extended = extension(EXTENDED_KEY_USAGE, false, &element(SEQUENCE, &list));
-        odd.push((format!("extended key usage {numbers:?}"), of(&[extended, uri.clone()])));
+        let told: Vec<_> = numbers.iter().map(ToString::to_string).collect();
+        odd.push((format!("extended key usage of {}", told.join(" and ")), of(&[extended, uri.clone()])));
     }
     for (what, names) in names {
         odd.push((format!("{what} in place of the URI"), of(&[san(&names)])));
