@@ -227,6 +227,10 @@ fn without_secret_memory_a_thread_runs_in_the_arena() {
 }
 
 fn two_threads_run_in_secret_memory_one_after_the_other() {
+    if option_env!("RUSTFLAGS").is_some_and(|flags| flags.contains("sanitizer=address")) {
+        // As above.
+        return;
+    }
     use std::{sync::mpsc, thread, time::Duration};
 
     let ((inside, is_inside), (go, may_go)) = (mpsc::channel(), mpsc::channel());
