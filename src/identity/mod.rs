@@ -11,6 +11,7 @@ mod leaf;
 mod peers;
 mod pem;
 mod private_key;
+mod reader;
 mod spiffe;
 mod strict;
 mod svid;

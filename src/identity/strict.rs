@@ -1,7 +1,10 @@
 //! Certificates as strictly as BoringSSL reads them. OpenSSL takes more, and Envoy refuses a whole secret for one
 //! certificate in it: whatever passes here, Envoy can read. `tests/odd_certificates.rs` holds it against Envoy itself.
 
-use super::validity::element;
+use super::{
+    reader::{GENERALIZED_TIME, Reader, UTC_TIME, is_integer, is_object, unix_time},
+    validity::element,
+};
 
 const BOOLEAN: u8 = 0x01;
 const INTEGER: u8 = 0x02;
@@ -11,8 +14,6 @@ const NULL: u8 = 0x05;
 const OBJECT: u8 = 0x06;
 const ENUMERATED: u8 = 0x0a;
 const UTF8: u8 = 0x0c;
-const UTC_TIME: u8 = 0x17;
-const GENERALIZED_TIME: u8 = 0x18;
 const UNIVERSAL_STRING: u8 = 0x1c;
 const BMP_STRING: u8 = 0x1e;
 const SEQUENCE: u8 = 0x30;
@@ -49,20 +50,19 @@ const TWICE: Refused = "has the same extension twice";
 /// # Errors
 /// The first thing in it that BoringSSL refuses, or that makes it refuse every path with this certificate in it.
 pub(super) fn check(der: &[u8]) -> Result<usize, Refused> {
-    let mut outer = Fields(der);
+    let mut outer = Fields::new(der);
     let mut certificate = outer.enter(SEQUENCE)?;
     let mut signed = certificate.enter(SEQUENCE)?;
     algorithm(&mut certificate)?;
     // Here alone a length may take more bytes than it needs.
-    let (tag, bits, rest) = element(certificate.0).map_err(|_| NOT_DER)?;
+    let (tag, bits, rest) = element(certificate.0.rest()).map_err(|_| NOT_DER)?;
     if tag != BIT_STRING {
         return Err(UNEXPECTED);
     }
     bit_string(bits)?;
-    certificate.0 = rest;
-    certificate.end()?;
+    Fields::new(rest).end()?;
     to_be_signed(&mut signed)?;
-    Ok(der.len() - outer.0.len())
+    Ok(der.len() - outer.0.rest().len())
 }
 
 /// The bits in a BIT STRING that is all there is.
@@ -70,7 +70,7 @@ pub(super) fn check(der: &[u8]) -> Result<usize, Refused> {
 /// # Errors
 /// What is wrong with it.
 pub(super) fn bits(der: &[u8]) -> Result<&[u8], Refused> {
-    let mut fields = Fields(der);
+    let mut fields = Fields::new(der);
     let value = fields.take(BIT_STRING)?;
     bit_string(value)?;
     fields.end()?;
@@ -80,15 +80,15 @@ pub(super) fn bits(der: &[u8]) -> Result<&[u8], Refused> {
 /// Whether this is a SEQUENCE of DER, and nothing else.
 pub(super) fn is_sequence(der: &[u8]) -> bool {
     fn is_der(fields: &mut Fields<'_>) -> Result<(), Refused> {
-        while !fields.0.is_empty() {
+        while !fields.is_empty() {
             let (tag, value) = fields.next()?;
             if tag & CONSTRUCTED != 0 {
-                is_der(&mut Fields(value))?;
+                is_der(&mut Fields::new(value))?;
             }
         }
         Ok(())
     }
-    let mut fields = Fields(der);
+    let mut fields = Fields::new(der);
     fields.enter(SEQUENCE).and_then(|mut inside| is_der(&mut inside)).is_ok() && fields.end().is_ok()
 }
 
@@ -139,7 +139,7 @@ fn to_be_signed(fields: &mut Fields<'_>) -> Result<(), Refused> {
 fn algorithm(fields: &mut Fields<'_>) -> Result<(), Refused> {
     let mut algorithm = fields.enter(SEQUENCE)?;
     object(algorithm.take(OBJECT)?)?;
-    if !algorithm.0.is_empty() {
+    if !algorithm.is_empty() {
         any(&mut algorithm)?;
     }
     algorithm.end()
@@ -147,12 +147,12 @@ fn algorithm(fields: &mut Fields<'_>) -> Result<(), Refused> {
 
 fn name(fields: &mut Fields<'_>) -> Result<(), Refused> {
     let mut name = fields.enter(SEQUENCE)?;
-    while !name.0.is_empty() {
+    while !name.is_empty() {
         let mut part = name.enter(SET).map_err(|_| BAD_NAME)?;
-        if part.0.is_empty() {
+        if part.is_empty() {
             return Err(BAD_NAME);
         }
-        while !part.0.is_empty() {
+        while !part.is_empty() {
             let mut entry = part.enter(SEQUENCE).map_err(|_| BAD_NAME)?;
             object(entry.take(OBJECT).map_err(|_| BAD_NAME)?)?;
             any(&mut entry)?;
@@ -164,7 +164,7 @@ fn name(fields: &mut Fields<'_>) -> Result<(), Refused> {
 
 fn extensions(list: &mut Fields<'_>) -> Result<(), Refused> {
     let mut seen = Vec::new();
-    while !list.0.is_empty() {
+    while !list.is_empty() {
         let mut extension = list.enter(SEQUENCE)?;
         let identifier = extension.take(OBJECT)?;
         object(identifier)?;
@@ -219,11 +219,7 @@ fn is_character(code: u32) -> bool {
 }
 
 fn integer(value: &[u8]) -> Result<(), Refused> {
-    match value {
-        // The first nine bits are not all the same.
-        [] | [0, 0..0x80, ..] | [0xff, 0x80..=0xff, ..] => Err(BAD_INTEGER),
-        _ => Ok(()),
-    }
+    if is_integer(value) { Ok(()) } else { Err(BAD_INTEGER) }
 }
 
 fn bit_string(value: &[u8]) -> Result<(), Refused> {
@@ -234,16 +230,8 @@ fn bit_string(value: &[u8]) -> Result<(), Refused> {
     }
 }
 
-/// Base-128 numbers, each without leading zeros, the last one complete.
 fn object(value: &[u8]) -> Result<(), Refused> {
-    let mut before = 0;
-    for byte in value {
-        if before < 0x80 && *byte == 0x80 {
-            return Err(BAD_OBJECT);
-        }
-        before = *byte;
-    }
-    if value.is_empty() || before >= 0x80 { Err(BAD_OBJECT) } else { Ok(()) }
+    if is_object(value) { Ok(()) } else { Err(BAD_OBJECT) }
 }
 
 fn time(fields: &mut Fields<'_>) -> Result<(), Refused> {
@@ -257,67 +245,40 @@ fn time(fields: &mut Fields<'_>) -> Result<(), Refused> {
 
 /// `YYMMDDhhmmssZ`, where an offset may stand for the `Z`, or `YYYYMMDDhhmmssZ`.
 fn time_of(value: &[u8], short: bool) -> Result<(), Refused> {
-    let (digits, zone) = value.split_at_checked(if short { 12 } else { 14 }).ok_or(BAD_TIME)?;
-    let zone = match zone {
-        b"Z" => Some(&[][..]),
-        [b'+' | b'-', offset @ ..] if short && offset.len() == 4 => Some(offset),
-        _ => None,
+    let digits = if short { 2 } else { 4 };
+    let (moment, zone) = value.split_at_checked(digits + 10).ok_or(BAD_TIME)?;
+    let is_offset = |offset: &[u8]| {
+        let number = std::str::from_utf8(offset).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        number.and_then(|text| text.parse::<u32>().ok()).is_some_and(|number| number / 100 < 24 && number % 100 < 60)
     };
-    let zone = zone.ok_or(BAD_TIME)?;
-    if !digits.iter().chain(zone).all(u8::is_ascii_digit) {
-        return Err(BAD_TIME);
-    }
-    let numbers: Vec<_> = digits.chunks(2).chain(zone.chunks(2)).map(pair_of).collect();
-    let (year, rest) = match (short, numbers.as_slice()) {
-        (true, [year, rest @ ..]) => (year + if *year < 50 { 2000 } else { 1900 }, rest),
-        (false, [century, year, rest @ ..]) => (century * 100 + year, rest),
-        _ => return Err(BAD_TIME),
+    let is_zone = match zone {
+        b"Z" => true,
+        [b'+' | b'-', offset @ ..] => short && offset.len() == 4 && is_offset(offset),
+        _ => false,
     };
-    match rest {
-        [month @ 1..=12, day, 0..=23, 0..=59, 0..=59, offset @ ..] if (1..=days(year, *month)).contains(day) => {
-            if matches!(offset, [] | [0..=23, 0..=59]) { Ok(()) } else { Err(BAD_TIME) }
-        }
-        _ => Err(BAD_TIME),
-    }
-}
-
-fn pair_of(digits: &[u8]) -> u32 {
-    digits.iter().fold(0, |number, digit| number * 10 + u32::from(digit & 0x0f))
-}
-
-fn days(year: u32, month: u32) -> u32 {
-    match month {
-        2 if year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)) => 29,
-        2 => 28,
-        4 | 6 | 9 | 11 => 30,
-        _ => 31,
-    }
+    if is_zone && unix_time(moment, digits).is_some() { Ok(()) } else { Err(BAD_TIME) }
 }
 
 /// Elements that follow each other.
-struct Fields<'a>(&'a [u8]);
+struct Fields<'a>(Reader<'a>);
 
 impl<'a> Fields<'a> {
-    /// Tag and value of the next one.
+    fn new(der: &'a [u8]) -> Self {
+        Self(Reader::new(der))
+    }
+
+    /// Tag and value of the next one. A tag that says that there is nothing is not used.
     fn next(&mut self) -> Result<(u8, &'a [u8]), Refused> {
-        let (tag, value, rest) = element(self.0).map_err(|_| NOT_DER)?;
-        let header = match value.len() {
-            0..0x80 => 2,
-            0x80..0x100 => 3,
-            0x100..0x1_0000 => 4,
-            _ => 5,
-        };
-        // No longer than it must be; of the tags that go on in another byte, or say that there is nothing, none is used.
-        if self.0.len() - value.len() - rest.len() != header || tag & NUMBER == NUMBER || tag & !CONSTRUCTED == 0 {
-            return Err(NOT_DER);
-        }
-        self.0 = rest;
-        Ok((tag, value))
+        self.0.any().filter(|(tag, _)| tag & !CONSTRUCTED != 0).ok_or(NOT_DER)
     }
 
     /// Whether the next one has this tag.
     fn at(&self, tag: u8) -> bool {
-        self.0.first() == Some(&tag)
+        self.0.is(tag)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     fn take(&mut self, wanted: u8) -> Result<&'a [u8], Refused> {
@@ -326,10 +287,10 @@ impl<'a> Fields<'a> {
     }
 
     fn enter(&mut self, wanted: u8) -> Result<Self, Refused> {
-        self.take(wanted).map(Fields)
+        self.take(wanted).map(Self::new)
     }
 
     fn end(&self) -> Result<(), Refused> {
-        if self.0.is_empty() { Ok(()) } else { Err(EXCESS) }
+        if self.is_empty() { Ok(()) } else { Err(EXCESS) }
     }
 }

@@ -3,17 +3,13 @@
 
 use std::ops::Range;
 
-use time::unix_time;
-
-mod time;
+use crate::identity::reader::{GENERALIZED_TIME, Reader, UTC_TIME, is_integer, is_object};
 
 const BOOLEAN: u8 = 0x01;
 const INTEGER: u8 = 0x02;
 const BIT_STRING: u8 = 0x03;
 const OCTET_STRING: u8 = 0x04;
 const OID: u8 = 0x06;
-const UTC_TIME: u8 = 0x17;
-const GENERALIZED_TIME: u8 = 0x18;
 const SEQUENCE: u8 = 0x30;
 const EXTENSIONS: u8 = 0xa0;
 
@@ -225,102 +221,10 @@ fn extension<'a>(extensions: &mut Reader<'a>) -> Option<Extension<'a>> {
     Some(Extension { name, critical, value })
 }
 
-/// The name of something: numbers of seven bits a byte, each in as few bytes as it can have.
 fn object(value: &[u8]) -> Option<&[u8]> {
-    let starts = std::iter::once(true).chain(value.iter().map(|byte| byte & 0x80 == 0));
-    let padded = starts.zip(value).any(|(starts, byte)| starts && *byte == 0x80);
-    (value.last()? & 0x80 == 0 && !padded).then_some(value)
+    is_object(value).then_some(value)
 }
 
-/// A whole number in as few bytes as it can have.
 fn integer(value: &[u8]) -> Option<&[u8]> {
-    let padded = matches!(value, [0, next, ..] if *next < 0x80) || matches!(value, [0xff, next, ..] if *next >= 0x80);
-    (!value.is_empty() && !padded).then_some(value)
-}
-
-/// What is left of some DER, and where in all of it that is.
-struct Reader<'a> {
-    rest: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn new(der: &'a [u8]) -> Self {
-        Self { rest: der, at: 0 }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.rest.is_empty()
-    }
-
-    fn is(&self, tag: u8) -> bool {
-        self.rest.first() == Some(&tag)
-    }
-
-    fn rest(&self) -> &'a [u8] {
-        self.rest
-    }
-
-    fn range(&self) -> Range<usize> {
-        self.at..self.at + self.rest.len()
-    }
-
-    fn end(&self) -> Option<()> {
-        self.is_empty().then_some(())
-    }
-
-    fn byte(&mut self) -> Option<u8> {
-        let (first, rest) = self.rest.split_first()?;
-        (self.rest, self.at) = (rest, self.at + 1);
-        Some(*first)
-    }
-
-    /// Tag and value of the next element.
-    fn any(&mut self) -> Option<(u8, &'a [u8])> {
-        let (tag, inside) = self.element()?;
-        Some((tag, inside.rest))
-    }
-
-    /// The next element's place, tag and length included, and its inside.
-    fn whole(&mut self, tag: u8) -> Option<(Range<usize>, Self)> {
-        let start = self.at;
-        let inside = self.inside(tag)?;
-        Some((start..self.at, inside))
-    }
-
-    fn inside(&mut self, tag: u8) -> Option<Self> {
-        let (found, inside) = self.element()?;
-        (found == tag).then_some(inside)
-    }
-
-    fn time(&mut self) -> Option<i64> {
-        let (tag, value) = self.any()?;
-        match tag {
-            UTC_TIME => unix_time(value, 2),
-            GENERALIZED_TIME => unix_time(value, 4),
-            _ => None,
-        }
-    }
-
-    /// In DER: a length has as few bytes as it can have.
-    fn element(&mut self) -> Option<(u8, Self)> {
-        let tag = self.byte().filter(|tag| tag & 0x1f != 0x1f)?;
-        let first = usize::from(self.byte()?);
-        let length = match first {
-            0..=0x7f => first,
-            0x81..=0x84 => {
-                let mut length = 0;
-                for _ in 0x80..first {
-                    length = length << 8 | usize::from(self.byte()?);
-                }
-                let least = if first == 0x81 { 0x80 } else { 1 << (8 * (first - 0x81)) };
-                (length >= least).then_some(length)?
-            }
-            _ => return None,
-        };
-        let value = self.rest.get(..length)?;
-        let inside = Self { rest: value, at: self.at };
-        (self.rest, self.at) = (&self.rest[length..], self.at + length);
-        Some((tag, inside))
-    }
+    is_integer(value).then_some(value)
 }
