@@ -4,7 +4,7 @@ use locked::Structure;
 use openssl::{
     error::ErrorStack,
     pkey::{PKey, Private},
-    x509::{X509, X509ExtendedKeyUsage, X509KeyUsage, X509PurposeId, X509VerifyResult},
+    x509::{X509, X509KeyUsage, X509VerifyResult},
 };
 
 use super::{
@@ -13,6 +13,7 @@ use super::{
     leaf,
     pem::{PemError, certificates},
     private_key::{KeyError, KeyText},
+    sides::{SIDES, lacking},
     spiffe::TrustDomain,
     svid::verified_path,
     validity::validity,
@@ -114,13 +115,7 @@ impl Credential {
         if leaf.key_usage().is_some_and(|usage| !usage.contains(X509KeyUsage::DIGITAL_SIGNATURE)) {
             flaws.push(Flaw::KeyUsage);
         }
-        let usage = leaf.extended_key_usage();
-        let lacks = |flag| usage.is_some_and(|usage| !usage.contains(flag));
-        let sides = [
-            (X509ExtendedKeyUsage::SSL_SERVER, "serverAuth", X509PurposeId::SSL_SERVER),
-            (X509ExtendedKeyUsage::SSL_CLIENT, "clientAuth", X509PurposeId::SSL_CLIENT),
-        ];
-        flaws.extend(sides.iter().filter(|(flag, ..)| lacks(*flag)).map(|(_, name, _)| Flaw::ExtendedKeyUsage(name)));
+        flaws.extend(lacking(leaf).map(|side| Flaw::ExtendedKeyUsage(side.name)));
         let presented: Vec<_> = self.chain.iter().map(AsRef::as_ref).collect();
         let mut anchors = bundle.issuers_of(&presented);
         let look = |anchor: &X509| anchors.extend(may_have_issued(anchor, &presented).then(|| anchor.clone()));
@@ -129,7 +124,7 @@ impl Credential {
         let now = now.max(validity(leaf).0);
         // For each side that the leaf is for, or else for none.
         let purposes: Vec<_> = match flaws.is_empty() {
-            true => sides.iter().map(|(.., purpose)| Some(*purpose)).collect(),
+            true => SIDES.iter().map(|side| Some(side.purpose)).collect(),
             false => vec![None],
         };
         let verify = |purpose| verified_path(leaf, others, anchors.clone(), now, purpose).err();

@@ -21,6 +21,7 @@ use super::{
     key::KeySpec,
     leaf,
     pem::{Chain, PemError},
+    sides::lacking,
     spiffe::SpiffeId,
     validity::{is_ca, validity},
 };
@@ -62,6 +63,9 @@ pub enum SvidError {
     /// The leaf cannot be used on both sides of mutual TLS.
     #[error("the leaf's {0}")]
     KeyUsage(&'static str),
+    /// Its extended key usage lacks this one.
+    #[error("the leaf's extended key usage lacks {0}")]
+    ExtendedKeyUsage(&'static str),
     /// Envoy does not take the leaf.
     #[error("the leaf {0}: Envoy refuses it")]
     Leaf(&'static str),
@@ -220,7 +224,7 @@ fn check_identity(leaf: &X509Ref, id: &SpiffeId) -> Result<(), SvidError> {
 }
 
 fn check_usage(leaf: &X509Ref) -> Result<(), SvidError> {
-    use openssl::x509::{X509ExtendedKeyUsage, X509KeyUsage};
+    use openssl::x509::X509KeyUsage;
     // Without the extension every use is allowed (RFC 5280, section 4.2.1.3).
     let usage = leaf.key_usage().unwrap_or(X509KeyUsage::DIGITAL_SIGNATURE);
     if usage.contains(X509KeyUsage::KEY_CERT_SIGN) || is_ca(leaf)? {
@@ -230,17 +234,8 @@ fn check_usage(leaf: &X509Ref) -> Result<(), SvidError> {
     if !usage.contains(X509KeyUsage::DIGITAL_SIGNATURE) {
         return Err(SvidError::KeyUsage("key usage lacks digitalSignature"));
     }
-    // An SVID should have the extension and need not (X509-SVID, section 4.4); without it every use is allowed.
-    let Some(usage) = leaf.extended_key_usage() else { return Ok(()) };
-    for (flag, lack) in [
-        (X509ExtendedKeyUsage::SSL_SERVER, "extended key usage lacks serverAuth"),
-        (X509ExtendedKeyUsage::SSL_CLIENT, "extended key usage lacks clientAuth"),
-    ] {
-        if !usage.contains(flag) {
-            return Err(SvidError::KeyUsage(lack));
-        }
-    }
-    Ok(())
+    // An SVID should have the extension and need not (X509-SVID, section 4.4).
+    lacking(leaf).next().map_or(Ok(()), |side| Err(SvidError::ExtendedKeyUsage(side.name)))
 }
 
 /// The first end of these, Unix seconds.
@@ -273,13 +268,10 @@ fn last_path(leaf: &X509, others: &[X509], mut roots: Vec<X509>, now: i64) -> Re
 
 /// A path that both sides of a connection can use: an intermediate may be good for one alone.
 fn usable_path(leaf: &X509, others: &[X509], roots: &[X509], now: i64) -> Result<Vec<X509>, SvidError> {
-    use openssl::x509::X509ExtendedKeyUsage as Usage;
     let verify = |purpose| verified_path(leaf, others, roots.to_vec(), now, Some(purpose));
     let path = verify(X509PurposeId::SSL_SERVER)?;
     // Its signatures are verified once more only where the other purpose may lead another way.
-    let is_for_clients =
-        |one: &X509| one.extended_key_usage().is_none_or(|usage| usage.contains(Usage::SSL_SERVER | Usage::SSL_CLIENT));
-    if path.iter().all(is_for_clients) { Ok(path) } else { verify(X509PurposeId::SSL_CLIENT) }
+    if path.iter().all(|one| lacking(one).next().is_none()) { Ok(path) } else { verify(X509PurposeId::SSL_CLIENT) }
 }
 
 /// The certificates from the leaf to the root, as OpenSSL builds them: each of them is good for this purpose.
