@@ -15,7 +15,7 @@ use crate::{
     budget, clock,
     config::{CaRoots, Config, Env, Mistake, MutualTls, RootsConfig, Schedule, ServerName, VARIABLES},
     identity::{
-        BearerToken, Credential, Flaw, KeyAlgorithm, KeyEncoding, KeySpec, KeyText, RevocationList, SpiffeId,
+        BearerToken, Credential, CrlState, Flaw, KeyAlgorithm, KeyEncoding, KeySpec, KeyText, RevocationList, SpiffeId,
         TrustBundle, TrustDomain,
     },
     memory,
@@ -269,12 +269,7 @@ impl Findings {
         };
         let read = |file: &PathBuf| Some(TrustBundle::from_pem(&read(file).ok()?, now).ok()?.0.signers());
         let signers: Vec<_> = roots.files.iter().filter_map(read).flatten().collect();
-        let unusable = |list: &RevocationList| match list.flaw(&signers) {
-            Some(flaw) => Some(flaw.to_owned()),
-            None if list.this_update() > now => Some(format!("begins at {}", clock::rfc3339(list.this_update()))),
-            None if list.next_update() <= now => Some(format!("has expired at {}", clock::rfc3339(list.next_update()))),
-            None => None,
-        };
+        let unusable = |list: &RevocationList| Some(list.state(&signers, now)).filter(|state| *state != CrlState::Good);
         for (list, why) in lists.iter().filter_map(|list| Some((list, unusable(list)?))) {
             let is_superseded = |other: &RevocationList| other.is_like(list) && unusable(other).is_none();
             let told = format!("{}: the CRL of {} {why}", file.display(), list.issuer());

@@ -1,4 +1,4 @@
-use std::{fs, io::ErrorKind, path::Path, sync::Arc};
+use std::{fmt, fs, io::ErrorKind, path::Path, sync::Arc};
 
 use openssl::{error::ErrorStack, sha::sha256, x509::X509Name};
 
@@ -7,7 +7,7 @@ use super::{
     facts::{CertificateFacts, name, push_pem},
     pem::{cut, decode_lines},
 };
-use crate::{bounded, budget};
+use crate::{bounded, budget, clock::rfc3339};
 
 mod parse;
 mod signer;
@@ -45,6 +45,30 @@ pub struct CrlTrouble {
     pub reason: &'static str,
     /// In words that name the file.
     pub text: String,
+}
+
+/// Whether Envoy can use a list, at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrlState {
+    /// It can.
+    Good,
+    /// Not since then (Unix seconds).
+    Expired(i64),
+    /// Not before then (Unix seconds).
+    Ahead(i64),
+    /// Never, for this reason.
+    Flawed(&'static str),
+}
+
+impl fmt::Display for CrlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Good => write!(f, "can be used"),
+            Self::Expired(since) => write!(f, "has expired at {}", rfc3339(*since)),
+            Self::Ahead(begin) => write!(f, "begins at {}", rfc3339(*begin)),
+            Self::Flawed(flaw) => write!(f, "{flaw}"),
+        }
+    }
 }
 
 impl PartialEq for RevocationList {
@@ -186,7 +210,7 @@ impl RevocationList {
     }
 
     /// Why it is of no use to Envoy at any time, given the CAs that are known; of others nothing is.
-    pub fn flaw(&self, signers: &[CrlSigner]) -> Option<&'static str> {
+    fn flaw(&self, signers: &[CrlSigner]) -> Option<&'static str> {
         if self.parts.flaw.is_some() {
             return self.parts.flaw;
         }
@@ -194,6 +218,16 @@ impl RevocationList {
         let first = refusals.next()?;
         // A CA may have several keys under its name.
         if refusals.any(|refusal| refusal.is_none()) { None } else { first }
+    }
+
+    /// Whether Envoy can use it at `now` (Unix seconds), given the CAs that are known.
+    pub fn state(&self, signers: &[CrlSigner], now: i64) -> CrlState {
+        match self.flaw(signers) {
+            Some(flaw) => CrlState::Flawed(flaw),
+            None if self.this_update() > now => CrlState::Ahead(self.this_update()),
+            None if self.next_update() <= now => CrlState::Expired(self.next_update()),
+            None => CrlState::Good,
+        }
     }
 
     /// Whether it bears this CA's name.

@@ -22,7 +22,7 @@ mod validity;
 pub use anchors::Answer;
 pub use bundle::{BadAnchor, BadAnchors, TrustAnchor, TrustBundle, may_have_issued};
 pub use credential::{Credential, CredentialError, Flaw};
-pub use crl::{CrlSigner, CrlTrouble, RevocationList};
+pub use crl::{CrlSigner, CrlState, CrlTrouble, RevocationList};
 pub use facts::{CertificateFacts, Certificates};
 pub use key::{CertificateRequest, KeyAlgorithm, KeyEncoding, KeySpec};
 pub use peers::{PeerTrust, Revocation, same_domains};

@@ -6,9 +6,8 @@ use std::{cmp::Reverse, sync::Arc};
 use openssl::x509::X509;
 
 use crate::{
-    clock::rfc3339,
     config::RootsConfig,
-    identity::{CrlSigner, Revocation as InFile, RevocationList},
+    identity::{CrlSigner, CrlState, Revocation as InFile, RevocationList},
 };
 
 type List = Arc<RevocationList>;
@@ -42,24 +41,13 @@ pub(super) struct Selection {
     pub(super) next: Option<i64>,
 }
 
-/// Whether Envoy can use a list.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Good,
-    Expired,
-    Ahead,
-    Flawed(&'static str),
-}
-
-impl State {
-    /// From the best to the worst.
-    fn rank(self) -> u8 {
-        match self {
-            Self::Good => 0,
-            Self::Expired => 1,
-            Self::Ahead => 2,
-            Self::Flawed(_) => 3,
-        }
+/// From the best to the worst.
+fn rank(state: CrlState) -> u8 {
+    match state {
+        CrlState::Good => 0,
+        CrlState::Expired(_) => 1,
+        CrlState::Ahead(_) => 2,
+        CrlState::Flawed(_) => 3,
     }
 }
 
@@ -96,18 +84,18 @@ impl Revocation {
         let signers: Vec<_> = self.own.iter().chain(anchors).cloned().collect();
         let trouble = self.file.trouble.as_ref().map(|trouble| (trouble.reason, trouble.text.clone()));
         let mut selection = Selection { trouble, ..Selection::default() };
-        let states: Vec<_> = self.file.lists.iter().map(|list| (list, state(list, &signers, now))).collect();
+        let states: Vec<_> = self.file.lists.iter().map(|list| (list, list.state(&signers, now))).collect();
         let mut is_short = false;
         for (index, (list, state)) in states.iter().enumerate() {
             let rank = |index: usize| {
-                states.get(index).map(|(list, state)| (Reverse(state.rank()), list.this_update(), index))
+                states.get(index).map(|(list, state)| (Reverse(rank(*state)), list.this_update(), index))
             };
             let is_better =
-                |(other, (like, _)): (usize, &(&List, State))| like.is_like(list) && rank(other) > rank(index);
+                |(other, (like, _)): (usize, &(&List, CrlState))| like.is_like(list) && rank(other) > rank(index);
             let is_superseded = states.iter().enumerate().any(is_better);
             let served = match (state, is_superseded) {
-                (State::Good, false) => Some(Arc::clone(list)),
-                (State::Flawed(flaw), true) => {
+                (CrlState::Good, false) => Some(Arc::clone(list)),
+                (CrlState::Flawed(flaw), true) => {
                     selection.tell(format!("the CRL of {} {flaw}: it has no effect", list.issuer()));
                     continue;
                 }
@@ -135,18 +123,19 @@ impl Revocation {
     fn instead(
         &self,
         list: &List,
-        state: State,
+        state: CrlState,
         signers: &[CrlSigner],
         now: i64,
         selection: &mut Selection,
     ) -> Option<List> {
-        let former = |wanted: fn(State) -> bool| {
+        let former = |wanted: fn(CrlState) -> bool| {
             self.served.iter().find(|former| {
-                former.is_like(list) && former.digest() != list.digest() && wanted(self::state(former, signers, now))
+                former.is_like(list) && former.digest() != list.digest() && wanted(former.state(signers, now))
             })
         };
-        let good = former(|state| state == State::Good);
-        let former = good.or_else(|| former(|state| state == State::Expired).filter(|_| state != State::Expired));
+        let is_expired = |state: CrlState| matches!(state, CrlState::Expired(_));
+        let good = former(|state| state == CrlState::Good);
+        let former = good.or_else(|| former(is_expired).filter(|_| !is_expired(state)));
         let (issuer, open) = (list.issuer(), self.fail_open);
         let meanwhile = match (former, open) {
             (Some(_), _) => "the former one is served meanwhile",
@@ -154,7 +143,7 @@ impl Revocation {
             (None, false) => "ROOTCA is not served before (SDS_SHIM_CRL_FAIL_OPEN=false)",
         };
         let (reason, text) = match state {
-            State::Expired if former.is_none() => {
+            CrlState::Expired(_) if former.is_none() => {
                 let then = match open {
                     true => "no CRL is served until there is a newer one (SDS_SHIM_CRL_FAIL_OPEN)",
                     false => {
@@ -163,20 +152,19 @@ impl Revocation {
                     }
                 };
                 let file = self.file.trouble.as_ref().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
-                selection
-                    .tell(format!("the CRL of {issuer} has expired at {}: {then}{file}", rfc3339(list.next_update())));
+                selection.tell(format!("the CRL of {issuer} {state}: {then}{file}"));
                 return Some(Arc::clone(list));
             }
-            State::Expired => ("expired", format!("has expired at {}", rfc3339(list.next_update()))),
-            State::Ahead => ("not_yet_valid", format!("begins at {}", rfc3339(list.this_update()))),
-            State::Flawed(flaw) => {
-                ("unusable", format!("{flaw}, so Envoy would refuse every certificate of this issuer"))
+            CrlState::Expired(_) => ("expired", state.to_string()),
+            CrlState::Ahead(_) => ("not_yet_valid", state.to_string()),
+            CrlState::Flawed(_) => {
+                ("unusable", format!("{state}, so Envoy would refuse every certificate of this issuer"))
             }
-            State::Good => return Some(Arc::clone(list)),
+            CrlState::Good => return Some(Arc::clone(list)),
         };
         let text = format!("the CRL of {issuer} {text}: {meanwhile}");
         selection.tell(text.clone());
-        if former.is_none() || state != State::Ahead {
+        if former.is_none() || !matches!(state, CrlState::Ahead(_)) {
             selection.trouble.get_or_insert((reason, text));
         }
         former.cloned()
@@ -228,15 +216,6 @@ impl Revocation {
 impl Selection {
     fn tell(&mut self, what: String) {
         self.told.push(what);
-    }
-}
-
-fn state(list: &RevocationList, signers: &[CrlSigner], now: i64) -> State {
-    match list.flaw(signers) {
-        Some(flaw) => State::Flawed(flaw),
-        None if list.this_update() > now => State::Ahead,
-        None if list.next_update() <= now => State::Expired,
-        None => State::Good,
     }
 }
 
