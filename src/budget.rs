@@ -74,8 +74,7 @@ pub fn for_clients() -> usize {
 /// Whether the pieces are there that a renewal needs, and beside them those that a client's largest request does.
 #[must_use]
 pub fn has_pieces_for_clients(request: &[usize]) -> bool {
-    let pieces: Vec<_> = [RENEWAL_PIECE].iter().chain(request).copied().collect();
-    locked::has_room(&pieces)
+    beside(request.iter().copied(), &[RENEWAL_PIECE])
 }
 
 /// Whether there is room for one more stream of a client, beside what others will take that have just begun.
@@ -106,19 +105,19 @@ pub fn for_one_connection() -> usize {
 /// Whether a file of this size may be read, which is then in memory this many times.
 #[must_use]
 pub fn has_room_for_file(size: usize, copies: usize) -> bool {
-    locked::has_room(&std::iter::repeat_n(size, copies).chain([BESIDES_FILES]).collect::<Vec<_>>())
+    beside(std::iter::repeat_n(size, copies), &[BESIDES_FILES])
 }
 
 /// Whether a certificate may be parsed that takes these pieces.
 #[must_use]
 pub fn has_room_for_certificate(pieces: impl Iterator<Item = usize>) -> bool {
-    locked::has_room(&pieces.chain([BESIDES_CERTIFICATE]).collect::<Vec<_>>())
+    beside(pieces, &[BESIDES_CERTIFICATE])
 }
 
 /// Whether a revocation list may be parsed that takes these pieces.
 #[must_use]
 pub fn has_room_for_list(pieces: impl Iterator<Item = usize>) -> bool {
-    locked::has_room(&pieces.chain([BESIDES_LIST]).collect::<Vec<_>>())
+    beside(pieces, &[BESIDES_LIST])
 }
 
 /// Bytes of the CA's answer that may be read now.
@@ -132,7 +131,7 @@ pub fn for_answer() -> usize {
 #[must_use]
 pub fn has_room_for_admin(pieces: &[usize], is_probe: bool) -> bool {
     let besides = if is_probe { 0 } else { BESIDES_ADMIN };
-    locked::has_room(&pieces.iter().copied().chain([besides]).collect::<Vec<_>>())
+    beside(pieces.iter().copied(), &[besides])
 }
 
 /// Whether a file of this size may be read that peers are verified with. It is in memory twice while it is read, and
@@ -148,7 +147,7 @@ pub fn has_room_for_roots(size: usize) -> bool {
 pub fn has_room_for_revocation_lists(size: usize, several: bool) -> bool {
     let copies = std::iter::repeat_n(size, copies_of_revocation_lists(several));
     // Less than clients leave, so that they keep no ordinary list from being read.
-    locked::has_room(&copies.chain([RENEWAL_PIECE, LEAST]).collect::<Vec<_>>())
+    beside(copies, &[RENEWAL_PIECE, LEAST])
 }
 
 /// Whether so many bytes of revocation lists may be written as they are served: clients may have come since they were
@@ -156,7 +155,7 @@ pub fn has_room_for_revocation_lists(size: usize, several: bool) -> bool {
 #[must_use]
 pub fn has_room_to_serve_revocation_lists(size: usize, several: bool) -> bool {
     let copies = std::iter::repeat_n(size, copies_of_revocation_lists(several) - 1);
-    locked::has_room(&copies.chain([RENEWAL_PIECE]).collect::<Vec<_>>())
+    beside(copies, &[RENEWAL_PIECE])
 }
 
 /// KiB of an arena in which there is room for such a file beside its successor.
@@ -215,6 +214,11 @@ pub fn has_room_for_ca_anchor(size: usize) -> bool {
 #[must_use]
 pub fn has_room_for_document() -> bool {
     locked::has_room(&DOCUMENT)
+}
+
+/// Whether there is room for these pieces, and at the same time for what must be left.
+fn beside(pieces: impl Iterator<Item = usize>, left: &[usize]) -> bool {
+    locked::has_room(&pieces.chain(left.iter().copied()).collect::<Vec<_>>())
 }
 
 /// Bytes of the arena that nobody uses.
