@@ -68,9 +68,9 @@ impl CitadelClient {
         Way::new(&self.address, &self.resolved)
     }
 
-    /// Asks for a certificate: one call, with a deadline for reaching the CA and one for its answer, which may take so
-    /// long as `answer` at the most: who issues by hand or in turn may keep a call open for long. Answers with Citadel's list, leaf first, root bundle last,
-    /// of which nothing is verified yet.
+    /// Asks for a certificate: one call, with a deadline for reaching the CA and one for its answer, which may take as
+    /// long as `answer`: whoever issues by hand or in turn keeps a call open for long. Answers with Citadel's list, leaf
+    /// first, root bundle last, of which nothing is verified yet.
     ///
     /// # Errors
     /// What kept the CA from answering, or its answer.
@@ -125,7 +125,7 @@ impl CitadelClient {
         });
         request.set_timeout(answer);
         self.add_metadata(request.metadata_mut(), token)?;
-        let failed = |status: Status| match channel.is_broken() || std::error::Error::source(&status).is_some() {
+        let failed = |status: Status| match channel.is_broken() || causes(&status).next().is_some() {
             true if is_calm(&status) => CaError::Calm,
             true if is_dead(&status) => CaError::Dead(root_cause(&status)),
             // A status that came from the connection, not from the CA.
@@ -180,35 +180,23 @@ fn cert_signer(name: &str) -> Struct {
     Struct { fields }
 }
 
+/// What a status came of, the innermost last.
+fn causes(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(std::error::Error::source(status), |cause| cause.source())
+}
+
 /// Whether the other side has ended the stream or the connection because it has too much to do.
 fn is_calm(status: &Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(inner) = cause {
-        if let Some(error) = inner.downcast_ref::<h2::Error>() {
-            return error.is_remote() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
-        }
-        cause = inner.source();
-    }
-    false
+    let ended = causes(status).find_map(|cause| cause.downcast_ref::<h2::Error>());
+    ended.is_some_and(|error| error.is_remote() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM))
 }
 
 /// Whether a PING was not answered.
 fn is_dead(status: &Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(inner) = cause {
-        if inner.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_timeout) {
-            return true;
-        }
-        cause = inner.source();
-    }
-    false
+    causes(status).any(|cause| cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_timeout))
 }
 
 /// The innermost error of a status: its outer layers only say that a call failed.
 fn root_cause(status: &Status) -> String {
-    let mut cause: &dyn std::error::Error = status;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
+    causes(status).last().map_or_else(|| status.to_string(), ToString::to_string)
 }
