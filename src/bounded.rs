@@ -20,6 +20,8 @@ pub use place::{MOUNTED_ALONE, is_mounted_alone, silent_file_system};
 
 /// What helps where something is closed to us.
 const CLOSED: &str = "grant this user access, in Kubernetes with fsGroup or the volume's defaultMode";
+/// What helps with a text of that form.
+pub const UTF_16: &str = "it is UTF-16, write it as UTF-8 (iconv -f UTF-16 -t UTF-8)";
 /// Bytes that a file may have grown by since it was opened, or have where the file system tells no sizes.
 const GROWTH: usize = 16 * 1024;
 
@@ -90,8 +92,7 @@ impl Opened {
         // One byte more than allowed is asked for, to see whether it has grown.
         self.file.take(most as u64 + 1).read_to_end(&mut content)?;
         if self.size > self.limit || content.len() > self.limit {
-            let told = format!("the file holds more than {} bytes", self.limit);
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, told));
+            return Err(too_large(self.limit));
         }
         if content.len() > most {
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, "it grew while it was being read"));
@@ -112,12 +113,7 @@ impl Opened {
     /// # Errors
     /// [`io::ErrorKind::FileTooLarge`] when it does.
     pub fn within_limit(self) -> io::Result<Self> {
-        if self.size > self.limit { Err(self.too_large()) } else { Ok(self) }
-    }
-
-    fn too_large(&self) -> io::Error {
-        let told = format!("the file holds more than {} bytes", self.limit);
-        io::Error::new(io::ErrorKind::FileTooLarge, told)
+        if self.size > self.limit { Err(too_large(self.limit)) } else { Ok(self) }
     }
 
     /// Its bytes for whoever reads them in portions, up to one more than [`Opened::most`].
@@ -135,12 +131,17 @@ pub fn text(content: Vec<u8>) -> io::Result<String> {
     String::from_utf8(content).map_err(|error| {
         let at = error.utf8_error().valid_up_to() + 1;
         let form = match error.as_bytes() {
-            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => ": it is UTF-16, write it as UTF-8 (iconv -f UTF-16 -t UTF-8)",
-            [0x30, 0x80..=0x84, ..] => ": it looks like DER, write it as PEM (openssl x509 -inform DER)",
-            _ => "",
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => format!(": {UTF_16}"),
+            [0x30, 0x80..=0x84, ..] => ": it looks like DER, write it as PEM (openssl x509 -inform DER)".to_owned(),
+            _ => String::new(),
         };
         io::Error::new(io::ErrorKind::InvalidData, format!("it is not text: invalid UTF-8 at byte {at}{form}"))
     })
+}
+
+/// What is wrong with a file of more bytes than this.
+pub fn too_large(limit: usize) -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, format!("the file holds more than {limit} bytes"))
 }
 
 fn no_room() -> io::Error {

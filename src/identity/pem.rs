@@ -11,7 +11,7 @@ use super::{
     der::{CERTIFICATE, Weight},
     strict,
 };
-use crate::budget;
+use crate::{bounded::UTF_16, budget};
 
 pub(super) const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 pub(super) const END: &str = "-----END CERTIFICATE-----";
@@ -163,7 +163,7 @@ fn form(text: &str) -> Option<&'static str> {
     let count = |what: &str| text.matches(what).count();
     let has = |what: &str| text.contains(what);
     match () {
-        () if has("\0") => Some("it is UTF-16, write it as UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+        () if has("\0") => Some(UTF_16),
         () if has(TRUSTED) => {
             Some("a TRUSTED CERTIFICATE is a form of OpenSSL's own, write it as a CERTIFICATE (openssl x509 -in FILE)")
         }

@@ -66,10 +66,7 @@ impl KeyText {
                 Err(error) => return Err(error),
             };
             if public.len() + splitter.key.len() + read > limit {
-                return Err(io::Error::new(
-                    io::ErrorKind::FileTooLarge,
-                    format!("the file holds more than {limit} bytes"),
-                ));
+                return Err(bounded::too_large(limit));
             }
             // Grown out here, so that it stays in memory that is not secret.
             public.reserve(read + MAX_LABEL + BEGIN.len());
