@@ -8,7 +8,7 @@ use super::{
     anchors::{Candidate, Reading, in_file, start_of},
     crl::CrlSigner,
     der::{CERTIFICATE, Weight},
-    facts::{CertificateFacts, Certificates, pem_len, write_pem},
+    facts::{self, CertificateFacts, Certificates, pem_len, push_pem},
     pem::{self, PemError},
     validity::is_ca,
 };
@@ -60,12 +60,12 @@ impl TrustAnchor {
 
     /// Writes it as PEM, ending with a newline.
     pub fn write_pem(&self, to: &mut Vec<u8>) {
-        write_pem(&self.der, to);
+        push_pem(&self.der, facts::CERTIFICATE, to);
     }
 
     /// Bytes of that.
     pub fn pem_len(&self) -> usize {
-        pem_len(&self.der)
+        pem_len(&self.der, facts::CERTIFICATE)
     }
 
     /// Bytes that it takes.

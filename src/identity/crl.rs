@@ -4,7 +4,7 @@ use openssl::{error::ErrorStack, sha::sha256, x509::X509Name};
 
 use super::{
     der::{CERTIFICATE, Weight},
-    facts::{CertificateFacts, name, push_pem},
+    facts::{CertificateFacts, name, pem_len, push_pem},
     pem::{cut, decode_lines},
 };
 use crate::{bounded, budget, clock::rfc3339};
@@ -15,6 +15,7 @@ mod signer;
 pub(super) use parse::Scope;
 pub use signer::CrlSigner;
 
+const LABEL: &str = "X509 CRL";
 const BEGIN: &str = "-----BEGIN X509 CRL-----";
 const END: &str = "-----END X509 CRL-----";
 
@@ -168,13 +169,12 @@ impl RevocationList {
 
     /// As PEM, ending with a newline.
     pub fn pem(&self, to: &mut Vec<u8>) {
-        push_pem(&self.der, "X509 CRL", to);
+        push_pem(&self.der, LABEL, to);
     }
 
     /// Bytes of its PEM.
     pub fn pem_len(&self) -> usize {
-        let base64 = self.der.len().div_ceil(3) * 4;
-        BEGIN.len() + 1 + base64 + base64.div_ceil(64) + END.len() + 1
+        pem_len(&self.der, LABEL)
     }
 
     /// SHA-256 of its DER.

@@ -84,14 +84,15 @@ impl Certificates {
     }
 
     pub(super) fn push(&mut self, der: &[u8], facts: Arc<CertificateFacts>) {
-        write_pem(der, &mut self.pem);
+        push_pem(der, CERTIFICATE, &mut self.pem);
         self.facts.push(facts);
     }
 }
 
 /// Bytes that are the 64 characters of a line (RFC 7468, section 2).
 const LINE: usize = 48;
-const CERTIFICATE: &str = "CERTIFICATE";
+/// What stands in the markers of a certificate.
+pub(super) const CERTIFICATE: &str = "CERTIFICATE";
 
 /// Writes DER as PEM, ending with a newline.
 pub(super) fn push_pem(der: &[u8], label: &str, pem: &mut Vec<u8>) {
@@ -108,14 +109,9 @@ pub(super) fn push_pem(der: &[u8], label: &str, pem: &mut Vec<u8>) {
     marker(pem, "END");
 }
 
-/// Writes a certificate as PEM.
-pub(super) fn write_pem(der: &[u8], to: &mut Vec<u8>) {
-    push_pem(der, CERTIFICATE, to);
-}
-
 /// Bytes of that.
-pub(super) fn pem_len(der: &[u8]) -> usize {
-    let markers = "-----BEGIN -----\n".len() + "-----END -----\n".len() + 2 * CERTIFICATE.len();
+pub(super) fn pem_len(der: &[u8], label: &str) -> usize {
+    let markers = "-----BEGIN -----\n".len() + "-----END -----\n".len() + 2 * label.len();
     markers + der.len().div_ceil(3) * 4 + der.len().div_ceil(LINE)
 }
 
