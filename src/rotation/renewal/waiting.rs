@@ -132,7 +132,7 @@ impl<T: TokenSource> Renewal<T> {
         self.held.as_ref().map(left)
     }
 
-    /// Holds a certificate back whose time comes within a minute; still serving the current certificate.
+    /// Holds a certificate back whose time comes within a minute; the current one is served meanwhile.
     pub(super) async fn wait_for_start(&self, svid: &X509Svid) {
         let ((not_before, _), now) = (svid.validity(), clock::now());
         if (1..=HELD_UNTIL_VALID).contains(&not_before.saturating_sub(now)) {
