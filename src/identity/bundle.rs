@@ -150,15 +150,7 @@ impl TrustBundle {
     /// # Errors
     /// When it holds no certificate, or none that can be used.
     pub fn from_pem(text: &str, now: i64) -> Result<(Self, BadAnchors), PemError> {
-        Reading { now, room: |_| true, most: usize::MAX, keep: true, look: None }.read(in_text(text))
-    }
-
-    /// The same, and shows each of its anchors to `look` in its parsed form.
-    ///
-    /// # Errors
-    /// As for [`TrustBundle::from_pem`].
-    pub fn from_pem_with(text: &str, now: i64, mut look: impl FnMut(&X509)) -> Result<(Self, BadAnchors), PemError> {
-        let reading = Reading { now, room: |_| true, most: usize::MAX, keep: true, look: Some(&mut look) };
+        let reading = Reading { now, room: |_| true, most: usize::MAX, keep: true, look: None };
         reading.read(in_text(text)).map_err(|error| pem::explain(error, text))
     }
 
@@ -186,9 +178,21 @@ impl TrustBundle {
     ///
     /// # Errors
     /// As for [`TrustBundle::from_file`].
-    pub fn look_at_file(file: &Path, now: i64, mut look: impl FnMut(&X509)) -> Result<BadAnchors, PemError> {
-        let reading = Reading { now, room: |_| true, most: usize::MAX, keep: false, look: Some(&mut look) };
-        let read = reading.read(in_file(file)?).map(|(_, bad)| bad);
+    pub fn look_at_file(file: &Path, now: i64, mut look: impl FnMut(&X509)) -> Result<(), PemError> {
+        Self::pass_through(file, now, Some(&mut look))
+    }
+
+    /// Whether there is an anchor in a file that can be used. One that is in use already is not parsed for that.
+    ///
+    /// # Errors
+    /// As for [`TrustBundle::from_file`].
+    pub fn is_in_file(file: &Path, now: i64) -> Result<(), PemError> {
+        Self::pass_through(file, now, None)
+    }
+
+    fn pass_through(file: &Path, now: i64, look: Option<&mut dyn FnMut(&X509)>) -> Result<(), PemError> {
+        let reading = Reading { now, room: |_| true, most: usize::MAX, keep: false, look };
+        let read = reading.read(in_file(file)?).map(|_| ());
         read.map_err(|error| pem::explain(error, &start_of(file)))
     }
 
