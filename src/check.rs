@@ -1,28 +1,18 @@
 //! `sds-shim check`: the environment and the files that it names, looked at without serving anything.
 
-use std::{
-    collections::BTreeSet,
-    fmt::Write as _,
-    fs,
-    io::ErrorKind,
-    path::{Path, PathBuf},
-};
+mod files;
+
+use std::fmt::Write as _;
 
 use locked::{Level, Need};
 
 use crate::{
-    bounded::{self, Opened, foreign_text},
-    budget, clock,
-    config::{CaRoots, Config, Env, Mistake, MutualTls, RootsConfig, Schedule, ServerName, VARIABLES},
-    identity::{
-        BearerToken, Credential, CrlState, Flaw, KeyAlgorithm, KeyEncoding, KeySpec, KeyText, RevocationList, SpiffeId,
-        TrustBundle, TrustDomain,
-    },
+    bounded::foreign_text,
+    config::{Config, Env, Mistake, MutualTls, RootsConfig, Schedule, ServerName, VARIABLES},
+    identity::{KeyAlgorithm, KeyEncoding, KeySpec, SpiffeId},
     memory,
 };
 
-/// Bytes of one file with certificates.
-const MAX_FILE: usize = 384 * 1024;
 /// Characters of a value that are shown.
 const SHOWN: usize = 120;
 
@@ -171,7 +161,7 @@ impl Findings {
     /// Who is asked for, in the trust domain that counts now.
     fn identity(&mut self, config: &Config) {
         let file = config.rotation.roots.trust_domain_file.as_deref();
-        let own = file.and_then(|file| trust_domain(file).ok());
+        let own = file.and_then(|file| files::trust_domain(file).ok());
         let asked_for = |id: &SpiffeId| own.as_ref().map_or_else(|| id.clone(), |own| id.in_domain(own)).to_string();
         let identity =
             config.identity.spiffe_id.as_ref().map_or("from the token of each SDS request".to_owned(), asked_for);
@@ -179,136 +169,6 @@ impl Findings {
         if let Some(file) = file {
             let (of, one) = if own.is_some() { ("that", "") } else { ("of TRUST_DOMAIN until", " one") };
             self.line(&format!("           in the trust domain {of} {} tells{one}", file.display()));
-        }
-    }
-
-    fn files(&mut self, config: &Config) {
-        let now = clock::now();
-        if let Some(files) = &config.source.files {
-            let (found, flaws) = certificate(&files.chain, &files.key, now, Some(config));
-            self.verdict(found);
-            flaws.into_iter().for_each(|flaw| self.verdict(Err(format!("{}: {flaw}", files.chain.display()))));
-        }
-        if let Some(file) = config.token.file.as_ref().filter(|_| config.source.ca) {
-            let token = BearerToken::read(file).and_then(|token| {
-                token.check(config.token.audience.as_deref(), now)?;
-                Ok(format!("{}: {}", file.display(), token.describe(now)))
-            });
-            self.verdict(token.map_err(|error| format!("{}: {error}", file.display())));
-        }
-        // As much room as the process will have.
-        if let Err(error) = memory::enlarge(&config.memory) {
-            self.verdict(Err(format!("the arena cannot be extended to SDS_SHIM_ARENA_KIB: {error}")));
-        }
-        let mut served = Vec::new();
-        let own = config.ca.roots_file();
-        // An operating system's are many, and some of them may have expired without doing harm.
-        let lenient = matches!(config.ca.roots, CaRoots::System(_));
-        if config.source.ca {
-            let is_served = config.rotation.roots.files.contains(&own);
-            let bundle = self.anchors(&own, now, lenient);
-            served.extend(bundle.filter(|_| is_served));
-        }
-        for file in config.rotation.roots.files.iter().filter(|file| !config.source.ca || **file != own) {
-            served.extend(self.anchors(file, now, false));
-        }
-        for (_, file) in &config.rotation.roots.domains {
-            self.anchors(file, now, false);
-        }
-        self.revocation(&config.rotation.roots, now);
-        self.all_anchors(&served);
-        if let Some(file) = &config.rotation.roots.trust_domain_file {
-            match trust_domain(file) {
-                Err(bad) if fs::metadata(file).is_err_and(|error| error.kind() == ErrorKind::NotFound) => {
-                    self.line(&format!("  note     {bad}; TRUST_DOMAIN applies until the file exists"));
-                }
-                found => self.verdict(found.map(|domain| format!("{}: the trust domain {domain}", file.display()))),
-            }
-        }
-        if let Some(directory) = &config.ca.provisioned {
-            self.verdict(certificate(&directory.join("cert-chain.pem"), &directory.join("key.pem"), now, None).0);
-        }
-        if let Some(directory) = config.sds.socket.parent() {
-            self.verdict(writable(directory));
-        }
-        self.places(config);
-    }
-
-    /// Files whose changes come late, or not at all.
-    fn places(&mut self, config: &Config) {
-        let roots = &config.rotation.roots;
-        let mounted = config.source.files.iter().flat_map(|files| [&files.chain, &files.key, &files.roots]);
-        let others = roots.files.iter().chain(roots.domains.iter().map(|(_, file)| file));
-        let token = config.token.file.iter().filter(|_| config.source.ca);
-        let all = token.chain(mounted).chain(others).chain(&roots.crl).chain(&roots.trust_domain_file);
-        for file in all.collect::<BTreeSet<_>>() {
-            if bounded::is_mounted_alone(file) {
-                self.line(&format!("  note     {}: {}", file.display(), bounded::MOUNTED_ALONE));
-            }
-            if let Some(kind) = bounded::silent_file_system(file) {
-                self.line(&format!(
-                    "  note     {}: it lies on {kind}, which does not tell of changes (SDS_SHIM_FILE_CHECK)",
-                    file.display()
-                ));
-            }
-        }
-    }
-
-    /// The lists of revoked certificates, as they are read while serving.
-    fn revocation(&mut self, roots: &RootsConfig, now: i64) {
-        let Some(file) = &roots.crl else { return };
-        let lists = match RevocationList::read(file, !roots.domains.is_empty()) {
-            Ok(lists) if lists.is_empty() => {
-                return self
-                    .line(&format!("  note     {}: it is empty, so no revocation lists are served", file.display()));
-            }
-            Ok(lists) => lists,
-            // Few have one.
-            Err(trouble) if trouble.reason == "missing" && !roots.crl_required => return,
-            Err(trouble) => return self.verdict(Err(trouble.text)),
-        };
-        let read = |file: &PathBuf| Some(TrustBundle::from_pem(&read(file).ok()?, now).ok()?.0.signers());
-        let signers: Vec<_> = roots.files.iter().filter_map(read).flatten().collect();
-        let unusable = |list: &RevocationList| Some(list.state(&signers, now)).filter(|state| *state != CrlState::Good);
-        for (list, why) in lists.iter().filter_map(|list| Some((list, unusable(list)?))) {
-            let is_superseded = |other: &RevocationList| other.is_like(list) && unusable(other).is_none();
-            let told = format!("{}: the CRL of {} {why}", file.display(), list.issuer());
-            match lists.iter().any(is_superseded) {
-                true => self.line(&format!("  note     {told}; another one of this issuer counts")),
-                false => self.verdict(Err(told)),
-            }
-        }
-        if lists.iter().all(|list| unusable(list).is_none()) {
-            let end = lists.iter().map(RevocationList::next_update).min().unwrap_or(i64::MAX);
-            let count =
-                if lists.len() == 1 { "1 revocation list" } else { &format!("{} revocation lists", lists.len()) };
-            self.verdict(Ok(format!("{}: {count}, the first is good until {}", file.display(), clock::rfc3339(end))));
-        }
-    }
-
-    /// Looks at a file of trust anchors.
-    fn anchors(&mut self, file: &Path, now: i64, lenient: bool) -> Option<TrustBundle> {
-        let (bundle, told) = match anchors(file, now, lenient) {
-            Ok((bundle, told)) => (Some(bundle), told),
-            Err(error) => (None, Err(error)),
-        };
-        self.verdict(told);
-        bundle
-    }
-
-    /// Whether there is room for these together.
-    fn all_anchors(&mut self, bundles: &[TrustBundle]) {
-        let all = bundles.iter().flat_map(TrustBundle::anchors).cloned().collect();
-        let (all, most) = (TrustBundle::new(all), budget::for_anchors());
-        let size: usize = all.anchors().iter().map(|anchor| anchor.size()).sum();
-        if size > most {
-            self.verdict(Err(format!(
-                "the {} trust anchors of all files take {} KiB, and {} KiB, half of the arena, are the most: some would be \
-                 left out; raise SDS_SHIM_ARENA_KIB",
-                all.anchors().len(),
-                size / 1024,
-                most / 1024
-            )));
         }
     }
 
@@ -381,74 +241,5 @@ fn further_roots(roots: &RootsConfig) -> String {
     match roots.inline.len() {
         0 => files,
         count => format!("{files}, {count} texts of PROXY_CONFIG"),
-    }
-}
-
-fn read(file: &Path) -> Result<String, String> {
-    let opened =
-        bounded::open(file, MAX_FILE).and_then(|opened| opened.if_room(|size| budget::has_room_for_file(size, 2)));
-    opened.and_then(Opened::text).map_err(|error| bounded::describe(file, &error))
-}
-
-fn trust_domain(file: &Path) -> Result<TrustDomain, String> {
-    read(file)?.trim().parse().map_err(|error| format!("{}: {error}", file.display()))
-}
-
-/// The anchors of a file, and what is to be said of them.
-fn anchors(file: &Path, now: i64, lenient: bool) -> Result<(TrustBundle, Result<String, String>), String> {
-    let (bundle, bad) = TrustBundle::from_file(file, now, budget::has_room_for_anchor)
-        .map_err(|error| format!("{}: {error}", file.display()))?;
-    if let Some(bad) = bad.told().first().filter(|_| !lenient) {
-        return Ok((bundle, Err(format!("{}: {bad}", file.display()))));
-    }
-    let end = bundle.anchors().iter().map(|anchor| anchor.not_after()).min().unwrap_or(i64::MAX);
-    let told = format!(
-        "{}: {} trust anchors, the first expires at {}",
-        file.display(),
-        bundle.anchors().len(),
-        clock::rfc3339(end)
-    );
-    Ok((bundle, Ok(told)))
-}
-
-/// What is to be said of a key and its chain, and what peers will not like about it, who have the anchors of these files.
-fn certificate(chain: &Path, key: &Path, now: i64, peers: Option<&Config>) -> (Result<String, String>, Vec<Flaw>) {
-    let read = |path: &Path| KeyText::open(path, MAX_FILE).map_err(|error| bounded::describe(path, &error));
-    let credential = read(chain).and_then(|text| {
-        let credential = Credential::from_pem(&text.0, &read(key)?.1);
-        credential.map_err(|error| format!("{}: {error}", chain.display()))
-    });
-    let credential = match credential {
-        Ok(credential) => credential,
-        Err(error) => return (Err(error), Vec::new()),
-    };
-    let end = credential.not_after();
-    let told = match end > now {
-        true => Ok(format!("{}: a certificate and its key, valid until {}", chain.display(), clock::rfc3339(end))),
-        false => Err(format!("{}: the certificate expired at {}", chain.display(), clock::rfc3339(end))),
-    };
-    let flaws = peers.and_then(|config| {
-        let files = config.source.files.as_ref()?;
-        let others = config.rotation.roots.files.iter().filter_map(|file| {
-            TrustBundle::from_file(file, now, budget::has_room_for_anchor).ok().map(|(bundle, _)| bundle)
-        });
-        let all = others.flat_map(|bundle| bundle.anchors().to_vec()).collect();
-        Some(credential.flaws(&files.roots, &TrustBundle::new(all), now))
-    });
-    (told, flaws.unwrap_or_default())
-}
-
-/// Whether a socket could be made there; nothing is left behind.
-fn writable(directory: &Path) -> Result<String, String> {
-    let probe = directory.join(format!(".check.{}", std::process::id()));
-    match fs::File::create_new(&probe) {
-        Ok(_) => {
-            let _ = fs::remove_file(&probe);
-            Ok(format!("{}: writable", directory.display()))
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Ok(format!("{}: will be created at the start", directory.display()))
-        }
-        Err(error) => Err(bounded::describe(directory, &error)),
     }
 }
