@@ -3,6 +3,7 @@
 use std::{
     alloc::Layout,
     cell::Cell,
+    ptr::NonNull,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
 
@@ -11,7 +12,7 @@ use crate::{
     methods::Chosen,
     registers::clear_vector_registers,
     secret::wipe_stack,
-    stack::{AbortOnDrop, is_on_arena_stack},
+    stack::{is_on_arena_stack, run_on},
 };
 
 thread_local! {
@@ -66,20 +67,9 @@ pub fn secretly<R>(f: impl FnOnce() -> R) -> R {
     let Some(stack) = stack.filter(|_| take()) else {
         return inside_the_arena(f);
     };
-    let guarded = || {
-        let bomb = AbortOnDrop;
-        let result = inside(f);
-        std::mem::forget(bomb);
-        result
-    };
-    let result = psm::psm_stack_manipulation! {
-        yes {
-            // SAFETY: the region is that many bytes of writable memory, page-aligned, with a page below that faults; `TAKEN`
-            // says that nobody else runs on it, and a panic never leaves the closure.
-            unsafe { psm::on_stack(stack.cast().as_ptr(), stack.len(), guarded) }
-        }
-        no { guarded() }
-    };
+    // SAFETY: the region is that many bytes of writable memory, page-aligned, with a page below that faults; `TAKEN` says
+    // that nobody else runs on it.
+    let result = unsafe { run_on(stack, || inside(f)) };
     #[cfg(feature = "dump")]
     measure(stack);
     wipe_stack(stack);
@@ -101,7 +91,7 @@ pub fn secret_stack_peak() -> usize {
 }
 
 #[cfg(feature = "dump")]
-fn measure(stack: std::ptr::NonNull<[u8]>) {
+fn measure(stack: NonNull<[u8]>) {
     // SAFETY: the stack is that long, and nobody runs on it.
     let bytes = unsafe { stack.as_ref() };
     let unused = bytes.iter().take_while(|byte| **byte == 0).count();
@@ -118,20 +108,10 @@ fn inside_the_arena<R>(f: impl FnOnce() -> R) -> R {
         return inside(f);
     }
     let Some(piece) = lock().pool.allocate(PIECE) else { return inside(f) };
-    let guarded = || {
-        let bomb = AbortOnDrop;
-        let result = inside(f);
-        std::mem::forget(bomb);
-        result
-    };
-    let result = psm::psm_stack_manipulation! {
-        yes {
-            // SAFETY: the piece is that many bytes of writable memory, page-aligned and ours alone; key operations take an
-            // eighth of it; a panic never leaves the closure.
-            unsafe { psm::on_stack(piece.as_ptr(), PIECE.size(), guarded) }
-        }
-        no { guarded() }
-    };
+    let stack = NonNull::slice_from_raw_parts(piece, PIECE.size());
+    // SAFETY: the piece is that many bytes of writable memory, page-aligned and ours alone; key operations take an eighth of
+    // it.
+    let result = unsafe { run_on(stack, || inside(f)) };
     // SAFETY: the piece is from this pool, with this layout, and nobody runs on it any more.
     unsafe { lock().pool.free(piece, PIECE) };
     clear_vector_registers();

@@ -1,6 +1,6 @@
 //! The main stack in the arena: what a function leaves on it is as hidden as the heap.
 
-use std::process;
+use std::{process, ptr::NonNull};
 
 use crate::arena::{STACK, lock};
 
@@ -17,15 +17,10 @@ pub fn on_arena_stack<R>(f: impl FnOnce() -> R) -> R {
                 // No arena, or its stack is in use: by us, or by another thread.
                 return f();
             };
-            let guarded = || {
-                let bomb = AbortOnDrop;
-                let result = f();
-                std::mem::forget(bomb);
-                result
-            };
+            let stack = NonNull::slice_from_raw_parts(stack, STACK);
             // SAFETY: the region is STACK bytes of writable memory, page-aligned, with a guard page below; `TAKEN`
-            // says that nobody else runs on it, and a panic never leaves the closure.
-            let result = unsafe { psm::on_stack(stack.as_ptr(), STACK, guarded) };
+            // says that nobody else runs on it.
+            let result = unsafe { run_on(stack, f) };
             TAKEN.store(false, Ordering::Relaxed);
             result
         }
@@ -33,8 +28,29 @@ pub fn on_arena_stack<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
+/// Runs `f` on this stack, or on the present one where this architecture has no way to switch. A panic that leaves `f`
+/// aborts the process.
+///
+/// # Safety
+/// The stack is writable memory, aligned to pages, and nobody else runs on it.
+pub(crate) unsafe fn run_on<R>(stack: NonNull<[u8]>, f: impl FnOnce() -> R) -> R {
+    let guarded = || {
+        let bomb = AbortOnDrop;
+        let result = f();
+        std::mem::forget(bomb);
+        result
+    };
+    psm::psm_stack_manipulation! {
+        yes {
+            // SAFETY: the caller answers for the stack, and a panic never leaves the closure.
+            unsafe { psm::on_stack(stack.cast().as_ptr(), stack.len(), guarded) }
+        }
+        no { guarded() }
+    }
+}
+
 /// Unwinding must not cross the switch of stacks.
-pub(crate) struct AbortOnDrop;
+struct AbortOnDrop;
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
