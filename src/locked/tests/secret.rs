@@ -199,38 +199,25 @@ fn there_is_room_for_the_next_key_beside_one(kind: Kind) {
     }
 }
 
-/// Whether this function's caller runs on a page of secret memory.
-fn on_a_secret_stack() -> bool {
-    let local = 0_u8;
-    let here = std::ptr::from_ref(&local).addr();
+/// Whether the caller runs on a stack in one of these places.
+fn runs_in(each: fn(&mut dyn FnMut(&[u8]))) -> bool {
+    let here = std::ptr::without_provenance(psm::stack_pointer().addr());
     let mut found = false;
-    for_each_secret_byte_range(|bytes| found |= bytes.as_ptr_range().contains(&std::ptr::without_provenance(here)));
+    each(&mut |bytes| found |= bytes.as_ptr_range().contains(&here));
     found
 }
 
+fn runs_in_secret_memory() -> bool {
+    runs_in(|look| for_each_secret_byte_range(|bytes| look(bytes)))
+}
+
 fn without_secret_memory_a_thread_runs_in_the_arena() {
-    if option_env!("RUSTFLAGS").is_some_and(|flags| flags.contains("sanitizer=address")) {
-        // The sanitizer keeps local variables elsewhere than on the stack.
-        return;
-    }
-    let on_the_arena = || {
-        let local = 0_u8;
-        let here = std::ptr::from_ref(&local).addr();
-        let mut found = false;
-        for_each_arena_byte_range(|bytes| {
-            found |= bytes.as_ptr_range().contains(&std::ptr::without_provenance(here));
-        });
-        found
-    };
+    let on_the_arena = || runs_in(|look| for_each_arena_byte_range(|bytes| look(bytes)));
     let found = std::thread::spawn(move || secretly(on_the_arena)).join().unwrap();
     assert!(found, "a key operation ran on a thread's own stack, which nobody wipes");
 }
 
 fn two_threads_run_in_secret_memory_one_after_the_other() {
-    if option_env!("RUSTFLAGS").is_some_and(|flags| flags.contains("sanitizer=address")) {
-        // As above.
-        return;
-    }
     use std::{sync::mpsc, thread, time::Duration};
 
     let ((inside, is_inside), (go, may_go)) = (mpsc::channel(), mpsc::channel());
@@ -238,11 +225,11 @@ fn two_threads_run_in_secret_memory_one_after_the_other() {
         secretly(|| {
             inside.send(()).unwrap();
             may_go.recv().unwrap();
-            on_a_secret_stack()
+            runs_in_secret_memory()
         })
     });
     is_inside.recv().unwrap();
-    let second = thread::spawn(|| secretly(on_a_secret_stack));
+    let second = thread::spawn(|| secretly(runs_in_secret_memory));
     // It can only be seen not to end; where it does not wait, it ends at once.
     thread::sleep(Duration::from_millis(50));
     let waits = !second.is_finished();
