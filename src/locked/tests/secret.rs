@@ -199,8 +199,10 @@ fn there_is_room_for_the_next_key_beside_one(kind: Kind) {
     }
 }
 
+type Look<'a> = &'a mut dyn FnMut(&[u8]);
+
 /// Whether the caller runs on a stack in one of these places.
-fn runs_in(each: fn(&mut dyn FnMut(&[u8]))) -> bool {
+fn runs_in(each: fn(Look<'_>)) -> bool {
     let here = std::ptr::without_provenance(psm::stack_pointer().addr());
     let mut found = false;
     each(&mut |bytes| found |= bytes.as_ptr_range().contains(&here));
