@@ -111,12 +111,14 @@ impl Subscription {
     ) -> Result<Outcome, ProtocolError> {
         check_type(&request.type_url)?;
         // The first request of a stream, or one that asks anew: nonces of another stream or server mean nothing.
+        let said =
+            Said { nonce: &request.response_nonce, error: request.error_detail.as_ref(), taken: &request.version_info };
         let initial = self.sent == 0 || request.response_nonce.is_empty();
         if !initial && request.response_nonce != self.nonce() {
             // What it wants was decided before it had seen the last response; what it says of an earlier one holds.
-            return Ok(Outcome { verdict: self.verdict(request), ..Outcome::default() });
+            return Ok(Outcome { verdict: self.verdict(said), ..Outcome::default() });
         }
-        let verdict = self.verdict(request);
+        let verdict = self.verdict(said);
         let (wanted, left_out) = bounded(&request.resource_names, &BTreeMap::new());
         self.names.retain(|name, known| {
             if initial {
@@ -142,7 +144,8 @@ impl Subscription {
     ) -> Result<Outcome, ProtocolError> {
         check_type(&request.type_url)?;
         // Only a verdict depends on the nonce: a change of names is never lost, because it is told only once.
-        let verdict = self.verdict(request);
+        let verdict =
+            self.verdict(Said { nonce: &request.response_nonce, error: request.error_detail.as_ref(), taken: "" });
         let subscribed = &request.resource_names_subscribe;
         for name in request.resource_names_unsubscribe.iter().filter(|name| !subscribed.contains(name)) {
             self.names.remove(name);
@@ -225,8 +228,7 @@ impl Subscription {
         outcome
     }
 
-    fn verdict(&mut self, answer: &impl Answer) -> Option<(Verdict, Vec<String>)> {
-        let (nonce, error) = (answer.nonce(), answer.error());
+    fn verdict(&mut self, Said { nonce, error, taken }: Said<'_>) -> Option<(Verdict, Vec<String>)> {
         let ages = 0..IN_FLIGHT.min(self.sent - self.answered_to);
         let age = ages.into_iter().find(|age| nonce == self.nonce_of(self.sent - age))?;
         // Answers come in the order of the responses: those before it get none any more.
@@ -240,8 +242,8 @@ impl Subscription {
                     (None, _) => true,
                     // It tells what it has taken last. That it names what it refuses proves nothing: it takes unread
                     // what it has had before.
-                    (Some(_), Some(refused)) => !answer.taken().is_empty() && !answer.taken().contains(refused),
-                    (Some(_), None) => !answer.taken().is_empty(),
+                    (Some(_), Some(refused)) => !taken.is_empty() && !taken.contains(refused),
+                    (Some(_), None) => !taken.is_empty(),
                 };
                 names.push(name.clone());
             }
@@ -256,39 +258,11 @@ impl Subscription {
 }
 
 /// What a request says of an earlier response.
-trait Answer {
-    fn nonce(&self) -> &str;
-    fn error(&self) -> Option<&Status>;
+struct Said<'a> {
+    nonce: &'a str,
+    error: Option<&'a Status>,
     /// The version that the client has taken last, where the variant has a place for it.
-    fn taken(&self) -> &str;
-}
-
-impl Answer for DiscoveryRequest {
-    fn nonce(&self) -> &str {
-        &self.response_nonce
-    }
-
-    fn error(&self) -> Option<&Status> {
-        self.error_detail.as_ref()
-    }
-
-    fn taken(&self) -> &str {
-        &self.version_info
-    }
-}
-
-impl Answer for DeltaDiscoveryRequest {
-    fn nonce(&self) -> &str {
-        &self.response_nonce
-    }
-
-    fn error(&self) -> Option<&Status> {
-        self.error_detail.as_ref()
-    }
-
-    fn taken(&self) -> &str {
-        ""
-    }
+    taken: &'a str,
 }
 
 fn check_type(type_url: &str) -> Result<(), ProtocolError> {
