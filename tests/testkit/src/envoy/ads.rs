@@ -2,32 +2,27 @@
 
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use hyper::{server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use sds_shim_proto::{
-    SmallCodec,
     envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse},
     google::protobuf::Any,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{mpsc, watch},
-    task::{JoinHandle, JoinSet},
+    task::JoinHandle,
     time::timeout,
 };
-use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status, Streaming, body::Body, server::StreamingService};
+use tonic::Streaming;
 
-use super::wire::{CLUSTER, LISTENER};
+use super::{
+    wire::{CLUSTER, LISTENER},
+    xds::{Answer, Service, accept},
+};
 use crate::{Failure, OrFail, PATIENCE};
-
-const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
 
 /// What one Envoy is to have.
 #[derive(Clone, Default)]
@@ -130,7 +125,7 @@ impl Shared {
     }
 
     /// One stream, until its Envoy closes it or what it sends cannot be read.
-    async fn converse(&self, mut requests: Streaming<DiscoveryRequest>, answers: mpsc::Sender<Answer>) {
+    async fn follow(&self, mut requests: Streaming<DiscoveryRequest>, answers: mpsc::Sender<Answer>) {
         let mut version = self.version.subscribe();
         let (mut node, mut sent) = (String::new(), BTreeMap::<String, u64>::new());
         loop {
@@ -169,46 +164,12 @@ impl Shared {
     }
 }
 
-type Answer = Result<DiscoveryResponse, Status>;
+impl Service for Shared {
+    const PATH: &'static str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
 
-/// The one method of the service.
-struct Method(Arc<Shared>);
-
-impl StreamingService<DiscoveryRequest> for Method {
-    type Response = DiscoveryResponse;
-    type ResponseStream = Pin<Box<dyn Stream<Item = Answer> + Send>>;
-    type Future = std::future::Ready<Result<Response<Self::ResponseStream>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<DiscoveryRequest>>) -> Self::Future {
-        let (shared, (sender, answers)) = (Arc::clone(&self.0), mpsc::channel(4));
-        shared.seen.send_modify(|seen| seen.opened += 1);
-        tokio::spawn(async move {
-            shared.converse(request.into_inner(), sender).await;
-            shared.seen.send_modify(|seen| seen.ended += 1);
-        });
-        std::future::ready(Ok(Response::new(Box::pin(ReceiverStream::new(answers)))))
+    async fn converse(&self, requests: Streaming<DiscoveryRequest>, answers: mpsc::Sender<Answer>) {
+        self.seen.send_modify(|seen| seen.opened += 1);
+        self.follow(requests, answers).await;
+        self.seen.send_modify(|seen| seen.ended += 1);
     }
-}
-
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        connections.spawn(serve(stream, Arc::clone(&shared)));
-        while connections.try_join_next().is_some() {}
-    }
-}
-
-async fn serve(stream: TcpStream, shared: Arc<Shared>) {
-    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-        let shared = Arc::clone(&shared);
-        async move {
-            if request.uri().path() != PATH {
-                return Ok::<_, Infallible>(Status::unimplemented("no such method").into_http::<Body>());
-            }
-            let codec = SmallCodec::<DiscoveryResponse, DiscoveryRequest>::default();
-            Ok(tonic::server::Grpc::new(codec).streaming(Method(shared), request).await)
-        }
-    });
-    // It ends when the peer goes, in whatever way.
-    let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
 }

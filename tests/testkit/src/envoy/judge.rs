@@ -2,21 +2,17 @@
 
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
     fs,
     path::Path,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use hyper::{server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use sds_shim_proto::{
-    SECRET_TYPE_URL, SmallCodec,
+    SECRET_TYPE_URL,
     envoy::{
         config::core::v3::{DataSource, data_source::Specifier},
         extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret, TlsCertificate, secret::Type},
@@ -25,17 +21,15 @@ use sds_shim_proto::{
     google::protobuf::Any,
 };
 use tokio::{
-    net::{UnixListener, UnixStream},
+    net::UnixListener,
     sync::{mpsc, oneshot, watch},
-    task::{JoinHandle, JoinSet},
+    task::JoinHandle,
     time::timeout,
 };
-use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status, Streaming, body::Body, server::StreamingService};
+use tonic::Streaming;
 
+use super::xds::{Answer, Service, accept};
 use crate::{Failure, OrFail, PATIENCE, workload::SOCKET};
-
-const PATH: &str = "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets";
 
 /// What Envoy says of a secret: nothing, or why it refuses it.
 pub type Verdict = Result<(), String>;
@@ -111,8 +105,10 @@ fn inline(bytes: &[u8]) -> Option<DataSource> {
     Some(DataSource { specifier: Some(Specifier::InlineBytes(bytes.to_vec().into())) })
 }
 
-impl Shared {
-    /// One stream, which is for one name, until its Envoy closes it.
+impl Service for Shared {
+    const PATH: &'static str = "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets";
+
+    /// Each stream is for one name.
     async fn converse(&self, mut requests: Streaming<DiscoveryRequest>, answers: mpsc::Sender<Answer>) {
         let Ok(Some(first)) = requests.message().await else { return };
         let (sender, mut shown) = mpsc::channel(1);
@@ -149,44 +145,4 @@ fn answer(secret: &Secret, nonce: String) -> DiscoveryResponse {
         type_url: SECRET_TYPE_URL.to_owned(),
         nonce,
     }
-}
-
-type Answer = Result<DiscoveryResponse, Status>;
-
-/// The one method of the service.
-struct Method(Arc<Shared>);
-
-impl StreamingService<DiscoveryRequest> for Method {
-    type Response = DiscoveryResponse;
-    type ResponseStream = Pin<Box<dyn Stream<Item = Answer> + Send>>;
-    type Future = std::future::Ready<Result<Response<Self::ResponseStream>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<DiscoveryRequest>>) -> Self::Future {
-        let (shared, (sender, answers)) = (Arc::clone(&self.0), mpsc::channel(4));
-        tokio::spawn(async move { shared.converse(request.into_inner(), sender).await });
-        std::future::ready(Ok(Response::new(Box::pin(ReceiverStream::new(answers)))))
-    }
-}
-
-async fn accept(listener: UnixListener, shared: Arc<Shared>) {
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        connections.spawn(serve(stream, Arc::clone(&shared)));
-        while connections.try_join_next().is_some() {}
-    }
-}
-
-async fn serve(stream: UnixStream, shared: Arc<Shared>) {
-    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-        let shared = Arc::clone(&shared);
-        async move {
-            if request.uri().path() != PATH {
-                return Ok::<_, Infallible>(Status::unimplemented("no such method").into_http::<Body>());
-            }
-            let codec = SmallCodec::<DiscoveryResponse, DiscoveryRequest>::default();
-            Ok(tonic::server::Grpc::new(codec).streaming(Method(shared), request).await)
-        }
-    });
-    // It ends when the peer goes, in whatever way.
-    let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
 }

@@ -5,6 +5,7 @@ pub mod ads;
 mod bootstrap;
 pub mod judge;
 pub mod wire;
+mod xds;
 
 use std::{
     ops::{Deref, DerefMut},
