@@ -12,6 +12,7 @@ use openssl::{sha::sha256, x509::X509};
 use super::{
     bundle::{BadAnchor, BadAnchors, TrustAnchor, TrustBundle},
     pem::{self, Block, PemError, UNPARSABLE},
+    recent,
 };
 use crate::{bounded, budget, clock::rfc3339};
 
@@ -212,12 +213,12 @@ impl Reading<'_> {
             Candidate::Known(anchor) => {
                 ended(anchor.not_after())?;
                 if let Some(look) = &mut self.look {
-                    look(&pem::parsed(anchor.der()).ok_or(UNPARSABLE)?);
+                    look(&recent::parsed(anchor.der()).ok_or(UNPARSABLE)?);
                 }
                 Ok(anchor)
             }
             Candidate::Block(block) => {
-                let certificate = block.parse().ok_or(UNPARSABLE)?;
+                let certificate = recent::parsed(block.der()).ok_or(UNPARSABLE)?;
                 let anchor = TrustAnchor::new(&certificate, block.into_der())?;
                 ended(anchor.not_after())?;
                 if let Some(look) = &mut self.look {

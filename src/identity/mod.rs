@@ -12,6 +12,7 @@ mod peers;
 mod pem;
 mod private_key;
 mod reader;
+mod recent;
 mod sides;
 mod spiffe;
 mod strict;

@@ -9,7 +9,7 @@ use openssl::{error::ErrorStack, x509::X509};
 use super::{
     anchors::Candidate,
     der::{CERTIFICATE, Weight},
-    strict,
+    recent, strict,
 };
 use crate::{bounded::UTF_16, budget};
 
@@ -141,7 +141,9 @@ impl Chain {
             if !budget::has_room_for_certificate(weight.pieces(CERTIFICATE)) {
                 return Err(PemError::NoRoom { position });
             }
-            self.certificates.push(parsed(candidate.der()).ok_or(PemError::Malformed { position })?);
+            // The first is a leaf, which never comes again.
+            let parse = if self.certificates.is_empty() { parsed } else { recent::parsed };
+            self.certificates.push(parse(candidate.der()).ok_or(PemError::Malformed { position })?);
         }
         if position == 0 { Err(PemError::Empty) } else { Ok(()) }
     }
@@ -202,11 +204,6 @@ impl Block {
     /// The same, and no more of it.
     pub(super) fn into_der(self) -> Vec<u8> {
         self.der
-    }
-
-    /// Its parsed form; `None` when it is no certificate.
-    pub(super) fn parse(&self) -> Option<X509> {
-        parsed(&self.der)
     }
 }
 
