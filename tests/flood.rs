@@ -132,6 +132,21 @@ impl Scene {
 
     /// What an attack costs: in time of a processor, and in delay for the honest client.
     async fn bears(attack: &str) -> Tested {
+        /// Other tests run beside this one: a delay that the attack causes is there each time.
+        const ROUNDS: usize = 3;
+        let mut delays = Vec::new();
+        while delays.len() < ROUNDS {
+            let (alone, attacked) = Self::bears_once(attack).await?;
+            if attacked < alone + Duration::from_millis(50) {
+                return Ok(());
+            }
+            delays.push((alone, attacked));
+        }
+        Err(Failure::new(format!("pushes took, without the attack and beside it: {delays:?}")))
+    }
+
+    /// How long a push took without the attack and beside it.
+    async fn bears_once(attack: &str) -> Result<(Duration, Duration), Failure> {
         let mut scene = Self::new().await?;
         let (started, before) = (Instant::now(), scene.processor()?);
         let alone = scene.pushes().await?;
@@ -144,8 +159,7 @@ impl Scene {
         let (taken, lasted) = (scene.processor()? - before - pushes, started.elapsed().as_secs_f64());
         println!("{:?}: {attacked:?}, {taken:.2} s of a processor in {lasted:.2} s", attacker.log().lines());
         assert!(taken / lasted < 0.2, "{taken} s of a processor in {lasted} s");
-        assert!(attacked < alone + Duration::from_millis(50), "a push took {attacked:?}, and {alone:?} without it");
-        Ok(())
+        Ok((alone, attacked))
     }
 }
 
