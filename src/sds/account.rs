@@ -28,6 +28,8 @@ pub(super) struct Account {
     streams: AtomicUsize,
     state: Mutex<State>,
     changed: Notify,
+    /// Told to calls whose first message has not come when their room is needed.
+    crowded: Notify,
 }
 
 struct State {
@@ -53,6 +55,7 @@ impl Account {
             streams: AtomicUsize::new(0),
             state: Mutex::new(State { opened: false, idle_since: now, blocked_since: None, end: None }),
             changed: Notify::new(),
+            crowded: Notify::new(),
         }
     }
 
@@ -135,6 +138,16 @@ impl Account {
     pub(super) fn end(&self, reason: &'static str) {
         self.state().end.get_or_insert(reason);
         self.changed.notify_one();
+    }
+
+    /// Its calls whose first message has not come have to make room.
+    pub(super) fn make_room(&self) {
+        self.crowded.notify_waiters();
+    }
+
+    /// Waits until a call whose first message has not come has to make room for others.
+    pub(super) async fn crowded(&self) {
+        self.crowded.notified().await;
     }
 
     /// Waits until the connection has to end, and says why. While there are streams and their client reads, no time is

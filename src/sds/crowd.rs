@@ -20,7 +20,7 @@ pub(super) struct Crowd(Mutex<Present>);
 struct Present {
     members: Vec<Arc<Account>>,
     groups: BTreeMap<(Option<i32>, u32), Arc<Group>>,
-    /// When room was last made by closing somebody's connection.
+    /// When somebody last had to make room.
     relieved: Option<Instant>,
 }
 
@@ -88,6 +88,13 @@ impl Crowd {
         Ok(Membership { crowd: Arc::clone(self), account })
     }
 
+    /// Somebody has waited for memory for a while: refuses what has only begun on a connection of those who hold most.
+    pub(super) fn make_room(&self) {
+        if let Some(holder) = self.present().greediest() {
+            holder.make_room();
+        }
+    }
+
     /// Somebody has waited for memory long enough: closes a connection of those who hold most.
     pub(super) fn relieve(&self) {
         self.present().relieve();
@@ -135,21 +142,26 @@ impl Present {
     }
 
     fn relieve(&mut self) {
+        let Some(victim) = self.greediest() else { return };
+        warn!(pid = victim.group.peer.pid, bytes = victim.held(), "SDS clients request more than there is memory for");
+        victim.end("it holds the most memory while others wait");
+    }
+
+    /// The connection that has to make room, if one holds so much and none had to just before.
+    fn greediest(&mut self) -> Option<Arc<Account>> {
         /// What is freed by one is seen after this.
         const PAUSE: Duration = Duration::from_millis(250);
         /// Who holds less is not the one to close.
         const SMALL: usize = 96 * 1024;
         if self.relieved.is_some_and(|at| at.elapsed() < PAUSE) {
-            return;
+            return None;
         }
         let of_group = |group: &Arc<Group>| {
             self.members.iter().filter(|one| Arc::ptr_eq(&one.group, group)).map(|one| one.held()).sum::<usize>()
         };
-        let Some(group) = self.members.iter().map(|member| &member.group).max_by_key(|group| of_group(group)) else {
-            return;
-        };
+        let group = self.members.iter().map(|member| &member.group).max_by_key(|group| of_group(group))?;
         if of_group(group) < SMALL {
-            return;
+            return None;
         }
         let mut of_it = self.members.iter().filter(|member| Arc::ptr_eq(&member.group, group));
         // Of many that hold little, the one that came last: who cannot be told from them has been there before.
@@ -157,15 +169,9 @@ impl Present {
             Some(largest) if largest.held() >= SMALL => Some(largest),
             _ => of_it.next_back(),
         };
-        if let Some(victim) = victim {
-            warn!(
-                pid = victim.group.peer.pid,
-                bytes = victim.held(),
-                "SDS clients request more than there is memory for"
-            );
-            victim.end("it holds the most memory while others wait");
-            self.relieved = Some(Instant::now());
-        }
+        let victim = victim.map(Arc::clone)?;
+        self.relieved = Some(Instant::now());
+        Some(victim)
     }
 }
 

@@ -69,6 +69,8 @@ impl Intake {
         if self.relieved.map_or(waited, |at| at.elapsed()) >= limits::RELIEVED_AFTER {
             self.relieved = Some(Instant::now());
             self.crowd.relieve();
+        } else if waited >= limits::REFUSED_AFTER {
+            self.crowd.make_room();
         }
         Err(limits::PAUSE)
     }

@@ -69,7 +69,7 @@ const LEAST: usize = 16;
 /// How long a connection for whose bytes there is no room waits before it looks again.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
 /// How long a request waits until there is room for it. Then it is taken to be refused, because others that have begun
-/// may be behind it.
+/// may be behind it; where there is no room for that either, those are refused.
 pub(super) const REFUSED_AFTER: Duration = Duration::from_millis(500);
 /// How long a connection waits for room before somebody has to leave.
 pub(super) const RELIEVED_AFTER: Duration = Duration::from_secs(1);

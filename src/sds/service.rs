@@ -14,6 +14,7 @@ use prost::Message;
 use sds_shim_proto::{
     SmallCodec, envoy::service::discovery::v3::DiscoveryRequest, grpc::health::v1::HealthCheckRequest,
 };
+use tokio::time::sleep;
 use tokio_stream::StreamExt;
 use tonic::{Status, Streaming, codec::Codec, metadata::MetadataMap};
 
@@ -167,8 +168,8 @@ impl Shared {
             "StreamSecrets" => Box::new(self.stream::<StateOfTheWorld>(client, request)?),
             "DeltaSecrets" => Box::new(self.stream::<Delta>(client, request)?),
             FETCH => Box::new(Once(Some(self.fetch(client, request).await?))),
-            health::CHECK => Box::new(self.health(request, false).await?),
-            health::WATCH => Box::new(self.health(request, true).await?),
+            health::CHECK => Box::new(self.health(client, request, false).await?),
+            health::WATCH => Box::new(self.health(client, request, true).await?),
             path if request.method() == http::Method::GET => return Ok(self.page(client, path, place)),
             _ => {
                 return Err(Status::unimplemented(
@@ -191,9 +192,10 @@ impl Shared {
         response
     }
 
-    async fn health(&self, request: http::Request<Incoming>, watch: bool) -> Result<Health, Status> {
+    async fn health(&self, client: &Caller, request: http::Request<Incoming>, watch: bool) -> Result<Health, Status> {
         let (_, mut requests) = messages::<HealthCheckRequest>(request)?;
-        let request = first(&mut requests).await.unwrap_or_else(|| Ok(HealthCheckRequest::default()))?;
+        let request =
+            first(&mut requests, &client.account).await.unwrap_or_else(|| Ok(HealthCheckRequest::default()))?;
         Health::new(&request, Arc::clone(&self.status), watch)
     }
 
@@ -210,14 +212,15 @@ impl Shared {
     fn stream<V: Variant>(&self, client: &Caller, request: http::Request<Incoming>) -> Result<SecretStream<V>, Status> {
         let (metadata, requests) = messages(request)?;
         let Attached { consumer, subscription, report } = self.attach(client, V::CALL, &metadata)?;
-        Ok(SecretStream::new(requests, consumer, subscription, report, client.leases.clone()))
+        let leases = client.leases.clone();
+        Ok(SecretStream::new(requests, consumer, subscription, report, leases, Arc::clone(&client.account)))
     }
 
     /// Answers with what is held of the named secrets, at once if there is any, else as soon as there is.
     async fn fetch(&self, client: &Caller, request: http::Request<Incoming>) -> Result<Pieces, Status> {
         let (metadata, mut requests) = messages::<DiscoveryRequest>(request)?;
         let Attached { mut consumer, mut subscription, report } = self.attach(client, FETCH, &metadata)?;
-        let request = first(&mut requests)
+        let request = first(&mut requests, &client.account)
             .await
             .unwrap_or_else(|| Err(Status::invalid_argument("the call carries no request")))?;
         if request.resource_names.is_empty() {
@@ -252,14 +255,26 @@ impl Shared {
     }
 }
 
-/// The first message of a call. What has begun must not hold its place for ever.
-async fn first<T>(requests: &mut Streaming<T>) -> Option<Result<T, Status>> {
-    tokio::time::timeout(FIRST_MESSAGE, requests.next()).await.unwrap_or_else(|_| Some(Err(late())))
+/// The first message of a call.
+async fn first<T>(requests: &mut Streaming<T>, account: &Account) -> Option<Result<T, Status>> {
+    tokio::select! {
+        biased;
+        message = requests.next() => message,
+        status = given_up(account) => Some(Err(status)),
+    }
 }
 
-/// How a call ends whose first message does not come.
-pub(super) fn late() -> Status {
-    Status::deadline_exceeded(format!("the call carries no request after {} s", FIRST_MESSAGE.as_secs()))
+/// Waits until nobody waits for the first message of a call any more: what has begun must not hold its place for ever,
+/// nor its room while others wait for that. Answers how the call ends.
+pub(super) async fn given_up(account: &Account) -> Status {
+    tokio::select! {
+        () = sleep(FIRST_MESSAGE) => {
+            Status::deadline_exceeded(format!("the call carries no request after {} s", FIRST_MESSAGE.as_secs()))
+        }
+        () = account.crowded() => {
+            Status::resource_exhausted("no memory for the rest of the request; raise SDS_SHIM_ARENA_KIB")
+        }
+    }
 }
 
 /// The metadata and the messages of a call.

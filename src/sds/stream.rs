@@ -1,18 +1,18 @@
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use prost::Message;
 use sds_shim_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
-use tokio::time::{Sleep, sleep};
 use tokio_stream::{Stream, wrappers::WatchStream};
 use tonic::{Status, Streaming};
 
 use super::{
+    account::Account,
     body::Responses,
     lease::Leases,
-    limits::FIRST_MESSAGE,
     message::{self, Pieces},
     report::Report,
     service,
@@ -96,8 +96,8 @@ pub(super) struct SecretStream<V: Variant> {
     subscription: Subscription,
     report: Report,
     leases: Leases,
-    /// Until the first message has come, how long it may take.
-    late: Option<Pin<Box<Sleep>>>,
+    /// Until the first message has come, how the call ends without it.
+    given_up: Option<Pin<Box<dyn Future<Output = Status> + Send>>>,
 }
 
 impl<V: Variant> SecretStream<V> {
@@ -107,6 +107,7 @@ impl<V: Variant> SecretStream<V> {
         subscription: Subscription,
         report: Report,
         leases: Leases,
+        account: Arc<Account>,
     ) -> Self {
         consumer.views.mark_unchanged();
         Self {
@@ -116,7 +117,7 @@ impl<V: Variant> SecretStream<V> {
             subscription,
             report,
             leases,
-            late: Some(Box::pin(sleep(FIRST_MESSAGE))),
+            given_up: Some(Box::pin(async move { service::given_up(&account).await })),
         }
     }
 }
@@ -142,14 +143,11 @@ impl<V: Variant> Responses for SecretStream<V> {
                         Poll::Ready(Some(Err(status))) => return Poll::Ready(Some(Err(status))),
                         Poll::Ready(None) => return Poll::Ready(None),
                         Poll::Pending => {
-                            if let Some(late) = &mut self.late {
-                                ready!(late.as_mut().poll(cx));
-                                return Poll::Ready(Some(Err(service::late())));
-                            }
-                            return Poll::Pending;
+                            let Some(given_up) = &mut self.given_up else { return Poll::Pending };
+                            return given_up.as_mut().poll(cx).map(|status| Some(Err(status)));
                         }
                     };
-                    self.late = None;
+                    self.given_up = None;
                     match V::request(&mut self.subscription, &request, &snapshot, now) {
                         Ok(outcome) => {
                             self.report.request(&outcome, &self.subscription, &snapshot);
