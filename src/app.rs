@@ -15,7 +15,7 @@ use locked::Inherited;
 use nix::{fcntl::OFlag, sys::signal::Signal};
 use tokio::{
     runtime::{self, Runtime},
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
 };
 use tracing::{error, info, subscriber::SetGlobalDefaultError, warn};
 
@@ -30,6 +30,7 @@ use crate::{
     identity::BearerToken,
     log,
     memory::{self, TooLittleProtection},
+    on_change::Follower,
     rotation::{Forced, Mounted, ProjectedToken, Renewal, RenewalSettings, RequestBorne},
     sds::{self, BindError, SdsSocket, Served},
     status::{Pages, Sources, Status},
@@ -136,6 +137,9 @@ fn runtime() -> io::Result<Runtime> {
 fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
     Signals::block(launch.is_some())?;
     let config = Config::from_env(&ProcessEnv::capture()).map_err(AppError::Config)?;
+    if let Some(Err(mistake)) = config.on_change.as_ref().map(|action| action.check(launch.is_some())) {
+        return Err(AppError::Config(vec![mistake]));
+    }
     log::start(config.log.clone())?;
     if locked::was_open_to_others() {
         warn!("{ATTACHABLE}");
@@ -170,7 +174,8 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
         tokio::spawn(admin::serve(address, Arc::clone(&pages) as Arc<dyn Pages>, Arc::clone(&status)));
     }
     let access = FileAccess::new(sds.file_directories.clone());
-    let (workloads, view) = workloads(config, access.clone(), Arc::clone(&force), Arc::clone(&status))?;
+    let (changes, mut changed) = mpsc::channel(1);
+    let (workloads, view) = workloads(config, access.clone(), Arc::clone(&force), Arc::clone(&status), changes)?;
     let open_to_others = Arc::new(move |name: &str| access.is_open(name));
     let mut supervisor = Supervisor::new(launch, wait, view);
     let keeping = keep_in_place(socket);
@@ -185,6 +190,7 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
                 event => if let ControlFlow::Break(ended) = supervisor.signal(event) { return Ok(ended) },
             },
             () = forced.due() => force.notify_waiters(),
+            Some(signal) = changed.recv() => supervisor.send(signal),
             served = &mut serving => { served?; return Ok(None) }
             never = &mut keeping => match never {},
             () = supervisor.due() => {
@@ -212,8 +218,14 @@ fn sources(config: &Config) -> Sources {
 type Secrets = (Arc<dyn Workloads>, Option<watch::Receiver<View>>);
 
 /// Starts to get secrets; with the view of the workload where there is only one.
-fn workloads(config: Config, access: FileAccess, force: Arc<Notify>, status: Arc<Status>) -> io::Result<Secrets> {
-    let Config { source, identity, key, token, ca, rotation, files, output, .. } = config;
+fn workloads(
+    config: Config,
+    access: FileAccess,
+    force: Arc<Notify>,
+    status: Arc<Status>,
+    changes: mpsc::Sender<Signal>,
+) -> io::Result<Secrets> {
+    let Config { source, identity, key, token, ca, rotation, files, output, on_change, .. } = config;
     let (root_files, file_roots) = RootFiles::new(&rotation.roots);
     tokio::spawn(root_files.watch(files.check, Arc::clone(&force)));
     let (ca, asks) = (Arc::new(ca), source.ca);
@@ -243,6 +255,10 @@ fn workloads(config: Config, access: FileAccess, force: Arc<Notify>, status: Arc
         }
         // The configuration has an identity where the CA is asked, and files where it is not.
         (None, None) | (Some(_), None) => {}
+    }
+    if let Some(action) = on_change {
+        status.acts_on_changes();
+        tokio::spawn(Follower::new(action, Arc::clone(&store), Arc::clone(&status), changes).run());
     }
     if let Some(output) = output {
         let report = Box::new(move |outcome| status.wrote(clock::now(), outcome));

@@ -24,6 +24,7 @@ pub mod identity;
 pub mod log;
 pub mod manual;
 pub mod memory;
+pub mod on_change;
 pub mod resolve;
 pub mod rotation;
 pub mod sds;

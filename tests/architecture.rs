@@ -27,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ca", &["bounded", "budget", "clock", "config", "identity", "resolve", "wire"]),
     ("rotation", &["budget", "ca", "clock", "config", "files", "identity", "memory", "status", "store"]),
     ("sds", &["bounded", "budget", "clock", "config", "identity", "status", "store"]),
+    ("on_change", &["clock", "config", "status", "store", "wire"]),
     ("supervise", &["config", "store"]),
 ];
 
@@ -70,7 +71,7 @@ fn names_of_hosts_are_looked_up_by_our_own_resolver() {
     only_in("ToSocketAddrs", &[]);
     only_in("to_socket_addrs", &[]);
     only_in("spawn_blocking", &[]);
-    only_in("TcpStream::connect(", &["ca", "resolve"]);
+    only_in("TcpStream::connect(", &["ca", "on_change", "resolve"]);
 }
 
 #[test]

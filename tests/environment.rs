@@ -97,6 +97,10 @@ const MISTAKES: &[(&str, &str)] = &[
     ("SDS_SHIM_LOG", "private-value"),
     ("SDS_SHIM_TYPO", "private-value"),
     ("SDS_SHIM_", "private-value"),
+    ("SDS_SHIM_ON_CHANGE", "drain-it"),
+    ("SDS_SHIM_ON_CHANGE", "http://10.0.0.1:15000/drain_listeners?graceful&skip_exit"),
+    ("SDS_SHIM_ON_CHANGE", "http://127.0.0.1:15000/drain_listeners?graceful"),
+    ("SDS_SHIM_ON_CHANGE", "SIGHUPS"),
 ];
 
 struct Ended {

@@ -113,7 +113,11 @@ async fn until(shim: &mut Shim, name: &str, labels: &[(&str, &str)], least: f64)
 #[tokio::test]
 async fn a_scrape_tells_what_happened() -> Tested {
     let scene = Scene::new().await?;
-    let shim = scene.shim().env("SECRET_TTL", "1h").env("OUTPUT_CERTS", "./output");
+    let shim = scene
+        .shim()
+        .env("SECRET_TTL", "1h")
+        .env("OUTPUT_CERTS", "./output")
+        .env("SDS_SHIM_ON_CHANGE", "http://127.0.0.1:1/x");
     let mut shim = shim.start()?;
     let mut default = Open::connect(&mut shim, "default").await?;
     let mut roots = Open::connect(&mut shim, "ROOTCA").await?;

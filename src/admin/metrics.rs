@@ -89,6 +89,7 @@ impl Collector for Scrape {
         page.renewals(status, &workloads)?;
         page.ca(status)?;
         page.output(status)?;
+        page.on_change(status)?;
         page.peers(status)?;
         page.memory()?;
         page.istio(status, &workloads, now)
@@ -254,6 +255,17 @@ impl Writer<'_> {
         let help = "1 if the files in OUTPUT_CERTS match what is served";
         self.gauge("sds_shim_output_current", help, i64::from(output.trouble.is_none()))?;
         self.counter("sds_shim_output_failures", "Failed writes of these files", output.failed)
+    }
+
+    /// Nothing without SDS_SHIM_ON_CHANGE.
+    fn on_change(&mut self, status: &Status) -> fmt::Result {
+        let Some(facts) = status.on_change() else { return Ok(()) };
+        let help = "Actions of SDS_SHIM_ON_CHANGE, by outcome";
+        let mut metric = self.describe("sds_shim_on_change", help, MetricType::Counter)?;
+        for (outcome, times) in [("success", facts.done), ("failure", facts.failed)] {
+            count(&mut metric, vec![("outcome", outcome)], times)?;
+        }
+        Ok(())
     }
 
     fn peers(&mut self, status: &Status) -> fmt::Result {

@@ -39,8 +39,11 @@ pub(super) fn document(status: &Status, now: i64) -> Value {
         "workload_count": workloads.len(),
         "renewals": { "issued": renewals.issued, "failed": failed },
         "ca": status.endpoints().iter().map(|one| endpoint(&one.address, &one.facts())).collect::<Vec<_>>(),
+        "on_change": status.on_change().map(|facts| json!({
+            "last": facts.last.map(rfc3339), "done": facts.done, "failed": facts.failed, "trouble": facts.trouble,
+        })),
         "output": status.output().map(|output| json!({
-            "written": output.written.map(rfc3339), "failed": output.failed, "trouble": output.trouble,
+            "written": output.last.map(rfc3339), "failed": output.failed, "trouble": output.trouble,
         })),
         "admin": status.admin().map(|trouble| json!({ "trouble": trouble })),
         "sds": peers(&status.peers.view()),

@@ -31,6 +31,9 @@ pub fn render(status: &Value, now: i64, colour: bool) -> String {
     if let Some(trouble) = status["admin"]["trouble"].as_str() {
         let _ = writeln!(out, "admin    {}", page.paint("31", trouble));
     }
+    if let Some(trouble) = status["on_change"]["trouble"].as_str() {
+        let _ = writeln!(out, "change   {}", page.paint("31", trouble));
+    }
     if let Some(trouble) = status["output"]["trouble"].as_str() {
         let _ = writeln!(out, "output   {}", page.paint("31", trouble));
     }

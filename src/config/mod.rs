@@ -5,6 +5,7 @@ mod ca;
 mod duration;
 mod env;
 mod log;
+mod on_change;
 mod proxy_config;
 mod reader;
 mod roots;
@@ -30,6 +31,7 @@ pub use ca::{CaAddress, CaConfig, CaHeader, CaRoots, MutualTls, ServerName};
 pub use duration::parse_go_duration;
 pub use env::{Env, ProcessEnv, arguments};
 pub use log::{LogConfig, LogFormat, LogLevel, SCOPES};
+pub use on_change::{AdminUrl, OnChange};
 pub use reader::Mistake;
 pub use sds::overflow_uid;
 pub use source::{MountedFiles, SourceConfig};
@@ -60,6 +62,8 @@ pub struct Config {
     pub files: FilesConfig,
     /// Where the certificate is written to, if anywhere.
     pub output: Option<OutputConfig>,
+    /// What is done when what connections are verified with has changed, if anything.
+    pub on_change: Option<OnChange>,
     /// How SDS is served.
     pub sds: SdsConfig,
     /// What a command is started after.
@@ -275,6 +279,7 @@ impl Config {
             ca,
             files: files(&mut reader),
             output: output(&mut reader, token.file.is_none()),
+            on_change: on_change::read(&mut reader, token.file.is_none()),
             sds: sds::read(&mut reader),
             wait: wait(&mut reader, token.file.is_none()),
             admin: admin::read(&mut reader),

@@ -6,6 +6,12 @@ use super::{duration::parse_go_duration, env::Env, variables::Variable};
 #[derive(Debug, PartialEq, Eq)]
 pub struct Mistake(String);
 
+impl Mistake {
+    pub(super) fn new(name: &str, what: impl fmt::Display) -> Self {
+        Self(format!("{name}: {what}"))
+    }
+}
+
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -40,11 +46,11 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn mistake_in(&mut self, name: &str, what: impl fmt::Display) {
-        self.mistakes.push(Mistake(format!("{name}: {what}")));
+        self.mistakes.push(Mistake::new(name, what));
     }
 
     pub(super) fn unknown_name(&mut self, name: &str) {
-        self.mistakes.push(Mistake(format!("{name}: unknown variable; `sds-shim env` lists all of them")));
+        self.mistake_in(name, "unknown variable; `sds-shim env` lists all of them");
     }
 
     /// The value, where an empty one counts as unset: Kubernetes manifests cannot unset a variable otherwise.

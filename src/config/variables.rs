@@ -105,6 +105,8 @@ variables! {
         "Mode of key.pem in OUTPUT_CERTS; the other files have 0644.";
     SDS_SHIM_OUTPUT_GID: "group id", "our own",
         "Group of the files in OUTPUT_CERTS.";
+    SDS_SHIM_ON_CHANGE: "URL or signal", "unset",
+        "What is done once Envoy has taken changed trust anchors or revocation lists, or another identity, so that connections which are open do not outlive it: a POST to Envoy's administration interface, such as http://127.0.0.1:15000/drain_listeners?graceful&skip_exit, or a signal for the command of exec, such as SIGHUP.";
     JWT_POLICY: "text", "third-party-jwt",
         "Which token to use: first-party-jwt means the service account's own at ./var/run/secrets/kubernetes.io/serviceaccount/token, anything else the projected one with its audience.";
     CREDENTIAL_FETCHER_TYPE: "JWT or GoogleComputeEngine", "JWT",

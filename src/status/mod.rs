@@ -30,7 +30,8 @@ pub struct Status {
     /// Whether the CA has issued a certificate.
     by_ca: AtomicBool,
     endpoints: Vec<Arc<Endpoint>>,
-    output: Mutex<Option<OutputFacts>>,
+    output: Mutex<Option<Outcomes>>,
+    on_change: Mutex<Option<Outcomes>>,
     /// Why the admin endpoints are not served.
     admin: Mutex<Option<String>>,
     workloads: Mutex<Vec<Weak<Workload>>>,
@@ -47,15 +48,27 @@ pub struct Sources {
     pub ca: String,
 }
 
-/// How it goes with the files of `OUTPUT_CERTS`.
+/// What came of something that is done at each change.
 #[derive(Clone, Debug, Default)]
-pub struct OutputFacts {
-    /// When they were written last, Unix seconds.
-    pub written: Option<i64>,
-    /// How often they could not be written.
+pub struct Outcomes {
+    /// When it was done last, Unix seconds.
+    pub last: Option<i64>,
+    /// How often it was done.
+    pub done: u64,
+    /// How often it failed.
     pub failed: u64,
-    /// Why they do not hold what is served now.
+    /// Why it is not done for what is served now.
     pub trouble: Option<String>,
+}
+
+impl Outcomes {
+    fn note(&mut self, now: i64, outcome: Result<(), String>) {
+        self.trouble = outcome.err();
+        match &self.trouble {
+            None => (self.last, self.done) = (Some(now), self.done + 1),
+            Some(_) => self.failed += 1,
+        }
+    }
 }
 
 /// What came of the attempts to get certificates, over all workloads of the process.
@@ -80,6 +93,7 @@ impl Status {
             min_life,
             endpoints: endpoints.into_iter().map(|address| Arc::new(Endpoint::new(address))).collect(),
             output: Mutex::default(),
+            on_change: Mutex::default(),
             admin: Mutex::default(),
             workloads: Mutex::default(),
             renewals: Mutex::default(),
@@ -127,17 +141,26 @@ impl Status {
 
     /// At `now` (Unix seconds) the files of `OUTPUT_CERTS` were written, or could not be.
     pub fn wrote(&self, now: i64, outcome: Result<(), String>) {
-        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-        let facts = output.get_or_insert_default();
-        facts.trouble = outcome.err();
-        match &facts.trouble {
-            None => facts.written = Some(now),
-            Some(_) => facts.failed += 1,
-        }
+        self.output.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().note(now, outcome);
+    }
+
+    /// There is something to be done at each change, so that it is counted from now on.
+    pub fn acts_on_changes(&self) {
+        self.on_change.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default();
+    }
+
+    /// At `now` (Unix seconds) what `SDS_SHIM_ON_CHANGE` says was done, or could not be.
+    pub fn acted(&self, now: i64, outcome: Result<(), String>) {
+        self.on_change.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().note(now, outcome);
+    }
+
+    /// What came of that, where there is something to be done.
+    pub fn on_change(&self) -> Option<Outcomes> {
+        self.on_change.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How it goes with the files of `OUTPUT_CERTS`, once they were to be written.
-    pub fn output(&self) -> Option<OutputFacts> {
+    pub fn output(&self) -> Option<Outcomes> {
         self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

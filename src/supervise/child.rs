@@ -79,7 +79,6 @@ impl Child {
     pub(super) fn send(&self, signal: Signal) {
         // It is on the kernel's list until it is reaped, so this reaches nobody else; one that has ended needs none.
         let _ = kill(self.pid, signal);
-        info!(program = self.name, "forwarding {signal} to the command");
     }
 
     pub(super) fn is(&self, pid: Pid) -> bool {

@@ -61,6 +61,14 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Sends a signal to the command, if it runs.
+    pub fn send(&self, signal: Signal) {
+        if let State::Running(child) = &self.0 {
+            child.send(signal);
+            info!(program = child.name(), "sending {signal} to the command");
+        }
+    }
+
     /// Follows a signal. Breaks when this process is to end: with the command, if it ever ran.
     pub fn signal(&self, event: Event) -> ControlFlow<Option<ExitStatus>> {
         match (&self.0, event.signal) {
@@ -76,7 +84,10 @@ impl Supervisor {
             (State::Running(_), signal) if event.from_terminal => {
                 debug!("not forwarding {signal}: the terminal has sent it to the command as well");
             }
-            (State::Running(child), signal) => child.send(signal),
+            (State::Running(child), signal) => {
+                child.send(signal);
+                info!(program = child.name(), "forwarding {signal} to the command");
+            }
             (_, signal @ (Signal::SIGTERM | Signal::SIGINT))
             | (State::Waiting(..), signal @ (Signal::SIGHUP | Signal::SIGQUIT)) => {
                 info!("received {signal}, shutting down");

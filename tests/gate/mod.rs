@@ -41,6 +41,11 @@ impl Gate {
         Ok(gate)
     }
 
+    /// Where peers knock.
+    pub(crate) fn port(&self) -> u16 {
+        self.reservation.port()
+    }
+
     /// Ends both processes.
     pub(crate) fn end(self) -> Scene {
         self.scene

@@ -43,8 +43,10 @@ impl Envoy {
         let config = directory.join(CONFIG);
         std::fs::write(&config, format!("{bootstrap:#}")).or_fail(format!("write {}", config.display()))?;
         // Without hot restart an Envoy needs no base id and leaves no shared memory behind.
-        let arguments = ["-c", CONFIG, "--concurrency", "1", "--disable-hot-restart", "--log-level", "info"];
-        let arguments = arguments.map(str::to_owned);
+        let mut arguments = vec!["-c", CONFIG, "--concurrency", "1", "--disable-hot-restart", "--log-level", "info"];
+        // Who drains its connections sees it with the next answer, not with one of those of the next ten minutes.
+        arguments.extend(["--drain-strategy", "immediate"]);
+        let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
         let process = Process::start(name, &program, &arguments, &[], directory)?;
         Ok(Self { process, admin: Admin::new(directory.join(ADMIN_SOCKET)) })
     }
