@@ -30,6 +30,8 @@ pub struct CaOptions {
     pub server_pki: Option<Arc<Pki>>,
     /// TLS versions offered.
     pub tls: TlsVersions,
+    /// Groups for the key exchange, as OpenSSL lists them; its own when `None`.
+    pub groups: Option<String>,
     /// Audience that a token must name.
     pub audience: String,
     /// Issuer that a token must name; a cluster's API server tells its own.
@@ -57,6 +59,7 @@ impl Default for CaOptions {
             server_chain: Vec::new(),
             server_pki: None,
             tls: TlsVersions::Both,
+            groups: None,
             audience: "istio-ca".to_owned(),
             issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
             kubernetes: None,

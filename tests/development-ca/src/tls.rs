@@ -18,6 +18,7 @@ pub(crate) struct TlsServer {
     key: PKey<Private>,
     client_ca: Vec<X509>,
     versions: TlsVersions,
+    groups: Option<String>,
     /// Whether nothing in the chain is looked at before it is sent.
     as_it_is: bool,
 }
@@ -34,6 +35,7 @@ impl TlsServer {
             key: PKey::private_key_from_pem(key_pem.as_bytes())?,
             client_ca: X509::stack_from_pem((pki.root_pem() + &pki.intermediates().concat()).as_bytes())?,
             versions: options.tls,
+            groups: options.groups.clone(),
         })
     }
 
@@ -45,6 +47,7 @@ impl TlsServer {
     ) -> Result<Ssl, ErrorStack> {
         let mut context = SslContext::builder(SslMethod::tls_server())?;
         self.set_versions(&mut context)?;
+        self.groups.as_deref().map_or(Ok(()), |groups| context.set_groups_list(groups))?;
         if self.as_it_is {
             context.set_security_level(0);
         }
