@@ -7,7 +7,7 @@ use std::{fs, net::Ipv4Addr, sync::Arc};
 use ca_common::{Open, Scene, Tested, within};
 use testkit::{
     OrFail,
-    development_ca::{CaOptions, Leaf, Pki, TlsVersions},
+    development_ca::{CaOptions, Fault, Leaf, Pki, TlsVersions},
     shim::ShimBuilder,
 };
 
@@ -242,4 +242,46 @@ async fn the_operating_systems_anchors_are_used() -> Tested {
 async fn a_dot_at_the_end_of_a_name_is_not_part_of_it() -> Tested {
     let scene = Scene::with(server(Leaf::server(&["istiod.example"]))).await?;
     works(&scene, scene.shim().env("ISTIOD_SAN", "istiod.example.")).await
+}
+
+/// The server has none of the TLS that these variables want: that is told for `reason`, and no call is made.
+async fn has_nothing_in_common(env: &[(&str, &str)], options: CaOptions, reason: &str) -> Tested {
+    let scene = Scene::with(options).await?;
+    let shim = env.iter().fold(scene.shim(), |shim, (name, value)| shim.env(*name, *value));
+    refused(&scene, shim, reason).await
+}
+
+#[tokio::test]
+async fn a_server_without_tls_1_3_is_refused_where_that_is_the_least() -> Tested {
+    let old = CaOptions { tls: TlsVersions::Only12, ..CaOptions::default() };
+    let reason = "the server speaks no TLS 1.3 (SDS_SHIM_CA_TLS_MIN)";
+    has_nothing_in_common(&[("SDS_SHIM_CA_TLS_MIN", "1.3")], old, reason).await
+}
+
+#[tokio::test]
+async fn a_server_without_our_groups_is_refused() -> Tested {
+    let post_quantum = [("SDS_SHIM_CA_TLS_GROUPS", "X25519MLKEM768")];
+    let reason = "no group in common (SDS_SHIM_CA_TLS_GROUPS=X25519MLKEM768)";
+    for tls in [TlsVersions::Both, TlsVersions::Only12] {
+        let options = CaOptions { tls, groups: Some("X25519:P-256:P-384".to_owned()), ..CaOptions::default() };
+        has_nothing_in_common(&post_quantum, options, reason).await?;
+    }
+    Ok(())
+}
+
+/// What is held stays in place, and a certificate that we present is not blamed.
+#[tokio::test]
+async fn a_ca_that_moves_to_an_older_tls_is_named_beside_what_is_served() -> Tested {
+    let (hybrid, old) = (Scene::new().await?, TlsVersions::Only12);
+    let second = Scene::with_pki(Arc::clone(&hybrid.pki), CaOptions { tls: old, ..CaOptions::default() }).await?;
+    let addresses = format!("localhost:{},localhost:{}", hybrid.ca.address().port(), second.ca.address().port());
+    let shim = hybrid.shim().env("CA_ADDR", addresses).env("SDS_SHIM_CA_TLS_MIN", "1.3");
+    let mut shim = shim.start()?;
+    Open::connect(&mut shim, "default").await?.next(&shim).await?;
+    hybrid.ca.push_fault(Fault::Status(tonic::Code::Unavailable, "away".to_owned()));
+    ca_common::renew(&shim)?;
+    let line = shim.wait_for_log("the server speaks no TLS 1.3 (SDS_SHIM_CA_TLS_MIN)").await?;
+    assert!(line.contains("renewal failed: ") && line.contains("; still serving the current certificate"), "{line}");
+    assert_eq!(shim.log().count("the CA rejected our client certificate"), 0);
+    Ok(())
 }

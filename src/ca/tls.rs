@@ -8,7 +8,7 @@ use std::{
 
 use openssl::{
     error::ErrorStack,
-    ssl::{ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslVerifyMode, SslVersion},
+    ssl::{ErrorCode, Ssl, SslContext, SslContextBuilder, SslMethod, SslRef, SslVerifyMode, SslVersion},
     stack::StackRef,
     x509::{
         X509, X509VerifyResult,
@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::{CaAddress, CaConfig, ServerName},
+    config::{CaAddress, CaConfig, CaTls, ServerName},
     identity::{TrustBundle, may_have_issued},
 };
 
@@ -78,6 +78,9 @@ pub(super) async fn connect(
     let mut stream = SslStream::new(ssl, Tcp::new(tcp(address, config.timeout, resolved).await?))
         .map_err(CaError::openssl(SET_UP))?;
     let Err(error) = Pin::new(&mut stream).connect().await else { return Ok(Watched { stream, alert }) };
+    if let Some(cause) = nothing_in_common(&config.tls, stream.ssl(), &error) {
+        return Err(CaError::Tls { address: address.to_string(), cause });
+    }
     let verified = stream.ssl().verify_result();
     if certificate.is_some() && verified == X509VerifyResult::OK && is_alert(&error) {
         return Err(CaError::ClientCertificateRefused(error.to_string()));
@@ -97,7 +100,7 @@ fn ssl(config: &CaConfig, server_name: &ServerName, certificate: Option<&ClientC
     // What is left out of it is told by whoever serves the file's anchors.
     TrustBundle::is_in_file(&file, clock::now())
         .map_err(|error| CaError::Roots { path: file.display().to_string(), cause: error.to_string() })?;
-    context(certificate)
+    context(&config.tls, certificate)
         .and_then(|mut context| {
             let mut store = X509StoreBuilder::new()?;
             locked::find_anchors(&mut context, Box::new(move |presented| anchors(&file, presented)))?;
@@ -120,10 +123,15 @@ fn ssl(config: &CaConfig, server_name: &ServerName, certificate: Option<&ClientC
         .map_err(CaError::openssl(SET_UP))
 }
 
-fn context(certificate: Option<&ClientCertificate>) -> Result<SslContextBuilder, ErrorStack> {
+fn context(tls: &CaTls, certificate: Option<&ClientCertificate>) -> Result<SslContextBuilder, ErrorStack> {
     // Not SslConnector: its builder reads the system's whole trust store each time.
     let mut context = SslContext::builder(SslMethod::tls_client())?;
-    context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
+    context.set_min_proto_version(Some(if tls.only_1_3 { SslVersion::TLS1_3 } else { SslVersion::TLS1_2 }))?;
+    if let Some(groups) = &tls.groups {
+        context.set_groups_list(groups)?;
+        // With TLS 1.2 a secret could be encrypted with the server's RSA key, in no group at all.
+        context.set_cipher_list("DEFAULT:!kRSA")?;
+    }
     context.set_verify(SslVerifyMode::PEER);
     context.set_alpn_protos(b"\x02h2")?;
     locked::limit_certificate_chain(&mut context, MAX_CHAIN);
@@ -146,6 +154,22 @@ fn anchors(file: &Path, presented: &StackRef<X509>) -> Vec<X509> {
         found.extend(may_have_issued(anchor, &presented).then(|| anchor.clone()));
     });
     found
+}
+
+/// What the server does not have of the TLS that the configuration wants, where that is why there is no connection.
+fn nothing_in_common(tls: &CaTls, ssl: &SslRef, error: &openssl::ssl::Error) -> Option<String> {
+    // SSL_R_UNSUPPORTED_PROTOCOL and SSL_R_WRONG_SSL_VERSION for what it answers; the last one is its alert.
+    const NO_SUCH_VERSION: [i32; 3] = [258, 266, 1070];
+    const HANDSHAKE_FAILURE: [i32; 1] = [1040];
+    let met = |reasons: &[i32]| {
+        error.ssl_error().is_some_and(|stack| stack.errors().iter().any(|one| reasons.contains(&one.reason_code())))
+    };
+    if tls.only_1_3 && met(&NO_SUCH_VERSION) {
+        return Some("the server speaks no TLS 1.3 (SDS_SHIM_CA_TLS_MIN)".to_owned());
+    }
+    // Once the server has chosen, it is another reason.
+    let groups = tls.groups.as_ref().filter(|_| met(&HANDSHAKE_FAILURE) && ssl.current_cipher().is_none())?;
+    Some(format!("no group in common (SDS_SHIM_CA_TLS_GROUPS={groups}): {error}"))
 }
 
 /// Whether the peer sent a longer handshake message than it may (`SSL_R_EXCESSIVE_MESSAGE_SIZE`).

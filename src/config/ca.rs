@@ -3,6 +3,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 use super::{
     reader::Reader,
     system_roots::system_roots,
+    tls::{self, CaTls},
     variables::{self, Variable},
 };
 
@@ -23,6 +24,8 @@ pub struct CaConfig {
     pub provisioned: Option<PathBuf>,
     /// When a client certificate is presented.
     pub mutual_tls: MutualTls,
+    /// Which TLS is spoken.
+    pub tls: CaTls,
     /// Deadline for reaching the CA in one call.
     pub timeout: Duration,
     /// Deadline for its answer.
@@ -166,6 +169,7 @@ pub(super) fn read(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> 
         roots,
         provisioned,
         mutual_tls,
+        tls: tls::read(reader),
         timeout: reader.positive_duration(&variables::SDS_SHIM_CA_TIMEOUT).unwrap_or(Duration::from_secs(10)),
         answer_timeout: reader
             .positive_duration(&variables::SDS_SHIM_CA_ANSWER_TIMEOUT)

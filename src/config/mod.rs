@@ -14,6 +14,7 @@ mod source;
 mod system_roots;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod variables;
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
@@ -36,6 +37,7 @@ pub use reader::Mistake;
 pub use sds::overflow_uid;
 pub use source::{MountedFiles, SourceConfig};
 pub use system_roots::system_roots;
+pub use tls::{CaTls, group_name};
 pub use variables::{VARIABLES, Variable};
 
 /// Directory of the workload SDS socket, relative to the working directory (contract with Istio's agent).

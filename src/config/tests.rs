@@ -17,7 +17,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.ca.addresses, [address("istiod.istio-system.svc", 15012)]);
     assert_eq!(config.ca.roots, CaRoots::File(ROOT_FILE.into()));
     assert_eq!(config.ca.ttl, Duration::from_secs(86_400));
-    assert_eq!(config.ca.mutual_tls, MutualTls::Auto);
+    assert_eq!((config.ca.mutual_tls, config.ca.tls), (MutualTls::Auto, CaTls::default()));
     assert_eq!(config.ca.cluster_id, "Kubernetes");
     assert_eq!(config.identity.spiffe_id.unwrap().as_str(), "spiffe://cluster.local/ns/foo/sa/sleep");
     assert_eq!(config.sds.socket, PathBuf::from("./var/run/secrets/workload-spiffe-uds/socket"));
@@ -65,6 +65,8 @@ fn every_variable_has_an_effect() {
         ("SDS_SHIM_TOKEN_AUDIENCE", "a"),
         ("SSL_CERT_FILE", "/s.pem"),
         ("SDS_SHIM_CA_MTLS", "always"),
+        ("SDS_SHIM_CA_TLS_MIN", "1.3"),
+        ("SDS_SHIM_CA_TLS_GROUPS", "x25519,secp256r1"),
         ("SDS_SHIM_CA_TIMEOUT", "3s"),
         ("SDS_SHIM_CA_ANSWER_TIMEOUT", "2m"),
         ("SDS_SHIM_ALLOW_UIDS", "1337, 2"),
@@ -86,6 +88,7 @@ fn every_variable_has_an_effect() {
     assert_eq!((config.ca.cluster_id.as_str(), config.ca.ttl.as_secs()), ("west", 3600));
     assert_eq!((config.ca.mutual_tls, config.ca.timeout.as_secs()), (MutualTls::Always, 3));
     assert_eq!(config.ca.answer_timeout.as_secs(), 120);
+    assert_eq!(config.ca.tls, CaTls { only_1_3: true, groups: Some("X25519:P-256".to_owned()) });
     assert_eq!((config.memory.require, config.memory.arena_bytes), (Level::Secret, 4 << 20));
     assert_eq!(config.ca.cert_signer.as_deref(), Some("signer"));
     let headers: Vec<_> = config.ca.headers.iter().map(|header| (&*header.name, &*header.value)).collect();

@@ -119,6 +119,10 @@ variables! {
         "istio selects the defaults of Istio's agent where ours differ: RSA 2048, PKCS#1, a jitter of 0.01.";
     SDS_SHIM_CA_MTLS: "auto, always or never", "auto",
         "Present a client certificate to the CA: whenever possible (auto), always, which requires PROV_CERT, or never.";
+    SDS_SHIM_CA_TLS_MIN: "1.2 or 1.3", "1.2",
+        "Lowest version of TLS that is spoken with the CA.";
+    SDS_SHIM_CA_TLS_GROUPS: "names, comma separated", "OpenSSL's own, X25519MLKEM768 first",
+        "Groups for the key exchange with the CA, in order of preference; a server that has none of them is refused. X25519MLKEM768 alone means post-quantum or nothing.";
     SDS_SHIM_CA_TIMEOUT: "Go duration", "10s",
         "Deadline for reaching the CA in one call: its name, the connection, the TLS handshake.";
     SDS_SHIM_CA_ANSWER_TIMEOUT: "Go duration", "60s",

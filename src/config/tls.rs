@@ -1,0 +1,120 @@
+use super::{reader::Reader, variables};
+
+/// Which TLS is spoken with the CA.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CaTls {
+    /// Whether TLS 1.2 is refused.
+    pub only_1_3: bool,
+    /// The groups for the key exchange in the order of preference, as OpenSSL lists them; `None` for its own.
+    pub groups: Option<String>,
+}
+
+/// A group for the key exchange: its name, other ones without dashes and in lower case, the number that OpenSSL has for
+/// it, and whether that came with OpenSSL 3.5.
+struct Group {
+    name: &'static str,
+    others: &'static [&'static str],
+    number: i64,
+    is_new: bool,
+}
+
+/// What OpenSSL adds to the number of a group that it knows by a provider alone (`TLSEXT_nid_unknown`).
+const BY_PROVIDER: i64 = 0x0100_0000;
+
+const GROUPS: &[Group] = &[
+    Group { name: "X25519MLKEM768", others: &[], number: BY_PROVIDER + 0x11ec, is_new: true },
+    Group { name: "SecP256r1MLKEM768", others: &["p256mlkem768"], number: BY_PROVIDER + 0x11eb, is_new: true },
+    Group { name: "SecP384r1MLKEM1024", others: &["p384mlkem1024"], number: BY_PROVIDER + 0x11ed, is_new: true },
+    Group { name: "MLKEM768", others: &[], number: BY_PROVIDER + 0x0201, is_new: true },
+    Group { name: "MLKEM1024", others: &[], number: BY_PROVIDER + 0x0202, is_new: true },
+    Group { name: "X25519", others: &["curve25519"], number: 1034, is_new: false },
+    Group { name: "X448", others: &["curve448"], number: 1035, is_new: false },
+    Group { name: "P-256", others: &["secp256r1", "prime256v1"], number: 415, is_new: false },
+    Group { name: "P-384", others: &["secp384r1"], number: 715, is_new: false },
+    Group { name: "P-521", others: &["secp521r1"], number: 716, is_new: false },
+];
+
+/// What the first release of OpenSSL 3.5 has for a number, and how that is told.
+const NEW: (i64, &str) = (0x3050_0000, "3.5");
+
+/// The name of the group that has this number with OpenSSL, as `SDS_SHIM_CA_TLS_GROUPS` takes it.
+pub fn group_name(number: i64) -> &'static str {
+    match GROUPS.iter().find(|group| group.number == number) {
+        Some(group) => group.name,
+        // The key of the server's certificate encrypts the secret, as TLS 1.2 allows with RSA.
+        None if number == 0 => "none",
+        None => "other",
+    }
+}
+
+pub(super) fn read(reader: &mut Reader<'_>) -> CaTls {
+    let versions = [("1.2", false), ("1.3", true)];
+    let only_1_3 = reader.choice(&variables::SDS_SHIM_CA_TLS_MIN, &versions).unwrap_or_default();
+    let number = openssl::version::number();
+    let groups = reader.parse_with(&variables::SDS_SHIM_CA_TLS_GROUPS, |text| groups(text, number));
+    CaTls { only_1_3, groups }
+}
+
+/// The list as OpenSSL with this number takes it.
+fn groups(text: &str, openssl: i64) -> Result<String, String> {
+    let has = |group: &Group| !group.is_new || openssl >= NEW.0;
+    let existing = || GROUPS.iter().filter(|group| has(group)).map(|group| group.name).collect::<Vec<_>>().join(", ");
+    let mut found: Vec<&str> = Vec::new();
+    for (at, one) in text.split([',', ':']).map(str::trim).enumerate() {
+        let plain = one.replace(['-', '_'], "").to_ascii_lowercase();
+        let is_named = |group: &&Group| {
+            group.name.replace('-', "").eq_ignore_ascii_case(&plain) || group.others.contains(&&*plain)
+        };
+        match GROUPS.iter().find(is_named) {
+            Some(group) if !has(group) => {
+                let (name, version, new) = (group.name, openssl::version::version(), NEW.1);
+                return Err(format!("{name} takes OpenSSL {new}, and this is {version}; there are {}", existing()));
+            }
+            Some(group) if found.contains(&group.name) => {}
+            Some(group) => found.push(group.name),
+            None => return Err(format!("group {} of the list is unknown; there are {}", at + 1, existing())),
+        }
+    }
+    Ok(found.join(":"))
+}
+
+#[cfg(test)]
+mod tests {
+    use openssl::ssl::{SslContext, SslMethod};
+
+    use super::*;
+
+    #[test]
+    fn groups_are_known_by_their_usual_names() {
+        for (text, expected) in [
+            ("X25519MLKEM768", "X25519MLKEM768"),
+            ("x25519_mlkem768, x25519 ,P-256", "X25519MLKEM768:X25519:P-256"),
+            ("secp256r1:prime256v1:P256:p-384:secp521r1", "P-256:P-384:P-521"),
+            ("SecP384r1MLKEM1024,X448", "SecP384r1MLKEM1024:X448"),
+        ] {
+            assert_eq!(groups(text, NEW.0).as_deref(), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_group_is_told_with_those_that_there_are() {
+        for (text, at) in [("P-256,P-255", 2), ("", 1), ("X25519,,P-256", 2), ("secret", 1), ("?X25519", 1)] {
+            let error = groups(text, NEW.0).unwrap_err();
+            assert!(error.starts_with(&format!("group {at} of the list is unknown; there are X25519MLKEM768, ")));
+            assert!(error.ends_with(", P-521") && !error.contains("secret"), "{error}");
+        }
+        let error = groups("X25519,X25519MLKEM768", NEW.0 - 1).unwrap_err();
+        assert!(error.starts_with("X25519MLKEM768 takes OpenSSL 3.5, and this is OpenSSL "), "{error}");
+        assert!(error.ends_with("; there are X25519, X448, P-256, P-384, P-521"), "{error}");
+    }
+
+    #[test]
+    fn openssl_has_every_group() {
+        for group in GROUPS {
+            let mut context = SslContext::builder(SslMethod::tls_client()).unwrap();
+            assert!(context.set_groups_list(group.name).is_ok(), "{}", group.name);
+            assert_eq!(group_name(group.number), group.name);
+        }
+        assert_eq!((group_name(0), group_name(1)), ("none", "other"));
+    }
+}
