@@ -5,10 +5,11 @@ mod ca_common;
 use std::{fs, net::Ipv4Addr, sync::Arc};
 
 use ca_common::{Open, Scene, Tested, within};
+use serde_json::Value;
 use testkit::{
-    OrFail,
+    Failure, OrFail,
     development_ca::{CaOptions, Fault, Leaf, Pki, TlsVersions},
-    shim::ShimBuilder,
+    shim::{Shim, ShimBuilder},
 };
 
 fn server(leaf: Leaf) -> CaOptions {
@@ -242,6 +243,42 @@ async fn the_operating_systems_anchors_are_used() -> Tested {
 async fn a_dot_at_the_end_of_a_name_is_not_part_of_it() -> Tested {
     let scene = Scene::with(server(Leaf::server(&["istiod.example"]))).await?;
     works(&scene, scene.shim().env("ISTIOD_SAN", "istiod.example.")).await
+}
+
+/// What `status` and the metrics tell of the last connection.
+async fn spoken(shim: &mut Shim) -> Result<(String, String), Failure> {
+    let status: Value = serde_json::from_str(&shim.admin("/status").await?.text()).or_fail("read the status")?;
+    let tls = &status["ca"][0]["tls"];
+    let (version, group) = (tls["version"].as_str().unwrap_or("none"), tls["group"].as_str().unwrap_or("none"));
+    let (address, metrics) = (&status["ca"][0]["address"], shim.admin("/metrics").await?.text());
+    let sample = format!("sds_shim_ca_tls_info{{ca={address},version=\"{version}\",group=\"{group}\"}} 1");
+    assert!(metrics.contains(&sample), "{sample} in {metrics}");
+    Ok((version.to_owned(), group.to_owned()))
+}
+
+/// With these variables the server's `tls` and `groups` come to this version and group.
+async fn comes_to(env: &[(&str, &str)], tls: TlsVersions, groups: Option<&str>, expected: (&str, &str)) -> Tested {
+    let groups = groups.map(str::to_owned);
+    let scene = Scene::with(CaOptions { tls, groups, ..CaOptions::default() }).await?;
+    let mut shim = env.iter().fold(scene.shim(), |shim, (name, value)| shim.env(*name, *value)).start()?;
+    Open::connect(&mut shim, "default").await?.next(&shim).await?;
+    let (version, group) = spoken(&mut shim).await?;
+    assert_eq!((&*version, &*group), expected, "{env:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn version_and_group_of_the_last_connection_are_told() -> Tested {
+    let groups = "SDS_SHIM_CA_TLS_GROUPS";
+    let alone = [("SDS_SHIM_CA_TLS_MIN", "1.3"), (groups, "X25519MLKEM768")];
+    let hybrid = ("TLSv1.3", "X25519MLKEM768");
+    comes_to(&[], TlsVersions::Both, None, hybrid).await?;
+    comes_to(&alone, TlsVersions::Both, None, hybrid).await?;
+    comes_to(&[], TlsVersions::Both, Some("X25519:P-256"), ("TLSv1.3", "X25519")).await?;
+    // Not the first one of ours, for which there is a key share.
+    comes_to(&[(groups, "X25519MLKEM768, secp384r1")], TlsVersions::Both, Some("P-384"), ("TLSv1.3", "P-384")).await?;
+    // TLS 1.2 also wants the curve of the server's certificate among them.
+    comes_to(&[(groups, "P521,P256")], TlsVersions::Only12, None, ("TLSv1.2", "P-521")).await
 }
 
 /// The server has none of the TLS that these variables want: that is told for `reason`, and no call is made.

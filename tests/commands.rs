@@ -51,7 +51,7 @@ ROOTCA    root  SERIAL   ISSUER   # min # s ago   in # y # d
 default   leaf  SERIAL   ISSUER   # min # s ago   in # h # min
 default   intermediate  SERIAL   ISSUER   # min # s ago   in # h # min
 
-CA       localhost:PORT answers; # call, # failed, #.# ms each
+CA       localhost:PORT answers; # call, # failed, #.# ms each; TLS #.#, X#MLKEM#
 SDS      default: sent # time, # ACK, # NACK
 
 STREAM   PID   UID   OPEN   RESOURCE  STATE

@@ -156,6 +156,7 @@ async fn a_scrape_tells_what_happened() -> Tested {
         ("sds_shim_ca_calls_total", vec![("outcome", "failed")], 0.0),
         ("sds_shim_ca_latency_seconds_count", vec![], 1.0),
         ("sds_shim_ca_up", vec![], 1.0),
+        ("sds_shim_ca_tls_info", vec![("version", "TLSv1.3"), ("group", "X25519MLKEM768")], 1.0),
         ("istio_agent_num_outgoing_requests", vec![("request_type", "csr")], 1.0),
         ("istio_agent_num_failed_outgoing_requests", vec![("request_type", "csr")], 0.0),
     ] {

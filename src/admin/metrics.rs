@@ -248,6 +248,13 @@ impl Writer<'_> {
         }
         Ok(())
     }
+        let help = "Version and group of the last TLS connection to this address";
+        let mut metric = self.describe("sds_shim_ca_tls", help, MetricType::Info)?;
+        for (address, facts) in &facts {
+            if let Some((version, group)) = facts.tls {
+                metric.encode_info(&vec![("ca", *address), ("version", version), ("group", group)])?;
+            }
+        }
 
     /// Nothing without OUTPUT_CERTS.
     fn output(&mut self, status: &Status) -> fmt::Result {

@@ -12,7 +12,7 @@ use super::{
     error::CaError,
     limits::{GivenUp, Limited},
     retry,
-    tls::{self, Alert},
+    tls::{self, Alert, Negotiated},
 };
 use crate::{
     config::{CaAddress, CaConfig},
@@ -27,6 +27,8 @@ const MOST_PINGS: u32 = 3;
 /// One HTTP/2 connection to the CA. It is made for one call and closed after it: the next one is hours away.
 pub(super) struct Channel {
     connection: Connection,
+    /// What TLS has come to; `None` without it.
+    pub(super) negotiated: Option<Negotiated>,
     alert: Alert,
     given_up: GivenUp,
     retry_after: Arc<OnceLock<Duration>>,
@@ -46,16 +48,18 @@ impl Channel {
     ) -> Result<Self, CaError> {
         let (alert, given_up) = (Alert::default(), GivenUp::default());
         let certificate = certificate.filter(|_| !address.is_plaintext());
+        let mut negotiated = None;
         let stream: Box<dyn Stream> = match address.is_plaintext() {
             true => Box::new(Limited::new(tcp(address, config.timeout, resolved).await?, given_up.clone())),
             false => {
                 let stream = tls::connect(config, address, certificate, alert.clone(), resolved).await?;
+                negotiated = Some(stream.negotiated());
                 Box::new(Limited::new(stream, given_up.clone()))
             }
         };
         let connection = Connection::new(stream, Some(PINGS.max(answer / MOST_PINGS))).await;
         let connection = connection.map_err(|error| explain(&alert, &given_up, certificate.is_some(), &error))?;
-        Ok(Self { connection, alert, given_up, retry_after: Arc::default() })
+        Ok(Self { connection, negotiated, alert, given_up, retry_after: Arc::default() })
     }
 
     /// Gives it up for this reason.

@@ -1,4 +1,8 @@
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::time::{sleep, timeout};
 
@@ -15,7 +19,8 @@ use tonic::{
 };
 
 use super::{
-    answer::Reader, channel::Channel, client_certificate::ClientCertificate, dial::Resolved, error::CaError, way::Way,
+    answer::Reader, channel::Channel, client_certificate::ClientCertificate, dial::Resolved, error::CaError,
+    tls::Negotiated, way::Way,
 };
 use crate::{
     config::{CaAddress, CaConfig, CaHeader, ServerName},
@@ -34,6 +39,7 @@ pub struct CitadelClient {
     address: CaAddress,
     origin: Uri,
     resolved: Resolved,
+    negotiated: Mutex<Option<Negotiated>>,
 }
 
 impl CitadelClient {
@@ -50,7 +56,7 @@ impl CitadelClient {
         let scheme = if address.is_plaintext() { "http" } else { "https" };
         let origin =
             Uri::builder().scheme(scheme).authority(format!("{host}:{}", address.port)).path_and_query("/").build()?;
-        Ok(Self { config, address, origin, resolved: Resolved::default() })
+        Ok(Self { config, address, origin, resolved: Resolved::default(), negotiated: Mutex::default() })
     }
 
     /// What the client was made from.
@@ -61,6 +67,11 @@ impl CitadelClient {
     /// Where it asks.
     pub fn address(&self) -> &CaAddress {
         &self.address
+    }
+
+    /// What the last TLS connection has come to, if there was one.
+    pub fn negotiated(&self) -> Option<Negotiated> {
+        *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The way there as it is after the last call.
@@ -83,6 +94,7 @@ impl CitadelClient {
     ) -> Result<Answer, CaError> {
         let reached = timeout(self.config.timeout, self.reach(certificate, answer)).await;
         let channel = reached.unwrap_or(Err(CaError::Unreached(self.config.timeout)))?;
+        *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = channel.negotiated;
         let call = self.call(&channel, csr_pem, token, certificate.is_some(), answer);
         let late = CaError::Deadline(answer, answer < self.config.answer_timeout);
         timeout(answer, call).await.unwrap_or(Err(late))

@@ -14,4 +14,5 @@ mod way;
 pub use citadel::CitadelClient;
 pub use client_certificate::ClientCertificate;
 pub use error::CaError;
+pub use tls::Negotiated;
 pub use way::{NAME_FILES, Way};

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::{CaAddress, CaConfig, CaTls, ServerName},
+    config::{CaAddress, CaConfig, CaTls, ServerName, group_name},
     identity::{TrustBundle, may_have_issued},
 };
 
@@ -186,6 +186,15 @@ fn is_alert(error: &openssl::ssl::Error) -> bool {
         && error.ssl_error().is_some_and(|stack| stack.errors().iter().any(|one| alerts.contains(&one.reason_code())))
 }
 
+/// What a connection has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Negotiated {
+    /// The version of TLS, as OpenSSL writes it.
+    pub version: &'static str,
+    /// The group of the key exchange.
+    pub group: &'static str,
+}
+
 /// A TLS stream that remembers the alert that ended it.
 pub(super) struct Watched {
     stream: SslStream<Tcp>,
@@ -193,6 +202,12 @@ pub(super) struct Watched {
 }
 
 impl Watched {
+    /// What was negotiated.
+    pub(super) fn negotiated(&self) -> Negotiated {
+        let ssl = self.stream.ssl();
+        Negotiated { version: ssl.version_str(), group: group_name(locked::negotiated_group(ssl)) }
+    }
+
     fn note<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(error)) = &polled
             && let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<openssl::ssl::Error>())

@@ -142,6 +142,9 @@ impl Page {
         if let Some(mean) = ca["mean_seconds"].as_f64() {
             let _ = write!(out, ", {:.1} ms each", mean * 1e3);
         }
+        if let Some(version) = ca["tls"]["version"].as_str() {
+            let _ = write!(out, "; {}, {}", version.replace("TLSv", "TLS "), text(&ca["tls"]["group"]));
+        }
         out.push('\n');
         if !ca["last_error"].is_null() {
             let _ =
@@ -304,7 +307,8 @@ mod tests {
                 "since": "1970-01-01T00:01:00Z", "reason": "token", "text": "no token",
             }}],
             "ca": [{"address": "a:1", "up": false, "calls": 2, "failed": 1, "mean_seconds": 0.01,
-                "last_failure": "1970-01-01T00:01:30Z", "last_error": "gone"}],
+                "last_failure": "1970-01-01T00:01:30Z", "last_error": "gone",
+                "tls": {"version": "TLSv1.3", "group": "X25519MLKEM768"}}],
             "sds": {
                 "resources": {"default": {"pushes": 2, "acks": 1, "nacks": 1,
                     "last_nack": {"at": "1970-01-01T00:01:40Z", "text": "not to my taste"}}},
@@ -323,7 +327,7 @@ renewal  asking now; last success never
 trouble  no token (token, since 40 s)
 RESOURCE  KIND  SERIAL  ISSUER  BEGAN  ENDS
 
-CA       a:1 fails; 2 calls, 1 failed, 10.0 ms each
+CA       a:1 fails; 2 calls, 1 failed, 10.0 ms each; TLS 1.3, X25519MLKEM768
          last failure 10 s ago: gone
 SDS      default: sent 2 times, 1 ACK, 1 NACK
          last NACK 0 s ago: not to my taste

@@ -206,6 +206,7 @@ impl Caller {
         if let Some(endpoint) = &self.endpoint {
             let error = answer.as_ref().err().map(|error| (error.to_string(), !error.is_away()));
             endpoint.called(clock::now(), start.elapsed(), error);
+            endpoint.spoke(self.ca.negotiated().map(|tls| (tls.version, tls.group)));
         }
         answer
     }

@@ -118,6 +118,8 @@ pub struct EndpointFacts {
     pub last_success: Option<i64>,
     /// When the last one did not, and why.
     pub last_failure: Option<(i64, String)>,
+    /// Version and group of the last TLS connection.
+    pub tls: Option<(&'static str, &'static str)>,
 }
 
 impl EndpointFacts {
@@ -147,6 +149,11 @@ impl Endpoint {
             }
             None => facts.last_success = Some(now),
         }
+    }
+
+    /// The last connection, if there was one with TLS, has come to this version and this group.
+    pub fn spoke(&self, tls: Option<(&'static str, &'static str)>) {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).tls = tls;
     }
 
     /// How the calls went so far.

@@ -56,4 +56,4 @@ pub use seccomp::{FOLLOWING_CALLS, SERVING_CALLS};
 pub use secret::{Need, SecretUsage};
 pub use stack::{clear_idle_stack, on_arena_stack};
 pub use tables::fill_openssl_tables;
-pub use tls::{AnchorsFor, find_anchors, limit_certificate_chain};
+pub use tls::{AnchorsFor, find_anchors, limit_certificate_chain, negotiated_group};

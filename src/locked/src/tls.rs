@@ -10,7 +10,7 @@ use foreign_types::{ForeignType, ForeignTypeRef};
 use openssl::{
     error::ErrorStack,
     ex_data::Index,
-    ssl::{SslContext, SslContextBuilder},
+    ssl::{SslContext, SslContextBuilder, SslRef},
     stack::StackRef,
     x509::{X509, X509StoreContext, X509StoreContextRef},
 };
@@ -24,6 +24,15 @@ const SET_MAX_CERT_LIST: i32 = 51;
 pub fn limit_certificate_chain(context: &mut SslContextBuilder, bytes: u16) {
     // SAFETY: the context is valid for as long as it is borrowed, and this command takes its argument by value.
     unsafe { openssl_sys::SSL_CTX_ctrl(context.as_ptr(), SET_MAX_CERT_LIST, c_long::from(bytes), ptr::null_mut()) };
+}
+
+/// `SSL_CTRL_GET_NEGOTIATED_GROUP`, likewise.
+const GET_NEGOTIATED_GROUP: i32 = 134;
+
+/// OpenSSL's number for the group of the key exchange; 0 without one. Its name has a function only since OpenSSL 3.2.
+pub fn negotiated_group(ssl: &SslRef) -> i64 {
+    // SAFETY: the connection is valid for as long as it is borrowed, and this command takes no argument.
+    unsafe { openssl_sys::SSL_ctrl(ssl.as_ptr(), GET_NEGOTIATED_GROUP, 0, ptr::null_mut()) }
 }
 
 /// Finds the trust anchors that may matter for the certificates that a peer presents, the leaf first.
