@@ -168,7 +168,8 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
     }
     let addresses = config.ca.addresses.iter().filter(|_| config.source.ca).map(ToString::to_string);
     let min_life = config.admin.min_life.as_secs() as i64;
-    let status = Arc::new(Status::new(clock::now(), min_life, sources(&config), addresses));
+    let status =
+        Arc::new(Status::new(clock::now(), min_life, sources(&config), addresses).following(config.followed_files()));
     let pages = Arc::new(AdminPages::new(Arc::clone(&status)));
     if let Some(address) = config.admin.listen.clone() {
         tokio::spawn(admin::serve(address, Arc::clone(&pages) as Arc<dyn Pages>, Arc::clone(&status)));

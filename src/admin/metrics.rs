@@ -3,6 +3,7 @@ use std::{
     fmt::{self, Debug, Write as _},
     fs,
     sync::Arc,
+    time::UNIX_EPOCH,
 };
 
 use prometheus_client::{
@@ -90,6 +91,7 @@ impl Collector for Scrape {
         page.ca(status)?;
         page.output(status)?;
         page.on_change(status)?;
+        page.files(status)?;
         page.peers(status)?;
         page.memory()?;
         page.istio(status, &workloads, now)
@@ -246,8 +248,6 @@ impl Writer<'_> {
         for (address, facts) in &facts {
             histogram(&mut metric, address, facts)?;
         }
-        Ok(())
-    }
         let help = "Version and group of the last TLS connection to this address";
         let mut metric = self.describe("sds_shim_ca_tls", help, MetricType::Info)?;
         for (address, facts) in &facts {
@@ -255,6 +255,8 @@ impl Writer<'_> {
                 metric.encode_info(&vec![("ca", *address), ("version", version), ("group", group)])?;
             }
         }
+        Ok(())
+    }
 
     /// Nothing without OUTPUT_CERTS.
     fn output(&mut self, status: &Status) -> fmt::Result {
@@ -271,6 +273,19 @@ impl Writer<'_> {
         let mut metric = self.describe("sds_shim_on_change", help, MetricType::Counter)?;
         for (outcome, times) in [("success", facts.done), ("failure", facts.failed)] {
             count(&mut metric, vec![("outcome", outcome)], times)?;
+        }
+        Ok(())
+    }
+
+    /// When each was written, not when we have seen it: who has just started knows it as well.
+    fn files(&mut self, status: &Status) -> fmt::Result {
+        let help = "Time at which what this file's name leads to was written";
+        let mut metric = self.describe("sds_shim_file_changed_timestamp_seconds", help, MetricType::Gauge)?;
+        for file in status.files() {
+            let written = fs::metadata(file).and_then(|found| found.modified()).ok();
+            if let Some(at) = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) {
+                sample(&mut metric, vec![("file", &file.to_string_lossy())], at.as_secs() as i64)?;
+            }
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use super::{reader::Reader, variables};
+use super::{CaRoots, Config, reader::Reader, variables};
 
 /// Where a platform mounts credentials for the workload (contract with Istio's agent), relative to the working
 /// directory.
@@ -36,6 +36,32 @@ impl MountedFiles {
     fn within(directory: &str, [chain, key, roots]: [&str; 3]) -> Self {
         let file = |name| Path::new(directory).join(name);
         Self { chain: file(chain), key: file(key), roots: file(roots) }
+    }
+}
+
+/// Files of which it is told when they were written.
+const MOST_FOLLOWED: usize = 32;
+
+impl Config {
+    /// The files that others write and that are followed, each once.
+    pub fn followed_files(&self) -> Vec<PathBuf> {
+        let Self { token, ca, rotation, source, .. } = self;
+        let mounted = source.files.iter().flat_map(|files| [&files.chain, &files.key]);
+        let asked = match &ca.roots {
+            CaRoots::File(file) | CaRoots::System(Some(file)) => Some(file),
+            CaRoots::System(None) => None,
+        };
+        let asked = token.file.iter().chain(asked).filter(|_| source.ca);
+        let roots = &rotation.roots;
+        let roots = roots.files.iter().chain(&roots.crl).chain(&roots.trust_domain_file);
+        let domains = rotation.roots.domains.iter().map(|(_, file)| file);
+        let mut files: Vec<PathBuf> = Vec::new();
+        for file in asked.chain(mounted).chain(roots).chain(domains) {
+            if files.len() < MOST_FOLLOWED && !files.contains(file) {
+                files.push(file.clone());
+            }
+        }
+        files
     }
 }
 

@@ -323,3 +323,19 @@ fn what_is_mounted_is_served() {
     let request = config(&[("SDS_SHIM_TOKEN_SOURCE", "request"), ("SDS_SHIM_SOURCE", "auto")]);
     assert!(request.unwrap_err()[0].starts_with("SDS_SHIM_SOURCE: "));
 }
+
+#[test]
+fn files_that_are_followed_are_told_once_and_not_without_end() {
+    let names =
+        |config: Config| config.followed_files().iter().map(|file| file.display().to_string()).collect::<Vec<_>>();
+    assert_eq!(names(config(&[]).unwrap()), [TOKEN_FILE, ROOT_FILE, CRL_FILE]);
+    let extra = format!("{ROOT_FILE},/a,/a");
+    let some = [("SDS_SHIM_EXTRA_ROOTS", &*extra), ("SDS_SHIM_TRUST_DOMAIN_FILE", "/td"), ("SDS_SHIM_BUNDLES", "b=/b")];
+    assert_eq!(names(config(&some).unwrap()), [TOKEN_FILE, ROOT_FILE, "/a", CRL_FILE, "/td", "/b"]);
+    let mounted = "./var/run/secrets/workload-spiffe-credentials";
+    let files = ["cert-chain.pem", "key.pem", "root-cert.pem"].map(|name| format!("{mounted}/{name}"));
+    let expected: Vec<_> = files.iter().map(String::as_str).chain([CRL_FILE]).collect();
+    assert_eq!(names(config(&[("SDS_SHIM_SOURCE", "files")]).unwrap()), expected);
+    let many = (0..99).map(|number| format!("/{number}")).collect::<Vec<_>>().join(",");
+    assert_eq!(names(config(&[("SDS_SHIM_EXTRA_ROOTS", &many)]).unwrap()).len(), 32);
+}

@@ -5,9 +5,12 @@ mod peers;
 mod upstream;
 mod workload;
 
-use std::sync::{
-    Arc, Mutex, PoisonError, Weak,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -32,6 +35,7 @@ pub struct Status {
     endpoints: Vec<Arc<Endpoint>>,
     output: Mutex<Option<Outcomes>>,
     on_change: Mutex<Option<Outcomes>>,
+    files: Vec<PathBuf>,
     /// Why the admin endpoints are not served.
     admin: Mutex<Option<String>>,
     workloads: Mutex<Vec<Weak<Workload>>>,
@@ -92,6 +96,7 @@ impl Status {
             peers: Peers::new(changes.clone()),
             min_life,
             endpoints: endpoints.into_iter().map(|address| Arc::new(Endpoint::new(address))).collect(),
+            files: Vec::new(),
             output: Mutex::default(),
             on_change: Mutex::default(),
             admin: Mutex::default(),
@@ -99,6 +104,17 @@ impl Status {
             renewals: Mutex::default(),
             changes,
         }
+    }
+
+    /// The same, with the files that are followed.
+    #[must_use]
+    pub fn following(self, files: Vec<PathBuf>) -> Self {
+        Self { files, ..self }
+    }
+
+    /// The files that are followed, by the names that the configuration has for them.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// Where what is served comes from now, in words.
