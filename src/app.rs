@@ -31,7 +31,7 @@ use crate::{
     log,
     memory::{self, TooLittleProtection},
     on_change::Follower,
-    rotation::{Forced, Mounted, ProjectedToken, Renewal, RenewalSettings, RequestBorne},
+    rotation::{Forced, FrozenVolume, Mounted, ProjectedToken, Renewal, RenewalSettings, RequestBorne},
     sds::{self, BindError, SdsSocket, Served},
     status::{Pages, Sources, Status},
     store::{AttachError, Consumer, SecretStore, View, Workloads},
@@ -244,6 +244,7 @@ fn workloads(
                 ProjectedToken::new(&file, audience, settings.files.check),
                 Arc::clone(&store),
             )?;
+            tokio::spawn(FrozenVolume::new(&file, settings.files.check)?.follow());
             tokio::spawn(async move {
                 let ended = renewal.run().await;
                 error!("renewals have stopped: {ended}");

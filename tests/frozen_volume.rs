@@ -1,4 +1,4 @@
-//! Kubelet's volumes: when the files in them were written is told.
+//! Kubelet's volumes: when the files in them were written is told, and that the token's is not refreshed any more.
 
 mod ca_common;
 
@@ -7,11 +7,23 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use ca_common::{Open, Scene, Tested};
-use testkit::{Failure, OrFail, shim::Shim};
+use ca_common::{Open, Scene, Tested, tokens};
+use testkit::{
+    Failure, OrFail, POLL,
+    development_ca::{CaOptions, TokenRequest},
+    shim::Shim,
+};
+use tokio::time::{Instant, sleep};
 
+const FROZEN: &str = "kubelet has stopped refreshing it";
 const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
 const ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
+
+/// A token of which so much is left, and an hour is over. It is overdue when a fifth of its life without six minutes is
+/// left: with 450 s at once, and for each second more 0.8 s later.
+fn token(left: i64) -> String {
+    tokens().mint(&TokenRequest { lifetime: left, not_before: -3600, ..TokenRequest::new("foo", "sleep") })
+}
 
 /// The time at which the metrics say that a file was written.
 async fn written(shim: &mut Shim, file: &str) -> Result<Option<u64>, Failure> {
@@ -19,6 +31,56 @@ async fn written(shim: &mut Shim, file: &str) -> Result<Option<u64>, Failure> {
     let sample = format!("sds_shim_file_changed_timestamp_seconds{{file=\"{file}\"}} ");
     let value = metrics.lines().find_map(|line| line.strip_prefix(&sample));
     value.map(|value| value.parse::<u64>().or_fail(format!("read {value}"))).transpose()
+}
+
+/// Awaits so many of these lines.
+async fn lines(shim: &Shim, text: &str, count: usize) -> Tested {
+    let deadline = Instant::now() + testkit::PATIENCE;
+    while shim.log().count(text) < count {
+        if Instant::now() > deadline {
+            return Err(shim.failure(format!("{text:?} was not told {count} times")));
+        }
+        sleep(POLL).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_that_should_have_been_replaced_is_told_once() -> Tested {
+    let mut scene = Scene::without_token(CaOptions::default()).await?;
+    scene.write_token(&token(453))?;
+    let mut shim = scene.shim().start()?;
+    let mut stream = Open::connect(&mut shim, "default").await?;
+    stream.next(&shim).await?;
+    assert_eq!(shim.log().count(FROZEN), 0, "kubelet has two seconds yet");
+    let line = shim.wait_for_log(FROZEN).await?;
+    assert!(line.contains(" WARN ") && line.contains(TOKEN), "{line}");
+    assert!(line.contains("the token ends in 7 min and its volume has not changed for "), "{line}");
+    assert!(line.ends_with("look at `kubectl describe pod`"), "{line}");
+
+    // A renewal takes the same token, and nothing more is told of it.
+    ca_common::renew(&shim)?;
+    stream.next(&shim).await?;
+    assert_eq!(shim.log().count(FROZEN), 1);
+
+    // The next one in time, which is frozen as well.
+    scene.write_token(&token(452))?;
+    lines(&shim, FROZEN, 2).await?;
+    assert_eq!(shim.log().count("the volume has been refreshed"), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_that_is_replaced_in_time_is_not_told() -> Tested {
+    let mut scene = Scene::without_token(CaOptions::default()).await?;
+    scene.write_token(&token(454))?;
+    let mut shim = scene.shim().start()?;
+    Open::connect(&mut shim, "default").await?.next(&shim).await?;
+    scene.write_token(&token(456))?;
+    // Of the second one, when the first one would have been told of long since.
+    shim.wait_for_log(FROZEN).await?;
+    assert_eq!((shim.log().count(FROZEN), shim.log().count("the volume has been refreshed")), (1, 0));
+    Ok(())
 }
 
 #[tokio::test]

@@ -75,6 +75,7 @@ pub struct ServiceAccount {
 }
 
 struct Claims {
+    begins: Option<i64>,
     expires: Option<i64>,
     audiences: Vec<String>,
     issuer: Option<String>,
@@ -131,6 +132,11 @@ impl BearerToken {
         Err(TokenError::Audience { found: self.claims.audiences.clone(), wanted: audience.to_owned() })
     }
 
+    /// The `iat` claim in Unix seconds, or else `nbf`.
+    pub fn begins(&self) -> Option<i64> {
+        self.claims.begins
+    }
+
     /// The `exp` claim in Unix seconds, if there is one.
     pub fn expires(&self) -> Option<i64> {
         self.claims.expires
@@ -184,9 +190,11 @@ impl Claims {
         let claims: Value = serde_json::from_slice(&json).ok()?;
         let claims = claims.as_object()?;
         let text = |value: &Value| value.as_str().map(str::to_owned);
+        // A NumericDate may have a fraction (RFC 7519, section 2).
+        let time = |name| claims.get(name).and_then(Value::as_f64).map(|seconds| seconds as i64);
         Some(Self {
-            // A NumericDate may have a fraction (RFC 7519, section 2).
-            expires: claims.get("exp").and_then(Value::as_f64).map(|seconds| seconds as i64),
+            begins: time("iat").or_else(|| time("nbf")),
+            expires: time("exp"),
             audiences: match claims.get("aud") {
                 Some(Value::Array(several)) => several.iter().filter_map(text).collect(),
                 Some(one) => text(one).into_iter().collect(),
@@ -219,6 +227,8 @@ mod tests {
         let good = token(r#"{"aud":["istio-ca","other"],"exp":1000.5}"#);
         assert_eq!(good.check(Some("istio-ca"), 999), Ok(()));
         assert_eq!(good.check(Some("istio-ca"), 1000), Err(TokenError::Expired { expired: 1000, now: 1000 }));
+        let times = [r#"{"iat":1.5,"nbf":2}"#, r#"{"nbf":2}"#, "{}"].map(|claims| token(claims).begins());
+        assert_eq!(times, [Some(1), Some(2), None]);
         let error = good.check(Some("vault"), 999).unwrap_err();
         assert_eq!(error.to_string().matches("vault").count(), 1);
         assert!(error.to_string().contains("istio-ca"));

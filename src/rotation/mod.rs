@@ -6,6 +6,7 @@ mod cure;
 mod failover;
 mod failure;
 mod forced;
+mod frozen;
 mod mounted;
 mod patience;
 mod projected;
@@ -20,6 +21,7 @@ mod trouble;
 
 pub use backoff::Backoff;
 pub use forced::Forced;
+pub use frozen::FrozenVolume;
 pub use mounted::Mounted;
 pub use patience::{Setback, Strain, bearable, wait_after};
 pub use projected::ProjectedToken;

@@ -35,6 +35,11 @@ impl ProjectedToken {
         Self { file: file.to_owned(), audience, last: None, check, told: false }
     }
 
+    /// The token in `file` for somebody besides the renewal, which tells what there is to tell of the file.
+    pub(super) fn besides(file: &Path, check: FileCheck) -> Self {
+        Self { file: file.to_owned(), audience: None, last: None, check, told: true }
+    }
+
     fn seen(token: &Result<BearerToken, TokenError>) -> Result<TokenDigest, TokenError> {
         token.as_ref().map(BearerToken::digest).map_err(Clone::clone)
     }
