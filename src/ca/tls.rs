@@ -289,3 +289,54 @@ impl AsyncWrite for Tcp {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::net::UnixStream, thread};
+
+    use openssl::{asn1::Asn1Time, hash::MessageDigest, pkey::PKey, rsa::Rsa};
+
+    use super::*;
+
+    /// A server with an RSA key that encrypts the secret with it, in TLS 1.2, and with nothing else.
+    fn without_groups() -> Ssl {
+        let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
+        let mut certificate = X509::builder().unwrap();
+        certificate.set_pubkey(&key).unwrap();
+        certificate.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+        certificate.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
+        certificate.sign(&key, MessageDigest::sha256()).unwrap();
+        let mut context = SslContext::builder(SslMethod::tls_server()).unwrap();
+        context.set_max_proto_version(Some(SslVersion::TLS1_2)).unwrap();
+        context.set_cipher_list("kRSA").unwrap();
+        context.set_certificate(&certificate.build()).unwrap();
+        context.set_private_key(&key).unwrap();
+        Ssl::new(&context.build()).unwrap()
+    }
+
+    /// What came of a connection to that server: whether its certificate was looked at, and the reason.
+    fn meets(groups: Option<&str>) -> (bool, Option<String>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let server = thread::spawn(move || without_groups().accept(theirs).is_ok());
+        let tls = CaTls { only_1_3: false, groups: groups.map(str::to_owned) };
+        let ssl = Ssl::new(&context(&tls, None).unwrap().build()).unwrap();
+        let openssl::ssl::HandshakeError::Failure(failed) = ssl.connect(ours).unwrap_err() else {
+            panic!("the handshake did not come to an end");
+        };
+        let seen = failed.ssl().verify_result() != X509VerifyResult::OK;
+        let reason = nothing_in_common(&tls, failed.ssl(), failed.error());
+        drop(failed);
+        assert!(!server.join().unwrap());
+        (seen, reason)
+    }
+
+    #[test]
+    fn a_key_exchange_in_no_group_is_none_of_the_groups_that_are_wanted() {
+        assert_eq!(meets(None), (true, None), "as far as the certificate, which nobody has issued");
+        for groups in ["X25519MLKEM768", "X25519:P-256"] {
+            let (seen, reason) = meets(Some(groups));
+            let expected = format!("no group in common (SDS_SHIM_CA_TLS_GROUPS={groups}): ");
+            assert!(!seen && reason.as_ref().is_some_and(|reason| reason.starts_with(&expected)), "{reason:?}");
+        }
+    }
+}
