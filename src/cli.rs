@@ -56,9 +56,9 @@ Usage: sds-shim [COMMAND]
             serve while running the program: start it once the SDS socket is listening or, with
             SDS_SHIM_WAIT=certificate, once the first certificate is issued; forward signals to it; reap orphans;
             exit when it exits, with its exit code (128 + n after signal n, 127 not found, 126 not executable)
-  status [--json|--table]
+  status [--json|--table|--row]
             show the running shim's identity, certificates, renewal, CA, streams and memory: by default as a table
-            on a terminal and as JSON elsewhere
+            on a terminal and as JSON elsewhere; --row prints one line with tabs, for a table of many
   health    exit with 0 if it is ready, else with 1 and the reason: for exec probes
   wait [--timeout DURATION]
             wait until it is ready, by default for at most 60s: for start-up probes and scripts
@@ -88,6 +88,7 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Command, UsageError> {
         ["status"] => Command::Ask(Question::Status(Form::Fitting)),
         ["status", "--json"] => Command::Ask(Question::Status(Form::Json)),
         ["status", "--table"] => Command::Ask(Question::Status(Form::Table)),
+        ["status", "--row"] => Command::Ask(Question::Status(Form::Row)),
         ["health"] => Command::Ask(Question::Health),
         ["wait"] => Command::Ask(Question::Wait(WAIT)),
         ["wait", "--timeout", text] => {

@@ -37,6 +37,27 @@ pub fn rfc3339(seconds: i64) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
+/// A span of time in its two largest units: `3 h 12 min`.
+pub fn words(seconds: i64) -> String {
+    let units = [(86_400 * 365, "y"), (86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
+    let Some(first) = units.iter().position(|(size, _)| seconds >= *size) else { return "0 s".to_owned() };
+    let (size, unit) = units[first];
+    let rest = units.get(first + 1).map_or(0, |(next, _)| seconds % size / next);
+    match units.get(first + 1) {
+        Some((_, smaller)) if rest > 0 => format!("{} {unit} {rest} {smaller}", seconds / size),
+        _ => format!("{} {unit}", seconds / size),
+    }
+}
+
+/// A moment (Unix seconds) in relation to `now`: `in 3 h 12 min`, `5 min ago`.
+pub fn moment(at: i64, now: i64) -> String {
+    if at > now {
+        format!("in {}", words(at.saturating_sub(now)))
+    } else {
+        format!("{} ago", words(now.saturating_sub(at)))
+    }
+}
+
 /// Longer than anybody waits.
 const AWAY: Duration = Duration::from_secs(86_400);
 

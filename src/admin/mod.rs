@@ -5,6 +5,7 @@ mod host;
 mod listener;
 mod metrics;
 mod pages;
+mod row;
 mod server;
 mod status;
 

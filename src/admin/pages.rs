@@ -1,6 +1,6 @@
 use std::{fmt::Display, sync::Arc};
 
-use super::{metrics, status};
+use super::{metrics, row::row, status};
 use crate::{
     budget, clock,
     status::{Page, Pages, Status},
@@ -36,7 +36,7 @@ impl Pages for AdminPages {
                 // Kubelet's probes are somebody else's then; who asks over the SDS socket should know.
                 text(status, &self.0.admin().map_or(told.clone(), |trouble| format!("{told}\n{trouble}")))
             }
-            "/metrics" | "/status" if !budget::has_room_for_document() => {
+            "/metrics" | "/status" | "/status/row" if !budget::has_room_for_document() => {
                 text(503, &"not enough arena memory for this document now; raise SDS_SHIM_ARENA_KIB")
             }
             "/metrics" if metrics::wants_text(accept) => {
@@ -50,8 +50,12 @@ impl Pages for AdminPages {
                 let body = status::document(&self.0, now).to_string() + "\n";
                 Page { status: 200, content_type: JSON, body: body.into() }
             }
-            "/" => text(200, &"/livez\n/readyz\n/metrics\n/status"),
-            _ => text(404, &"not found; available: /livez, /readyz, /metrics, /status"),
+            "/status/row" => {
+                let memory = locked::report();
+                text(200, &row(&self.0, now, &memory.level().to_string(), &memory.missing))
+            }
+            "/" => text(200, &"/livez\n/readyz\n/metrics\n/status\n/status/row"),
+            _ => text(404, &"not found; available: /livez, /readyz, /metrics, /status, /status/row"),
         }
     }
 }

@@ -66,6 +66,8 @@ pub enum Form {
     Table,
     /// JSON.
     Json,
+    /// The fields of a row in a table of many, with tabs between them.
+    Row,
 }
 
 /// Why there is no good answer.
@@ -101,11 +103,17 @@ pub async fn ask(question: Question, socket: &Path, terminal: bool) -> Result<St
     let shim = Shim(socket);
     match question {
         Question::Status(form) => {
-            let status = shim.status().await?;
+            let (connection, _) = shim.connect().await?;
+            let path = if form == Form::Row { "/status/row" } else { "/status" };
+            let document = shim.document(&connection, path).await?;
+            if form == Form::Row {
+                return String::from_utf8(document).map_err(|_| shim.stranger());
+            }
+            let status = shim.parse(&document)?;
             Ok(match form {
                 Form::Table => render(&status, clock::now(), terminal),
                 Form::Fitting if terminal => render(&status, clock::now(), true),
-                Form::Fitting | Form::Json => format!("{status:#}\n"),
+                _ => format!("{status:#}\n"),
             })
         }
         Question::Health => shim.health().await,
@@ -153,18 +161,24 @@ impl Shim<'_> {
         answer.map_err(|error| self.unreachable(&error))
     }
 
-    async fn status(&self) -> Result<Value, ClientError> {
-        let (connection, _) = self.connect().await?;
-        self.status_on(&connection).await
+    async fn status_on(&self, connection: &Connection) -> Result<Value, ClientError> {
+        self.parse(&self.document(connection, "/status").await?)
     }
 
-    async fn status_on(&self, connection: &Connection) -> Result<Value, ClientError> {
-        let stranger = || ClientError::Stranger(self.0.display().to_string());
-        match self.page(connection, "/status").await? {
-            (200, body) => serde_json::from_slice(&body).map_err(|_| stranger()),
+    fn parse(&self, document: &[u8]) -> Result<Value, ClientError> {
+        serde_json::from_slice(document).map_err(|_| self.stranger())
+    }
+
+    async fn document(&self, connection: &Connection, path: &str) -> Result<Vec<u8>, ClientError> {
+        match self.page(connection, path).await? {
+            (200, body) => Ok(body),
             (503, body) => Err(self.unreachable(&String::from_utf8_lossy(&body).trim_end())),
-            _ => Err(stranger()),
+            _ => Err(self.stranger()),
         }
+    }
+
+    fn stranger(&self) -> ClientError {
+        ClientError::Stranger(self.0.display().to_string())
     }
 
     async fn health(&self) -> Result<String, ClientError> {

@@ -2,6 +2,8 @@ use std::{fmt::Write as _, time::UNIX_EPOCH};
 
 use serde_json::Value;
 
+use crate::clock::{moment, words};
+
 /// Characters of a serial number that are shown.
 const SERIAL: usize = 16;
 /// Characters of an issuer that are shown.
@@ -195,11 +197,7 @@ impl Page {
 
     /// A moment in relation to now: `in 3 h 12 min`, `5 min ago`.
     fn when(&self, time: &Value) -> String {
-        match seconds(time) {
-            None => "never".to_owned(),
-            Some(at) if at > self.now => format!("in {}", words(at - self.now)),
-            Some(at) => format!("{} ago", words(self.now - at)),
-        }
+        seconds(time).map_or("never".to_owned(), |at| moment(at, self.now))
     }
 
     fn age(&self, time: &Value) -> String {
@@ -208,18 +206,6 @@ impl Page {
 
     fn paint(&self, code: &str, text: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    }
-}
-
-/// The two largest units of a time.
-fn words(seconds: i64) -> String {
-    let units = [(86_400 * 365, "y"), (86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
-    let Some(first) = units.iter().position(|(size, _)| seconds >= *size) else { return "0 s".to_owned() };
-    let (size, unit) = units[first];
-    let rest = units.get(first + 1).map_or(0, |(next, _)| seconds % size / next);
-    match units.get(first + 1) {
-        Some((_, smaller)) if rest > 0 => format!("{} {unit} {rest} {smaller}", seconds / size),
-        _ => format!("{} {unit}", seconds / size),
     }
 }
 
@@ -273,20 +259,6 @@ fn cut(text: &str, most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_told_in_two_units() {
-        for (seconds, expected) in [
-            (0, "0 s"),
-            (59, "59 s"),
-            (60, "1 min"),
-            (3 * 3600 + 12 * 60 + 7, "3 h 12 min"),
-            (86_400 * 400, "1 y 35 d"),
-            (3600 + 5, "1 h"),
-        ] {
-            assert_eq!(words(seconds), expected);
-        }
-    }
 
     #[test]
     fn an_issuer_is_shown_by_what_it_is_known_by() {

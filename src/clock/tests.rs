@@ -227,3 +227,17 @@ async fn the_kernels_timer_keeps_to_the_wall_clock() {
         assert!(wall_clock() >= deadline);
     }
 }
+
+#[test]
+fn times_are_told_in_two_units() {
+    for (seconds, expected) in [
+        (0, "0 s"),
+        (59, "59 s"),
+        (60, "1 min"),
+        (3 * 3600 + 12 * 60 + 7, "3 h 12 min"),
+        (86_400 * 400, "1 y 35 d"),
+        (3600 + 5, "1 h"),
+    ] {
+        assert_eq!(words(seconds), expected);
+    }
+}
