@@ -3,6 +3,7 @@
 //! and what a kubelet would do with it is for the test to do.
 
 mod configuration;
+mod network;
 mod node;
 mod objects;
 mod tools;
@@ -21,6 +22,7 @@ use tokio::{
 use crate::{Failure, OrFail, PATIENCE, POLL, http, port, process::Process, scratch::Scratch, tls, workspace};
 use configuration::Configuration;
 pub use configuration::ISSUER;
+pub use network::own_network;
 pub use tools::{Told, object};
 
 /// How long the control plane may take to start: it only bounds failures.
