@@ -11,8 +11,12 @@ use std::{
     process::{Command, Output},
 };
 
-use ca_common::{Scene, Tested, write};
-use testkit::{Failure, OrFail, development_ca::Fault, scratch::Scratch, shim, workspace};
+use ca_common::{Scene, Tested, renew, write};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use testkit::{Failure, OrFail, development_ca::Fault, process::Process, scratch::Scratch, sds, shim, workspace};
 use tonic::Code;
 
 /// Says what its files say: `pods` is what kubectl's template makes of the pods, `exec.POD` and `proxy.POD` are scripts.
@@ -76,6 +80,13 @@ impl Stage {
         command.args(&shell[1..]).arg(script()).args(arguments).current_dir(self.scratch.path());
         command.env("PATH", format!("{}:{others}", self.scratch.path().display())).env("TMPDIR", self.scratch.path());
         Ok(Told::new(command.output().or_fail("run the plugin")?))
+    }
+
+    fn left_nothing(&self) -> Tested {
+        let left = fs::read_dir(self.scratch.path()).or_fail("list the directory")?.flatten();
+        let left: Vec<_> = left.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
+        assert!(!left.iter().any(|name| name.contains("kubectl-sds-shim")), "{left:?}");
+        Ok(())
     }
 
     fn calls(&self) -> String {
@@ -198,6 +209,53 @@ async fn a_shim_in_trouble_says_why() -> Tested {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_refusal_stands_until_the_next_one_is_taken() -> Tested {
+    let scene = Scene::new().await?;
+    let mut running = scene.shim().start()?;
+    let stage = Stage::new(&pod("sleep", "Running", "running"))?.runs("sleep", &scene)?;
+    let client = running.connect().await?;
+    let mut stream = client.stream();
+    stream.send(sds::request(&["default"]));
+    let first = stream.recv().await?;
+    stream.send(sds::ack(&first, &["default"]));
+    renew(&running)?;
+    let second = stream.recv().await?;
+    stream.send(sds::nack(&second, &first.version_info, &["default"], "not to my taste"));
+    running.wait_for_log("not to my taste").await?;
+    let told = stage.run(&["status"])?;
+    let row = &told.rows()["sleep"];
+    assert_eq!((told.code, row[3], row[6]), (Some(1), "ready", "1"), "{told:?}");
+    assert!(row[8].starts_with("Envoy refused default: not to my taste"), "{told:?}");
+    renew(&running)?;
+    let third = stream.recv().await?;
+    // What else it asks for is answered after that.
+    stream.send(sds::ack(&third, &["default", "ROOTCA"]));
+    stream.recv().await?;
+    let told = stage.run(&["status"])?;
+    let row = &told.rows()["sleep"];
+    assert!(row[6] == "1" && !row[8].contains("refused"), "{told:?}");
+    Ok(())
+}
+
+/// Ctrl-C while somebody does not answer.
+#[tokio::test]
+async fn an_interrupt_ends_it_and_leaves_nothing() -> Tested {
+    let stage =
+        Stage::new(&pod("silent", "Running", "running"))?.says("exec.silent", "echo $$ >asked; exec sleep 60")?;
+    let arguments = [script().display().to_string(), "status".to_owned()];
+    let path = format!("{}:{}", stage.scratch.path().display(), std::env::var("PATH").unwrap_or_default());
+    let variables = [("PATH", path), ("TMPDIR", stage.scratch.path().display().to_string())];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value));
+    let mut plugin = Process::start("the plugin", Path::new("/bin/sh"), &arguments, &variables, stage.scratch.path())?;
+    let asked = || fs::read_to_string(stage.path("asked")).ok()?.trim().parse().ok().map(Pid::from_raw);
+    let silent = plugin.until("somebody is asked", asked).await?;
+    plugin.signal(Signal::SIGINT)?;
+    assert_eq!(plugin.wait_exit().await?.code(), Some(130));
+    kill(silent, Signal::SIGKILL).or_fail("end what stands in for kubectl")?;
+    stage.left_nothing()
+}
+
 #[test]
 fn who_cannot_be_asked_is_a_row() -> Tested {
     for shell in shells() {
@@ -236,9 +294,7 @@ fn who_cannot_be_asked_is_a_row() -> Tested {
         let stage = stage.says("calls", "")?.says("proxy.evil", GOOD)?;
         let told = stage.run_by(&shell, &["status", "--via", "proxy"])?;
         assert!(told.rows()["evil"][8] == "-" && !stage.calls().contains(" exec "), "{told:?}");
-        let left: Vec<_> = fs::read_dir(stage.scratch.path()).or_fail("list")?.flatten().collect();
-        let left: Vec<_> = left.iter().map(|file| file.file_name()).collect();
-        assert!(!left.iter().any(|name| name.to_string_lossy().contains("kubectl-sds-shim")), "{left:?}");
+        stage.left_nothing()?;
     }
     Ok(())
 }
