@@ -38,7 +38,8 @@ pub(super) fn row(status: &Status, now: i64, level: &str, missing: &[String]) ->
     }
     refusals(&peers, &mut troubles);
     let output = status.output().and_then(|output| output.trouble);
-    for trouble in status.admin().iter().chain(&output).chain(missing) {
+    let on_change = status.on_change().and_then(|facts| facts.trouble);
+    for trouble in status.admin().iter().chain(&output).chain(&on_change).chain(missing) {
         troubles.add("", trouble);
     }
     if workloads.len() > 1 {
@@ -161,8 +162,10 @@ mod tests {
         workload.revocation(RevocationFacts { trouble: lists, ..RevocationFacts::default() });
         status.admin_is(Some("the port is taken".to_owned()));
         status.wrote(1, Err("the disk is full".to_owned()));
+        status.acted(1, Err("Envoy does not answer".to_owned()));
         let told = fields(&status, &[]).pop();
-        let expected = "revocation lists: no list; a weak key; the port is taken; the disk is full";
+        let expected = "revocation lists: no list; a weak key; the port is taken; the disk is full; \
+                        Envoy does not answer";
         assert!(told.as_ref().is_some_and(|told| told.ends_with(expected)), "{told:?}");
     }
 
