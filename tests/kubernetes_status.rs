@@ -20,26 +20,33 @@ const PODS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 244, 7, 1), Ipv4Addr::new(10, 244
 const PORTS: [u16; 2] = [15022, 15099];
 const IDENTITY: &str = "spiffe://cluster.local/ns/foo/sa/sleep";
 
-/// A pod with a shim, and one of another container.
+/// A pod with a shim in this container, which is a native sidecar if it is called as in the chart.
 fn pod(name: &str, container: &str, port: u16) -> Value {
     let admin = json!([{ "name": "SDS_SHIM_ADMIN", "value": format!("0.0.0.0:{port}") }]);
+    let mut shim = json!({ "name": container, "image": format!("localhost/{container}:1"), "env": admin });
+    let app = json!({ "name": "app", "image": "localhost/app" });
+    let spec = if container == "sds-shim" {
+        shim["restartPolicy"] = "Always".into();
+        json!({ "initContainers": [shim], "containers": [app] })
+    } else {
+        json!({ "containers": [app, shim] })
+    };
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": { "name": name },
-        "spec": { "containers": [
-            { "name": "app", "image": "localhost/app" },
-            { "name": container, "image": format!("localhost/{container}:1"), "env": admin },
-        ]},
+        "spec": spec,
     })
 }
 
 /// What kubelet says of a pod.
-async fn runs(cluster: &Cluster, namespace: &str, name: &str, address: Ipv4Addr) -> Tested {
+///
+/// The pod is still `Pending` while its other containers wait for the sidecar.
+async fn runs(cluster: &Cluster, namespace: &str, name: &str, phase: &str, address: Ipv4Addr) -> Tested {
     let container = json!({ "name": "sds-shim", "image": "", "imageID": "", "ready": true, "restartCount": 0,
         "state": { "running": {} } });
-    let status = json!({ "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }],
-        "containerStatuses": [container] });
+    let status = json!({ "phase": phase, "podIP": address, "podIPs": [{ "ip": address }],
+        "initContainerStatuses": [container] });
     let patch = json!({ "status": status }).to_string();
     let told = cluster.kubectl(&["patch", "pod", name, "-n", namespace, "--subresource=status", "-p", &patch]).await;
     told.map(drop)
@@ -72,14 +79,15 @@ async fn all_sidecars_are_asked_through_the_api_server() -> Tested {
         cluster.kubectl(&["wait", "--for=create", "-n", namespace, "serviceaccount/default"]).await?;
     }
     let (scenes, mut shims) = ([Scene::new().await?, Scene::new().await?], Vec::new());
-    for (at, (namespace, name)) in [("foo", "one"), ("bar", "two")].into_iter().enumerate() {
+    for (at, (namespace, name, phase)) in [("foo", "one", "Running"), ("bar", "two", "Pending")].into_iter().enumerate()
+    {
         let admin = format!("{}:{}", PODS[at], PORTS[at]);
         let shim = scenes[at].shim().env("SDS_SHIM_ADMIN", admin).start()?;
         shim.wait_for_log("certificate issued").await?;
         shim.wait_for_log("serving health, metrics and status").await?;
         shims.push(shim);
         cluster.kubectl_on(&pod(name, "sds-shim", PORTS[at]), &["create", "-n", namespace, "-f", "-"]).await?;
-        runs(&cluster, namespace, name, PODS[at]).await?;
+        runs(&cluster, namespace, name, phase, PODS[at]).await?;
     }
     all_is_well(&cluster).await?;
     in_trouble(&cluster, &scenes[1], &shims[1]).await?;
