@@ -110,7 +110,7 @@ async fn a_site_whose_name_leads_here_is_told_nothing() -> Tested {
     let scene = Scene::new().await?;
     let (_shim, port) = on_a_port(&scene).await?;
     for host in ["rebound.example".to_owned(), format!("rebound.example:{port}"), "127.0.0.1.example".to_owned()] {
-        for path in ["/status", "/metrics", "/readyz"] {
+        for path in ["/status", "/status/row", "/metrics", "/readyz"] {
             let answer = http::get(connect(port).await?, &host, path).await?;
             assert_eq!(answer.status, 421, "{host}: {}", answer.text());
             let text = answer.text();

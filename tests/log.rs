@@ -141,7 +141,7 @@ async fn no_secret_is_in_anything_that_is_shown() -> Tested {
     let second = stream.next(&shim).await?;
 
     let mut shown = shim.log().lines().join("\n");
-    for path in ["/", "/livez", "/readyz", "/metrics", "/status", "/nothing"] {
+    for path in ["/", "/livez", "/readyz", "/metrics", "/status", "/status/row", "/nothing"] {
         shown += &shim.admin(path).await?.text();
     }
     let all = scene.shim().env("CA_HEADER_X-KEY", "a-header-value");
