@@ -15,7 +15,7 @@ use locked::Inherited;
 use nix::{fcntl::OFlag, sys::signal::Signal};
 use tokio::{
     runtime::{self, Runtime},
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, watch},
 };
 use tracing::{error, info, subscriber::SetGlobalDefaultError, warn};
 
@@ -25,7 +25,7 @@ use crate::{
     cli::Command,
     client::{self, ClientError},
     clock,
-    config::{self, Config, FileCheck, Mistake, ProcessEnv, SdsConfig, TokenConfig},
+    config::{self, Config, FileCheck, Mistake, OnChange, ProcessEnv, SdsConfig, TokenConfig},
     files::{Changes, FileAccess, FileSource, OutputWriter, RootFiles},
     identity::BearerToken,
     log,
@@ -175,8 +175,9 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
         tokio::spawn(admin::serve(address, Arc::clone(&pages) as Arc<dyn Pages>, Arc::clone(&status)));
     }
     let access = FileAccess::new(sds.file_directories.clone());
-    let (changes, mut changed) = mpsc::channel(1);
-    let (workloads, view) = workloads(config, access.clone(), Arc::clone(&force), Arc::clone(&status), changes)?;
+    let (changed, on_change) = (Arc::new(Notify::new()), config.on_change.clone());
+    let (workloads, view) =
+        workloads(config, access.clone(), Arc::clone(&force), Arc::clone(&status), Arc::clone(&changed))?;
     let open_to_others = Arc::new(move |name: &str| access.is_open(name));
     let mut supervisor = Supervisor::new(launch, wait, view);
     let keeping = keep_in_place(socket);
@@ -191,7 +192,7 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
                 event => if let ControlFlow::Break(ended) = supervisor.signal(event) { return Ok(ended) },
             },
             () = forced.due() => force.notify_waiters(),
-            Some(signal) = changed.recv() => supervisor.send(signal),
+            () = changed.notified() => if let Some(OnChange::Signal(signal)) = on_change { supervisor.send(signal) },
             served = &mut serving => { served?; return Ok(None) }
             never = &mut keeping => match never {},
             () = supervisor.due() => {
@@ -224,7 +225,7 @@ fn workloads(
     access: FileAccess,
     force: Arc<Notify>,
     status: Arc<Status>,
-    changes: mpsc::Sender<Signal>,
+    changed: Arc<Notify>,
 ) -> io::Result<Secrets> {
     let Config { source, identity, key, token, ca, rotation, files, output, on_change, .. } = config;
     let (root_files, file_roots) = RootFiles::new(&rotation.roots);
@@ -260,7 +261,7 @@ fn workloads(
     }
     if let Some(action) = on_change {
         status.acts_on_changes();
-        tokio::spawn(Follower::new(action, Arc::clone(&store), Arc::clone(&status), changes).run());
+        tokio::spawn(Follower::new(action, Arc::clone(&store), Arc::clone(&status), changed).run());
     }
     if let Some(output) = output {
         let report = Box::new(move |outcome| status.wrote(clock::now(), outcome));

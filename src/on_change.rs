@@ -1,13 +1,12 @@
 //! What reaches connections that are open: they were verified with what was served when they were made, so Envoy, or the
 //! command that was started, hears of each change of that.
 
-use std::{collections::BTreeMap, convert::Infallible, future::pending, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::pending, io, sync::Arc, time::Duration};
 
-use nix::sys::signal::Signal;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
-    sync::{mpsc, watch},
+    sync::{Notify, watch},
     time::{sleep, timeout},
 };
 use tracing::{debug, info, warn};
@@ -34,7 +33,7 @@ pub struct Follower {
     store: Arc<SecretStore>,
     view: watch::Receiver<View>,
     status: Arc<Status>,
-    signals: mpsc::Sender<Signal>,
+    signal: Arc<Notify>,
 }
 
 /// What is to be done still.
@@ -50,17 +49,17 @@ struct Due {
 #[derive(Clone, PartialEq, Eq)]
 struct Seen {
     identity: Option<String>,
-    /// The version of each validation context, by name.
-    contexts: BTreeMap<String, String>,
+    /// The name of each validation context and its version.
+    contexts: Vec<(String, String)>,
     /// The digests of all revocation lists in them.
     lists: Vec<[u8; 32]>,
 }
 
 impl Follower {
-    /// Signals are sent by whoever receives them from `signals`.
-    pub fn new(action: OnChange, store: Arc<SecretStore>, status: Arc<Status>, signals: mpsc::Sender<Signal>) -> Self {
+    /// A signal is sent by whoever waits for `signal`.
+    pub fn new(action: OnChange, store: Arc<SecretStore>, status: Arc<Status>, signal: Arc<Notify>) -> Self {
         let view = store.view();
-        Self { action, store, view, status, signals }
+        Self { action, store, view, status, signal }
     }
 
     /// Goes on for ever.
@@ -107,7 +106,10 @@ impl Follower {
     /// Does what is to be done; what is left of it when that fails.
     async fn act(&self, Due { what, failed, wait }: Due) -> Option<Due> {
         let outcome = match &self.action {
-            OnChange::Signal(signal) => self.signals.send(*signal).await.map_err(|error| error.to_string()),
+            OnChange::Signal(_) => {
+                self.signal.notify_one();
+                Ok(())
+            }
             OnChange::Post(url) => post(url).await,
         };
         self.status.acted(clock::now(), outcome.clone());
@@ -130,7 +132,8 @@ impl Follower {
 impl Seen {
     /// What is another one now, if anything is. A context that somebody asks for first is none.
     fn changed(&self, now: &Self) -> Option<&'static str> {
-        let other = |(name, version): (&String, &String)| self.contexts.get(name).is_some_and(|was| was != version);
+        let other =
+            |(name, version): &(String, String)| self.contexts.iter().any(|was| was.0 == *name && was.1 != *version);
         match () {
             () if self.identity != now.identity => Some("identity"),
             () if self.lists != now.lists && now.contexts.iter().any(other) => Some("revocation lists"),
@@ -165,13 +168,19 @@ async fn post(url: &AdminUrl) -> Result<(), String> {
 /// The protocol is spoken here: hyper's client of HTTP/1 would take 50 KiB of the binary for this one request.
 async fn post_on(mut stream: Box<dyn Stream>, host: &str, path: &str) -> Result<(), String> {
     /// More bytes than a status line has.
-    const STATUS_LINE: u64 = 256;
+    const STATUS_LINE: usize = 256;
     let ask = async {
         let head = format!("POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
         stream.write_all(head.as_bytes()).await?;
-        let mut line = Vec::new();
-        BufReader::with_capacity(STATUS_LINE as usize, stream).take(STATUS_LINE).read_until(b'\n', &mut line).await?;
-        Ok::<_, io::Error>(String::from_utf8_lossy(&line).trim_end().to_owned())
+        let (mut answer, mut read) = ([0; STATUS_LINE], 0);
+        while read < STATUS_LINE && !answer[..read].contains(&b'\n') {
+            match stream.read(&mut answer[read..]).await? {
+                0 => break,
+                more => read += more,
+            }
+        }
+        let line = answer[..read].split(|byte| *byte == b'\n').next().unwrap_or_default();
+        Ok::<_, io::Error>(String::from_utf8_lossy(line).trim_end().to_owned())
     };
     let line = ask.await.map_err(|error| error.to_string())?;
     // RFC 9112, section 4.

@@ -142,7 +142,7 @@ variables! {
     SDS_SHIM_REQUIRE_LOCKED: "secret, locked or none", "locked",
         "Minimum protection of keys required to start: secret memory and the whole process locked (secret), locked \
          memory (locked), or any (none).";
-    SDS_SHIM_ARENA_KIB: "number of KiB", "2352",
+    SDS_SHIM_ARENA_KIB: "number of KiB", "2320",
         "Size of the locked memory that holds all allocations but keys; more memory serves more streams and bears more trust anchors.";
     SDS_SHIM_SECCOMP: "strict or off", "off",
         "strict makes the kernel reject every system call that serving does not need. With `sds-shim exec` the filter is installed after the program has started and does not bind it.";
