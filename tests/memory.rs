@@ -90,7 +90,7 @@ async fn everything_is_locked_within_eight_mebibytes_whatever_happens() -> Outco
     witness.send(sds::ack(&last, &["default"]));
 
     // Everything that is shown, at the moment when there is most to show.
-    for path in ["/metrics", "/status", "/readyz", "/livez"] {
+    for path in ["/metrics", "/status", "/status/row", "/readyz", "/livez"] {
         let answer = shim.admin(path).await?;
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
         println!("{path}: {} bytes", answer.body.len());
@@ -197,7 +197,7 @@ async fn all_that_reads_files_fits_as_well() -> Outcome {
     next("default").await?;
     put("trust-domain", "new.example")?;
     next("default").await?;
-    for path in ["/metrics", "/status", "/readyz", "/livez"] {
+    for path in ["/metrics", "/status", "/status/row", "/readyz", "/livez"] {
         let answer = shim.admin(path).await?;
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
     }
