@@ -245,10 +245,14 @@ fn workloads(
                 ProjectedToken::new(&file, audience, settings.files.check),
                 Arc::clone(&store),
             )?;
-            tokio::spawn(FrozenVolume::new(&file, settings.files.check)?.follow());
+            let volume = FrozenVolume::new(&file, settings.files.check)?;
+            // One task: each has some KiB of code of its own.
             tokio::spawn(async move {
-                let ended = renewal.run().await;
-                error!("renewals have stopped: {ended}");
+                tokio::select! {
+                    biased;
+                    ended = renewal.run() => error!("renewals have stopped: {ended}"),
+                    never = volume.follow() => match never {},
+                }
             });
         }
         (id, Some(mounted)) => {

@@ -117,9 +117,6 @@ impl Findings {
             self.line(&format!("  CA       {address} {how}, verified as {name}"));
         }
         self.line(&format!("  verified with the anchors in {}", ca.roots_file().display()));
-        let least = if ca.tls.only_1_3 { "TLS 1.3" } else { "TLS 1.2 or newer" };
-        let groups = ca.tls.groups.as_deref().unwrap_or("OpenSSL's own");
-        self.line(&format!("  spoken   {least}, groups {groups}"));
         let client = match (ca.mutual_tls, &ca.provisioned) {
             (MutualTls::Never, _) => "never presented".to_owned(),
             (MutualTls::Always, _) => "from PROV_CERT, in every call".to_owned(),

@@ -4,8 +4,9 @@
 mod tests;
 
 use std::{
-    io,
+    fs, io,
     os::fd::AsFd,
+    path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -58,6 +59,12 @@ pub fn moment(at: i64, now: i64) -> String {
     }
 }
 
+/// When what this name leads to was written, Unix seconds, if it is there.
+pub fn written(file: &Path) -> Option<i64> {
+    let at = fs::metadata(file).and_then(|found| found.modified()).ok()?;
+    at.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs() as i64)
+}
+
 /// Longer than anybody waits.
 const AWAY: Duration = Duration::from_secs(86_400);
 
@@ -98,6 +105,11 @@ impl WallTimer {
     /// while the deadline is still to come.
     pub async fn until(&self, deadline: SystemTime, clock_was_set: impl Fn()) {
         until(self, deadline, clock_was_set).await;
+    }
+
+    /// The same for who need not know that it was set; one type of future for all of them.
+    pub fn at(&self, deadline: SystemTime) -> impl Future<Output = ()> + Send {
+        self.until(deadline, || ())
     }
 
     /// Waits so long by the time that passes while the machine is awake, whatever the wall clock shows.

@@ -248,8 +248,8 @@ async fn a_dot_at_the_end_of_a_name_is_not_part_of_it() -> Tested {
 /// What `status` and the metrics tell of the last connection.
 async fn spoken(shim: &mut Shim) -> Result<(String, String), Failure> {
     let status: Value = serde_json::from_str(&shim.admin("/status").await?.text()).or_fail("read the status")?;
-    let tls = &status["ca"][0]["tls"];
-    let (version, group) = (tls["version"].as_str().unwrap_or("none"), tls["group"].as_str().unwrap_or("none"));
+    let ca = &status["ca"][0];
+    let (version, group) = (ca["tls_version"].as_str().unwrap_or("none"), ca["tls_group"].as_str().unwrap_or("none"));
     let (address, metrics) = (&status["ca"][0]["address"], shim.admin("/metrics").await?.text());
     let sample = format!("sds_shim_ca_tls_info{{ca={address},version=\"{version}\",group=\"{group}\"}} 1");
     assert!(metrics.contains(&sample), "{sample} in {metrics}");

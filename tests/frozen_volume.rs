@@ -55,7 +55,7 @@ async fn a_token_that_should_have_been_replaced_is_told_once() -> Tested {
     assert_eq!(shim.log().count(FROZEN), 0, "kubelet has two seconds yet");
     let line = shim.wait_for_log(FROZEN).await?;
     assert!(line.contains(" WARN ") && line.contains(TOKEN), "{line}");
-    assert!(line.contains("the token ends in 7 min and its volume has not changed for "), "{line}");
+    assert!(line.contains("the token ends in 7 min and its volume has not changed for 0 min"), "{line}");
     assert!(line.ends_with("look at `kubectl describe pod`"), "{line}");
 
     // A renewal takes the same token, and nothing more is told of it.
@@ -66,7 +66,6 @@ async fn a_token_that_should_have_been_replaced_is_told_once() -> Tested {
     // The next one in time, which is frozen as well.
     scene.write_token(&token(452))?;
     lines(&shim, FROZEN, 2).await?;
-    assert_eq!(shim.log().count("the volume has been refreshed"), 1);
     Ok(())
 }
 
@@ -79,7 +78,7 @@ async fn a_token_that_is_replaced_in_time_is_not_told() -> Tested {
     scene.write_token(&token(456))?;
     // Of the second one, when the first one would have been told of long since.
     shim.wait_for_log(FROZEN).await?;
-    assert_eq!((shim.log().count(FROZEN), shim.log().count("the volume has been refreshed")), (1, 0));
+    assert_eq!(shim.log().count(FROZEN), 1);
     Ok(())
 }
 

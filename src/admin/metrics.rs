@@ -3,7 +3,6 @@ use std::{
     fmt::{self, Debug, Write as _},
     fs,
     sync::Arc,
-    time::UNIX_EPOCH,
 };
 
 use prometheus_client::{
@@ -282,9 +281,8 @@ impl Writer<'_> {
         let help = "Time at which what this file's name leads to was written";
         let mut metric = self.describe("sds_shim_file_changed_timestamp_seconds", help, MetricType::Gauge)?;
         for file in status.files() {
-            let written = fs::metadata(file).and_then(|found| found.modified()).ok();
-            if let Some(at) = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) {
-                sample(&mut metric, vec![("file", &file.to_string_lossy())], at.as_secs() as i64)?;
+            if let Some(at) = clock::written(file) {
+                sample(&mut metric, vec![("file", &file.to_string_lossy())], at)?;
             }
         }
         Ok(())

@@ -149,7 +149,8 @@ fn endpoint(address: &str, facts: &EndpointFacts) -> Value {
         "last_success": facts.last_success.map(rfc3339),
         "last_failure": facts.last_failure.as_ref().map(|(at, _)| rfc3339(*at)),
         "last_error": facts.last_failure.as_ref().map(|(_, error)| error),
-        "tls": facts.tls.map(|(version, group)| json!({ "version": version, "group": group })),
+        "tls_version": facts.tls.map(|(version, _)| version),
+        "tls_group": facts.tls.map(|(_, group)| group),
     })
 }
 

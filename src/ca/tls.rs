@@ -158,17 +158,19 @@ fn anchors(file: &Path, presented: &StackRef<X509>) -> Vec<X509> {
 
 /// What the server does not have of the TLS that the configuration wants, where that is why there is no connection.
 fn nothing_in_common(tls: &CaTls, ssl: &SslRef, error: &openssl::ssl::Error) -> Option<String> {
-    // SSL_R_UNSUPPORTED_PROTOCOL and SSL_R_WRONG_SSL_VERSION for what it answers; the last one is its alert.
-    const NO_SUCH_VERSION: [i32; 3] = [258, 266, 1070];
-    const HANDSHAKE_FAILURE: [i32; 1] = [1040];
-    let met = |reasons: &[i32]| {
-        error.ssl_error().is_some_and(|stack| stack.errors().iter().any(|one| reasons.contains(&one.reason_code())))
-    };
-    if tls.only_1_3 && met(&NO_SUCH_VERSION) {
-        return Some("the server speaks no TLS 1.3 (SDS_SHIM_CA_TLS_MIN)".to_owned());
+    let mut reasons = error.ssl_error()?.errors().iter().map(openssl::error::Error::reason_code);
+    let is_version = reasons.find_map(|reason| match reason {
+        // SSL_R_UNSUPPORTED_PROTOCOL and SSL_R_WRONG_SSL_VERSION for what it answers, and its alert.
+        258 | 266 | 1070 => Some(true),
+        // Its alert handshake_failure.
+        1040 => Some(false),
+        _ => None,
+    })?;
+    if is_version {
+        return tls.only_1_3.then(|| "the server speaks no TLS 1.3 (SDS_SHIM_CA_TLS_MIN)".to_owned());
     }
     // Once the server has chosen, it is another reason.
-    let groups = tls.groups.as_ref().filter(|_| met(&HANDSHAKE_FAILURE) && ssl.current_cipher().is_none())?;
+    let groups = tls.groups.as_ref().filter(|_| ssl.current_cipher().is_none())?;
     Some(format!("no group in common (SDS_SHIM_CA_TLS_GROUPS={groups}): {error}"))
 }
 

@@ -144,8 +144,8 @@ impl Page {
         if let Some(mean) = ca["mean_seconds"].as_f64() {
             let _ = write!(out, ", {:.1} ms each", mean * 1e3);
         }
-        if let Some(version) = ca["tls"]["version"].as_str() {
-            let _ = write!(out, "; {}, {}", version.replace("TLSv", "TLS "), text(&ca["tls"]["group"]));
+        if let Some(version) = ca["tls_version"].as_str() {
+            let _ = write!(out, "; TLS {}, {}", version.trim_start_matches("TLSv"), text(&ca["tls_group"]));
         }
         out.push('\n');
         if !ca["last_error"].is_null() {
@@ -280,7 +280,7 @@ mod tests {
             }}],
             "ca": [{"address": "a:1", "up": false, "calls": 2, "failed": 1, "mean_seconds": 0.01,
                 "last_failure": "1970-01-01T00:01:30Z", "last_error": "gone",
-                "tls": {"version": "TLSv1.3", "group": "X25519MLKEM768"}}],
+                "tls_version": "TLSv1.3", "tls_group": "X25519MLKEM768"}],
             "sds": {
                 "resources": {"default": {"pushes": 2, "acks": 1, "nacks": 1,
                     "last_nack": {"at": "1970-01-01T00:01:40Z", "text": "not to my taste"}}},

@@ -164,7 +164,7 @@ pub(super) fn read(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> 
     }
     let addresses: Vec<_> = addresses.collect();
     let tls = tls::read(reader);
-    if tls != CaTls::default() && addresses.iter().any(CaAddress::is_plaintext) {
+    if (tls.only_1_3 || tls.groups.is_some()) && addresses.iter().any(CaAddress::is_plaintext) {
         let variable = if tls.only_1_3 { &variables::SDS_SHIM_CA_TLS_MIN } else { &variables::SDS_SHIM_CA_TLS_GROUPS };
         reader.mistake(variable, "port 15010 of CA_ADDR means no TLS at all");
     }

@@ -45,22 +45,27 @@ const MOST_FOLLOWED: usize = 32;
 impl Config {
     /// The files that others write and that are followed, each once.
     pub fn followed_files(&self) -> Vec<PathBuf> {
-        let Self { token, ca, rotation, source, .. } = self;
-        let mounted = source.files.iter().flat_map(|files| [&files.chain, &files.key]);
-        let asked = match &ca.roots {
-            CaRoots::File(file) | CaRoots::System(Some(file)) => Some(file),
-            CaRoots::System(None) => None,
-        };
-        let asked = token.file.iter().chain(asked).filter(|_| source.ca);
-        let roots = &rotation.roots;
-        let roots = roots.files.iter().chain(&roots.crl).chain(&roots.trust_domain_file);
-        let domains = rotation.roots.domains.iter().map(|(_, file)| file);
         let mut files: Vec<PathBuf> = Vec::new();
-        for file in asked.chain(mounted).chain(roots).chain(domains) {
-            if files.len() < MOST_FOLLOWED && !files.contains(file) {
+        let mut add = |file: &PathBuf| {
+            if files.len() < MOST_FOLLOWED && !files.iter().any(|known| known.as_os_str() == file.as_os_str()) {
                 files.push(file.clone());
             }
+        };
+        if self.source.ca {
+            self.token.file.iter().for_each(&mut add);
+            if let CaRoots::File(file) | CaRoots::System(Some(file)) = &self.ca.roots {
+                add(file);
+            }
         }
+        if let Some(mounted) = &self.source.files {
+            add(&mounted.chain);
+            add(&mounted.key);
+        }
+        let roots = &self.rotation.roots;
+        roots.files.iter().for_each(&mut add);
+        roots.crl.iter().for_each(&mut add);
+        roots.trust_domain_file.iter().for_each(&mut add);
+        roots.domains.iter().for_each(|(_, file)| add(file));
         files
     }
 }

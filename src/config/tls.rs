@@ -9,7 +9,7 @@ pub struct CaTls {
     pub groups: Option<String>,
 }
 
-/// A group for the key exchange: its name, other ones without dashes and in lower case, the number that OpenSSL has for
+/// A group for the key exchange: its name, other ones, the number that OpenSSL has for
 /// it, and whether that came with OpenSSL 3.5.
 struct Group {
     name: &'static str,
@@ -34,8 +34,8 @@ const GROUPS: &[Group] = &[
     Group { name: "P-521", others: &["secp521r1"], number: 716, is_new: false },
 ];
 
-/// What the first release of OpenSSL 3.5 has for a number, and how that is told.
-const NEW: (i64, &str) = (0x3050_0000, "3.5");
+/// What OpenSSL 3.5 has for its number.
+const NEW: i64 = 0x3050_0000;
 
 /// The name of the group that has this number with OpenSSL, as `SDS_SHIM_CA_TLS_GROUPS` takes it.
 pub fn group_name(number: i64) -> &'static str {
@@ -57,25 +57,40 @@ pub(super) fn read(reader: &mut Reader<'_>) -> CaTls {
 
 /// The list as OpenSSL with this number takes it.
 fn groups(text: &str, openssl: i64) -> Result<String, String> {
-    let has = |group: &Group| !group.is_new || openssl >= NEW.0;
-    let existing = || GROUPS.iter().filter(|group| has(group)).map(|group| group.name).collect::<Vec<_>>().join(", ");
-    let mut found: Vec<&str> = Vec::new();
-    for (at, one) in text.split([',', ':']).map(str::trim).enumerate() {
-        let plain = one.replace(['-', '_'], "").to_ascii_lowercase();
-        let is_named = |group: &&Group| {
-            group.name.replace('-', "").eq_ignore_ascii_case(&plain) || group.others.contains(&&*plain)
-        };
-        match GROUPS.iter().find(is_named) {
-            Some(group) if !has(group) => {
-                let (name, version, new) = (group.name, openssl::version::version(), NEW.1);
-                return Err(format!("{name} takes OpenSSL {new}, and this is {version}; there are {}", existing()));
+    let mut found = String::new();
+    for (at, one) in text.split([',', ':']).enumerate() {
+        match GROUPS.iter().find(|group| group.is(one.trim())) {
+            Some(group) if !group.is_new || openssl >= NEW => {
+                // OpenSSL takes none twice.
+                if !found.split(':').any(|name| name == group.name) {
+                    found.push_str(if found.is_empty() { "" } else { ":" });
+                    found.push_str(group.name);
+                }
             }
-            Some(group) if found.contains(&group.name) => {}
-            Some(group) => found.push(group.name),
-            None => return Err(format!("group {} of the list is unknown; there are {}", at + 1, existing())),
+            other => {
+                let wrong = other.map_or("is unknown", |_| "requires OpenSSL 3.5");
+                let mut told = format!("group {} of the list {wrong}; there are", at + 1);
+                for group in GROUPS.iter().filter(|group| !group.is_new || openssl >= NEW) {
+                    told.push(' ');
+                    told.push_str(group.name);
+                }
+                return Err(told);
+            }
         }
     }
-    Ok(found.join(":"))
+    Ok(found)
+}
+
+impl Group {
+    /// Whether it is called so, in any case, with or without dashes.
+    fn is(&self, text: &str) -> bool {
+        let known = |name: &&str| plain(name).eq(plain(text));
+        known(&self.name) || self.others.iter().any(|other| known(other))
+    }
+}
+
+fn plain(name: &str) -> impl Iterator<Item = u8> + '_ {
+    name.bytes().filter(|byte| !b"-_".contains(byte)).map(|byte| byte.to_ascii_lowercase())
 }
 
 #[cfg(test)]
@@ -92,20 +107,22 @@ mod tests {
             ("secp256r1:prime256v1:P256:p-384:secp521r1", "P-256:P-384:P-521"),
             ("SecP384r1MLKEM1024,X448", "SecP384r1MLKEM1024:X448"),
         ] {
-            assert_eq!(groups(text, NEW.0).as_deref(), Ok(expected), "{text}");
+            assert_eq!(groups(text, NEW).as_deref(), Ok(expected), "{text}");
         }
     }
 
     #[test]
     fn what_is_no_group_is_told_with_those_that_there_are() {
         for (text, at) in [("P-256,P-255", 2), ("", 1), ("X25519,,P-256", 2), ("secret", 1), ("?X25519", 1)] {
-            let error = groups(text, NEW.0).unwrap_err();
-            assert!(error.starts_with(&format!("group {at} of the list is unknown; there are X25519MLKEM768, ")));
-            assert!(error.ends_with(", P-521") && !error.contains("secret"), "{error}");
+            let error = groups(text, NEW).unwrap_err();
+            assert!(
+                error.starts_with(&format!("group {at} of the list is unknown; there are X25519MLKEM768 ")),
+                "{error}"
+            );
+            assert!(error.ends_with(" P-521") && !error.contains("secret"), "{error}");
         }
-        let error = groups("X25519,X25519MLKEM768", NEW.0 - 1).unwrap_err();
-        assert!(error.starts_with("X25519MLKEM768 takes OpenSSL 3.5, and this is OpenSSL "), "{error}");
-        assert!(error.ends_with("; there are X25519, X448, P-256, P-384, P-521"), "{error}");
+        let error = groups("X25519,X25519MLKEM768", NEW - 1).unwrap_err();
+        assert_eq!(error, "group 2 of the list requires OpenSSL 3.5; there are X25519 X448 P-256 P-384 P-521");
     }
 
     #[test]

@@ -205,8 +205,8 @@ impl Caller {
         let answer = self.ca.create_certificate(request.csr_pem, token, certificate, request.answer).await;
         if let Some(endpoint) = &self.endpoint {
             let error = answer.as_ref().err().map(|error| (error.to_string(), !error.is_away()));
-            endpoint.called(clock::now(), start.elapsed(), error);
-            endpoint.spoke(self.ca.negotiated().map(|tls| (tls.version, tls.group)));
+            let tls = self.ca.negotiated().map(|tls| (tls.version, tls.group));
+            endpoint.called(clock::now(), start.elapsed(), error, tls);
         }
         answer
     }

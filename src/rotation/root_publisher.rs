@@ -215,7 +215,7 @@ async fn until(timer: Option<&WallTimer>, moment: Option<i64>, now: i64) {
         (None, _) => future::pending().await,
         (Some(moment), Some(timer)) => {
             let moment = UNIX_EPOCH + Duration::from_secs(moment.max(0).cast_unsigned());
-            timer.until(moment, || ()).await;
+            timer.at(moment).await;
         }
         (Some(moment), None) => tokio::time::sleep(Duration::from_secs((moment - now).max(1).cast_unsigned())).await,
     }

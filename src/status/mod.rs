@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use crate::store::SecretStore;
 
 pub use peers::{Client, Peer, Peers, PeersView, Refusal, Requested, ResourceCounts, StreamFacts, StreamHandle};
-pub use upstream::{BUCKETS, Endpoint, EndpointFacts, Latencies, Reason};
+pub use upstream::{BUCKETS, Endpoint, EndpointFacts, Latencies, Reason, Tls};
 pub use workload::{NotReady, RenewalFacts, RevocationFacts, Trouble, Workload};
 
 /// The public state of the process.

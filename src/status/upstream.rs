@@ -105,6 +105,9 @@ pub struct Endpoint {
     facts: Mutex<EndpointFacts>,
 }
 
+/// Version and group of a TLS connection.
+pub type Tls = (&'static str, &'static str);
+
 /// How the calls to one address went.
 #[derive(Clone, Debug, Default)]
 pub struct EndpointFacts {
@@ -119,7 +122,7 @@ pub struct EndpointFacts {
     /// When the last one did not, and why.
     pub last_failure: Option<(i64, String)>,
     /// Version and group of the last TLS connection.
-    pub tls: Option<(&'static str, &'static str)>,
+    pub tls: Option<Tls>,
 }
 
 impl EndpointFacts {
@@ -136,8 +139,10 @@ impl Endpoint {
     }
 
     /// A call has ended at `now` (Unix seconds), with this error if it brought nothing, and whether anybody was reached.
-    pub fn called(&self, now: i64, took: Duration, error: Option<(String, bool)>) {
+    /// `tls` is what the last connection, if there was one with TLS, has come to.
+    pub fn called(&self, now: i64, took: Duration, error: Option<(String, bool)>, tls: Option<Tls>) {
         let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        facts.tls = tls;
         facts.latencies.add(took);
         match error {
             Some((error, reached)) => {
@@ -149,11 +154,6 @@ impl Endpoint {
             }
             None => facts.last_success = Some(now),
         }
-    }
-
-    /// The last connection, if there was one with TLS, has come to this version and this group.
-    pub fn spoke(&self, tls: Option<(&'static str, &'static str)>) {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner).tls = tls;
     }
 
     /// How the calls went so far.
@@ -178,15 +178,15 @@ mod tests {
     fn calls_are_counted_by_their_latency() {
         let endpoint = Endpoint::new("ca:1".to_owned());
         assert_eq!(endpoint.facts().is_up(), None);
-        endpoint.called(10, Duration::from_millis(5), None);
+        endpoint.called(10, Duration::from_millis(5), None, None);
         assert_eq!(endpoint.facts().is_up(), Some(true));
-        endpoint.called(10, Duration::from_secs(11), Some(("late".to_owned(), true)));
+        endpoint.called(10, Duration::from_secs(11), Some(("late".to_owned(), true)), None);
         let facts = endpoint.facts();
         assert_eq!((facts.is_up(), facts.failed, facts.latencies.count()), (Some(false), 1, 2));
         assert_eq!((facts.latencies.counts[0], facts.latencies.counts[BUCKETS.len()]), (1, 1));
-        endpoint.called(10, Duration::ZERO, Some(("away".to_owned(), false)));
+        endpoint.called(10, Duration::ZERO, Some(("away".to_owned(), false)), None);
         assert_eq!((endpoint.facts().failed, endpoint.facts().unreached), (2, 1));
-        endpoint.called(10, Duration::ZERO, None);
+        endpoint.called(10, Duration::ZERO, None, None);
         assert_eq!(endpoint.facts().is_up(), Some(true));
     }
 }
