@@ -162,20 +162,14 @@ pub(super) fn read(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> 
             "always requires PROV_CERT, because the first call has no certificate to present otherwise",
         );
     }
-    let addresses: Vec<_> = addresses.collect();
-    let tls = tls::read(reader);
-    if (tls.only_1_3 || tls.groups.is_some()) && addresses.iter().any(CaAddress::is_plaintext) {
-        let variable = if tls.only_1_3 { &variables::SDS_SHIM_CA_TLS_MIN } else { &variables::SDS_SHIM_CA_TLS_GROUPS };
-        reader.mistake(variable, "port 15010 of CA_ADDR means no TLS at all");
-    }
     CaConfig {
-        addresses,
+        addresses: addresses.collect(),
         headers: headers(reader),
         cert_signer: reader.text(&variables::ISTIO_META_CERT_SIGNER),
         roots,
         provisioned,
         mutual_tls,
-        tls,
+        tls: tls::read(reader),
         timeout: reader.positive_duration(&variables::SDS_SHIM_CA_TIMEOUT).unwrap_or(Duration::from_secs(10)),
         answer_timeout: reader
             .positive_duration(&variables::SDS_SHIM_CA_ANSWER_TIMEOUT)

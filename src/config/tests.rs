@@ -339,12 +339,3 @@ fn files_that_are_followed_are_told_once_and_not_without_end() {
     let many = (0..99).map(|number| format!("/{number}")).collect::<Vec<_>>().join(",");
     assert_eq!(names(config(&[("SDS_SHIM_EXTRA_ROOTS", &many)]).unwrap()).len(), 32);
 }
-
-#[test]
-fn tls_cannot_be_wanted_where_there_is_none() {
-    for (name, value) in [("SDS_SHIM_CA_TLS_MIN", "1.3"), ("SDS_SHIM_CA_TLS_GROUPS", "X25519MLKEM768")] {
-        let told = config(&[("CA_ADDR", "a:15012,b:15010"), (name, value)]).unwrap_err();
-        assert_eq!(told, [format!("{name}: port 15010 of CA_ADDR means no TLS at all")]);
-    }
-    assert!(config(&[("CA_ADDR", "b:15010"), ("SDS_SHIM_CA_TLS_MIN", "1.2")]).is_ok());
-}

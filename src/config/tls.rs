@@ -9,11 +9,11 @@ pub struct CaTls {
     pub groups: Option<String>,
 }
 
-/// A group for the key exchange: its name, other ones, the number that OpenSSL has for
+/// A group for the key exchange: its name, another one, the number that OpenSSL has for
 /// it, and whether that came with OpenSSL 3.5.
 struct Group {
     name: &'static str,
-    others: &'static [&'static str],
+    other: &'static str,
     number: i64,
     is_new: bool,
 }
@@ -22,16 +22,16 @@ struct Group {
 const BY_PROVIDER: i64 = 0x0100_0000;
 
 const GROUPS: &[Group] = &[
-    Group { name: "X25519MLKEM768", others: &[], number: BY_PROVIDER + 0x11ec, is_new: true },
-    Group { name: "SecP256r1MLKEM768", others: &["p256mlkem768"], number: BY_PROVIDER + 0x11eb, is_new: true },
-    Group { name: "SecP384r1MLKEM1024", others: &["p384mlkem1024"], number: BY_PROVIDER + 0x11ed, is_new: true },
-    Group { name: "MLKEM768", others: &[], number: BY_PROVIDER + 0x0201, is_new: true },
-    Group { name: "MLKEM1024", others: &[], number: BY_PROVIDER + 0x0202, is_new: true },
-    Group { name: "X25519", others: &["curve25519"], number: 1034, is_new: false },
-    Group { name: "X448", others: &["curve448"], number: 1035, is_new: false },
-    Group { name: "P-256", others: &["secp256r1", "prime256v1"], number: 415, is_new: false },
-    Group { name: "P-384", others: &["secp384r1"], number: 715, is_new: false },
-    Group { name: "P-521", others: &["secp521r1"], number: 716, is_new: false },
+    Group { name: "X25519MLKEM768", other: "", number: BY_PROVIDER + 0x11ec, is_new: true },
+    Group { name: "SecP256r1MLKEM768", other: "", number: BY_PROVIDER + 0x11eb, is_new: true },
+    Group { name: "SecP384r1MLKEM1024", other: "", number: BY_PROVIDER + 0x11ed, is_new: true },
+    Group { name: "MLKEM768", other: "", number: BY_PROVIDER + 0x0201, is_new: true },
+    Group { name: "MLKEM1024", other: "", number: BY_PROVIDER + 0x0202, is_new: true },
+    Group { name: "X25519", other: "", number: 1034, is_new: false },
+    Group { name: "X448", other: "", number: 1035, is_new: false },
+    Group { name: "P-256", other: "secp256r1", number: 415, is_new: false },
+    Group { name: "P-384", other: "secp384r1", number: 715, is_new: false },
+    Group { name: "P-521", other: "secp521r1", number: 716, is_new: false },
 ];
 
 /// What OpenSSL 3.5 has for its number.
@@ -84,8 +84,7 @@ fn groups(text: &str, openssl: i64) -> Result<String, String> {
 impl Group {
     /// Whether it is called so, in any case, with or without dashes.
     fn is(&self, text: &str) -> bool {
-        let known = |name: &&str| plain(name).eq(plain(text));
-        known(&self.name) || self.others.iter().any(|other| known(other))
+        [self.name, self.other].iter().any(|name| plain(name).eq(plain(text)) && !text.is_empty())
     }
 }
 
@@ -104,7 +103,7 @@ mod tests {
         for (text, expected) in [
             ("X25519MLKEM768", "X25519MLKEM768"),
             ("x25519_mlkem768, x25519 ,P-256", "X25519MLKEM768:X25519:P-256"),
-            ("secp256r1:prime256v1:P256:p-384:secp521r1", "P-256:P-384:P-521"),
+            ("secp256r1:P256:p-384:secp521r1", "P-256:P-384:P-521"),
             ("SecP384r1MLKEM1024,X448", "SecP384r1MLKEM1024:X448"),
         ] {
             assert_eq!(groups(text, NEW).as_deref(), Ok(expected), "{text}");
