@@ -1,8 +1,4 @@
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::{sleep, timeout};
 
@@ -39,7 +35,6 @@ pub struct CitadelClient {
     address: CaAddress,
     origin: Uri,
     resolved: Resolved,
-    negotiated: Mutex<Option<Negotiated>>,
 }
 
 impl CitadelClient {
@@ -56,7 +51,7 @@ impl CitadelClient {
         let scheme = if address.is_plaintext() { "http" } else { "https" };
         let origin =
             Uri::builder().scheme(scheme).authority(format!("{host}:{}", address.port)).path_and_query("/").build()?;
-        Ok(Self { config, address, origin, resolved: Resolved::default(), negotiated: Mutex::default() })
+        Ok(Self { config, address, origin, resolved: Resolved::default() })
     }
 
     /// What the client was made from.
@@ -69,11 +64,6 @@ impl CitadelClient {
         &self.address
     }
 
-    /// What the last TLS connection has come to, if there was one.
-    pub fn negotiated(&self) -> Option<Negotiated> {
-        *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The way there as it is after the last call.
     pub fn way(&self) -> Way {
         Way::new(&self.address, &self.resolved)
@@ -81,7 +71,7 @@ impl CitadelClient {
 
     /// Asks for a certificate: one call, with a deadline for reaching the CA and one for its answer, which may take as
     /// long as `answer`: whoever issues by hand or in turn keeps a call open for long. Answers with Citadel's list, leaf
-    /// first, root bundle last, of which nothing is verified yet.
+    /// first, root bundle last, of which nothing is verified yet. `negotiated` is set where TLS came about.
     ///
     /// # Errors
     /// What kept the CA from answering, or its answer.
@@ -91,10 +81,11 @@ impl CitadelClient {
         token: Option<&BearerToken>,
         certificate: Option<&ClientCertificate>,
         answer: Duration,
+        negotiated: &mut Option<Negotiated>,
     ) -> Result<Answer, CaError> {
         let reached = timeout(self.config.timeout, self.reach(certificate, answer)).await;
         let channel = reached.unwrap_or(Err(CaError::Unreached(self.config.timeout)))?;
-        *self.negotiated.lock().unwrap_or_else(PoisonError::into_inner) = channel.negotiated;
+        *negotiated = channel.negotiated;
         let call = self.call(&channel, csr_pem, token, certificate.is_some(), answer);
         let late = CaError::Deadline(answer, answer < self.config.answer_timeout);
         timeout(answer, call).await.unwrap_or(Err(late))

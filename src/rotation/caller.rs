@@ -202,11 +202,11 @@ impl Caller {
         certificate: Option<&ClientCertificate>,
     ) -> Result<Answer, CaError> {
         let start = Instant::now();
-        let answer = self.ca.create_certificate(request.csr_pem, token, certificate, request.answer).await;
+        let mut tls = None;
+        let answer = self.ca.create_certificate(request.csr_pem, token, certificate, request.answer, &mut tls).await;
         if let Some(endpoint) = &self.endpoint {
             let error = answer.as_ref().err().map(|error| (error.to_string(), !error.is_away()));
-            let tls = self.ca.negotiated().map(|tls| (tls.version, tls.group));
-            endpoint.called(clock::now(), start.elapsed(), error, tls);
+            endpoint.called(clock::now(), start.elapsed(), error, tls.map(|tls| (tls.version, tls.group)));
         }
         answer
     }

@@ -139,10 +139,10 @@ impl Endpoint {
     }
 
     /// A call has ended at `now` (Unix seconds), with this error if it brought nothing, and whether anybody was reached.
-    /// `tls` is what the last connection, if there was one with TLS, has come to.
+    /// `tls` is what its connection, if there was one with TLS, has come to.
     pub fn called(&self, now: i64, took: Duration, error: Option<(String, bool)>, tls: Option<Tls>) {
         let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
-        facts.tls = tls;
+        facts.tls = tls.or(facts.tls);
         facts.latencies.add(took);
         match error {
             Some((error, reached)) => {
