@@ -130,6 +130,8 @@ async fn a_command_gets_a_signal() -> Tested {
     write(&list_file(&scene)?, &scene.pki.crl(&[], 600))?;
     shim.wait_for_log("sending SIGHUP to the command").await?;
     shim.wait_for_log("got HUP").await?;
+    // With it ends the command.
+    shim.terminate().await?;
     Ok(())
 }
 
