@@ -120,16 +120,17 @@ async fn what_fails_is_told_once_and_tried_again_and_a_renewal_is_no_change() ->
 
 #[tokio::test]
 async fn a_command_gets_a_signal() -> Tested {
+    // Not SIGHUP, which whoever runs tests under nohup ignores, and so a shell that they start cannot trap.
     let scene = Scene::new().await?;
-    let script = "trap 'echo got HUP' HUP; echo ready; while :; do sleep 0.02; done";
-    let mut shim = scene.shim().env("SDS_SHIM_ON_CHANGE", "SIGHUP").exec(&["sh", "-c", script]).start()?;
+    let script = "trap 'echo got USR2' USR2; echo ready; while :; do sleep 0.02; done";
+    let mut shim = scene.shim().env("SDS_SHIM_ON_CHANGE", "SIGUSR2").exec(&["sh", "-c", script]).start()?;
     let mut stream = shim.connect().await?.stream();
     stream.send(testkit::sds::request(&["default"]));
     stream.recv().await?;
     shim.wait_for_log("ready").await?;
     write(&list_file(&scene)?, &scene.pki.crl(&[], 600))?;
-    shim.wait_for_log("sending SIGHUP to the command").await?;
-    shim.wait_for_log("got HUP").await?;
+    shim.wait_for_log("sending SIGUSR2 to the command").await?;
+    shim.wait_for_log("got USR2").await?;
     // With it ends the command.
     shim.terminate().await?;
     Ok(())
