@@ -82,6 +82,8 @@ fn on(error: &CaError) -> Hangs {
         }
         authentication if authentication.is_authentication() => Hangs { provisioned: true, clock: true, ..way },
         CaError::OpenSsl { .. } => Hangs::default(),
+        // A refusal of our certificate comes after the handshake, and is lost with a connection that is closed at once.
+        CaError::Transport(_) => Hangs { provisioned: true, ..way },
         _ => way,
     }
 }
@@ -200,6 +202,12 @@ mod tests {
 
     fn before(file: &Path) -> Before {
         Before(vec![(Kind::Anchors, file.to_owned(), Print::of(file))])
+    }
+
+    #[test]
+    fn a_connection_that_broke_may_have_been_refused_for_our_certificate() {
+        let hangs = on(&CaError::Transport("unexpected eof while reading".to_owned()));
+        assert!(hangs.provisioned && hangs.way && !hangs.anchors, "{hangs:?}");
     }
 
     #[tokio::test]
