@@ -74,7 +74,8 @@ pub fn for_clients() -> usize {
 /// Whether the pieces are there that a renewal needs, and beside them those that a client's largest request does.
 #[must_use]
 pub fn has_pieces_for_clients(request: &[usize]) -> bool {
-    beside(request.iter().copied(), &[RENEWAL_PIECE])
+    // The largest first: the others could lie in the one place that is large enough for it.
+    beside([RENEWAL_PIECE].into_iter().chain(request.iter().copied()), &[])
 }
 
 /// Whether there is room for one more stream of a client, beside what others will take that have just begun.
@@ -216,7 +217,7 @@ pub fn has_room_for_document() -> bool {
     locked::has_room(&DOCUMENT)
 }
 
-/// Whether there is room for these pieces, and at the same time for what must be left.
+/// Whether there is room for these pieces in this order, and at the same time for what must be left.
 fn beside(pieces: impl Iterator<Item = usize>, left: &[usize]) -> bool {
     locked::has_room(&pieces.chain(left.iter().copied()).collect::<Vec<_>>())
 }
