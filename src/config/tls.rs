@@ -9,8 +9,8 @@ pub struct CaTls {
     pub groups: Option<String>,
 }
 
-/// A group for the key exchange: its name, another one, the number that OpenSSL has for
-/// it, and whether that came with OpenSSL 3.5.
+/// A group for the key exchange: its name, another one, the number that OpenSSL has for it, and whether that came with
+/// OpenSSL 3.5.
 struct Group {
     name: &'static str,
     other: &'static str,

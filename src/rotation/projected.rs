@@ -32,7 +32,7 @@ impl ProjectedToken {
     /// The token in `file`, which must be meant for `audience`, if that is any.
     pub fn new(file: &Path, audience: Option<String>, check: FileCheck) -> Self {
         tell_of_places(&[file.to_owned()], check);
-        Self { file: file.to_owned(), audience, last: None, check, told: false }
+        Self { audience, told: false, ..Self::besides(file, check) }
     }
 
     /// The token in `file` for somebody besides the renewal, which tells what there is to tell of the file.
