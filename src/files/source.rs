@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use openssl::x509::X509;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
@@ -161,6 +162,8 @@ pub struct MountedCertificate {
     pub trust_domain: Option<TrustDomain>,
     /// The SPIFFE ID in it, if there is one.
     pub identity: Option<String>,
+    /// Who issued it, as far as they come with it.
+    pub issuers: Vec<X509>,
 }
 
 impl MountedCertificate {
@@ -176,6 +179,7 @@ impl MountedCertificate {
             not_after: credential.not_after(),
             trust_domain: credential.trust_domain(),
             identity: credential.identity(),
+            issuers: credential.others().to_vec(),
         })
     }
 }

@@ -159,6 +159,11 @@ impl Credential {
         Certificates::of(self.chain.iter().map(AsRef::as_ref))
     }
 
+    /// All of the chain but the leaf, its issuer first where it is there.
+    pub fn others(&self) -> &[X509] {
+        self.chain.get(1..).unwrap_or_default()
+    }
+
     /// The key as PKCS#8 PEM.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use crate::{
     clock::{self, WallTimer},
     config::RootsConfig,
     files::MountedCertificate,
-    identity::{Issued, PeerTrust, RevocationList, TrustBundle, TrustDomain, certificates, same_domains},
+    identity::{Issued, PeerTrust, RevocationList, TrustBundle, TrustDomain, same_domains},
     status::{RevocationFacts, Workload},
     store::{CERTIFICATE, Content, ROOTS, SecretStore, Validation},
 };
@@ -128,17 +128,13 @@ impl RootPublisher {
     /// Publishes a mounted certificate, likewise after the trust anchors, which from then on vouch for its trust domain
     /// as well. Answers `false`, and publishes nothing, once the CA has issued one.
     pub(super) async fn publish_mounted(&self, mounted: MountedCertificate) -> bool {
-        let MountedCertificate { content, not_after, trust_domain, identity: _ } = mounted;
+        let MountedCertificate { content, not_after, trust_domain, issuers, identity: _ } = mounted;
         {
             let mut state = self.lock();
             if state.by_ca {
                 return false;
             }
-            if let Content::TlsCertificate { chain, .. } = &content
-                && let Ok(chain) = certificates(&String::from_utf8_lossy(&chain.pem))
-            {
-                state.revocation.issued_by(chain.into_iter().skip(1).collect());
-            }
+            state.revocation.issued_by(issuers);
             let is_new = trust_domain.is_some_and(|domain| state.held.insert(domain, not_after) != Some(not_after));
             if is_new || !state.revocation.is_empty() {
                 self.push(&mut state, clock::now());
