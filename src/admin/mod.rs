@@ -4,6 +4,7 @@
 mod host;
 mod listener;
 mod metrics;
+mod older_format;
 mod pages;
 mod row;
 mod server;

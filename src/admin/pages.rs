@@ -1,6 +1,6 @@
 use std::{fmt::Display, sync::Arc};
 
-use super::{metrics, row::row, status};
+use super::{metrics, older_format, row::row, status};
 use crate::{
     budget, clock,
     status::{Page, Pages, Status},
@@ -39,9 +39,9 @@ impl Pages for AdminPages {
             "/metrics" | "/status" | "/status/row" if !budget::has_room_for_document() => {
                 text(503, &"not enough arena memory for this document now; raise SDS_SHIM_ARENA_KIB")
             }
-            "/metrics" if metrics::wants_text(accept) => {
-                let body = metrics::as_text(&metrics::scrape(&self.0)).into();
-                Page { status: 200, content_type: metrics::TEXT_TYPE, body }
+            "/metrics" if older_format::is_wanted(accept) => {
+                let body = older_format::of(&metrics::scrape(&self.0)).into();
+                Page { status: 200, content_type: older_format::CONTENT_TYPE, body }
             }
             "/metrics" => {
                 Page { status: 200, content_type: metrics::CONTENT_TYPE, body: metrics::scrape(&self.0).into() }

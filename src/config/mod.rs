@@ -4,6 +4,7 @@ mod admin;
 mod ca;
 mod duration;
 mod env;
+mod files;
 mod log;
 mod on_change;
 mod proxy_config;
@@ -31,6 +32,7 @@ pub use admin::{AdminAddress, AdminConfig};
 pub use ca::{CaAddress, CaConfig, CaHeader, CaRoots, MutualTls, ServerName};
 pub use duration::parse_go_duration;
 pub use env::{Env, ProcessEnv, arguments};
+pub use files::{FileCheck, FilesConfig};
 pub use log::{LogConfig, LogFormat, LogLevel, SCOPES};
 pub use on_change::{AdminUrl, OnChange};
 pub use reader::Mistake;
@@ -154,36 +156,6 @@ pub struct GracePeriod {
     pub jitter: f64,
 }
 
-/// How files that others write are followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FilesConfig {
-    /// How long to wait after a change for the next one, so that what belongs together is read together.
-    pub debounce: Duration,
-    /// When to look at files that are not known to have changed.
-    pub check: FileCheck,
-}
-
-/// When files are looked at that are not known to have changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileCheck {
-    /// Never.
-    Never,
-    /// So often, where they lie on a file system that does not tell of changes.
-    Silent(Duration),
-    /// So often, wherever they lie.
-    All(Duration),
-}
-
-impl FileCheck {
-    /// The time between two looks, if there are any.
-    pub fn pause(self) -> Option<Duration> {
-        match self {
-            Self::Never => None,
-            Self::Silent(pause) | Self::All(pause) => Some(pause),
-        }
-    }
-}
-
 /// `OUTPUT_CERTS`: where key, chain and trust anchors are written to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutputConfig {
@@ -279,7 +251,7 @@ impl Config {
                 roots,
             },
             ca,
-            files: files(&mut reader),
+            files: files::read(&mut reader),
             output: output(&mut reader, token.file.is_none()),
             on_change: on_change::read(&mut reader, token.file.is_none()),
             sds: sds::read(&mut reader),
@@ -371,18 +343,6 @@ fn schedule(reader: &mut Reader<'_>, compat: bool) -> Schedule {
     let grace_period = (ratio.is_some() || jitter.is_some() || compat)
         .then(|| GracePeriod { ratio: ratio.unwrap_or(0.5), jitter: jitter.unwrap_or(usual_jitter) });
     Schedule { grace_period, availability_target: reader.duration(&variables::SDS_SHIM_AVAILABILITY_TARGET) }
-}
-
-fn files(reader: &mut Reader<'_>) -> FilesConfig {
-    let check = match reader.duration(&variables::SDS_SHIM_FILE_CHECK) {
-        None => FileCheck::Silent(Duration::from_secs(30)),
-        Some(Duration::ZERO) => FileCheck::Never,
-        Some(pause) => FileCheck::All(pause),
-    };
-    FilesConfig {
-        debounce: reader.duration(&variables::FILE_DEBOUNCE_DURATION).unwrap_or(Duration::from_millis(100)),
-        check,
-    }
 }
 
 fn output(reader: &mut Reader<'_>, from_request: bool) -> Option<OutputConfig> {
