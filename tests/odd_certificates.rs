@@ -115,13 +115,14 @@ fn leaves(issuer: &PKey<Private>, name: &[u8]) -> Vec<(String, Vec<u8>, PKey<Pri
     let content = Node::parse(&good.content());
     let edits = (0..content.count()).flat_map(|at| EDITS.iter().map(move |edit| (at, edit)));
     let edited = edits.map(|(at, (what, edit))| (format!("element {at} {what}"), content.edited(at, *edit)));
-    let forms = forms::all(&good).into_iter().chain(forms::leaves(&good)).map(|(what, parts)| (what, parts.content()));
+    let forms =
+        forms::all(&good).into_iter().chain(forms::leaves::all(&good)).map(|(what, parts)| (what, parts.content()));
     let mut all: Vec<_> =
         edited.chain(forms).map(|(what, content)| (what, signed(&content, issuer), key.clone())).collect();
     for (what, key) in keys() {
         let parts = Parts::leaf(&key.public_key_to_der().expect("a public key"), name, ID);
         all.push((what.to_owned(), signed(&parts.content(), issuer), key.clone()));
-        for (what, parts) in forms::leaves(&parts).into_iter().filter(|(what, _)| what.starts_with("key usage")) {
+        for (what, parts) in forms::leaves::all(&parts).into_iter().filter(|(what, _)| what.starts_with("key usage")) {
             all.push((format!("{what}, of another kind of key"), signed(&parts.content(), issuer), key.clone()));
         }
     }
