@@ -5,35 +5,20 @@ mod gate;
 
 use std::{
     fs,
-    path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
 use ca_common::{Open, Scene, Tested, write};
-use gate::Gate;
+use gate::{Gate, PEER, peer};
 use testkit::{
     Failure, OrFail,
-    development_ca::{CrlOptions, Issued, Leaf, Lifetime, Pki},
+    development_ca::{CrlOptions, Issued, Lifetime, Pki},
     shim::{Shim, ShimBuilder},
 };
 use tokio::time::sleep;
 
-const ID: &str = "spiffe://cluster.local/ns/bar/sa/peer";
-
-fn peer(pki: &Pki) -> Issued {
-    pki.issue(&Leaf::workload(ID, Duration::from_secs(3600)))
-}
-
-fn file(scene: &Scene) -> PathBuf {
-    scene.workload.path().join("./var/run/secrets/istio/crl/ca-crl.pem")
-}
-
 fn write_crl(scene: &Scene, pem: &str) -> Tested {
-    let file = file(scene);
-    if let Some(directory) = file.parent() {
-        fs::create_dir_all(directory).or_fail("make the directory")?;
-    }
-    write(&file, pem)
+    write(&scene.lists()?, pem)
 }
 
 fn as_it_is(shim: ShimBuilder) -> ShimBuilder {
@@ -42,7 +27,7 @@ fn as_it_is(shim: ShimBuilder) -> ShimBuilder {
 
 #[tokio::test]
 async fn a_revoked_peer_is_refused_by_envoy_from_then_on() -> Tested {
-    let gate = Gate::start(Scene::new().await?, &[ID], as_it_is).await?;
+    let gate = Gate::start(Scene::new().await?, &[PEER], as_it_is).await?;
     let (revoked, other) = (peer(&gate.scene.pki), peer(&gate.scene.pki));
     assert!(gate.lets_in(&revoked).await? && gate.lets_in(&other).await?);
     // A directory that was not there before, and a list of the leaf's own issuer alone.
@@ -63,7 +48,7 @@ async fn an_expired_list_is_told_and_refuses_all_unless_that_is_not_wanted() -> 
         let list = scene.pki.crl(&[], 3);
         write_crl(&scene, &list)?;
         let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_CRL_FAIL_OPEN", fail_open.to_string());
-        let mut gate = Gate::start(scene, &[ID], edit).await?;
+        let mut gate = Gate::start(scene, &[PEER], edit).await?;
         let peer = peer(&gate.scene.pki);
         gate.shim.wait_for_log("has expired at").await?;
         let metrics = gate.shim.admin("/metrics").await?.text();
@@ -111,7 +96,7 @@ async fn a_file_without_bytes_withdraws_the_lists() -> Tested {
     let scene = Scene::new().await?;
     let revoked = peer(&scene.pki);
     write_crl(&scene, &scene.pki.crl(&[&revoked], 600))?;
-    let mut gate = Gate::start(scene, &[ID], as_it_is).await?;
+    let mut gate = Gate::start(scene, &[PEER], as_it_is).await?;
     assert!(!gate.lets_in(&revoked).await?);
     let mark = gate.shim.log().mark();
     let since = Instant::now();
@@ -121,7 +106,7 @@ async fn a_file_without_bytes_withdraws_the_lists() -> Tested {
     gate.until("the revoked peer is let in", || gate.lets_in(&revoked)).await?;
     assert!(!gate.shim.admin("/metrics").await?.text().contains("kind=\"crl\""), "the series is there");
     // As it is after a restart.
-    let mut gate = Gate::start(gate.end(), &[ID], as_it_is).await?;
+    let mut gate = Gate::start(gate.end(), &[PEER], as_it_is).await?;
     assert!(gate.lets_in(&revoked).await?);
     assert_eq!(gate.shim.admin("/readyz").await?.text(), "ok\n");
     write_crl(&gate.scene, &gate.scene.pki.crl(&[&revoked], 600))?;
@@ -133,11 +118,11 @@ async fn nonsense_and_a_vanished_file_keep_the_lists_and_their_end_says_what_to_
     let scene = Scene::new().await?;
     let revoked = peer(&scene.pki);
     write_crl(&scene, &scene.pki.crl(&[&revoked], 8))?;
-    let gate = Gate::start(scene, &[ID], as_it_is).await?;
+    let gate = Gate::start(scene, &[PEER], as_it_is).await?;
     write_crl(&gate.scene, "nonsense")?;
     gate.shim.wait_for_log("it holds no PEM CRL; 1 of it are served").await?;
     assert!(!gate.lets_in(&revoked).await?);
-    fs::remove_file(file(&gate.scene)).or_fail("remove the list")?;
+    fs::remove_file(gate.scene.lists()?).or_fail("remove the list")?;
     gate.shim.wait_for_log("No such file").await?;
     assert!(!gate.lets_in(&revoked).await?);
     let line = gate.shim.wait_for_log("has expired at").await?;
@@ -160,7 +145,7 @@ async fn of_two_lists_of_one_issuer_the_newest_counts() -> Tested {
         let (old, new) = (with_life(&scene, &[], -7200, -60), with_life(&scene, &[&revoked], -60, 600));
         write_crl(&scene, &if new_first { new + &old } else { old + &new })?;
         let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_CRL_FAIL_OPEN", fail_open.to_string());
-        let gate = Gate::start(scene, &[ID], edit).await?;
+        let gate = Gate::start(scene, &[PEER], edit).await?;
         assert!(!gate.lets_in(&revoked).await? && gate.lets_in(&peer(&gate.scene.pki)).await?, "{fail_open}");
         assert!(!gate.shim.log().contains("the certificate expired at"), "{fail_open}");
     }
@@ -173,7 +158,7 @@ async fn the_former_list_is_served_until_the_new_one_begins() -> Tested {
     let scene = Scene::new().await?;
     let (first, second) = (peer(&scene.pki), peer(&scene.pki));
     write_crl(&scene, &with_life(&scene, &[&first], -60, 600))?;
-    let gate = Gate::start(scene, &[ID], as_it_is).await?;
+    let gate = Gate::start(scene, &[PEER], as_it_is).await?;
     assert!(!gate.lets_in(&first).await? && gate.lets_in(&second).await?);
     const AHEAD: u64 = 5;
     let begins = SystemTime::now() + Duration::from_secs(AHEAD);
@@ -198,7 +183,7 @@ async fn whole_chains_are_checked_where_there_are_lists_for_them() -> Tested {
     let lists = pki.crl(&[], 600) + &pki.root_crl(&[&pki.as_issued()], 600);
     // Without the root's list, leaves alone.
     write_crl(&scene, &pki.crl(&[], 600))?;
-    let gate = Gate::start(scene, &[ID], as_it_is).await?;
+    let gate = Gate::start(scene, &[PEER], as_it_is).await?;
     assert!(gate.lets_in(&peer(&pki)).await?);
     write_crl(&gate.scene, &lists)?;
     gate.until("it is refused", || async { Ok(!gate.lets_in(&peer(&pki)).await?) }).await?;
@@ -207,14 +192,14 @@ async fn whole_chains_are_checked_where_there_are_lists_for_them() -> Tested {
     let other = Pki::new("other");
     let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_EXTRA_ROOTS", "./other.pem");
     write(&gate.scene.workload.path().join("other.pem"), &other.root_pem())?;
-    let gate = Gate::start(gate.end(), &[ID], edit).await?;
+    let gate = Gate::start(gate.end(), &[PEER], edit).await?;
     gate.shim.wait_for_log("has no effect on the CA certificates that it names").await?;
     assert!(gate.lets_in(&peer(&pki)).await?);
     write_crl(&gate.scene, &(lists + &other.root_crl(&[], 600)))?;
     gate.until("it is refused", || async { Ok(!gate.lets_in(&peer(&pki)).await?) }).await?;
     // Unless that is not wanted.
     let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_CRL_LEAF_ONLY", "true");
-    let gate = Gate::start(gate.end(), &[ID], edit).await?;
+    let gate = Gate::start(gate.end(), &[PEER], edit).await?;
     assert!(gate.lets_in(&peer(&pki)).await?);
     gate.shim.wait_for_log("because of SDS_SHIM_CRL_LEAF_ONLY").await?;
     Ok(())

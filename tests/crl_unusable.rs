@@ -4,31 +4,20 @@
 mod ca_common;
 mod gate;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::fs;
 
 use ca_common::{Scene, Tested};
-use gate::Gate;
+use gate::{Gate, PEER, peer};
 use openssl::x509::X509Crl;
 use testkit::{
     Failure, OrFail,
-    development_ca::{CrlOptions, Issued, Leaf, Lifetime, Pki},
+    development_ca::{CrlOptions, Issued, Lifetime, Pki},
     shim::ShimBuilder,
 };
 
-const ID: &str = "spiffe://cluster.local/ns/bar/sa/peer";
-
-fn peer(pki: &Pki) -> Issued {
-    pki.issue(&Leaf::workload(ID, Duration::from_secs(3600)))
-}
-
-fn file(scene: &Scene) -> PathBuf {
-    scene.workload.path().join("./var/run/secrets/istio/crl/ca-crl.pem")
-}
-
 /// In one step, so that nobody reads a half.
 fn put(scene: &Scene, content: impl AsRef<[u8]>) -> Tested {
-    let file = file(scene);
-    fs::create_dir_all(file.parent().unwrap_or(&file)).or_fail("make the directory")?;
+    let file = scene.lists()?;
     fs::write(file.with_extension("new"), content).or_fail("write the list")?;
     fs::rename(file.with_extension("new"), &file).or_fail("replace the list")
 }
@@ -108,7 +97,7 @@ async fn nobody_is_let_in_before_the_list_can_be_used() -> Tested {
         let (revoked, other) = (peer(&scene.pki), peer(&scene.pki));
         let list = der(&scene.pki.crl(&[&revoked], 600));
         put(&scene, content(&scene.pki, &revoked))?;
-        let mut gate = Gate::begin(scene, &[ID], |shim| shim).await?;
+        let mut gate = Gate::begin(scene, &[PEER], |shim| shim).await?;
         gate.shim.wait_for_log(what).await?;
         gate.shim.wait_for_log("certificate issued").await?;
         assert_eq!(gate.shim.admin("/readyz").await?.status, 503, "{name}");
@@ -133,7 +122,7 @@ async fn nobody_is_let_in_before_the_list_can_be_used() -> Tested {
 async fn with_fail_open_peers_are_let_in_without_it() -> Tested {
     let scene = Scene::new().await?;
     put(&scene, "nonsense")?;
-    let mut gate = Gate::start(scene, &[ID], |shim| shim.env("SDS_SHIM_CRL_FAIL_OPEN", "true")).await?;
+    let mut gate = Gate::start(scene, &[PEER], |shim| shim.env("SDS_SHIM_CRL_FAIL_OPEN", "true")).await?;
     assert!(gate.lets_in(&peer(&gate.scene.pki)).await?);
     assert_eq!(gate.shim.admin("/readyz").await?.status, 200);
     told(&mut gate, "it holds no PEM CRL").await
@@ -142,7 +131,7 @@ async fn with_fail_open_peers_are_let_in_without_it() -> Tested {
 #[tokio::test]
 async fn a_file_that_is_configured_must_be_there() -> Tested {
     let scene = Scene::new().await?;
-    let mut gate = Gate::begin(scene, &[ID], |shim| shim.env("SDS_SHIM_CRL", "./lists.pem")).await?;
+    let mut gate = Gate::begin(scene, &[PEER], |shim| shim.env("SDS_SHIM_CRL", "./lists.pem")).await?;
     gate.shim.wait_for_log("certificate issued").await?;
     told(&mut gate, "./lists.pem: No such file").await?;
     assert_eq!(gate.shim.admin("/readyz").await?.status, 503);
@@ -159,7 +148,7 @@ async fn what_was_served_stays_and_the_reason_is_told() -> Tested {
     let scene = Scene::new().await?;
     let revoked = peer(&scene.pki);
     put(&scene, scene.pki.crl(&[&revoked], 600))?;
-    let mut gate = Gate::start(scene, &[ID], |shim| shim).await?;
+    let mut gate = Gate::start(scene, &[PEER], |shim| shim).await?;
     assert!(!gate.lets_in(&revoked).await?);
     let delta = gate.scene.pki.crl_with(&[], &CrlOptions { extensions: DELTA, ..fresh() });
     for (content, what) in [("nonsense".to_owned(), "it holds no PEM CRL"), (delta, "is a delta CRL")] {
@@ -189,7 +178,7 @@ async fn a_list_of_a_mebibyte_is_served_with_the_arena_that_the_log_names() -> T
     println!("{kib} KiB");
     drop(small);
     let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_ARENA_KIB", &kib);
-    let gate = Gate::start(scene, &[ID], edit).await?;
+    let gate = Gate::start(scene, &[PEER], edit).await?;
     assert!(!gate.lets_in(&revoked).await? && gate.lets_in(&later).await?);
     put(&gate.scene, large(&gate.scene.pki, &later, 1 << 20))?;
     gate.until("the other one is refused", || async { Ok(!gate.lets_in(&later).await?) }).await?;

@@ -3,13 +3,13 @@
 mod ca_common;
 mod gate;
 
-use std::{fs, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::net::Ipv4Addr;
 
 use ca_common::{Scene, Tested, renew, write};
-use gate::Gate;
+use gate::{Gate, PEER, peer};
 use testkit::{
     Failure, OrFail,
-    development_ca::{Issued, Leaf, Pki},
+    development_ca::{Issued, Pki},
     http::Connection,
     tls,
 };
@@ -18,19 +18,8 @@ use tokio::{
     net::{TcpStream, UnixListener},
 };
 
-const ID: &str = "spiffe://cluster.local/ns/bar/sa/peer";
 /// Envoy's administration interface, from the shim's working directory, which is Envoy's as well.
 const DRAIN: &str = "unix:./admin.sock:/drain_listeners?graceful&skip_exit";
-
-fn peer(pki: &Pki) -> Issued {
-    pki.issue(&Leaf::workload(ID, Duration::from_secs(3600)))
-}
-
-fn list_file(scene: &Scene) -> Result<PathBuf, Failure> {
-    let file = scene.workload.path().join("./var/run/secrets/istio/crl/ca-crl.pem");
-    fs::create_dir_all(file.parent().unwrap_or(&file)).or_fail("make the directory")?;
-    Ok(file)
-}
 
 /// A connection that is kept.
 async fn connect(gate: &Gate, peer: &Issued) -> Result<Connection, Failure> {
@@ -45,11 +34,11 @@ async fn the_open_connection_of_a_revoked_peer_ends() -> Tested {
             Some(action) => shim.env("SDS_SHIM_ON_CHANGE", action),
             None => shim,
         };
-        let gate = Gate::start(Scene::new().await?, &[ID], edit).await?;
+        let gate = Gate::start(Scene::new().await?, &[PEER], edit).await?;
         let (revoked, other) = (peer(&gate.scene.pki), peer(&gate.scene.pki));
         let mut open = connect(&gate, &revoked).await?;
         assert_eq!(open.get("httpbin", "/ip").await?.status, 200);
-        write(&list_file(&gate.scene)?, &gate.scene.pki.crl(&[&revoked], 600))?;
+        write(&gate.scene.lists()?, &gate.scene.pki.crl(&[&revoked], 600))?;
         gate.until("the revoked peer is refused", || async { Ok(!gate.lets_in(&revoked).await?) }).await?;
         if action.is_none() {
             for _ in 0..3 {
@@ -96,7 +85,7 @@ async fn what_fails_is_told_once_and_tried_again_and_a_renewal_is_no_change() ->
     assert!(metrics.contains(r#"sds_shim_on_change_total{outcome="success"} 0"#), "{metrics}");
     assert!(metrics.contains(r#"sds_shim_on_change_total{outcome="failure"} 0"#), "{metrics}");
 
-    write(&list_file(&scene)?, &scene.pki.crl(&[], 600))?;
+    write(&scene.lists()?, &scene.pki.crl(&[], 600))?;
     let line = shim.wait_for_log("POST unix:./envoy.sock:/x?a=b failed").await?;
     assert!(line.contains("WARN") && line.contains("revocation lists changed, but"), "{line}");
     assert!(line.contains("No such file"), "{line}");
@@ -128,7 +117,7 @@ async fn a_command_gets_a_signal() -> Tested {
     stream.send(testkit::sds::request(&["default"]));
     stream.recv().await?;
     shim.wait_for_log("ready").await?;
-    write(&list_file(&scene)?, &scene.pki.crl(&[], 600))?;
+    write(&scene.lists()?, &scene.pki.crl(&[], 600))?;
     shim.wait_for_log("sending SIGUSR2 to the command").await?;
     shim.wait_for_log("got USR2").await?;
     // With it ends the command.

@@ -13,7 +13,7 @@ use testkit::{
     shim::ShimBuilder,
 };
 
-const OURS: &str = "spiffe://cluster.local/ns/bar/sa/peer";
+const OURS: &str = gate::PEER;
 const THEIRS: &str = "spiffe://other.example/ns/bar/sa/peer";
 
 fn peer(pki: &Pki, id: &str) -> Issued {

@@ -81,6 +81,13 @@ impl Scene {
         self.pki.issue(&Leaf::workload(spiffe_id, std::time::Duration::from_secs(3600)))
     }
 
+    /// The file with revocation lists, in a directory that is there from then on.
+    pub(crate) fn lists(&self) -> Result<PathBuf, Failure> {
+        let directory = self.workload.path().join("./var/run/secrets/istio/crl");
+        std::fs::create_dir_all(&directory).or_fail("make the directory of the lists")?;
+        Ok(directory.join("ca-crl.pem"))
+    }
+
     /// Writes the files of PROV_CERT, in place when they are there.
     pub(crate) fn provision(&self, issued: &Issued) -> Result<PathBuf, Failure> {
         let directory = self.scratch.path().join("provisioned");

@@ -1,11 +1,11 @@
 //! A server with its shim and its Envoy, at whose mutual-TLS port peers of all kinds knock.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use std::{future::Future, net::Ipv4Addr};
+use std::{future::Future, net::Ipv4Addr, time::Duration};
 
 use testkit::{
     Failure, OrFail, PATIENCE, POLL,
-    development_ca::Issued,
+    development_ca::{Issued, Leaf, Pki},
     envoy::{Bootstrap, Envoy, SdsTransport},
     http,
     httpbin::Httpbin,
@@ -19,6 +19,14 @@ use tokio::{
 };
 
 use crate::ca_common::Scene;
+
+/// Who knocks, where there is one who may come in.
+pub(crate) const PEER: &str = "spiffe://cluster.local/ns/bar/sa/peer";
+
+/// Its certificate, of this PKI.
+pub(crate) fn peer(pki: &Pki) -> Issued {
+    pki.issue(&Leaf::workload(PEER, Duration::from_secs(3600)))
+}
 
 pub(crate) struct Gate {
     // Processes end before their directory goes.
