@@ -245,8 +245,11 @@ pub fn foreign_text(text: &str, limit: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::path::PathBuf;
+
+    use testkit::scratch::Scratch;
+
+    use super::*;
 
     #[test]
     fn key_material_is_taken_out_of_foreign_text() {
@@ -292,35 +295,23 @@ mod tests {
         assert_eq!(foreign_text("", 5), "");
     }
 
-    /// A directory that is gone when this is dropped.
-    struct Place(PathBuf);
-
-    impl Place {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("bounded-{}-{name}", std::process::id()));
-            fs::create_dir_all(&path).unwrap();
-            Self(path)
-        }
-
-        fn file(&self, content: &[u8]) -> PathBuf {
-            let path = self.0.join("file");
-            fs::write(&path, content).unwrap();
-            path
-        }
+    fn place() -> Scratch {
+        Scratch::new("tests").unwrap()
     }
 
-    impl Drop for Place {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
+    /// A file in it, with this content.
+    fn file(place: &Scratch, content: &[u8]) -> PathBuf {
+        let path = place.path().join("file");
+        fs::write(&path, content).unwrap();
+        path
     }
 
     #[test]
     fn reads_up_to_the_limit() {
-        let place = Place::new("limit");
-        assert_eq!(read(&place.file(b"0123456789"), 10).unwrap(), b"0123456789");
-        assert_eq!(read(&place.file(b"0123456789A"), 10).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
-        assert_eq!(read(&place.file(&[b'x'; 99_999]), 99_999).unwrap().len(), 99_999);
+        let place = place();
+        assert_eq!(read(&file(&place, b"0123456789"), 10).unwrap(), b"0123456789");
+        assert_eq!(read(&file(&place, b"0123456789A"), 10).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(read(&file(&place, &[b'x'; 99_999]), 99_999).unwrap().len(), 99_999);
         assert_eq!(read(Path::new("/nonexistent"), 10).unwrap_err().kind(), io::ErrorKind::NotFound);
         // Its size is told as zero.
         assert!(!read(Path::new("/proc/self/status"), 65_536).unwrap().is_empty());
@@ -328,32 +319,32 @@ mod tests {
 
     #[test]
     fn what_is_opened_is_read_whatever_its_name_leads_to_later() {
-        let place = Place::new("swap");
-        let path = place.file(b"first");
+        let place = place();
+        let path = file(&place, b"first");
         let opened = open(&path, 1 << 20).unwrap();
-        fs::write(place.0.join("other"), vec![0xff; 400_000]).unwrap();
-        fs::rename(place.0.join("other"), &path).unwrap();
+        fs::write(place.path().join("other"), vec![0xff; 400_000]).unwrap();
+        fs::rename(place.path().join("other"), &path).unwrap();
         assert_eq!(opened.text().unwrap(), "first");
         assert_eq!(
             open(&path, 1 << 20).unwrap().text().unwrap_err().to_string(),
             "it is not text: invalid UTF-8 at byte 1"
         );
-        let opened = open(&place.file(b"short"), 1 << 20).unwrap();
-        place.file(&[b'x'; 100_000]);
+        let opened = open(&file(&place, b"short"), 1 << 20).unwrap();
+        file(&place, &[b'x'; 100_000]);
         assert_eq!(opened.text().unwrap_err().to_string(), "it grew while it was being read");
     }
 
     #[test]
     fn only_regular_files_are_opened() {
-        let place = Place::new("kinds");
-        let fifo = place.0.join("fifo");
+        let place = place();
+        let fifo = place.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let socket = place.0.join("socket");
+        let socket = place.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let rows = [
             (fifo.as_path(), "it is a FIFO, not a regular file"),
             (&socket, "it is a socket, not a regular file"),
-            (&place.0, "it is a directory, not a regular file"),
+            (place.path(), "it is a directory, not a regular file"),
             (Path::new("/dev/zero"), "it is a character device, not a regular file"),
         ];
         for (path, told) in rows {
@@ -364,8 +355,8 @@ mod tests {
 
     #[test]
     fn what_is_no_ascii_is_replaced_byte_for_byte() {
-        let place = Place::new("ascii");
-        assert_eq!(read_ascii(&place.file("a\u{e4}\n".as_bytes()), 10).unwrap(), "a??\n");
-        assert_eq!(read_ascii(&place.file(b"\xffnameserver"), 100).unwrap(), "?nameserver");
+        let place = place();
+        assert_eq!(read_ascii(&file(&place, "a\u{e4}\n".as_bytes()), 10).unwrap(), "a??\n");
+        assert_eq!(read_ascii(&file(&place, b"\xffnameserver"), 100).unwrap(), "?nameserver");
     }
 }

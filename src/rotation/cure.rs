@@ -198,6 +198,8 @@ impl Cure {
 
 #[cfg(test)]
 mod tests {
+    use testkit::scratch::Scratch;
+
     use super::*;
 
     fn before(file: &Path) -> Before {
@@ -206,8 +208,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_is_another_one_is_told_however_it_became_so() {
-        let directory = std::env::temp_dir().join(format!("sds-shim-cure-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
+        let directory = Scratch::new("tests").unwrap();
+        let directory = directory.path();
         let file = directory.join("root-cert.pem");
         let anchors = Hangs { anchors: true, ..Hangs::default() };
         let changes: [(&str, &dyn Fn()); 4] = [
@@ -231,7 +233,6 @@ mod tests {
             // A change during the attempt is seen at once.
             assert_eq!(seen.changed(anchors).await, told);
         }
-        fs::remove_dir_all(&directory).unwrap();
     }
 
     #[tokio::test]
