@@ -8,6 +8,20 @@
 //! them. What may be told in public is written into [`status`], and [`admin`] shows it. What each of them may take of
 //! the arena is said in [`budget`]. [`app`] puts all together.
 #![forbid(unsafe_code)]
+// The house rules for what ships: no panic can be reached from outside, nothing is printed past the log, and what
+// `.clippy.toml` lists is called only where a reason stands. Unit tests do as they like.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::print_stdout,
+        clippy::print_stderr,
+        clippy::disallowed_methods
+    )
+)]
 
 pub mod admin;
 pub mod app;

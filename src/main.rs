@@ -1,4 +1,19 @@
 //! `sds-shim`: gives an Envoy sidecar its identity.
+#![forbid(unsafe_code)]
+// The house rules for what ships: no panic can be reached from outside, nothing is printed past the log, and what
+// `.clippy.toml` lists is called only where a reason stands. Unit tests do as they like.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::print_stdout,
+        clippy::print_stderr,
+        clippy::disallowed_methods
+    )
+)]
 
 use std::{io::Write as _, os::unix::process::ExitStatusExt as _, process::ExitCode};
 

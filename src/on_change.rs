@@ -150,8 +150,8 @@ impl Seen {
 async fn post(url: &AdminUrl) -> Result<(), String> {
     let ask = async {
         match &url.address {
-            // An address, not a name to look up.
             AdminAddress::Tcp(address) => {
+                #[expect(clippy::disallowed_methods, reason = "an address, not a name to look up")]
                 let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
                 post_on(Box::new(stream), &address.to_string(), &url.path).await
             }

@@ -4,6 +4,20 @@
 //! field numbers, so the wire format is that of the full definitions; fields that are not declared are skipped.
 //! The code under `generated/` is made from them by `tests/drift.rs`, which also fails when the two differ.
 #![forbid(unsafe_code)]
+// The house rules for what ships: no panic can be reached from outside, nothing is printed past the log, and what
+// `.clippy.toml` lists is called only where a reason stands. Unit tests do as they like.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::print_stdout,
+        clippy::print_stderr,
+        clippy::disallowed_methods
+    )
+)]
 
 mod codec;
 

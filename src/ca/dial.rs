@@ -51,6 +51,7 @@ pub(super) async fn tcp(address: &CaAddress, limit: Duration, resolved: &Resolve
 }
 
 /// The first connection that comes about. An address that fails makes place for the next one at once.
+#[expect(clippy::disallowed_methods, reason = "these are addresses")]
 async fn first(mut addresses: impl Iterator<Item = SocketAddr> + Send) -> io::Result<TcpStream> {
     let mut under_way: Vec<Connecting> = Vec::new();
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);

@@ -20,6 +20,7 @@ pub struct ProcessEnv(BTreeMap<String, String>);
 
 impl ProcessEnv {
     /// Takes a copy of the environment as it is now.
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
     pub fn capture() -> Self {
         let lossy = |text: OsString| text.to_string_lossy().into_owned();
         Self(std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect())
@@ -47,6 +48,7 @@ impl Env for BTreeMap<&str, &str> {
 }
 
 /// The command line of this process without its own name.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads them")]
 pub fn arguments() -> Vec<OsString> {
     std::env::args_os().skip(1).collect()
 }

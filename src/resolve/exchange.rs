@@ -75,6 +75,7 @@ impl Question {
         timeout(self.wait, answered).await?
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the nameserver's address")]
     async fn over_tcp(&self, buffer: &mut [u8]) -> io::Result<Answer> {
         let mut stream = TcpStream::connect(self.server).await?;
         let id = random()?;

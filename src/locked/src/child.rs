@@ -43,6 +43,7 @@ pub struct Inherited {
 impl Inherited {
     /// Files for us alone, no core, none of the `variables`; the hard limit of cores stays until this is dropped,
     /// because it cannot be raised again.
+    #[expect(clippy::disallowed_methods, reason = "what is taken away and given back is no setting")]
     pub(crate) fn take(variables: &[&'static str]) -> io::Result<Self> {
         let variables = variables.iter().filter_map(|name| Some((*name, env::var_os(name)?))).collect();
         let core = getrlimit(Resource::RLIMIT_CORE)?;
@@ -80,6 +81,7 @@ impl Inherited {
     }
 
     /// `NAME=VALUE` for each variable.
+    #[expect(clippy::disallowed_methods, reason = "handed on to the child as it is")]
     fn environment(&self) -> io::Result<Vec<CString>> {
         let taken = self.variables.iter().map(|(name, value)| (OsString::from(name), value.clone()));
         let join = |(mut line, value): (OsString, OsString)| {

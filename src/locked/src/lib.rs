@@ -6,6 +6,20 @@
 //! is no secret memory to be had. Blocks of both are wiped when they are freed. Public tables that OpenSSL makes lie
 //! beside ([`fill_openssl_tables`]). [`report`] says what holds, and what is missing.
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks, clippy::multiple_unsafe_ops_per_block)]
+// The house rules for what ships: no panic can be reached from outside, nothing is printed past the log, and what
+// `.clippy.toml` lists is called only where a reason stands. Unit tests do as they like.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::print_stdout,
+        clippy::print_stderr,
+        clippy::disallowed_methods
+    )
+)]
 
 mod arena;
 mod child;

@@ -112,6 +112,7 @@ const BACKTRACES: [&str; 2] = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"];
 
 /// A backtrace needs more memory than the arena may have; and when the arena is full, the one that the standard
 /// library wants to print needs memory itself, and waits for itself for ever instead of ending the process.
+#[expect(clippy::disallowed_methods, reason = "this is the only thread, so nobody else reads the environment")]
 fn forgo_backtraces() {
     if Status::read().threads == 1 {
         for name in BACKTRACES {
