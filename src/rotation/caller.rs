@@ -5,109 +5,14 @@ use std::{
 
 use tracing::warn;
 
-use super::patience::Strain;
+use super::failure::AttemptError;
 use crate::{
     ca::{CaError, CitadelClient, ClientCertificate, Way},
     clock,
     config::{CaAddress, MutualTls},
-    identity::{Answer, BearerToken, SpiffeId, SvidError, TokenError, X509Svid},
-    status::{Endpoint, Reason},
+    identity::{Answer, BearerToken, SpiffeId, TokenError, X509Svid},
+    status::Endpoint,
 };
-
-/// Why no certificate came of an attempt.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum AttemptError {
-    /// The CA was asked, or could not be reached.
-    #[error("{0}")]
-    Ca(#[from] CaError),
-    /// The CA was not asked, because nothing that we could show it is valid.
-    #[error("{0}; not calling the CA until that changes")]
-    Token(#[from] TokenError),
-    /// The token cannot be used, and the certificate alone was refused.
-    #[error("{token}; the CA did not accept our certificate alone: {ca}")]
-    CertificateAlone {
-        /// What is wrong with the token.
-        token: TokenError,
-        /// The CA's answer.
-        ca: CaError,
-    },
-    /// What the CA answered must not be published.
-    #[error("the CA's answer was rejected: {0}")]
-    Answer(#[from] SvidError),
-    /// No address of the CA brought a certificate; each with what it said.
-    #[error("{}", everywhere(.0))]
-    Everywhere(Vec<(CaAddress, AttemptError)>),
-}
-
-fn everywhere(all: &[(CaAddress, AttemptError)]) -> String {
-    let told: Vec<_> = all.iter().map(|(address, error)| format!("{address}: {error}")).collect();
-    told.join("; ")
-}
-
-impl AttemptError {
-    /// Whether only another token can help.
-    pub(super) fn needs_token(&self) -> bool {
-        match self {
-            Self::Token(_) => true,
-            Self::CertificateAlone { ca, .. } => ca.is_authentication(),
-            Self::Ca(_) | Self::Answer(_) => false,
-            Self::Everywhere(all) => all.iter().all(|(_, error)| error.needs_token()),
-        }
-    }
-
-    /// Whether the CA, or one of them, does not give us what we ask for, for what it knows of us.
-    pub(super) fn is_refusal(&self) -> bool {
-        match self {
-            Self::Token(_) | Self::CertificateAlone { .. } | Self::Answer(_) => true,
-            Self::Ca(_) => matches!(self.reason(), Reason::Refused | Reason::Unauthenticated),
-            Self::Everywhere(all) => all.iter().any(|(_, error)| error.is_refusal()),
-        }
-    }
-
-    /// Whether the CA, or one of them, may have seen the request; or would have, with another credential.
-    pub(super) fn was_asked(&self) -> bool {
-        match self {
-            Self::Token(_) | Self::CertificateAlone { .. } | Self::Answer(_) => true,
-            Self::Ca(error) => error.was_asked(),
-            Self::Everywhere(all) => all.iter().any(|(_, error)| error.was_asked()),
-        }
-    }
-
-    /// Whether the CA, or one of them, did not accept who we say we are.
-    pub(super) fn is_authentication(&self) -> bool {
-        match self {
-            Self::Token(_) | Self::Answer(_) => false,
-            Self::CertificateAlone { ca, .. } | Self::Ca(ca) => ca.is_authentication(),
-            Self::Everywhere(all) => all.iter().any(|(_, error)| error.is_authentication()),
-        }
-    }
-
-    /// How long the CA asks us to wait; where there are several, the one that wants to be asked first.
-    pub(super) fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Token(_) | Self::Answer(_) => None,
-            Self::CertificateAlone { ca, .. } | Self::Ca(ca) => ca.retry_after(),
-            Self::Everywhere(all) => all.iter().map(|(_, error)| error.retry_after()).min().flatten(),
-        }
-    }
-
-    /// Whether the CA has more to do than it can; of several, what the least strained says. As long as one of them is
-    /// there, looking for the others costs that one its time.
-    pub(super) fn strain(&self) -> Strain {
-        match self {
-            Self::Token(_) | Self::Answer(_) => Strain::None,
-            Self::CertificateAlone { ca, .. } | Self::Ca(ca) if ca.is_late() => Strain::Late,
-            Self::CertificateAlone { ca, .. } | Self::Ca(ca) if ca.is_overload() => Strain::Overload,
-            Self::CertificateAlone { ca, .. } | Self::Ca(ca) if ca.is_away() => Strain::Away,
-            Self::CertificateAlone { .. } | Self::Ca(_) => Strain::None,
-            Self::Everywhere(all) if all.iter().all(|(_, error)| error.strain() == Strain::Away) => Strain::Away,
-            Self::Everywhere(all) => {
-                let strains = all.iter().map(|(_, error)| error.strain().max(Strain::None));
-                strains.min().unwrap_or(Strain::None)
-            }
-        }
-    }
-}
 
 /// What the CA is asked.
 pub(super) struct Request<'a> {

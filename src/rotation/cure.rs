@@ -10,9 +10,9 @@ use std::{
 
 use tokio::time::sleep;
 
-use super::caller::AttemptError;
+use super::failure::Hangs;
 use crate::{
-    ca::{CaError, NAME_FILES, Way},
+    ca::{NAME_FILES, Way},
     config::CaConfig,
     files::FileWatcher,
 };
@@ -29,64 +29,6 @@ const CALM_LOOK: Duration = Duration::from_secs(5);
 const LOOK_UP: Duration = Duration::from_secs(5);
 /// Files of `PROV_CERT`.
 const PROVISIONED: [&str; 2] = ["cert-chain.pem", "key.pem"];
-
-/// What a failure hung on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Hangs {
-    /// The anchors for the CA's server.
-    pub(super) anchors: bool,
-    /// The certificate in `PROV_CERT`.
-    pub(super) provisioned: bool,
-    /// Where the CA's name leads, and whether there is a way.
-    pub(super) way: bool,
-    /// What the clock shows.
-    pub(super) clock: bool,
-}
-
-impl Hangs {
-    /// On any of both.
-    pub(super) fn or(self, other: Self) -> Self {
-        Self {
-            anchors: self.anchors || other.anchors,
-            provisioned: self.provisioned || other.provisioned,
-            way: self.way || other.way,
-            clock: self.clock || other.clock,
-        }
-    }
-}
-
-impl AttemptError {
-    /// What it hung on.
-    pub(super) fn hangs(&self) -> Hangs {
-        match self {
-            Self::Token(_) => Hangs { clock: true, ..Hangs::default() },
-            Self::CertificateAlone { ca, .. } => Hangs { clock: true, ..on(ca) },
-            Self::Answer(_) => Hangs { way: true, clock: true, ..Hangs::default() },
-            Self::Ca(ca) => on(ca),
-            Self::Everywhere(all) => all.iter().map(|(_, error)| error.hangs()).fold(Hangs::default(), Hangs::or),
-        }
-    }
-}
-
-fn on(error: &CaError) -> Hangs {
-    let way = Hangs { way: true, ..Hangs::default() };
-    match error {
-        CaError::Resolve { .. } | CaError::Connect { .. } | CaError::Unreached(_) => way,
-        // A CA that has too much to do has no less of it elsewhere, where a name has a new address at each look.
-        late if late.is_late() || late.is_overload() => Hangs::default(),
-        // Nor is one asked sooner than it wants.
-        patient if patient.retry_after().is_some() => Hangs::default(),
-        CaError::Roots { .. } | CaError::Tls { .. } => Hangs { anchors: true, clock: true, ..way },
-        CaError::ClientCertificateRefused(_) | CaError::Provisioned(_) => {
-            Hangs { provisioned: true, clock: true, ..way }
-        }
-        authentication if authentication.is_authentication() => Hangs { provisioned: true, clock: true, ..way },
-        CaError::OpenSsl { .. } => Hangs::default(),
-        // A refusal of our certificate comes after the handshake, and is lost with a connection that is closed at once.
-        CaError::Transport(_) => Hangs { provisioned: true, ..way },
-        _ => way,
-    }
-}
 
 /// What tells a file from another one, or from itself at another time: cheap, and no key is read for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,25 +183,5 @@ mod tests {
         let hangs = Hangs { provisioned: true, clock: true, ..Hangs::default() };
         let cure = Cure { hangs, ways: Vec::new(), calm: false, probed: false };
         assert!(tokio::time::timeout(Duration::from_millis(100), cure.comes(&seen)).await.is_err());
-    }
-
-    #[test]
-    fn each_failure_hangs_on_what_could_cure_it() {
-        let none = Hangs::default();
-        let way = Hangs { way: true, ..none };
-        let tls = CaError::Tls { address: "ca:1".to_owned(), cause: String::new() };
-        let status = |code| CaError::Status { code, message: String::new(), retry_after: None };
-        for (error, expected) in [
-            (CaError::Unreached(LOOK), way),
-            (CaError::Deadline(LOOK, false), none),
-            (status(tonic::Code::ResourceExhausted), none),
-            (status(tonic::Code::Unavailable), way),
-            (status(tonic::Code::Unauthenticated), Hangs { provisioned: true, clock: true, ..way }),
-            (tls, Hangs { anchors: true, clock: true, ..way }),
-            (CaError::Provisioned(String::new()), Hangs { provisioned: true, clock: true, ..way }),
-            (CaError::Transport("unexpected eof while reading".to_owned()), Hangs { provisioned: true, ..way }),
-        ] {
-            assert_eq!(on(&error), expected, "{error}");
-        }
     }
 }

@@ -5,7 +5,10 @@ use std::{
 
 use tracing::{info, warn};
 
-use super::caller::{AttemptError, Caller, Request};
+use super::{
+    caller::{Caller, Request},
+    failure::AttemptError,
+};
 use crate::{
     ca::{CitadelClient, Way},
     config::{CaAddress, CaConfig},
@@ -80,7 +83,7 @@ impl Failover {
                 Err(error @ AttemptError::Token(_)) => unasked = Some(error),
                 Err(error) => {
                     let now = Instant::now();
-                    let patience = error.retry_after().map(|asked| now + asked.min(bearable));
+                    let patience = error.class().retry_after.map(|asked| now + asked.min(bearable));
                     upstream.health = Health { failed: Some(now), patience };
                     errors.push((upstream.caller.address().clone(), error));
                 }

@@ -3,7 +3,7 @@ use std::{convert::Infallible, future, sync::Arc};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use super::{renewal::RenewalSettings, root_publisher::RootPublisher};
+use super::{publisher::Publisher, settings::RenewalSettings};
 use crate::{
     clock,
     config::{FilesConfig, MountedFiles},
@@ -20,7 +20,7 @@ pub struct Mounted {
     files: MountedFiles,
     config: FilesConfig,
     force: Arc<Notify>,
-    roots: Arc<RootPublisher>,
+    roots: Arc<Publisher>,
     store: Arc<SecretStore>,
     shown: Arc<Workload>,
     /// Whether there is no CA whose certificates are shown as well.
@@ -32,8 +32,7 @@ impl Mounted {
     /// What is mounted is all that is served to the workload, shown as `identity`.
     pub fn new(settings: &RenewalSettings, files: MountedFiles, identity: String, store: Arc<SecretStore>) -> Self {
         let shown = settings.status.workload(identity, &store);
-        let roots =
-            Arc::new(RootPublisher::new(Arc::clone(&store), &settings.rotation.roots, true, Arc::clone(&shown)));
+        let roots = Arc::new(Publisher::new(Arc::clone(&store), &settings.rotation.roots, true, Arc::clone(&shown)));
         Self { alone: true, ..Self::beside(settings, files, roots, store, shown) }
     }
 
@@ -41,7 +40,7 @@ impl Mounted {
     pub(super) fn beside(
         settings: &RenewalSettings,
         files: MountedFiles,
-        roots: Arc<RootPublisher>,
+        roots: Arc<Publisher>,
         store: Arc<SecretStore>,
         shown: Arc<Workload>,
     ) -> Self {

@@ -19,21 +19,22 @@ use super::{
     failure::Failure,
     mounted::Mounted,
     patience::{answer_within, bearable},
-    root_publisher::RootPublisher,
+    publisher::Publisher,
     schedule::renewal_after,
+    settings::RenewalSettings,
     trouble::Trouble,
 };
 use waiting::{check_start, random};
 
 use crate::{
     clock::{self, WallTimer},
-    config::{CaConfig, FilesConfig, MountedFiles, RotationConfig},
+    config::{CaConfig, RotationConfig},
     identity::{
         Answer, BearerToken, CertificateRequest, KeySpec, PeerTrust, SpiffeId, SvidError, TokenError, TrustBundle,
         TrustDomain, X509Svid,
     },
     memory,
-    status::{Status, Workload},
+    status::Workload,
     store::{Content, SecretStore},
 };
 
@@ -66,26 +67,6 @@ pub enum RenewalEnded {
     Unused,
 }
 
-/// What all renewal loops of the process have in common.
-pub struct RenewalSettings {
-    /// What keys are made.
-    pub key: KeySpec,
-    /// When to renew, and which roots are served.
-    pub rotation: RotationConfig,
-    /// How the CA is reached.
-    pub ca: Arc<CaConfig>,
-    /// What peers are verified with, as the files have it now.
-    pub file_roots: watch::Receiver<PeerTrust>,
-    /// What is mounted, to be served until the CA has issued.
-    pub mounted: Option<MountedFiles>,
-    /// How files are followed.
-    pub files: FilesConfig,
-    /// A notification renews at once.
-    pub force: Arc<Notify>,
-    /// Where everybody may see how it goes.
-    pub status: Arc<Status>,
-}
-
 /// The one loop that keeps a workload's certificate fresh. How often it asks the CA depends on time alone.
 pub struct Renewal<T> {
     /// The identity of what is held, or of what is asked for as long as nothing is.
@@ -105,7 +86,7 @@ pub struct Renewal<T> {
     failover: Failover,
     tokens: T,
     store: Arc<SecretStore>,
-    roots: Arc<RootPublisher>,
+    roots: Arc<Publisher>,
     file_roots: watch::Receiver<PeerTrust>,
     mounted: Option<Mounted>,
     force: Arc<Notify>,
@@ -137,7 +118,7 @@ impl<T: TokenSource> Renewal<T> {
         let shown = settings.status.workload(identity.to_string(), &store);
         let mounted = settings.mounted.clone();
         let config = &settings.rotation.roots;
-        let roots = RootPublisher::new(Arc::clone(&store), config, mounted.is_some(), Arc::clone(&shown));
+        let roots = Publisher::new(Arc::clone(&store), config, mounted.is_some(), Arc::clone(&shown));
         let roots = Arc::new(roots);
         let beside =
             |files| Mounted::beside(settings, files, Arc::clone(&roots), Arc::clone(&store), Arc::clone(&shown));
@@ -265,9 +246,9 @@ impl<T: TokenSource> Renewal<T> {
         };
         let before = match &self.held {
             // What is held must not end before the CA knows us by the new name.
-            Some(_) if failure.may_be_for_the_name() && clock::now() >= self.due => self.identity.clone(),
+            Some(_) if failure.class().may_be_for_the_name && clock::now() >= self.due => self.identity.clone(),
             // Who starts while the CA does not know it yet is not worse off than those who run.
-            None if failure.is_refusal() => self.configured.clone(),
+            None if failure.class().is_refusal => self.configured.clone(),
             _ => return Err(failure),
         };
         if before == wanted {

@@ -8,7 +8,10 @@ use std::{
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
-use super::renewal::{Renewal, RenewalEnded, RenewalSettings, TokenSource};
+use super::{
+    renewal::{Renewal, RenewalEnded, TokenSource},
+    settings::RenewalSettings,
+};
 use crate::{
     clock,
     identity::{BearerToken, SpiffeId, TokenDigest, TokenError},

@@ -16,7 +16,8 @@ impl<T: TokenSource> Renewal<T> {
     pub(super) fn failed(&mut self, failure: &Failure, wait: Duration, next: &str) {
         self.tell(failure, next);
         let now = clock::now();
-        let (reason, text, reached) = (failure.reason(), self.explain(failure), failure.reached());
+        let class = failure.class();
+        let (reason, text, reached) = (class.reason, self.explain(failure), class.reached());
         let next = now.saturating_add(wait.as_secs() as i64);
         self.shown.failed(next, Trouble { since: now, reason, text, reached });
     }
@@ -49,7 +50,7 @@ impl<T: TokenSource> Renewal<T> {
     /// like (istio-csr also of the CSR), so we tell what we have shown it.
     pub(super) fn explain(&self, failure: &Failure) -> String {
         let why = match (failure, &self.token) {
-            (Failure::Attempt(error), Some(token)) if error.is_authentication() => {
+            (Failure::Attempt(error), Some(token)) if error.class().is_authentication => {
                 format!(
                     "{failure}; {token}; asked for {} with the ClusterID {}: check that the CA knows the token's issuer, \
                      wants this audience, has the same time, serves this trust domain and cluster, and reaches its API \

@@ -15,7 +15,7 @@ use crate::{
     identity::{PeerTrust, SvidError, TrustBundle, TrustDomain, X509Svid},
     rotation::{
         cure::Cure,
-        failure::Failure,
+        failure::{Class, Failure},
         patience::{Setback, Strain, is_probed, wait_after},
         schedule::{MIN_INTERVAL, can_meet, renewal_after},
     },
@@ -38,18 +38,19 @@ impl<T: TokenSource> Renewal<T> {
     /// # Errors
     /// When none can.
     pub(super) async fn recover(&mut self, failure: &Failure, forced: Notified<'_>) -> Result<(), RenewalEnded> {
-        if T::FIXED && failure.token_is_final(self.held.is_some()) {
+        let class = failure.class();
+        if T::FIXED && class.token_is_final(self.held.is_some()) {
             self.failed(failure, Duration::ZERO, "not retrying with this token");
             return Err(RenewalEnded::Token(failure.to_string()));
         }
-        let wait = self.wait_after(failure);
-        match failure.needs_token() {
+        let wait = self.wait_after(&class);
+        match class.needs_token {
             true => self.failed(failure, wait, "watching the token file, re-reading it within 30 s"),
             false => self.failed(failure, wait, &format!("retrying in {:.1} s", wait.as_secs_f64())),
         }
         debug!(wait_ms = wait.as_millis() as u64, "waiting before the next attempt");
         let (since, clock_was_set) = (Instant::now(), Notify::new());
-        let cure = self.cure(failure);
+        let cure = self.cure(&class);
         let mut cured = None;
         tokio::select! {
             biased;
@@ -59,7 +60,7 @@ impl<T: TokenSource> Renewal<T> {
                 self.failover.forget_patience();
             }
             () = moved(self.file_roots.clone(), &self.asked, self.tried) => self.backoff.reset(),
-            true = self.tokens.changed(), if failure.concerns_token() => self.backoff.reset(),
+            true = self.tokens.changed(), if class.concerns_token() => self.backoff.reset(),
             // Nor does an outage keep the streams from what is valid again once the clock is set right.
             () = self.timer.pause(wait, || { self.store.look_again(); clock_was_set.notify_one(); }) => {}
             () = clock_was_set.notified(), if cure.hangs.clock => cured = Some("the clock".to_owned()),
@@ -74,13 +75,13 @@ impl<T: TokenSource> Renewal<T> {
     }
 
     /// What would end the wait after a failure.
-    fn cure(&self, failure: &Failure) -> Cure {
+    fn cure(&self, class: &Class) -> Cure {
         let left = self.left();
         Cure {
-            hangs: failure.hangs(),
+            hangs: class.hangs,
             ways: self.failover.ways(),
             calm: left.is_some_and(|left| !left.is_zero()),
-            probed: is_probed(failure.setback(), left),
+            probed: is_probed(class.setback(), left),
         }
     }
 
@@ -105,11 +106,11 @@ impl<T: TokenSource> Renewal<T> {
     }
 
     /// How long to leave the CA alone after a failure.
-    fn wait_after(&mut self, failure: &Failure) -> Duration {
-        let mut setback = failure.setback();
+    fn wait_after(&mut self, class: &Class) -> Duration {
+        let mut setback = class.setback();
         // A name that the CA does not know yet can wait, and a whole fleet may be ahead of its CA.
         if let (Setback::Failed { strain: strain @ (Strain::Away | Strain::None), .. }, true) =
-            (&mut setback, self.awaits(failure))
+            (&mut setback, self.awaits(class))
         {
             *strain = Strain::Late;
         }
@@ -122,8 +123,8 @@ impl<T: TokenSource> Renewal<T> {
     }
 
     /// Whether what is held serves while the CA refuses its successor.
-    fn awaits(&self, failure: &Failure) -> bool {
-        self.held.is_some() && self.identity != self.wanted() && failure.is_refusal()
+    fn awaits(&self, class: &Class) -> bool {
+        self.held.is_some() && self.identity != self.wanted() && class.is_refusal
     }
 
     /// The life that is left of what is held, if anything is.

@@ -28,7 +28,7 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Serves the union of all trust anchors: it is pushed when a source changes, without a call to the CA. And the
 /// certificate, each after the anchors that it needs.
-pub(super) struct RootPublisher {
+pub(super) struct Publisher {
     store: Arc<SecretStore>,
     shown: Arc<Workload>,
     state: Mutex<State>,
@@ -65,7 +65,7 @@ struct Published {
     whole_chain: bool,
 }
 
-impl RootPublisher {
+impl Publisher {
     pub(super) fn new(store: Arc<SecretStore>, config: &RootsConfig, mounted: bool, shown: Arc<Workload>) -> Self {
         let state = State {
             roots: Roots::new(config.grace),
