@@ -23,6 +23,7 @@
 
 mod arena;
 mod child;
+mod filling;
 mod keys;
 mod landlock;
 mod mapping;
@@ -50,6 +51,7 @@ pub use arena::{
     for_each_arena_byte_range, for_each_secret_byte_range, for_the_tables_bytes, forget_secret_peak, secret_misses,
 };
 pub use child::{Inherited, Started, reap};
+pub use filling::fill_openssl_tables;
 pub use keys::{
     Structure, as_if_new, generate_ec_key, generate_rsa_key, public_half, read_private_key, write_private_key,
 };
@@ -69,5 +71,4 @@ pub use seccomp::restrict_system_calls;
 pub use seccomp::{FOLLOWING_CALLS, SERVING_CALLS};
 pub use secret::{Need, SecretUsage};
 pub use stack::{clear_idle_stack, on_arena_stack};
-pub use tables::fill_openssl_tables;
 pub use tls::{AnchorsFor, find_anchors, limit_certificate_chain, negotiated_group};

@@ -1,0 +1,113 @@
+//! Has OpenSSL make all of its tables at the start, so that they lie where [`crate::tables`] keeps them.
+
+use std::{
+    ffi::{CStr, c_char, c_void},
+    ptr,
+};
+
+use crate::arena::lock;
+
+type Fetch = unsafe extern "C" fn(*mut c_void, *const c_char, *const c_char) -> *mut c_void;
+
+unsafe extern "C" {
+    fn EVP_MD_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
+    fn EVP_CIPHER_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
+    fn EVP_MAC_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
+    fn EVP_KDF_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
+    fn EVP_KEYMGMT_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
+    fn EVP_KEYEXCH_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
+    fn EVP_SIGNATURE_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
+    fn EVP_ASYM_CIPHER_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
+    fn EVP_KEM_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
+    fn OSSL_DECODER_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
+}
+
+/// One algorithm of each kind: whoever wants one that is not known yet makes OpenSSL list all of its kind.
+const ALGORITHMS: [(Fetch, &CStr); 11] = [
+    (EVP_MD_fetch, c"SHA256"),
+    // For the nonces of signatures: where OpenSSL remembers that it has found it is no key material.
+    (EVP_MD_fetch, c"SHA512"),
+    (EVP_CIPHER_fetch, c"AES-128-GCM"),
+    (EVP_MAC_fetch, c"HMAC"),
+    (EVP_KDF_fetch, c"HKDF"),
+    (EVP_KEYMGMT_fetch, c"EC"),
+    (EVP_KEYEXCH_fetch, c"ECDH"),
+    (EVP_SIGNATURE_fetch, c"ECDSA"),
+    (EVP_ASYM_CIPHER_fetch, c"RSA"),
+    (EVP_KEM_fetch, c"EC"),
+    (OSSL_DECODER_fetch, c"EC"),
+];
+
+/// Has OpenSSL make its tables in ordinary memory. Call it before anything secret is read or made, after
+/// [`crate::adopt_openssl`]. Without it they lie in the arena.
+pub fn fill_openssl_tables() {
+    lock().tables.open();
+    openssl_sys::init();
+    for (fetch, name) in ALGORITHMS {
+        // What is returned is kept by OpenSSL in any case, for ever: nothing would be gained by giving it back.
+        // SAFETY: null is the usual context and no wish for properties; the name is a C string.
+        let _ = unsafe { fetch(ptr::null_mut(), name.as_ptr(), ptr::null()) };
+    }
+    // SAFETY: the call takes nothing.
+    unsafe { openssl_sys::ERR_clear_error() };
+    lock().tables.filling = false;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::NonNull;
+
+    use super::*;
+    use crate::{
+        memory_functions::{free, malloc, realloc},
+        tables::SIZE,
+    };
+
+    const HERE: (*const c_char, i32) = (ptr::null(), 0);
+
+    fn is_table(block: *mut c_void) -> bool {
+        lock().tables.hold(NonNull::new(block.cast()).expect("there is room"))
+    }
+
+    fn blocks() -> usize {
+        lock().tables.pool.blocks
+    }
+
+    fn bytes<'a>(block: *mut c_void, len: usize) -> &'a mut [u8] {
+        // SAFETY: the caller has a block of this length, and this is all that uses it.
+        unsafe { std::slice::from_raw_parts_mut(block.cast(), len) }
+    }
+
+    #[test]
+    fn what_grows_after_the_filling_moves_to_the_arena() {
+        let resized = |block, size| {
+            // SAFETY: the block is from `malloc` or `realloc` below, and not used any more.
+            unsafe { realloc(block, size, HERE.0, HERE.1) }
+        };
+        lock().tables.open();
+        let block = malloc(100, HERE.0, HERE.1);
+        assert!(is_table(block));
+        let block = resized(block, 200);
+        assert!(is_table(block), "it grows in its place");
+        bytes(block, 200).fill(7);
+        lock().tables.filling = false;
+
+        assert!(!is_table(malloc(100, HERE.0, HERE.1)), "what is new lies in the arena");
+        let block = resized(block, 50);
+        assert!(is_table(block), "it shrinks in its place");
+        assert_eq!(blocks(), 1);
+        let block = resized(block, 1000);
+        assert!(!is_table(block));
+        assert_eq!(bytes(block, 50), [7; 50]);
+        assert_eq!(blocks(), 0);
+        // SAFETY: the block is from above and not used any more.
+        unsafe { free(block, HERE.0, HERE.1) };
+
+        lock().tables.open();
+        let block = malloc(SIZE, HERE.0, HERE.1);
+        assert!(!is_table(block), "what finds no room lies in the arena");
+        lock().tables.filling = false;
+        // SAFETY: the block is from above and not used any more.
+        unsafe { free(block, HERE.0, HERE.1) };
+    }
+}
