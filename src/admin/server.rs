@@ -2,22 +2,17 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     io::{self, Cursor},
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::{
-    body::{Body, Frame, Incoming, SizeHint},
-    server::conn::http1,
-    service::service_fn,
-};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::AsyncReadExt,
@@ -146,7 +141,7 @@ async fn answer(
     pages: &dyn Pages,
     is_network: bool,
     request: Request<Incoming>,
-) -> Result<Response<Document>, Infallible> {
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let meant = if is_network { host::check(&request) } else { Ok(()) };
     let plain = |status, text: String| Page { status, content_type: "text/plain", body: (text + "\n").into() };
     let Page { status, content_type, body } = match (meant, request.method()) {
@@ -157,28 +152,8 @@ async fn answer(
         }
         (Ok(()), _) => plain(405, "only GET is supported".to_owned()),
     };
-    let mut response = Response::new(Document(Some(body)));
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     Ok(response)
-}
-
-/// A body in one piece.
-struct Document(Option<Bytes>);
-
-impl Body for Document {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.take().map(|body| Ok(Frame::data(body))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.as_ref().map_or(0, |body| body.len() as u64))
-    }
 }
