@@ -15,10 +15,10 @@ use crate::store::Piece;
 
 /// What a connection was given and has not written yet. A retired key lives on in it, so it must not stay for ever.
 #[derive(Clone, Default)]
-pub(super) struct Leases(Arc<Shared>);
+pub(super) struct Leases(Arc<Unwritten>);
 
 #[derive(Default)]
-struct Shared {
+struct Unwritten {
     unwritten: AtomicUsize,
     changed: Notify,
     /// Streams that wait until some of it is written.

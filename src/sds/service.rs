@@ -55,11 +55,11 @@ const KNOWN: &str = "default, ROOTCA, file-cert:CHAIN~KEY, file-root:FILE and fi
 #[derive(Clone)]
 pub(super) struct SdsService {
     shared: Arc<Shared>,
-    client: Arc<Caller>,
+    client: Arc<Connected>,
 }
 
 /// Who is at the other end of a connection, and what it was given.
-struct Caller {
+struct Connected {
     shown: Client,
     leases: Leases,
     rights: Rights,
@@ -118,7 +118,7 @@ impl SdsService {
         leases: Leases,
         account: Arc<Account>,
     ) -> Self {
-        Self { shared, client: Arc::new(Caller { shown: client, leases, rights, account }) }
+        Self { shared, client: Arc::new(Connected { shown: client, leases, rights, account }) }
     }
 }
 
@@ -163,7 +163,7 @@ impl Future for Answering {
 }
 
 impl Shared {
-    async fn answer(&self, client: &Caller, request: http::Request<Incoming>, place: Place) -> Answer {
+    async fn answer(&self, client: &Connected, request: http::Request<Incoming>, place: Place) -> Answer {
         let responses: Box<dyn Responses> = match request.uri().path().trim_start_matches(SERVICE) {
             "StreamSecrets" => Box::new(self.stream::<StateOfTheWorld>(client, request)?),
             "DeltaSecrets" => Box::new(self.stream::<Delta>(client, request)?),
@@ -183,7 +183,7 @@ impl Shared {
     }
 
     /// What our own commands ask for (`sds-shim status` and its kin).
-    fn page(&self, client: &Caller, path: &str, place: Place) -> http::Response<ResponseBody> {
+    fn page(&self, client: &Connected, path: &str, place: Place) -> http::Response<ResponseBody> {
         let Page { status, content_type, body } = self.pages.page(path, None);
         let body = client.leases.lease(Pieces::from([Piece::Bytes(body)]));
         let mut response = http::Response::new(ResponseBody::document(body, place));
@@ -192,14 +192,19 @@ impl Shared {
         response
     }
 
-    async fn health(&self, client: &Caller, request: http::Request<Incoming>, watch: bool) -> Result<Health, Status> {
+    async fn health(
+        &self,
+        client: &Connected,
+        request: http::Request<Incoming>,
+        watch: bool,
+    ) -> Result<Health, Status> {
         let (_, mut requests) = messages::<HealthCheckRequest>(request)?;
         let request =
             first(&mut requests, &client.account).await.unwrap_or_else(|| Ok(HealthCheckRequest::default()))?;
         Health::new(&request, Arc::clone(&self.status), watch)
     }
 
-    fn attach(&self, client: &Caller, call: &'static str, metadata: &MetadataMap) -> Result<Attached, Status> {
+    fn attach(&self, client: &Connected, call: &'static str, metadata: &MetadataMap) -> Result<Attached, Status> {
         let token = token(metadata).map_err(AttachError::from)?;
         // A token that comes for the first time begins renewals that outlive its connection.
         let consumer = client.account.exempt(|| self.workloads.attach(token))?;
@@ -209,7 +214,11 @@ impl Shared {
         Ok(Attached { consumer, subscription, report })
     }
 
-    fn stream<V: Variant>(&self, client: &Caller, request: http::Request<Incoming>) -> Result<SecretStream<V>, Status> {
+    fn stream<V: Variant>(
+        &self,
+        client: &Connected,
+        request: http::Request<Incoming>,
+    ) -> Result<SecretStream<V>, Status> {
         let (metadata, requests) = messages(request)?;
         let Attached { consumer, subscription, report } = self.attach(client, V::CALL, &metadata)?;
         let leases = client.leases.clone();
@@ -217,7 +226,7 @@ impl Shared {
     }
 
     /// Answers with what is held of the named secrets, at once if there is any, else as soon as there is.
-    async fn fetch(&self, client: &Caller, request: http::Request<Incoming>) -> Result<Pieces, Status> {
+    async fn fetch(&self, client: &Connected, request: http::Request<Incoming>) -> Result<Pieces, Status> {
         let (metadata, mut requests) = messages::<DiscoveryRequest>(request)?;
         let Attached { mut consumer, mut subscription, report } = self.attach(client, FETCH, &metadata)?;
         let request = first(&mut requests, &client.account)

@@ -19,10 +19,10 @@ pub fn is_on_demand(name: &str) -> bool {
 
 /// Names that are held only because a consumer asked for them.
 #[derive(Clone, Default)]
-pub struct Demand(Arc<Shared>);
+pub struct Demand(Arc<NamedFiles>);
 
 #[derive(Default)]
-struct Shared {
+struct NamedFiles {
     names: Mutex<Names>,
     changed: Notify,
 }
