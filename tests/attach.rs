@@ -1,20 +1,16 @@
 //! Whether another process of the same user can attach to the shim before it has closed itself to others. These tests
 //! start it as another user, so they need root.
 
-mod common;
-
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
-use common::{Logged, Site};
 use testkit::{
     Failure, OrFail,
     confined::{UID, copy, helper, own},
+    fixture::{Logged, Site},
     process::Process,
     scratch::Scratch,
     shim::program,
 };
-
-type Outcome = Result<(), Failure>;
 
 const ATTACHABLE: &str = "another process of the same user could have attached";
 /// As UID 1337, without capabilities: setpriv still has root's when it starts a program, and `env` has none.
@@ -26,14 +22,14 @@ fn arguments(more: &[&str]) -> Vec<String> {
 }
 
 /// A copy of the shim that belongs to root.
-fn install(directory: &Path, name: &str, mode: u32) -> Outcome {
+fn install(directory: &Path, name: &str, mode: u32) -> testkit::Result {
     let path = directory.join(name);
     copy(&program()?, &path)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(mode)).or_fail("set the mode")
 }
 
 #[tokio::test]
-async fn nobody_attaches_to_a_program_that_its_user_cannot_read() -> Outcome {
+async fn nobody_attaches_to_a_program_that_its_user_cannot_read() -> testkit::Result {
     let scratch = Scratch::new("tests")?;
     copy(&helper("seizer")?, &scratch.path().join("seizer"))?;
     own(scratch.path(), UID, UID).or_fail("give the directory away")?;
@@ -53,7 +49,7 @@ async fn nobody_attaches_to_a_program_that_its_user_cannot_read() -> Outcome {
 }
 
 #[tokio::test]
-async fn it_says_whether_somebody_could_have_attached() -> Outcome {
+async fn it_says_whether_somebody_could_have_attached() -> testkit::Result {
     for (mode, expected) in [(0o755, true), (0o111, false)] {
         let site = Site::new().await?;
         own(site.workload.path(), UID, UID).or_fail("give the pod away")?;
@@ -79,7 +75,7 @@ async fn it_says_whether_somebody_could_have_attached() -> Outcome {
 
 /// Root reads what it likes: where it may, the kernel closes nothing.
 #[tokio::test]
-async fn root_is_told_as_well() -> Outcome {
+async fn root_is_told_as_well() -> testkit::Result {
     let site = Site::new().await?;
     let shim = Logged(site.shim().start()?);
     shim.wait_for_log(ATTACHABLE).await?;

@@ -2,18 +2,17 @@
 //! process lives within its memory, and the next right answer is used. These tests start the shim as another user, so
 //! they need root.
 
-mod ca_common;
 mod der;
 
 use std::{fs, net::SocketAddr};
 
-use ca_common::{Open, Scene, Tested, attempts::failed, renew};
 use der::{names, tiny};
 use testkit::{
     Failure, OrFail,
     confined::{Confinement, MEMLOCK},
     development_ca::{CaOptions, Fault, Flood, Leaf, Pki, SignOverrides},
     door::own_address,
+    fixture::{Open, Site, attempts::failed, renew},
     shim::Shim,
 };
 
@@ -25,7 +24,7 @@ const IN_CLEAR: u16 = 15010;
 
 /// A shim as it runs in a sidecar, which outlives every `fault` before it has a certificate and after; each time it
 /// tells one of `reasons`.
-async fn outlives(scene: &Scene, fault: &Fault, reasons: &[&str]) -> Tested {
+async fn outlives(scene: &Site, fault: &Fault, reasons: &[&str]) -> testkit::Result {
     scene.ca.set_fault(Some(fault.clone()));
     let builder = scene.shim().confined(Confinement::default()).env("SDS_SHIM_LOG", "debug");
     let builder = match scene.ca.address() {
@@ -50,12 +49,12 @@ async fn outlives(scene: &Scene, fault: &Fault, reasons: &[&str]) -> Tested {
 }
 
 /// The same with a CA and a workload of its own.
-async fn survives(fault: Fault, reasons: &[&str]) -> Tested {
-    outlives(&Scene::new().await?, &fault, reasons).await
+async fn survives(fault: Fault, reasons: &[&str]) -> testkit::Result {
+    outlives(&Site::new().await?, &fault, reasons).await
 }
 
 /// So many failures in a row, of which the reason is told.
-async fn fails(shim: &Shim, fault: &Fault, reasons: &[&str]) -> Tested {
+async fn fails(shim: &Shim, fault: &Fault, reasons: &[&str]) -> testkit::Result {
     let named = |failure: Failure| Failure::new(format!("{fault:?}: {failure}"));
     let mark = shim.log().mark();
     for count in 1..=TIMES {
@@ -69,7 +68,7 @@ async fn fails(shim: &Shim, fault: &Fault, reasons: &[&str]) -> Tested {
     Err(named(shim.failure(format!("none of {reasons:?} is told"))))
 }
 
-fn within_memory(shim: &Shim) -> Tested {
+fn within_memory(shim: &Shim) -> testkit::Result {
     let status = fs::read_to_string(format!("/proc/{}/status", shim.pid())).or_fail("the shim lives")?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:")?.trim().strip_suffix(" kB"));
     let peak: u64 = peak.and_then(|peak| peak.trim().parse().ok()).expect("the kernel tells it");
@@ -93,19 +92,19 @@ fn reasons(flood: Flood) -> &'static [&'static str] {
 }
 
 #[tokio::test]
-async fn frames_without_end_over_tls() -> Tested {
+async fn frames_without_end_over_tls() -> testkit::Result {
     for flood in Flood::ALL {
-        let scene = Scene::new().await?;
+        let scene = Site::new().await?;
         outlives(&scene, &Fault::Flood(flood), reasons(flood)).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn frames_without_end_in_clear() -> Tested {
+async fn frames_without_end_in_clear() -> testkit::Result {
     for flood in Flood::ALL {
         let listen = SocketAddr::new(own_address().ip(), IN_CLEAR);
-        let scene = Scene::with(CaOptions { plaintext: true, listen, ..CaOptions::default() }).await?;
+        let scene = Site::with(CaOptions { plaintext: true, listen, ..CaOptions::default() }).await?;
         outlives(&scene, &Fault::Flood(flood), reasons(flood)).await?;
     }
     Ok(())
@@ -117,7 +116,7 @@ fn named(edit: impl Fn(&mut Leaf) + Send + Sync + 'static) -> Fault {
 }
 
 #[tokio::test]
-async fn a_leaf_with_thousands_of_names() -> Tested {
+async fn a_leaf_with_thousands_of_names() -> testkit::Result {
     let too_large = ["element 1 of the CA's answer: certificate 1 in it is too large"];
     survives(named(|leaf| leaf.uri.extend((0..8000).map(|_| "a:b".to_owned()))), &too_large).await?;
     survives(named(|leaf| leaf.dns = vec!["a.b".to_owned(); 5000]), &too_large).await?;
@@ -126,8 +125,8 @@ async fn a_leaf_with_thousands_of_names() -> Tested {
 }
 
 #[tokio::test]
-async fn a_leaf_with_as_many_names_as_it_may_have_is_used() -> Tested {
-    let scene = Scene::new().await?;
+async fn a_leaf_with_as_many_names_as_it_may_have_is_used() -> testkit::Result {
+    let scene = Site::new().await?;
     scene.ca.set_fault(Some(named(|leaf| leaf.dns = (0..31).map(|number| format!("a{number}.b")).collect())));
     let mut shim = scene.shim().confined(Confinement::default()).start()?;
     Open::connect(&mut shim, "default").await?.next(&shim).await?;
@@ -136,7 +135,7 @@ async fn a_leaf_with_as_many_names_as_it_may_have_is_used() -> Tested {
 
 /// Of each element of the answer.
 #[tokio::test]
-async fn elements_with_masses_of_certificates() -> Tested {
+async fn elements_with_masses_of_certificates() -> testkit::Result {
     let with = |at: usize, text: String| {
         Fault::mutate(move |mut chain| {
             chain[at].push_str(&text);
@@ -160,8 +159,8 @@ async fn elements_with_masses_of_certificates() -> Tested {
 
 /// Nothing of it makes the answer bad, and it must not be told at length.
 #[tokio::test]
-async fn roots_that_are_none_in_masses() -> Tested {
-    let scene = Scene::new().await?;
+async fn roots_that_are_none_in_masses() -> testkit::Result {
+    let scene = Site::new().await?;
     let empty = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".repeat(1000);
     scene.ca.set_fault(Some(Fault::mutate(move |mut chain| {
         let last = chain.len() - 1;
@@ -176,8 +175,8 @@ async fn roots_that_are_none_in_masses() -> Tested {
 }
 
 #[tokio::test]
-async fn a_server_with_a_thousand_tiny_certificates() -> Tested {
-    let scene = Scene::with(CaOptions { server_chain: vec![pem(&tiny()).repeat(940)], ..CaOptions::default() }).await?;
+async fn a_server_with_a_thousand_tiny_certificates() -> testkit::Result {
+    let scene = Site::with(CaOptions { server_chain: vec![pem(&tiny()).repeat(940)], ..CaOptions::default() }).await?;
     let builder = scene.shim().confined(Confinement::default()).env("SDS_SHIM_LOG", "debug");
     let mut shim = builder.start()?;
     shim.connect().await?;
@@ -189,13 +188,13 @@ async fn a_server_with_a_thousand_tiny_certificates() -> Tested {
 
 /// As many as the limit lets through, and a large answer.
 #[tokio::test]
-async fn a_server_with_as_many_tiny_certificates_as_it_may_have() -> Tested {
+async fn a_server_with_as_many_tiny_certificates_as_it_may_have() -> testkit::Result {
     let options = CaOptions {
         server_chain: vec![pem(&tiny()).repeat(180)],
         extra_roots: (0..40).map(|number| Pki::new(&number.to_string()).root_pem()).collect(),
         ..CaOptions::default()
     };
-    let scene = Scene::with(options).await?;
+    let scene = Site::with(options).await?;
     let mut shim = scene.shim().confined(Confinement::default()).start()?;
     let mut stream = Open::connect(&mut shim, "default").await?;
     stream.next(&shim).await?;

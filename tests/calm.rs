@@ -1,10 +1,7 @@
 //! Who stands before a CA may end a call because it is asked too much (HTTP/2's ENHANCE_YOUR_CALM, RFC 9113, section 7):
 //! that is overload, and not a broken connection.
 
-mod ca_common;
-
-use ca_common::{Scene, Tested};
-use testkit::{OrFail, door::own_address};
+use testkit::{OrFail, door::own_address, fixture::Site};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -19,12 +16,12 @@ fn frame(kind: u8, flags: u8, stream: u8, content: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn enhance_your_calm_is_overload() -> Tested {
+async fn enhance_your_calm_is_overload() -> testkit::Result {
     const SETTINGS: u8 = 4;
     const GOAWAY: u8 = 7;
     const RST_STREAM: u8 = 3;
     const CALM: [u8; 4] = [0, 0, 0, 11];
-    let scene = Scene::new().await?;
+    let scene = Site::new().await?;
     let address = (own_address().ip(), IN_CLEAR);
     let listener = TcpListener::bind(address).await.or_fail("listen")?;
     let server = tokio::spawn(async move {
@@ -56,7 +53,7 @@ async fn enhance_your_calm_is_overload() -> Tested {
         };
         assert!(of("overload") >= 1.0 && of("transport") == 0.0, "{metrics}");
         let mark = shim.log().mark();
-        ca_common::renew(&shim)?;
+        testkit::fixture::renew(&shim)?;
         // The same cause is told once; that it was tried again is seen in the count.
         drop(shim.wait_for_log_after(mark, "renewal requested by signal").await?);
     }

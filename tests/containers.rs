@@ -1,8 +1,6 @@
 //! The image as it is shipped, in containers of podman as Kubernetes would start them. Where the machine does not let
 //! us start containers nothing can be tested, which is said past the test harness.
 
-mod common;
-
 use std::{
     fs,
     io::Write,
@@ -10,18 +8,16 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use common::{Logged, Site};
 use nix::sys::signal::Signal;
 use testkit::{
     Failure, OrFail, confined,
     container::{Containment, Images, ProgramImage, podman},
     envoy::{Bootstrap, SdsTransport},
+    fixture::{Logged, Site},
     sds,
     workload::SOCKET,
     workspace,
 };
-
-type Outcome = Result<(), Failure>;
 
 /// The images, built by the first test that needs them and removed by the last. `None` where there can be none.
 fn images() -> Result<Option<Arc<Images>>, Failure> {
@@ -60,14 +56,14 @@ fn start(
 }
 
 /// Waits for the first certificate and has it renewed once.
-async fn serves(shim: &mut Logged) -> Outcome {
+async fn serves(shim: &mut Logged) -> testkit::Result {
     let mut stream = shim.connect().await?.stream();
     stream.send(sds::request(&["default"]));
     let first = stream.recv().await?;
     stream.send(sds::ack(&first, &["default"]));
     shim.container().exec(&["/usr/local/bin/sds-shim", "renew"]).await?;
     let second = stream.recv().await?;
-    assert_ne!(common::serial(&first)?, common::serial(&second)?);
+    assert_ne!(testkit::fixture::serial(&first)?, testkit::fixture::serial(&second)?);
     Ok(())
 }
 
@@ -78,7 +74,7 @@ async fn stop(shim: &mut Logged) -> Result<Option<i32>, Failure> {
 }
 
 #[tokio::test]
-async fn the_shipped_image_holds_all_its_promises_in_a_restricted_container() -> Outcome {
+async fn the_shipped_image_holds_all_its_promises_in_a_restricted_container() -> testkit::Result {
     let Some(images) = images()? else { return Ok(()) };
     let site = Site::new().await?;
     let mut shim = start(&site, Containment::new(&images.binary()), Some("secret"), &[])?;
@@ -119,7 +115,7 @@ async fn the_shipped_image_holds_all_its_promises_in_a_restricted_container() ->
 }
 
 #[tokio::test]
-async fn where_secret_memory_is_forbidden_and_the_user_is_any_it_steps_down_and_serves() -> Outcome {
+async fn where_secret_memory_is_forbidden_and_the_user_is_any_it_steps_down_and_serves() -> testkit::Result {
     let Some(images) = images()? else { return Ok(()) };
     let site = Site::new().await?;
     let path = podman(&["info", "--format", "{{.Host.Security.SECCOMPProfilePath}}"])?;
@@ -145,7 +141,7 @@ async fn where_secret_memory_is_forbidden_and_the_user_is_any_it_steps_down_and_
 }
 
 #[tokio::test]
-async fn the_profile_of_our_own_is_enough_and_the_filter_goes_with_it() -> Outcome {
+async fn the_profile_of_our_own_is_enough_and_the_filter_goes_with_it() -> testkit::Result {
     let Some(images) = images()? else { return Ok(()) };
     let site = Site::new().await?;
     let profile = workspace().join("packaging/seccomp/sds-shim.json");
@@ -160,7 +156,7 @@ async fn the_profile_of_our_own_is_enough_and_the_filter_goes_with_it() -> Outco
 
 /// What container runtimes give on kernels before 5.16.
 #[tokio::test]
-async fn with_the_limit_of_old_kernels_it_refuses_unless_told_otherwise() -> Outcome {
+async fn with_the_limit_of_old_kernels_it_refuses_unless_told_otherwise() -> testkit::Result {
     let Some(images) = images()? else { return Ok(()) };
     let site = Site::new().await?;
     let containment = Containment { memlock: 64 << 10, ..Containment::new(&images.binary()) };
@@ -176,7 +172,7 @@ async fn with_the_limit_of_old_kernels_it_refuses_unless_told_otherwise() -> Out
 /// The sidecar's image: the shim starts what stands in the place of Istio's agent, with the arguments of the
 /// container, and ends with it.
 #[tokio::test]
-async fn the_sidecar_image_starts_its_agent_beside_the_shim() -> Outcome {
+async fn the_sidecar_image_starts_its_agent_beside_the_shim() -> testkit::Result {
     if images()?.is_none() {
         return Ok(());
     }

@@ -2,8 +2,6 @@
 //! must find one there. These tests start the shim as another user and trace it, so they need root; and `gcore`,
 //! which `make gdb` installs.
 
-mod common;
-
 use std::{
     collections::HashMap,
     fs,
@@ -11,16 +9,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use common::{Logged, QUIET, Site};
 use nix::sys::signal::Signal;
 use testkit::{
     Failure, OrFail,
     confined::Confinement,
+    fixture::{Logged, QUIET, Site},
     residency::{self, CoreImage, CorePattern, Gdb, Needles},
     sds::{self, SdsStream},
 };
-
-type Outcome = Result<(), Failure>;
 
 /// Rotations before the image.
 const ROTATIONS: usize = 5;
@@ -53,7 +49,7 @@ impl Subject {
         Ok(subject)
     }
 
-    async fn take(&mut self, key: usize) -> Outcome {
+    async fn take(&mut self, key: usize) -> testkit::Result {
         let answer = self.stream.recv().await?;
         self.needles.add(key, &sds::secrets(&answer)?.remove(0).key_pem)?;
         self.stream.send(sds::ack(&answer, &["default"]));
@@ -97,7 +93,7 @@ fn assert_whole(image: &CoreImage) {
 }
 
 #[tokio::test]
-async fn gcore_gets_no_key_although_it_asks_for_everything() -> Outcome {
+async fn gcore_gets_no_key_although_it_asks_for_everything() -> testkit::Result {
     let subject = Subject::new(Confinement::default()).await?;
     let secret: Vec<_> =
         residency::mappings(subject.shim.pid())?.into_iter().filter(residency::Mapping::is_secret).collect();
@@ -118,7 +114,7 @@ async fn gcore_gets_no_key_although_it_asks_for_everything() -> Outcome {
 }
 
 #[tokio::test]
-async fn gcore_finds_the_live_key_where_the_arena_can_be_read() -> Outcome {
+async fn gcore_finds_the_live_key_where_the_arena_can_be_read() -> testkit::Result {
     let subject = Subject::new(exposed()).await?;
     let directory = subject.site.workload.path();
     let Gdb { image, .. } = residency::gcore(subject.shim.pid(), directory, true).await?;
@@ -133,7 +129,7 @@ async fn gcore_finds_the_live_key_where_the_arena_can_be_read() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_core_by_the_kernel_holds_no_key() -> Outcome {
+async fn a_core_by_the_kernel_holds_no_key() -> testkit::Result {
     // Where nothing is left out, secret memory alone keeps them away; else, the request to leave the arena out.
     let unhelped =
         Confinement { cores: true, dumpable: true, nothing_left_out_of_cores: true, ..Confinement::default() };
@@ -147,7 +143,7 @@ async fn a_core_by_the_kernel_holds_no_key() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_core_by_the_kernel_holds_no_key_at_any_moment_of_a_rotation() -> Outcome {
+async fn a_core_by_the_kernel_holds_no_key_at_any_moment_of_a_rotation() -> testkit::Result {
     const MOMENTS: u32 = 6;
     for moment in 0..MOMENTS {
         let mut subject = Subject::new(Confinement { cores: true, dumpable: true, ..Confinement::default() }).await?;
@@ -168,7 +164,7 @@ async fn a_core_by_the_kernel_holds_no_key_at_any_moment_of_a_rotation() -> Outc
 }
 
 #[tokio::test]
-async fn a_core_by_the_kernel_holds_the_live_key_where_nothing_protects_it() -> Outcome {
+async fn a_core_by_the_kernel_holds_the_live_key_where_nothing_protects_it() -> testkit::Result {
     let mut subject =
         Subject::new(Confinement { cores: true, dumpable: true, nothing_left_out_of_cores: true, ..exposed() }).await?;
     let image = subject.die().await?;
@@ -179,7 +175,7 @@ async fn a_core_by_the_kernel_holds_the_live_key_where_nothing_protects_it() -> 
 }
 
 #[tokio::test]
-async fn by_itself_it_writes_no_core() -> Outcome {
+async fn by_itself_it_writes_no_core() -> testkit::Result {
     let mut subject = Subject::new(Confinement { cores: true, ..Confinement::default() }).await?;
     let _pattern = CorePattern::hold().await?;
     subject.shim.signal(Signal::SIGABRT)?;

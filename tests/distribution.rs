@@ -1,19 +1,20 @@
 //! A plain `cargo build` with the distribution's libssl: what it keeps of the protection of keys, and that OpenSSL's
 //! own configuration chooses its providers. These tests start the shim as another user, so they need root.
 
-mod common;
-
-use common::{Logged, Site};
-use testkit::{Failure, OrFail, confined::Confinement, sds, shim::ShimBuilder};
-
-type Outcome = Result<(), Failure>;
+use testkit::{
+    OrFail,
+    confined::Confinement,
+    fixture::{Logged, Site},
+    sds,
+    shim::ShimBuilder,
+};
 
 /// An OpenSSL configuration that allows only what a FIPS provider offers, and brings none.
 const FIPS_ALONE: &str = "openssl_conf = start\n[start]\nalg_section = algorithms\n[algorithms]\n\
      default_properties = fips=yes\n";
 
 /// Starts, tells all of this, gets a certificate and serves it, and the next one after it.
-async fn serves(shim: ShimBuilder, told: &[&str]) -> Outcome {
+async fn serves(shim: ShimBuilder, told: &[&str]) -> testkit::Result {
     let mut shim = Logged(shim.start()?);
     let client = shim.connect().await?;
     for part in told {
@@ -22,18 +23,18 @@ async fn serves(shim: ShimBuilder, told: &[&str]) -> Outcome {
     let mut stream = client.stream();
     stream.send(sds::request(&["default"]));
     let first = stream.recv().await?;
-    assert!(!common::serial(&first)?.is_empty());
+    assert!(!testkit::fixture::serial(&first)?.is_empty());
     stream.send(sds::ack(&first, &["default"]));
     shim.signal(nix::sys::signal::Signal::SIGUSR1)?;
     let next = stream.recv().await?;
-    assert_ne!(common::serial(&next)?, common::serial(&first)?);
+    assert_ne!(testkit::fixture::serial(&next)?, testkit::fixture::serial(&first)?);
     let ended = shim.terminate().await?;
     assert!(ended.success(), "{ended}");
     Ok(())
 }
 
 #[tokio::test]
-async fn keys_are_in_secret_memory_under_the_usual_limit() -> Outcome {
+async fn keys_are_in_secret_memory_under_the_usual_limit() -> testkit::Result {
     let site = Site::new().await?;
     let told = [
         "keys are in secret memory (32 KiB), the rest of the process is not locked",
@@ -43,7 +44,7 @@ async fn keys_are_in_secret_memory_under_the_usual_limit() -> Outcome {
 }
 
 #[tokio::test]
-async fn all_is_locked_where_no_limit_is_in_the_way() -> Outcome {
+async fn all_is_locked_where_no_limit_is_in_the_way() -> testkit::Result {
     let site = Site::new().await?;
     let shim = site.shim().distribution().env("SDS_SHIM_REQUIRE_LOCKED", "secret");
     let mut refused = Logged(shim.clone().confined(Confinement::default()).start()?);
@@ -54,7 +55,7 @@ async fn all_is_locked_where_no_limit_is_in_the_way() -> Outcome {
 }
 
 #[tokio::test]
-async fn openssl_takes_its_providers_from_its_configuration() -> Outcome {
+async fn openssl_takes_its_providers_from_its_configuration() -> testkit::Result {
     let site = Site::new().await?;
     let configuration = site.workload.path().join("openssl.cnf");
     std::fs::write(&configuration, FIPS_ALONE).or_fail("write OpenSSL's configuration")?;

@@ -1,16 +1,12 @@
 //! Clients that take all they can get: they are refused or bounded, the process lives, and others are served.
 
-mod common;
-
-use common::{Logged, Site};
 use nix::sys::signal::Signal;
 use testkit::{
     Failure, OrFail,
     confined::{Confinement, MEMLOCK},
+    fixture::{Logged, Site},
     sds::{self, SdsClient, SdsStream},
 };
-
-type Outcome = Result<(), Failure>;
 
 /// How often each kind of greed is tried.
 const ROUNDS: usize = 20;
@@ -40,7 +36,7 @@ async fn rush(shim: &Logged) -> Result<Vec<(SdsClient, Vec<SdsStream>)>, Failure
 }
 
 #[tokio::test]
-async fn greedy_clients_fill_no_memory_and_stop_nobody() -> Outcome {
+async fn greedy_clients_fill_no_memory_and_stop_nobody() -> testkit::Result {
     let site = Site::new().await?;
     let mut shim = Logged(site.shim().confined(Confinement::default()).start()?);
     let client = shim.connect().await?;

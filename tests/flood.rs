@@ -2,16 +2,14 @@
 //! pays for a flood but who makes it. The shim runs as it does in a sidecar, so these tests need root; the attackers are
 //! processes of their own, as they would be in a pod.
 
-mod common;
-
 use std::{fs, time::Duration};
 
-use common::{Logged, Site, serial};
 use nix::sys::signal::Signal;
 use sds_shim_proto::envoy::service::discovery::v3::DiscoveryResponse;
 use testkit::{
     Failure, OrFail, PATIENCE, POLL,
     confined::{Confinement, helper},
+    fixture::{Logged, Site, serial},
     process::Process,
     sds::{self, SdsClient, SdsStream},
 };
@@ -21,8 +19,6 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tonic::Code;
-
-type Tested = Result<(), Failure>;
 
 /// How long each attack lasts.
 const SECONDS: u32 = 5;
@@ -97,7 +93,7 @@ impl Scene {
     }
 
     /// Whether our own probe says that all is well.
-    async fn probe(&self) -> Tested {
+    async fn probe(&self) -> testkit::Result {
         let mut probe = self.site.shim().arg("health").start()?;
         match timeout(SERVED_WITHIN, probe.wait_exit()).await.or_fail("wait for `sds-shim health`")?? {
             status if status.success() => Ok(()),
@@ -114,7 +110,7 @@ impl Scene {
     }
 
     /// What is served while an attack goes on, and after it.
-    async fn lives_through(attack: &str) -> Tested {
+    async fn lives_through(attack: &str) -> testkit::Result {
         let mut scene = Self::new().await?;
         let mut attacker = scene.attack(attack).await?;
         let mut longest = Duration::ZERO;
@@ -131,7 +127,7 @@ impl Scene {
     }
 
     /// What an attack costs: in time of a processor, and in delay for the honest client.
-    async fn bears(attack: &str) -> Tested {
+    async fn bears(attack: &str) -> testkit::Result {
         /// Other tests run beside this one: a delay that the attack causes is there each time.
         const ROUNDS: usize = 3;
         let mut delays = Vec::new();
@@ -164,57 +160,57 @@ impl Scene {
 }
 
 #[tokio::test]
-async fn a_flood_of_requests_ends_nothing() -> Tested {
+async fn a_flood_of_requests_ends_nothing() -> testkit::Result {
     Scene::lives_through("Flood").await
 }
 
 #[tokio::test]
-async fn a_flood_of_requests_costs_a_fifth_of_a_processor_and_delays_nobody() -> Tested {
+async fn a_flood_of_requests_costs_a_fifth_of_a_processor_and_delays_nobody() -> testkit::Result {
     Scene::bears("Flood").await
 }
 
 #[tokio::test]
-async fn a_flood_of_connections_ends_nothing() -> Tested {
+async fn a_flood_of_connections_ends_nothing() -> testkit::Result {
     Scene::lives_through("Connects").await
 }
 
 #[tokio::test]
-async fn a_flood_of_connections_costs_a_fifth_of_a_processor_and_delays_nobody() -> Tested {
+async fn a_flood_of_connections_costs_a_fifth_of_a_processor_and_delays_nobody() -> testkit::Result {
     Scene::bears("Connects").await
 }
 
 #[tokio::test]
-async fn hundreds_of_lawful_requests_in_flight_end_nothing() -> Tested {
+async fn hundreds_of_lawful_requests_in_flight_end_nothing() -> testkit::Result {
     Scene::lives_through("InFlight").await
 }
 
 #[tokio::test]
-async fn silent_connections_lock_out_nobody() -> Tested {
+async fn silent_connections_lock_out_nobody() -> testkit::Result {
     Scene::lives_through("Silent").await
 }
 
 #[tokio::test]
-async fn names_of_one_connection_lock_out_nobody() -> Tested {
+async fn names_of_one_connection_lock_out_nobody() -> testkit::Result {
     Scene::lives_through("Names").await
 }
 
 #[tokio::test]
-async fn connections_that_do_not_read_lock_out_nobody() -> Tested {
+async fn connections_that_do_not_read_lock_out_nobody() -> testkit::Result {
     Scene::lives_through("Unread").await
 }
 
 #[tokio::test]
-async fn empty_headers_lock_out_nobody() -> Tested {
+async fn empty_headers_lock_out_nobody() -> testkit::Result {
     Scene::lives_through("EmptyHeaders").await
 }
 
 #[tokio::test]
-async fn documents_that_nobody_reads_lock_out_nobody() -> Tested {
+async fn documents_that_nobody_reads_lock_out_nobody() -> testkit::Result {
     Scene::lives_through("Documents").await
 }
 
 #[tokio::test]
-async fn a_stream_that_asks_again_and_again_fills_no_log() -> Tested {
+async fn a_stream_that_asks_again_and_again_fills_no_log() -> testkit::Result {
     let scene = Scene::new().await?;
     let mut attacker = scene.attack("Again").await?;
     attacker.wait_exit().await?;
@@ -226,7 +222,7 @@ async fn a_stream_that_asks_again_and_again_fills_no_log() -> Tested {
 
 /// Renewals that are asked for in a storm are one a second for the CA.
 #[tokio::test]
-async fn a_storm_of_signals_costs_the_ca_a_call_a_second() -> Tested {
+async fn a_storm_of_signals_costs_the_ca_a_call_a_second() -> testkit::Result {
     let site = Site::new().await?;
     let mut shim = Logged(site.shim().confined(Confinement::default()).without("SDS_SHIM_RENEW_PAUSE").start()?);
     let mut stream = shim.connect().await?.stream();
@@ -247,7 +243,7 @@ async fn a_storm_of_signals_costs_the_ca_a_call_a_second() -> Tested {
 /// Lawful clients that together want more than there is: each of their requests comes to an end, and then there is room
 /// again.
 #[tokio::test]
-async fn requests_of_many_lawful_clients_do_not_wait_for_each_other_for_ever() -> Tested {
+async fn requests_of_many_lawful_clients_do_not_wait_for_each_other_for_ever() -> testkit::Result {
     const CLIENTS: usize = 12;
     const REQUESTS: usize = 100;
     let mut scene = Scene::new().await?;
@@ -277,7 +273,7 @@ async fn requests_of_many_lawful_clients_do_not_wait_for_each_other_for_ever() -
 }
 
 #[tokio::test]
-async fn a_client_that_says_nothing_is_hung_up_on() -> Tested {
+async fn a_client_that_says_nothing_is_hung_up_on() -> testkit::Result {
     let scene = Scene::new().await?;
     let mut silent = sds::raw(scene.shim.socket()).await?;
     let read = timeout(PATIENCE, silent.read_to_end(&mut Vec::new())).await.or_fail("wait for the hang-up")?;

@@ -1,16 +1,14 @@
 //! Hardships from outside that once ended or froze the process: a log that nobody reads, clients that do not read,
 //! signals that come early, trust anchors in masses, a user without inotify instances.
 
-mod common;
-
 use std::{fs::OpenOptions, io::Read};
 
-use common::{Logged, Pod, Site, serial};
 use nix::sys::{signal::Signal, stat::Mode};
 use testkit::{
     Failure, OrFail, PATIENCE,
     confined::{Confinement, UID, own},
     development_ca::Pki,
+    fixture::{Logged, Pod, Site, serial},
     sds::{self, SdsClient},
 };
 use tokio::{
@@ -19,10 +17,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-type Tested = Result<(), Failure>;
-
 #[tokio::test]
-async fn a_log_that_nobody_reads_stops_nothing_and_loses_only_lines() -> Tested {
+async fn a_log_that_nobody_reads_stops_nothing_and_loses_only_lines() -> testkit::Result {
     const ROTATIONS: usize = 400;
     let site = Site::new().await?;
     let fifo = site.workload.path().join("log");
@@ -90,7 +86,7 @@ async fn by_hand(socket: &std::path::Path, window: u32) -> Result<UnixStream, Fa
 }
 
 /// Reads until the other side closes.
-async fn closed(stream: &mut UnixStream) -> Tested {
+async fn closed(stream: &mut UnixStream) -> testkit::Result {
     let mut all = Vec::new();
     // A reset is an end as well.
     drop(timeout(PATIENCE, stream.read_to_end(&mut all)).await.or_fail("wait for the end of the connection")?);
@@ -98,7 +94,7 @@ async fn closed(stream: &mut UnixStream) -> Tested {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_is_cut_off_and_others_are_not() -> Tested {
+async fn a_client_that_takes_nothing_is_cut_off_and_others_are_not() -> testkit::Result {
     let mut pod = Pod::new().await?;
     // Room for some answers, and never more: the retired keys of the rest would stay with us.
     let mut deaf = by_hand(pod.shim.socket(), 16_384).await?;
@@ -118,14 +114,14 @@ async fn a_client_that_takes_nothing_is_cut_off_and_others_are_not() -> Tested {
 }
 
 #[tokio::test]
-async fn a_client_that_wants_tiny_portions_is_refused() -> Tested {
+async fn a_client_that_wants_tiny_portions_is_refused() -> testkit::Result {
     let pod = Pod::new().await?;
     closed(&mut by_hand(pod.shim.socket(), 200).await?).await?;
     pod.ask(&["default"]).await.map(drop)
 }
 
 #[tokio::test]
-async fn a_signal_that_comes_as_soon_as_the_socket_is_there_ends_nothing() -> Tested {
+async fn a_signal_that_comes_as_soon_as_the_socket_is_there_ends_nothing() -> testkit::Result {
     for _ in 0..20 {
         let site = Site::new().await?;
         let mut shim = Logged(site.shim().start()?);
@@ -143,7 +139,7 @@ async fn a_signal_that_comes_as_soon_as_the_socket_is_there_ends_nothing() -> Te
 }
 
 #[tokio::test]
-async fn trust_anchors_in_masses_end_nothing() -> Tested {
+async fn trust_anchors_in_masses_end_nothing() -> testkit::Result {
     let site = Site::new().await?;
     let anchors: String = (0..150).map(|number| Pki::new(&number.to_string()).root_pem()).collect();
     // As many as the file may have bytes, the right one last.
@@ -163,7 +159,7 @@ async fn trust_anchors_in_masses_end_nothing() -> Tested {
 }
 
 #[tokio::test]
-async fn a_larger_arena_has_more_places() -> Tested {
+async fn a_larger_arena_has_more_places() -> testkit::Result {
     const CONNECTIONS: usize = 40;
     let site = Site::new().await?;
     let arena = Confinement { ipc_lock: true, ..Confinement::default() };
@@ -183,7 +179,7 @@ async fn a_larger_arena_has_more_places() -> Tested {
 }
 
 #[tokio::test]
-async fn without_inotify_changes_are_still_seen_and_told_once() -> Tested {
+async fn without_inotify_changes_are_still_seen_and_told_once() -> testkit::Result {
     let mut site = Site::without_token(testkit::development_ca::CaOptions::default()).await?;
     // A user of its own, who has no inotify instance left: a filter makes the call fail as the kernel would.
     let limited = Confinement { without_inotify: true, ..Confinement::default() };
@@ -191,7 +187,7 @@ async fn without_inotify_changes_are_still_seen_and_told_once() -> Tested {
     let mut stream = shim.connect().await?.stream();
     stream.send(sds::request(&["default"]));
     shim.wait_for_log("cannot watch for changes").await?;
-    site.write_token()?;
+    site.refresh_token()?;
     own(site.workload.path(), UID, UID).or_fail("give the token to the shim's user")?;
     stream.recv().await?;
     assert_eq!(shim.log().count("cannot watch for changes"), 1);

@@ -2,7 +2,6 @@
 //! that are exchanged while they are read. The process goes on, tells what is wrong, and serves what is right once it
 //! is there. Most of these tests start the shim as another user, so they need root.
 
-mod common;
 mod der;
 
 use std::{
@@ -11,21 +10,19 @@ use std::{
     time::Duration,
 };
 
-use common::{Logged, Site, secret};
 use nix::{
     fcntl::{AT_FDCWD, RenameFlags, renameat2},
     sys::stat::Mode,
 };
 use testkit::{
-    Failure, OrFail, PATIENCE,
+    OrFail, PATIENCE,
     confined::{Confinement, MEMLOCK, UID, own},
     development_ca::{Issued, Leaf, Pki},
+    fixture::{Logged, Site, secret},
     sds::{self, SdsClient},
     shim::ShimBuilder,
 };
 use tokio::time::{Instant, timeout};
-
-type Tested = Result<(), Failure>;
 
 /// How long files are exchanged: some thousand times.
 const EXCHANGED: Duration = Duration::from_secs(4);
@@ -35,7 +32,7 @@ fn confined(site: &Site) -> ShimBuilder {
 }
 
 /// Its one thread is not stopped, and it has taken no more than it may.
-async fn lives(shim: &mut Logged) -> Tested {
+async fn lives(shim: &mut Logged) -> testkit::Result {
     let answer = timeout(PATIENCE, shim.admin("/livez")).await;
     let answer = answer.map_err(|_| shim.failure("its one thread has stopped: /livez is not answered"))??;
     assert_eq!(answer.status, 200);
@@ -46,20 +43,20 @@ async fn lives(shim: &mut Logged) -> Tested {
     Ok(())
 }
 
-fn fifo(path: &Path) -> Tested {
+fn fifo(path: &Path) -> testkit::Result {
     nix::unistd::mkfifo(path, Mode::S_IRWXU).or_fail(format!("make a FIFO at {}", path.display()))?;
     own(path, UID, UID).or_fail("give it to the user of the shim")
 }
 
 /// Puts a file in the place of what is there.
-fn replace(path: &Path, content: &str) -> Tested {
+fn replace(path: &Path, content: &str) -> testkit::Result {
     let beside = path.with_extension("new");
     fs::write(&beside, content).or_fail("write a file")?;
     fs::rename(&beside, path).or_fail("rename a file")
 }
 
 #[tokio::test]
-async fn fifos_under_names_that_clients_ask_for() -> Tested {
+async fn fifos_under_names_that_clients_ask_for() -> testkit::Result {
     let site = Site::new().await?;
     let path = site.workload.path().to_owned();
     let mut shim = Logged(confined(&site).start()?);
@@ -92,7 +89,7 @@ async fn fifos_under_names_that_clients_ask_for() -> Tested {
 
 /// Each of the files that variables name, in turn.
 #[tokio::test]
-async fn fifos_where_variables_name_files() -> Tested {
+async fn fifos_where_variables_name_files() -> testkit::Result {
     const ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
     let rows = [
         ("CA_ROOT_CA", "root.pem"),
@@ -134,7 +131,7 @@ async fn fifos_where_variables_name_files() -> Tested {
 }
 
 #[tokio::test]
-async fn a_fifo_for_a_token() -> Tested {
+async fn a_fifo_for_a_token() -> testkit::Result {
     let site = Site::without_token(Default::default()).await?;
     let token = site.workload.token_file();
     if let Some(directory) = token.parent() {
@@ -154,7 +151,7 @@ async fn a_fifo_for_a_token() -> Tested {
 }
 
 #[tokio::test]
-async fn a_fifo_for_a_mounted_key() -> Tested {
+async fn a_fifo_for_a_mounted_key() -> testkit::Result {
     let site = Site::new().await?;
     let mount = site.workload.path().join("etc/certs");
     fs::create_dir_all(&mount).or_fail("make the mount")?;
@@ -175,7 +172,7 @@ async fn a_fifo_for_a_mounted_key() -> Tested {
 }
 
 #[tokio::test]
-async fn a_fifo_for_the_reason_why_it_ended() -> Tested {
+async fn a_fifo_for_the_reason_why_it_ended() -> testkit::Result {
     let site = Site::new().await?;
     fifo(&site.workload.path().join("reason"))?;
     let builder = confined(&site).env("SDS_SHIM_TERMINATION_LOG", "./reason").env("SECRET_TTL", "nonsense");
@@ -185,7 +182,7 @@ async fn a_fifo_for_the_reason_why_it_ended() -> Tested {
 }
 
 #[tokio::test]
-async fn a_good_anchor_among_masses_of_empty_blocks() -> Tested {
+async fn a_good_anchor_among_masses_of_empty_blocks() -> testkit::Result {
     let site = Site::new().await?;
     let directory = site.workload.path().join("d".repeat(200)).join("e".repeat(200));
     fs::create_dir_all(&directory).or_fail("make a directory")?;
@@ -219,7 +216,7 @@ fn exchange(one: PathBuf, other: PathBuf, until: Instant) -> std::thread::JoinHa
 
 /// A file that is small when one looks and large when one reads, for a client and for the CA's anchors.
 #[tokio::test]
-async fn files_that_are_exchanged_while_they_are_read() -> Tested {
+async fn files_that_are_exchanged_while_they_are_read() -> testkit::Result {
     let site = Site::new().await?;
     let path = site.workload.path().to_owned();
     for (name, size) in [("roots.pem", 380 << 10), ("extra.pem", 126 << 10)] {
@@ -258,7 +255,7 @@ async fn files_that_are_exchanged_while_they_are_read() -> Tested {
 
 /// A list as large as a file may be is served, or told as what it is: too much, and not unparsable.
 #[tokio::test]
-async fn large_revocation_lists() -> Tested {
+async fn large_revocation_lists() -> testkit::Result {
     for (entries, served) in [(1000, true), (4000, true), (8000, true), (20_000, false), (60_000, false)] {
         let site = Site::new().await?;
         let list = der::pem("X509 CRL", &der::revocations(entries));
@@ -283,7 +280,7 @@ async fn large_revocation_lists() -> Tested {
 }
 
 /// A renewal finds room.
-async fn renewal_of(shim: &mut Logged) -> Tested {
+async fn renewal_of(shim: &mut Logged) -> testkit::Result {
     let mark = shim.log().mark();
     shim.signal(nix::sys::signal::Signal::SIGUSR1)?;
     shim.wait_for_log_after(mark, "certificate issued").await?;
@@ -292,7 +289,7 @@ async fn renewal_of(shim: &mut Logged) -> Tested {
 
 /// While clients hold what they may, a list for which no room is left is told as that, and nobody suffers.
 #[tokio::test]
-async fn a_large_revocation_list_while_clients_hold_much() -> Tested {
+async fn a_large_revocation_list_while_clients_hold_much() -> testkit::Result {
     let site = Site::new().await?;
     let file = site.workload.path().join("list.pem");
     fs::write(&file, site.pki.crl(&[], 3600)).or_fail("write the list")?;

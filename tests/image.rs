@@ -16,8 +16,6 @@ use testkit::{
     workspace,
 };
 
-type Outcome = Result<(), Failure>;
-
 /// Another one for each run: tests that run at the same time do not get in each other's way.
 fn time() -> u32 {
     1_700_000_000 + std::process::id()
@@ -52,7 +50,7 @@ fn files(root: &Path) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_image_is_the_same_each_time_and_holds_the_binary_alone() -> Outcome {
+fn the_image_is_the_same_each_time_and_holds_the_binary_alone() -> testkit::Result {
     let (first, second) = (Images::build(None, time())?, Images::build(None, time())?);
     println!("{}", first.told());
     let (told, again) = (inspect(&first.binary())?, inspect(&second.binary())?);
@@ -87,7 +85,7 @@ fn the_image_is_the_same_each_time_and_holds_the_binary_alone() -> Outcome {
 }
 
 #[test]
-fn the_list_of_parts_is_that_of_the_binary() -> Outcome {
+fn the_list_of_parts_is_that_of_the_binary() -> testkit::Result {
     let _images = Images::build(None, time() / 2)?;
     let text = fs::read_to_string(workspace().join("target/image/sds-shim.cdx.json")).or_fail("read it")?;
     let list: Value = serde_json::from_str(&text).or_fail("read it as JSON")?;

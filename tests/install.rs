@@ -10,8 +10,6 @@ use std::{
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use testkit::{Failure, OrFail, process::Process, scratch::Scratch, workspace};
 
-type Outcome = Result<(), Failure>;
-
 const SHARED: &str = "tests/testkit/install.sh";
 const PROBE: &str = "tests/testkit/install-probe.sh";
 /// What the scripts need of every machine before they can say what it lacks.
@@ -74,7 +72,7 @@ async fn ended(mut process: Process) -> Result<(Option<i32>, String), Failure> {
 }
 
 #[tokio::test]
-async fn two_at_a_time_wait_for_each_other_and_install_once() -> Outcome {
+async fn two_at_a_time_wait_for_each_other_and_install_once() -> testkit::Result {
     let body = "say 'has begun'\nread -r line <\"$root/go\"\necho \"$line\" >>\"$root/installed\"";
     let tree = Tree::with_probe(body)?;
     let go = tree.path().join("go");
@@ -91,7 +89,7 @@ async fn two_at_a_time_wait_for_each_other_and_install_once() -> Outcome {
 }
 
 #[tokio::test]
-async fn what_a_script_starts_to_install_for_it_does_not_wait_for_it() -> Outcome {
+async fn what_a_script_starts_to_install_for_it_does_not_wait_for_it() -> testkit::Result {
     let tree = Tree::with_probe("[ -n \"${inner:-}\" ] || inner=1 \"$0\"\nsay \"done ${inner:-}\"")?;
     let (code, told) = ended(tree.start(PROBE, &[], &[])?).await?;
     assert_eq!((code, told.as_str()), (Some(0), "install-probe: done 1\ninstall-probe: done"));
@@ -99,7 +97,7 @@ async fn what_a_script_starts_to_install_for_it_does_not_wait_for_it() -> Outcom
 }
 
 #[tokio::test]
-async fn a_download_that_fails_once_is_tried_again() -> Outcome {
+async fn a_download_that_fails_once_is_tried_again() -> testkit::Result {
     let download = "download() { echo x >>\"$root/tries\"; [ \"$(wc -l <\"$root/tries\")\" -ge \"$1\" ]; }\n";
     for (succeeds, code) in [("2", 0), ("3", 0), ("4", 1)] {
         let tree = Tree::with_probe(&format!("{download}retry download {succeeds} || fail 'it cannot be had'"))?;
@@ -113,7 +111,7 @@ async fn a_download_that_fails_once_is_tried_again() -> Outcome {
 
 /// Images with Go in them often say `local`, with which a module that wants a newer Go cannot be built.
 #[tokio::test]
-async fn go_may_always_fetch_the_go_that_a_module_wants() -> Outcome {
+async fn go_may_always_fetch_the_go_that_a_module_wants() -> testkit::Result {
     let tree = Tree::with_probe("say \"$(sh -c 'echo $GOTOOLCHAIN')\"")?;
     let (code, told) = ended(tree.start(PROBE, &[], &[("GOTOOLCHAIN", "local")])?).await?;
     assert_eq!((code, told.as_str()), (Some(0), "install-probe: auto"));
@@ -121,7 +119,7 @@ async fn go_may_always_fetch_the_go_that_a_module_wants() -> Outcome {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_told_where_it_cannot_be_installed() -> Outcome {
+async fn what_is_missing_is_told_where_it_cannot_be_installed() -> testkit::Result {
     let script = "tests/testkit/install-packages.sh";
     let tree = Tree::new(&[SHARED, script])?;
     let path = tree.programs(&[])?.display().to_string();
@@ -135,7 +133,7 @@ async fn what_is_missing_is_told_where_it_cannot_be_installed() -> Outcome {
 
 /// Debian keeps iptables where a user's shell does not look.
 #[tokio::test]
-async fn what_lies_where_a_users_shell_does_not_look_is_there() -> Outcome {
+async fn what_lies_where_a_users_shell_does_not_look_is_there() -> testkit::Result {
     let script = "tests/testkit/install-packages.sh";
     // Without the shared part it can install nothing.
     let tree = Tree::new(&[script])?;
@@ -145,7 +143,7 @@ async fn what_lies_where_a_users_shell_does_not_look_is_there() -> Outcome {
 }
 
 #[tokio::test]
-async fn openssl_is_not_built_without_a_compiler() -> Outcome {
+async fn openssl_is_not_built_without_a_compiler() -> testkit::Result {
     let script = "packaging/openssl/build.sh";
     let tree = Tree::new(&[SHARED, script, "packaging/openssl/Cargo.toml"])?;
     let path = tree.programs(&["perl", "make"])?.display().to_string();

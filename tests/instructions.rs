@@ -3,13 +3,14 @@
 //! the shim has the ordinary kind here, which takes the same instructions; and it does not know seccomp(2), so there is no
 //! filter of system calls, even where all other shims have one. `make bench` tells the figures beside times.
 
-mod common;
-
 use std::{fs, path::Path};
 
-use common::{Logged, Site};
 use nix::sys::signal::Signal;
-use testkit::{Failure, OrFail, sds};
+use testkit::{
+    Failure, OrFail,
+    fixture::{Logged, Site},
+    sds,
+};
 
 /// In millions, as measured; `src/manual/evidence/budgets.md` has them as well.
 const START: f64 = 22.0;

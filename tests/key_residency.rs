@@ -1,21 +1,19 @@
 //! Where key bytes are to be found by root: nowhere, since all are in secret memory; and where that is not to be had, the
 //! live key and no retired one. These tests start the shim as another user, so they need root.
 
-mod common;
 mod residency_common;
 
 use std::{collections::HashMap, time::Duration};
 
-use common::Site;
 use residency_common::{
     Kind, MOUNTED, NAMED, P256, P384, PRESENTED, PROVISIONED, RSA_2048, RSA_4096, Search, UNPROTECTED, search,
 };
-use testkit::{Failure, OrFail, confined::Confinement, pilot_agent::PilotAgent, residency::Needles, sds};
-
-type Outcome = Result<(), Failure>;
+use testkit::{
+    Failure, OrFail, confined::Confinement, fixture::Site, pilot_agent::PilotAgent, residency::Needles, sds,
+};
 
 /// Rotates so many times; nothing is found then.
-async fn hidden(kind: Kind, rotations: usize) -> Outcome {
+async fn hidden(kind: Kind, rotations: usize) -> testkit::Result {
     let mut subject = kind.start(Confinement::default()).await?;
     subject.rotate(rotations).await?;
     let Search { found, readable, refused } = subject.search()?;
@@ -33,37 +31,37 @@ async fn hidden(kind: Kind, rotations: usize) -> Outcome {
 }
 
 #[tokio::test]
-async fn root_finds_no_byte_of_any_p256_key() -> Outcome {
+async fn root_finds_no_byte_of_any_p256_key() -> testkit::Result {
     hidden(P256, 30).await
 }
 
 #[tokio::test]
-async fn root_finds_no_byte_of_any_p384_key() -> Outcome {
+async fn root_finds_no_byte_of_any_p384_key() -> testkit::Result {
     hidden(P384, 10).await
 }
 
 #[tokio::test]
-async fn root_finds_no_byte_of_any_rsa_2048_key() -> Outcome {
+async fn root_finds_no_byte_of_any_rsa_2048_key() -> testkit::Result {
     hidden(RSA_2048, 4).await
 }
 
 #[tokio::test]
-async fn root_finds_no_byte_of_any_rsa_4096_key() -> Outcome {
+async fn root_finds_no_byte_of_any_rsa_4096_key() -> testkit::Result {
     hidden(RSA_4096, 2).await
 }
 
 #[tokio::test]
-async fn root_finds_no_byte_of_any_mounted_key() -> Outcome {
+async fn root_finds_no_byte_of_any_mounted_key() -> testkit::Result {
     hidden(MOUNTED, 30).await
 }
 
 #[tokio::test]
-async fn root_finds_no_byte_of_any_key_that_is_named() -> Outcome {
+async fn root_finds_no_byte_of_any_key_that_is_named() -> testkit::Result {
     hidden(NAMED, 30).await
 }
 
 #[tokio::test]
-async fn root_finds_no_byte_of_a_provisioned_key_nor_of_those_that_are_written_to_files() -> Outcome {
+async fn root_finds_no_byte_of_a_provisioned_key_nor_of_those_that_are_written_to_files() -> testkit::Result {
     hidden(PROVISIONED, 30).await
 }
 
@@ -82,7 +80,7 @@ async fn live_alone(kind: Kind, rotations: usize) -> Result<(HashMap<usize, usiz
 }
 
 #[tokio::test]
-async fn readable_memory_holds_the_live_key_and_no_retired_one() -> Outcome {
+async fn readable_memory_holds_the_live_key_and_no_retired_one() -> testkit::Result {
     let (found, live) = live_alone(P256, 30).await?;
     // One copy as a number in OpenSSL's key, and one as text in the encoded secret that all streams share: 32 bytes
     // have 25 windows, 42 characters and a newline have 36.
@@ -92,14 +90,14 @@ async fn readable_memory_holds_the_live_key_and_no_retired_one() -> Outcome {
 
 /// Of a key that is read from a file nothing is left but what is served.
 #[tokio::test]
-async fn readable_memory_holds_only_the_served_mounted_key() -> Outcome {
+async fn readable_memory_holds_only_the_served_mounted_key() -> testkit::Result {
     let (found, live) = live_alone(MOUNTED, 30).await?;
     assert_eq!(found, HashMap::from([(live, 36)]), "the live key as text in the encoded secret, and no other");
     Ok(())
 }
 
 #[tokio::test]
-async fn readable_memory_holds_only_the_served_key_that_is_named() -> Outcome {
+async fn readable_memory_holds_only_the_served_key_that_is_named() -> testkit::Result {
     let (found, live) = live_alone(NAMED, 30).await?;
     assert_eq!(found, HashMap::from([(live, 36)]), "the live key as text in the encoded secret, and no other");
     Ok(())
@@ -107,7 +105,7 @@ async fn readable_memory_holds_only_the_served_key_that_is_named() -> Outcome {
 
 /// The key that is presented to the CA is read for a call and gone after it.
 #[tokio::test]
-async fn readable_memory_holds_no_provisioned_key_between_calls() -> Outcome {
+async fn readable_memory_holds_no_provisioned_key_between_calls() -> testkit::Result {
     let (found, live) = live_alone(PROVISIONED, 10).await?;
     assert_eq!(found.keys().collect::<Vec<_>>(), [&live], "{found:?}");
     Ok(())
@@ -115,7 +113,7 @@ async fn readable_memory_holds_no_provisioned_key_between_calls() -> Outcome {
 
 /// RSA keys have many numbers: all of them of the live key alone.
 #[tokio::test]
-async fn readable_memory_holds_the_live_key_of_every_other_kind_and_no_retired_one() -> Outcome {
+async fn readable_memory_holds_the_live_key_of_every_other_kind_and_no_retired_one() -> testkit::Result {
     for (kind, rotations) in [(P384, 10), (RSA_2048, 3), (RSA_4096, 1)] {
         live_alone(kind, rotations).await?;
     }
@@ -125,7 +123,7 @@ async fn readable_memory_holds_the_live_key_of_every_other_kind_and_no_retired_o
 /// The positive control with an ordinary allocator: Istio's agent, which holds its keys as everybody does. The same
 /// search must find them there, the live one and, as nothing wipes it, usually also one that was retired.
 #[tokio::test]
-async fn the_search_finds_the_keys_of_a_process_with_an_ordinary_allocator() -> Outcome {
+async fn the_search_finds_the_keys_of_a_process_with_an_ordinary_allocator() -> testkit::Result {
     let site = Site::new().await?;
     site.ca.set_ttl(Some(Duration::from_secs(20)));
     let agent = PilotAgent::for_workload(&site.workload, site.ca.address())?

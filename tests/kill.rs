@@ -13,8 +13,6 @@ use testkit::{
 };
 use tokio::time::{Instant, sleep};
 
-type Tested = Result<(), Failure>;
-
 /// Longer than any test: no certificate is renewed but by a new shim.
 const CERTIFICATE_LIFE: Duration = Duration::from_secs(3600);
 
@@ -34,7 +32,7 @@ impl Stage {
     }
 
     /// All that was requested must have been answered, and every client must reach every server at the end.
-    async fn conclude(self, tally: Tally, what: &str, spans: &mut [Duration]) -> Tested {
+    async fn conclude(self, tally: Tally, what: &str, spans: &mut [Duration]) -> testkit::Result {
         let explain = |failure| self.mesh.sidecars().fold(failure, |failure, sidecar| sidecar.explain(failure));
         if let Some(first) = tally.failures.first() {
             let (failed, answered) = (tally.failures.len(), tally.answered);
@@ -59,7 +57,7 @@ fn figures(spans: &mut [Duration]) -> String {
 }
 
 /// One request over a connection of its own.
-async fn call(client: &Sidecar, server: &Sidecar) -> Tested {
+async fn call(client: &Sidecar, server: &Sidecar) -> testkit::Result {
     let names = format!("{} to {}", client.name(), server.name());
     let answer = async { client.connect().await?.get(&server.name(), "/ip").await };
     let answer = answer.await.map_err(|failure| failure.context(&names))?;
@@ -78,14 +76,14 @@ async fn served_serial(client: &SdsClient) -> Result<String, Failure> {
 }
 
 /// Waits until Envoy has the certificate of the shim that runs now: it has found its way to it.
-async fn reconciled(sidecar: &mut Sidecar) -> Tested {
+async fn reconciled(sidecar: &mut Sidecar) -> testkit::Result {
     let client = sidecar.shim.connect().await?;
     let serial = served_serial(&client).await.map_err(|failure| sidecar.explain(failure))?;
     sidecar.wait_for_serial(&serial).await
 }
 
 /// Kills the shim; every second time also its successor, as soon as that one serves.
-async fn kill_shim(sidecar: &mut Sidecar, twice: bool) -> Tested {
+async fn kill_shim(sidecar: &mut Sidecar, twice: bool) -> testkit::Result {
     for _ in 0..1 + usize::from(twice) {
         sidecar.shim.wait_for_log("serving SDS").await?;
         sidecar.shim.kill().await?;
@@ -118,7 +116,7 @@ async fn delete_socket(sidecar: &mut Sidecar) -> Result<Duration, Failure> {
 
 /// Every shim is killed again and again, and its socket's file deleted in between, while all clients call all servers.
 #[tokio::test]
-async fn neither_killed_shims_nor_deleted_sockets_cost_a_request() -> Tested {
+async fn neither_killed_shims_nor_deleted_sockets_cost_a_request() -> testkit::Result {
     const KILLS: usize = 12;
     const DELETIONS: usize = 5;
     let mut stage = Stage::new().await?;
@@ -157,7 +155,7 @@ async fn neither_killed_shims_nor_deleted_sockets_cost_a_request() -> Tested {
 /// The Envoys and shims in one namespace are killed again and again, together or apart, with their socket's file gone or
 /// not, and whoever starts again starts first or last. What goes through the Envoys of the other namespace goes on.
 #[tokio::test]
-async fn killed_envoys_come_back_and_harm_nobody_else() -> Tested {
+async fn killed_envoys_come_back_and_harm_nobody_else() -> testkit::Result {
     const ROUNDS: usize = 16;
     let mut stage = Stage::new().await?;
     let Mesh { clients, servers } = &mut stage.mesh;

@@ -20,8 +20,6 @@ use testkit::{
     scratch::Scratch,
 };
 
-type Outcome = Result<(), Failure>;
-
 /// An API server that knows one ConfigMap and one Secret, and tells in each token what it was asked.
 #[derive(Default)]
 struct Answers(AtomicUsize);
@@ -117,7 +115,7 @@ fn manifest() -> Value {
 }
 
 #[tokio::test]
-async fn a_pod_gets_what_it_asks_for() -> Outcome {
+async fn a_pod_gets_what_it_asks_for() -> testkit::Result {
     let Some(site) = Site::new().await? else { return Ok(()) };
     site.node.service(&json!({
         "apiVersion": "v1",
@@ -153,7 +151,7 @@ async fn a_pod_gets_what_it_asks_for() -> Outcome {
     Ok(())
 }
 
-fn variables(pod: &RunningPod) -> Outcome {
+fn variables(pod: &RunningPod) -> testkit::Result {
     let log = pod.process("environment")?.log();
     for expected in [
         "NAME=all".to_owned(),
@@ -170,7 +168,7 @@ fn variables(pod: &RunningPod) -> Outcome {
     Ok(())
 }
 
-fn volumes(pod: &RunningPod) -> Outcome {
+fn volumes(pod: &RunningPod) -> testkit::Result {
     let told = pod.volume("told")?;
     let read = |name: &str| fs::read_to_string(told.join(name)).or_fail(format!("read {name}"));
     assert_eq!(read("token")?, "0 foo worker all u-1 Some(\"a-ca\") 7200");
@@ -194,7 +192,7 @@ fn volumes(pod: &RunningPod) -> Outcome {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_at_the_start_is_told_and_leaves_nothing() -> Outcome {
+async fn what_goes_wrong_at_the_start_is_told_and_leaves_nothing() -> testkit::Result {
     let Some(site) = Site::new().await? else { return Ok(()) };
     let cases = [
         (

@@ -1,7 +1,5 @@
 //! A real Envoy with the configuration that the Helm chart gives it, and a shim beside it: `make test-kubernetes`.
 
-mod common;
-
 use std::{
     collections::BTreeMap,
     fs,
@@ -11,18 +9,21 @@ use std::{
     process::{Command, Stdio},
 };
 
-use common::{Logged, Site};
 use serde_json::{Value, json};
 use testkit::{
-    Failure, OrFail, PATIENCE, POLL, development_ca::ProjectedVolume, envoy::Admin, http, port::Reservation,
-    process::Process, workspace,
+    Failure, OrFail, PATIENCE, POLL,
+    development_ca::ProjectedVolume,
+    envoy::Admin,
+    fixture::{Logged, Site},
+    http,
+    port::Reservation,
+    process::Process,
+    workspace,
 };
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep},
 };
-
-type Outcome = Result<(), Failure>;
 
 /// The ports of a pod, which this machine shares with others: inbound, outbound, health, and the application's.
 struct Ports([Reservation; 4]);
@@ -110,7 +111,7 @@ impl Proxy {
     }
 
     /// Waits until its configuration has been taken so often, and never refused.
-    async fn has_taken(&self, times: u64) -> Outcome {
+    async fn has_taken(&self, times: u64) -> testkit::Result {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let mut taken = u64::MAX;
@@ -141,7 +142,7 @@ fn service(name: &str, address: &str) -> Value {
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs Helm"]
-async fn envoy_takes_what_the_values_make_of_its_configuration() -> Outcome {
+async fn envoy_takes_what_the_values_make_of_its_configuration() -> testkit::Result {
     let site = Site::new().await?;
     let mut shim = Logged(site.shim().start()?);
     let clients = json!(["spiffe://cluster.local/ns/foo/*", "spiffe://cluster.local/ns/bar/sa/sleep"]);
@@ -190,7 +191,7 @@ fn in_each_trust_domain(given: &Given) {
 /// Another service, other clients, and strictness: no pod is started again for them.
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs Helm"]
-async fn a_change_of_the_values_reaches_a_running_envoy() -> Outcome {
+async fn a_change_of_the_values_reaches_a_running_envoy() -> testkit::Result {
     let site = Site::new().await?;
     let mut shim = Logged(site.shim().start()?);
     let (root, ports) = (site.workload.path(), Ports::new()?);

@@ -17,14 +17,12 @@ use testkit::{
 };
 use tokio::time::{Instant, sleep};
 
-type Outcome = Result<(), Failure>;
-
 const CHART: &str = "packaging/helm/sds-shim";
 const SAMPLE: &str = "packaging/helm/sds-shim/samples/values.yaml";
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
-async fn pods_of_the_mesh_get_their_sidecars_and_others_do_not() -> Outcome {
+async fn pods_of_the_mesh_get_their_sidecars_and_others_do_not() -> testkit::Result {
     let cluster = Cluster::start().await?;
     namespaces(&cluster).await?;
     cluster.helm(&["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "-f", SAMPLE]).await?;
@@ -62,7 +60,7 @@ async fn pods_of_the_mesh_get_their_sidecars_and_others_do_not() -> Outcome {
     cluster.stop().await
 }
 
-async fn ports(cluster: &Cluster, container: &Value) -> Outcome {
+async fn ports(cluster: &Cluster, container: &Value) -> testkit::Result {
     let mut listening = container.clone();
     listening["ports"] = json!([{ "containerPort": 7070 }, { "containerPort": 7071 }]);
     let spec = json!({ "containers": [listening] });
@@ -99,7 +97,7 @@ fn the_api_servers_token_stays_where_it_was(pod: &Value) {
     assert_eq!(volume(sidecar(pod, 1)), "sds-shim-nothing");
 }
 
-async fn the_authority_outlives_an_upgrade(cluster: &Cluster) -> Outcome {
+async fn the_authority_outlives_an_upgrade(cluster: &Cluster) -> testkit::Result {
     let authority = ["secret", "sds-shim-development-ca", "-n", "sds-shim"];
     let before = cluster.get(&authority).await?;
     cluster.helm(&["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reset-then-reuse-values"]).await?;
@@ -111,7 +109,7 @@ async fn the_authority_outlives_an_upgrade(cluster: &Cluster) -> Outcome {
 }
 
 /// Probes and services of a pod that runs are for the ports that it was made with; what else changes reaches it.
-async fn pods_keep_their_ports(cluster: &Cluster, pod: &Value) -> Outcome {
+async fn pods_keep_their_ports(cluster: &Cluster, pod: &Value) -> testkit::Result {
     let key = |pod: &Value| {
         let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
         let mut items = volumes.flat_map(|volume| volume["configMap"]["items"].as_array().into_iter().flatten());
@@ -148,7 +146,7 @@ async fn pods_keep_their_ports(cluster: &Cluster, pod: &Value) -> Outcome {
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
-async fn values_arrive_in_the_pods_and_nothing_is_left_of_a_release() -> Outcome {
+async fn values_arrive_in_the_pods_and_nothing_is_left_of_a_release() -> testkit::Result {
     let cluster = Cluster::start().await?;
     namespaces(&cluster).await?;
     let file = cluster.path().join("values.json");
@@ -194,7 +192,7 @@ async fn values_arrive_in_the_pods_and_nothing_is_left_of_a_release() -> Outcome
 /// What older API servers are given makes the same of a deployment.
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
-async fn a_patch_adds_the_same_sidecars() -> Outcome {
+async fn a_patch_adds_the_same_sidecars() -> testkit::Result {
     let cluster = Cluster::start().await?;
     namespaces(&cluster).await?;
     let install = ["install", "sds-shim", CHART, "-n", "default", "-f", SAMPLE, "--set", "injection=patch"];
@@ -235,7 +233,7 @@ async fn a_patch_adds_the_same_sidecars() -> Outcome {
 /// `tests/pods` runs pods without a cluster, from files. After a change of the chart `WRITE_PODS=1` writes them anew.
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
-async fn the_pods_that_run_without_a_cluster_are_those_of_the_api_server() -> Outcome {
+async fn the_pods_that_run_without_a_cluster_are_those_of_the_api_server() -> testkit::Result {
     let cluster = Cluster::start().await?;
     namespaces(&cluster).await?;
     let istiod = ["--set", "developmentCA.enabled=false"];

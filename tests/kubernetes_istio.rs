@@ -17,8 +17,6 @@ use testkit::{
 };
 use tokio::time::{Instant, sleep};
 
-type Outcome = Result<(), Failure>;
-
 const CHART: &str = "packaging/helm/sds-shim";
 const ISTIOD: &str = "target/istio-injector/istiod";
 const IMAGE: &str = "localhost/sds-shim:0.1.0-sidecar";
@@ -29,7 +27,7 @@ const IN_FORCE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes istio-injector` builds"]
-async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
+async fn istios_injector_starts_the_shim_before_its_agent() -> testkit::Result {
     let cluster = Cluster::start().await?;
     for namespace in ["foo", "bar"] {
         cluster.kubectl(&["create", "namespace", namespace]).await?;
@@ -84,7 +82,7 @@ async fn istios_injector_starts_the_shim_before_its_agent() -> Outcome {
 }
 
 /// Until then Istio would make no pod in the namespaces at all.
-async fn istiod_knows_the_template_first(cluster: &Cluster) -> Outcome {
+async fn istiod_knows_the_template_first(cluster: &Cluster) -> testkit::Result {
     let upgrade =
         ["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reset-then-reuse-values", "--set", "namespaces={foo}"];
     let Err(refused) = cluster.helm(&upgrade).await else {
@@ -100,7 +98,7 @@ async fn istiod_knows_the_template_first(cluster: &Cluster) -> Outcome {
 }
 
 /// The rest of the mesh is left alone, until somebody wants it otherwise.
-async fn strictness_is_asked_for(cluster: &Cluster) -> Outcome {
+async fn strictness_is_asked_for(cluster: &Cluster) -> testkit::Result {
     let names = cluster.kubectl(&["get", "peerauthentications", "-A", "-o", "name"]).await?;
     assert_eq!(names.trim(), "");
     let value = "istio.peerAuthentication=true";
@@ -114,7 +112,7 @@ async fn strictness_is_asked_for(cluster: &Cluster) -> Outcome {
 }
 
 /// Istio starts the container that redirects traffic from the image of the annotation, too.
-async fn the_annotation_names_the_image(cluster: &Cluster) -> Outcome {
+async fn the_annotation_names_the_image(cluster: &Cluster) -> testkit::Result {
     let annotations = json!({ "sidecar.istio.io/proxyImage": "example.org/proxy:1" });
     for (value, first) in [("", "istio-init"), ("pilot.cni.enabled=true", "istio-validation")] {
         configure(cluster, value).await?;
@@ -130,7 +128,7 @@ async fn the_annotation_names_the_image(cluster: &Cluster) -> Outcome {
 }
 
 /// With variables of ours or without; and who asks for other templates gets these.
-async fn the_audience_is_that_of_istios_volume(cluster: &Cluster) -> Outcome {
+async fn the_audience_is_that_of_istios_volume(cluster: &Cluster) -> testkit::Result {
     let chosen = "istio.templates=sidecar\\,sds-shim\\,sidecar";
     for values in ["metrics.enabled=true", "metrics.enabled=false,env=null"] {
         let values = format!("{chosen},{values}");
@@ -155,7 +153,7 @@ async fn the_audience_is_that_of_istios_volume(cluster: &Cluster) -> Outcome {
 }
 
 /// The API server chooses our template for the pods of the mesh that choose none themselves.
-async fn policies(cluster: &Cluster) -> Outcome {
+async fn policies(cluster: &Cluster) -> testkit::Result {
     let deadline = Instant::now() + IN_FORCE;
     let annotations = loop {
         let annotations = made(cluster, "foo", &json!({})).await?["metadata"]["annotations"].clone();
@@ -205,13 +203,13 @@ fn command() -> Result<String, Failure> {
 
 /// Without a cluster as well: it is where it is looked for.
 #[test]
-fn the_guide_has_the_command() -> Outcome {
+fn the_guide_has_the_command() -> testkit::Result {
     assert!(command()?.contains("helm upgrade istiod "));
     Ok(())
 }
 
 /// Who gives it a template must not upgrade istiod: Helm is told the version that is there.
-async fn istiod_keeps_its_version(cluster: &Cluster, notes: &str) -> Outcome {
+async fn istiod_keeps_its_version(cluster: &Cluster, notes: &str) -> testkit::Result {
     let command = command()?;
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
     assert!(words(notes).contains(&words(&command)), "the notes have another command: {notes}");
@@ -223,7 +221,7 @@ async fn istiod_keeps_its_version(cluster: &Cluster, notes: &str) -> Outcome {
 }
 
 /// Gives istiod our template as the manual has it, with a value besides, and takes what the injector would have then.
-async fn configure(cluster: &Cluster, value: &str) -> Outcome {
+async fn configure(cluster: &Cluster, value: &str) -> testkit::Result {
     let script = format!("{} --set '{value}'", command()?.replace("istio/istiod", ISTIOD));
     cluster.script(&script).await?.success()?;
     let map = cluster.get(&["configmap", "istio-sidecar-injector", "-n", "istio-system"]).await?;

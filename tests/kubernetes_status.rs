@@ -1,15 +1,13 @@
 //! `kubectl sds-shim status` by the real kubectl: shims are asked through the API server, which leads to their admin
 //! ports: `make test-kubernetes`.
 
-mod ca_common;
-
 use std::net::Ipv4Addr;
 
-use ca_common::{Scene, Tested, renew};
 use serde_json::{Value, json};
 use testkit::{
     Failure,
     development_ca::Fault,
+    fixture::{Site, renew},
     kubernetes::{Cluster, Told, own_network},
     shim::Shim,
 };
@@ -42,7 +40,7 @@ fn pod(name: &str, container: &str, port: u16) -> Value {
 /// What kubelet says of a pod.
 ///
 /// The pod is still `Pending` while its other containers wait for the sidecar.
-async fn runs(cluster: &Cluster, namespace: &str, name: &str, phase: &str, address: Ipv4Addr) -> Tested {
+async fn runs(cluster: &Cluster, namespace: &str, name: &str, phase: &str, address: Ipv4Addr) -> testkit::Result {
     let container = json!({ "name": "sds-shim", "image": "", "imageID": "", "ready": true, "restartCount": 0,
         "state": { "running": {} } });
     let status = json!({ "phase": phase, "podIP": address, "podIPs": [{ "ip": address }],
@@ -71,14 +69,14 @@ fn down() -> Fault {
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
-async fn all_sidecars_are_asked_through_the_api_server() -> Tested {
+async fn all_sidecars_are_asked_through_the_api_server() -> testkit::Result {
     own_network(&PODS)?;
     let cluster = Cluster::start().await?;
     for namespace in ["foo", "bar"] {
         cluster.kubectl(&["create", "namespace", namespace]).await?;
         cluster.kubectl(&["wait", "--for=create", "-n", namespace, "serviceaccount/default"]).await?;
     }
-    let (scenes, mut shims) = ([Scene::new().await?, Scene::new().await?], Vec::new());
+    let (scenes, mut shims) = ([Site::new().await?, Site::new().await?], Vec::new());
     for (at, (namespace, name, phase)) in [("foo", "one", "Running"), ("bar", "two", "Pending")].into_iter().enumerate()
     {
         let admin = format!("{}:{}", PODS[at], PORTS[at]);
@@ -96,7 +94,7 @@ async fn all_sidecars_are_asked_through_the_api_server() -> Tested {
     cluster.stop().await
 }
 
-async fn all_is_well(cluster: &Cluster) -> Tested {
+async fn all_is_well(cluster: &Cluster) -> testkit::Result {
     // There is no kubelet that would exec.
     for options in ["-A", "-A --via proxy"] {
         let told = status(cluster, &format!("status {options}")).await?;
@@ -119,7 +117,7 @@ async fn all_is_well(cluster: &Cluster) -> Tested {
     Ok(())
 }
 
-async fn in_trouble(cluster: &Cluster, scene: &Scene, shim: &Shim) -> Tested {
+async fn in_trouble(cluster: &Cluster, scene: &Site, shim: &Shim) -> testkit::Result {
     scene.ca.set_fault(Some(down()));
     renew(shim)?;
     shim.wait_for_log("renewal failed").await?;
@@ -136,7 +134,7 @@ async fn in_trouble(cluster: &Cluster, scene: &Scene, shim: &Shim) -> Tested {
 }
 
 /// Who may only list pods is told what is lacking, and each of the two permissions suffices.
-async fn permissions(cluster: &Cluster) -> Tested {
+async fn permissions(cluster: &Cluster) -> testkit::Result {
     let prepare = "
         kubectl -n foo create serviceaccount reader
         kubectl -n foo create role reader --verb=get,list --resource=pods
@@ -166,7 +164,7 @@ async fn permissions(cluster: &Cluster) -> Tested {
 }
 
 /// The API server passes on the name under which it was asked, and a shim wants an address.
-async fn by_name(cluster: &Cluster) -> Tested {
+async fn by_name(cluster: &Cluster) -> testkit::Result {
     let port = cluster.address().port();
     let prepare = format!(
         "cp \"$KUBECONFIG\" \"$HOME/named\"; cp \"$KUBECONFIG\" \"$HOME/address\"

@@ -1,20 +1,16 @@
 //! The memory budgets, on the shipped binary as an ordinary user without capabilities under 8 MiB of locked memory.
 //! These tests start the shim as another user, so they need root.
 
-mod common;
-
 use std::{fs, time::Duration};
 
-use common::{Logged, QUIET, Site};
 use nix::sys::signal::Signal;
 use testkit::{
     Failure, OrFail,
     confined::{Confinement, MEMLOCK, UID, own},
     development_ca::{Fault, Issued, Leaf, Pki, ProjectedVolume},
+    fixture::{Logged, QUIET, Site},
     sds::{self, SdsClient},
 };
-
-type Outcome = Result<(), Failure>;
 
 /// The kernel's own pages in every process (vvar, vdso) and the guard pages cannot be locked.
 const UNLOCKABLE_KIB: u64 = 64;
@@ -48,7 +44,7 @@ fn arena_uses(shim: &Logged) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn everything_is_locked_within_eight_mebibytes_whatever_happens() -> Outcome {
+async fn everything_is_locked_within_eight_mebibytes_whatever_happens() -> testkit::Result {
     let site = Site::new().await?;
     let (mut shim, client) = confined(&site, Confinement::default()).await?;
     shim.wait_for_log("keys are in secret memory (32 KiB), the whole process is locked").await?;
@@ -105,7 +101,7 @@ async fn everything_is_locked_within_eight_mebibytes_whatever_happens() -> Outco
 }
 
 #[tokio::test]
-async fn thousands_of_rotations_leave_the_heap_as_it_was() -> Outcome {
+async fn thousands_of_rotations_leave_the_heap_as_it_was() -> testkit::Result {
     const ROTATIONS: usize = 2500;
     const SAMPLE: usize = 100;
     let site = Site::new().await?;
@@ -134,7 +130,7 @@ async fn thousands_of_rotations_leave_the_heap_as_it_was() -> Outcome {
 /// Everything that reads files is on: a mount on the way to the CA, revocation lists, several trust domains, a trust
 /// domain that changes, further anchors, files written elsewhere.
 #[tokio::test]
-async fn all_that_reads_files_fits_as_well() -> Outcome {
+async fn all_that_reads_files_fits_as_well() -> testkit::Result {
     let site = Site::new().await?;
     site.ca.set_trust_domains(&["cluster.local", "new.example"]);
     let path = site.workload.path();
@@ -210,7 +206,7 @@ async fn all_that_reads_files_fits_as_well() -> Outcome {
 }
 
 #[tokio::test]
-async fn an_idle_shim_is_small_and_sleeps() -> Outcome {
+async fn an_idle_shim_is_small_and_sleeps() -> testkit::Result {
     const MINUTE: Duration = Duration::from_secs(60);
     let site = Site::new().await?;
     let (shim, client) = confined(&site, Confinement::default()).await?;

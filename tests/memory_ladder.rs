@@ -1,15 +1,14 @@
 //! Each rung of the ladder: what a kernel, a seccomp profile or a limit takes away, what is told, and what holds.
 //! These tests start the shim as another user, so they need root.
 
-mod common;
-
-use common::{Logged, Site};
-use testkit::{Failure, confined::Confinement, sds};
-
-type Outcome = Result<(), Failure>;
+use testkit::{
+    confined::Confinement,
+    fixture::{Logged, Site},
+    sds,
+};
 
 /// A shim that starts although protection is missing: what it says of it, and that it serves.
-async fn serves(confinement: Confinement, required: &str, told: &[&str]) -> Outcome {
+async fn serves(confinement: Confinement, required: &str, told: &[&str]) -> testkit::Result {
     let site = Site::new().await?;
     let builder = site.shim().confined(confinement).env("SDS_SHIM_REQUIRE_LOCKED", required);
     let mut shim = Logged(builder.start()?);
@@ -25,7 +24,7 @@ async fn serves(confinement: Confinement, required: &str, told: &[&str]) -> Outc
 }
 
 /// A shim that refuses to start: the exit code, and what it says.
-async fn refuses(confinement: Confinement, required: Option<&str>, told: &[&str]) -> Outcome {
+async fn refuses(confinement: Confinement, required: Option<&str>, told: &[&str]) -> testkit::Result {
     let site = Site::new().await?;
     let mut builder = site.shim().confined(confinement);
     if let Some(required) = required {
@@ -46,7 +45,7 @@ fn memlock(bytes: u64) -> Confinement {
 }
 
 #[tokio::test]
-async fn without_secret_memory_keys_are_in_locked_memory() -> Outcome {
+async fn without_secret_memory_keys_are_in_locked_memory() -> testkit::Result {
     let confinement = Confinement { without_secret_memory: true, ..Confinement::default() };
     let told = [
         "keys are in locked memory, the whole process is locked",
@@ -57,7 +56,7 @@ async fn without_secret_memory_keys_are_in_locked_memory() -> Outcome {
 }
 
 #[tokio::test]
-async fn with_room_for_the_arena_alone_the_rest_is_not_locked() -> Outcome {
+async fn with_room_for_the_arena_alone_the_rest_is_not_locked() -> testkit::Result {
     let told = [
         "keys are in secret memory (32 KiB), the rest of the process is not locked",
         "the process as a whole is not locked in memory",
@@ -67,7 +66,7 @@ async fn with_room_for_the_arena_alone_the_rest_is_not_locked() -> Outcome {
 }
 
 #[tokio::test]
-async fn with_too_little_for_the_arena_it_refuses_unless_told_otherwise() -> Outcome {
+async fn with_too_little_for_the_arena_it_refuses_unless_told_otherwise() -> testkit::Result {
     for (bytes, keys, what) in [
         (1 << 20, "secret memory (32 KiB)", "tokens"),
         (512 << 10, "secret memory (32 KiB)", "tokens"),
@@ -84,7 +83,7 @@ async fn with_too_little_for_the_arena_it_refuses_unless_told_otherwise() -> Out
 }
 
 #[tokio::test]
-async fn the_capability_makes_up_for_the_limit() -> Outcome {
+async fn the_capability_makes_up_for_the_limit() -> testkit::Result {
     let confinement = Confinement { memlock: 0, ipc_lock: true, ..Confinement::default() };
     serves(confinement, "secret", &["keys are in secret memory (32 KiB), the whole process is locked"]).await
 }

@@ -26,8 +26,6 @@ use tonic::Code;
 
 use scene::{Scene, Way};
 
-type Outcome = Result<(), Failure>;
-
 /// The port that the sidecar has for others.
 const INBOUND: u16 = 15006;
 /// The port that it has for probes.
@@ -43,7 +41,7 @@ fn containers_can_be_started() -> bool {
 }
 
 #[tokio::test]
-async fn four_pods_call_each_other_over_mutual_tls_without_a_secret_in_any_mount() -> Outcome {
+async fn four_pods_call_each_other_over_mutual_tls_without_a_secret_in_any_mount() -> testkit::Result {
     if !containers_can_be_started() {
         return Ok(());
     }
@@ -74,7 +72,7 @@ async fn four_pods_call_each_other_over_mutual_tls_without_a_secret_in_any_mount
 
 /// As with Istio's CNI plugin: nobody is told of the sidecar, iptables leads there what goes out and what comes in.
 #[tokio::test]
-async fn the_same_pods_call_each_other_where_iptables_leads_through_the_sidecar() -> Outcome {
+async fn the_same_pods_call_each_other_where_iptables_leads_through_the_sidecar() -> testkit::Result {
     if !containers_can_be_started() {
         return Ok(());
     }
@@ -96,7 +94,7 @@ async fn the_same_pods_call_each_other_where_iptables_leads_through_the_sidecar(
 }
 
 #[tokio::test]
-async fn the_application_starts_only_when_the_certificate_is_there() -> Outcome {
+async fn the_application_starts_only_when_the_certificate_is_there() -> testkit::Result {
     if !containers_can_be_started() {
         return Ok(());
     }
@@ -133,7 +131,7 @@ async fn the_application_starts_only_when_the_certificate_is_there() -> Outcome 
 }
 
 #[tokio::test]
-async fn a_pod_that_asks_for_what_is_not_understood_is_refused() -> Outcome {
+async fn a_pod_that_asks_for_what_is_not_understood_is_refused() -> testkit::Result {
     if !containers_can_be_started() {
         return Ok(());
     }
@@ -157,7 +155,7 @@ async fn a_pod_that_asks_for_what_is_not_understood_is_refused() -> Outcome {
 }
 
 /// The properties that the container's manifest asks for, seen from outside and told by the shim itself.
-async fn shim_is_confined(pod: &RunningPod) -> Outcome {
+async fn shim_is_confined(pod: &RunningPod) -> testkit::Result {
     let container = pod.container("sds-shim")?;
     for (name, value) in [
         ("Uid", "1337\t1337\t1337\t1337"),
@@ -191,7 +189,7 @@ async fn status(pod: &RunningPod) -> Result<Value, Failure> {
 }
 
 /// Every file that a container of the pod sees and that does not come from its image.
-fn nothing_private_is_mounted(pod: &RunningPod) -> Outcome {
+fn nothing_private_is_mounted(pod: &RunningPod) -> testkit::Result {
     const NO_FILES: [&str; 7] = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "overlay"];
     for container in pod.containers() {
         let name = pod.container(container)?.name();
@@ -223,7 +221,7 @@ fn nothing_private_is_mounted(pod: &RunningPod) -> Outcome {
 }
 
 /// A probe from the node, which stands for a pod outside of the mesh.
-async fn refuses_plaintext(node: &Node, server: &RunningPod) -> Outcome {
+async fn refuses_plaintext(node: &Node, server: &RunningPod) -> testkit::Result {
     let admin = admin(server)?;
     let before = refused(&admin).await?;
     assert!(http_get(node, server, INBOUND).await.is_err(), "{} answers plaintext", server.name());
@@ -237,7 +235,7 @@ async fn refused(admin: &Admin) -> Result<u64, Failure> {
 }
 
 /// kubelet's, of the paths that are named for it and of nothing else.
-async fn answers_probes(node: &Node, server: &RunningPod) -> Outcome {
+async fn answers_probes(node: &Node, server: &RunningPod) -> testkit::Result {
     for (path, status) in [("/app-health/ip", 200), ("/app-health/headers", 404), ("/ip", 404)] {
         assert_eq!(http_get_path(node, server, HEALTH, path).await?.status, status, "{path}");
     }
@@ -262,7 +260,7 @@ fn admin(pod: &RunningPod) -> Result<Admin, Failure> {
 }
 
 /// kubelet brings a new token; the shim's next call carries that one.
-async fn token_is_rewritten(pod: &RunningPod) -> Outcome {
+async fn token_is_rewritten(pod: &RunningPod) -> testkit::Result {
     let file = pod.volume("sds-shim-token")?.join("istio-token");
     let read = || fs::read_to_string(&file).or_fail("read the token");
     let (before, expiry) = (read()?, status(pod).await?["workloads"][0]["token_not_after"].clone());
@@ -282,7 +280,7 @@ fn network_namespace(pod: &RunningPod, container: &str) -> Result<PathBuf, Failu
 
 impl scene::Mesh {
     /// `kubectl delete`: the application goes first, then Envoy, then the shim.
-    async fn delete(self, node: &Node) -> Outcome {
+    async fn delete(self, node: &Node) -> testkit::Result {
         for pod in self.into_pods() {
             let (name, application) = (pod.name(), pod.containers().nth(2).unwrap_or_default().to_owned());
             let namespaces: BTreeSet<_> =

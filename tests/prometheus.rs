@@ -1,13 +1,18 @@
 //! A real Prometheus scrapes a shim through an outage of its CA: the alerts that it loads see it in time, and the
 //! dashboard's queries show what happened, the first event of each series included.
 
-mod ca_common;
-
 use std::{fs, time::Duration};
 
-use ca_common::{Open, Scene, Tested};
 use serde_json::{Value, json};
-use testkit::{Failure, OrFail, PATIENCE, door::Door, http, port, process::Process, scratch::Scratch, workspace};
+use testkit::{
+    Failure, OrFail, PATIENCE,
+    door::Door,
+    fixture::{Open, Site},
+    http, port,
+    process::Process,
+    scratch::Scratch,
+    workspace,
+};
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep},
@@ -72,7 +77,7 @@ impl Prometheus {
     }
 
     /// Returns once this query has a sample.
-    async fn until(&self, query: &str) -> Tested {
+    async fn until(&self, query: &str) -> testkit::Result {
         let deadline = Instant::now() + PATIENCE;
         while !self.query(query).await.is_ok_and(|samples| !samples.is_empty()) {
             if Instant::now() > deadline {
@@ -112,8 +117,8 @@ fn dashboard() -> Result<Vec<(String, String)>, Failure> {
 }
 
 #[tokio::test]
-async fn an_outage_is_seen_by_the_alerts_in_time_and_shown_by_each_panel() -> Tested {
-    let scene = Scene::new().await?;
+async fn an_outage_is_seen_by_the_alerts_in_time_and_shown_by_each_panel() -> testkit::Result {
+    let scene = Site::new().await?;
     let mut door = Door::to(scene.ca.address()).await?;
     let port = port::unshared().or_fail("find a port")?;
     let shim = scene.shim().env("CA_ADDR", door.address().to_string()).env("ISTIOD_SAN", "istiod.istio-system.svc");

@@ -2,7 +2,6 @@
 //! each time all of its memory is read, and its registers when it sleeps. These tests need root, and `gcore`,
 //! which `make gdb` installs.
 
-mod common;
 mod residency_common;
 
 use std::{
@@ -25,8 +24,6 @@ use testkit::{
     rng::Rng,
 };
 use tokio::task::spawn_blocking;
-
-type Outcome = Result<(), Failure>;
 
 /// At least so many stops.
 const STOPS: usize = 100;
@@ -165,7 +162,7 @@ async fn run(kind: Kind, confinement: Confinement, pace: Pace) -> Result<Stops, 
 }
 
 /// Stops it for as long as it takes to see what there is.
-async fn stop(stops: &mut Stops, subject: &Subject, delay: Duration, pace: Pace) -> Outcome {
+async fn stop(stops: &mut Stops, subject: &Subject, delay: Duration, pace: Pace) -> testkit::Result {
     let asleep = stop_after(subject.shim.pid(), delay).await?;
     let memory = residency::memory(subject.shim.pid())?;
     stops.refused = stops.refused.max(memory.refused);
@@ -185,7 +182,7 @@ async fn stop(stops: &mut Stops, subject: &Subject, delay: Duration, pace: Pace)
     subject.shim.signal(Signal::SIGCONT)
 }
 
-async fn hidden(kind: Kind, pace: Pace) -> Outcome {
+async fn hidden(kind: Kind, pace: Pace) -> testkit::Result {
     let stops = run(kind, Confinement::default(), pace).await?;
     // Every key against every image: the one that is being made is in none of them either.
     let hits = stops.rest.search(&stops.needles);
@@ -198,7 +195,7 @@ async fn hidden(kind: Kind, pace: Pace) -> Outcome {
 }
 
 /// The same where the arena can be read: the search must find keys at each stop, and those that were retired at none.
-async fn live_alone(kind: Kind, pace: Pace) -> Outcome {
+async fn live_alone(kind: Kind, pace: Pace) -> testkit::Result {
     let stops = run(kind, UNPROTECTED, pace).await?;
     let hits = stops.arena.search(&stops.needles);
     for (stop, live) in stops.live.iter().copied().enumerate() {
@@ -224,12 +221,12 @@ macro_rules! stopped {
             use super::*;
 
             #[tokio::test]
-            async fn no_key_is_outside_of_secret_memory_at_any_moment() -> Outcome {
+            async fn no_key_is_outside_of_secret_memory_at_any_moment() -> testkit::Result {
                 hidden($kind, $pace).await
             }
 
             #[tokio::test]
-            async fn no_retired_key_is_in_the_arena_at_any_moment() -> Outcome {
+            async fn no_retired_key_is_in_the_arena_at_any_moment() -> testkit::Result {
                 live_alone($kind, Pace { stops: $pace.stops.min(control($kind)), ..$pace }).await
             }
         }

@@ -1,15 +1,15 @@
 //! While an RSA key is made, which takes seconds, everybody else is served. These tests start the shim as another user, so
 //! they need root.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{Logged, Site};
 use nix::sys::signal::Signal;
-use testkit::{Failure, confined::Confinement, sds};
-
-type Outcome = Result<(), Failure>;
+use testkit::{
+    Failure,
+    confined::Confinement,
+    fixture::{Logged, Site},
+    sds,
+};
 
 /// A key that took less shows nothing.
 const LONG: Duration = Duration::from_millis(400);
@@ -17,7 +17,7 @@ const LONG: Duration = Duration::from_millis(400);
 const TRIES: usize = 20;
 
 #[tokio::test]
-async fn probes_are_answered_while_a_large_key_is_made() -> Outcome {
+async fn probes_are_answered_while_a_large_key_is_made() -> testkit::Result {
     let site = Site::new().await?;
     let shim = site.shim().confined(Confinement::default()).env("WORKLOAD_RSA_KEY_SIZE", "4096");
     let mut shim = Logged(shim.start()?);

@@ -2,20 +2,15 @@
 //!
 //! `make seccomp` runs the whole suite with the filter on.
 
-mod common;
-
 use std::{collections::BTreeSet, fs};
 
-use common::{Logged, Site};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use testkit::{
-    Failure,
     calls::{LOOKED_AT, STARTING},
+    fixture::{Logged, Site},
     sds, workspace,
 };
-
-type Outcome = Result<(), Failure>;
 
 /// What the container runtime takes after it has loaded the profile.
 const RUNTIME: &[&str] = &["capget", "capset", "setgroups", "setgid", "setuid"];
@@ -50,7 +45,7 @@ fn the_profile_allows_what_the_filter_allows_and_what_starting_takes() {
 }
 
 #[tokio::test]
-async fn under_the_filter_everything_is_served() -> Outcome {
+async fn under_the_filter_everything_is_served() -> testkit::Result {
     let site = Site::new().await?;
     let mut shim = Logged(site.shim().env("SDS_SHIM_SECCOMP", "strict").start()?);
     let mut stream = shim.connect().await?.stream();
@@ -69,7 +64,7 @@ async fn under_the_filter_everything_is_served() -> Outcome {
 
 /// A filter is inherited: it must come after the command.
 #[tokio::test]
-async fn a_command_is_not_bound_by_the_filter() -> Outcome {
+async fn a_command_is_not_bound_by_the_filter() -> testkit::Result {
     let site = Site::new().await?;
     let command = ["/bin/sh", "-c", "sleep 0; grep Seccomp: /proc/self/status; kill -USR1 $PPID; read line; exit 7"];
     let mut shim = Logged(site.shim().env("SDS_SHIM_SECCOMP", "strict").exec(&command).start()?);

@@ -3,8 +3,6 @@
 //! is served on time, and afterwards everything is as it was. This test starts the shim as another user, so it needs
 //! root.
 
-mod common;
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -16,7 +14,6 @@ use std::{
     time::Duration,
 };
 
-use common::Site;
 use nix::{
     fcntl::{AT_FDCWD, RenameFlags, renameat2},
     sys::signal::Signal,
@@ -25,6 +22,7 @@ use testkit::{
     Failure, OrFail, PATIENCE, POLL,
     confined::{Confinement, MEMLOCK},
     development_ca::{Fault, Flood},
+    fixture::Site,
     hostile::Attack,
     rng::Rng,
     sds::{self, SdsStream},
@@ -35,8 +33,6 @@ use tokio::{
     time::{Instant, interval, sleep, timeout},
 };
 use tonic::Code;
-
-type Outcome = Result<(), Failure>;
 
 /// Without `SOAK_SECONDS`.
 const SHORT: Duration = Duration::from_secs(15);
@@ -73,7 +69,7 @@ impl Honest {
     }
 
     /// The next certificate; what the process takes is looked at all the while.
-    async fn next(&mut self) -> Outcome {
+    async fn next(&mut self) -> testkit::Result {
         let mut samples = interval(POLL);
         let answer = loop {
             let stream = &mut self.stream;
@@ -94,7 +90,7 @@ impl Honest {
         Ok(())
     }
 
-    fn sample(&mut self) -> Outcome {
+    fn sample(&mut self) -> testkit::Result {
         let status = fs::read_to_string(format!("/proc/{}/status", self.shim.pid()));
         let status = status.or_fail("read the status").map_err(|failure| self.shim.explain(failure))?;
         let number = |name: &str| {
@@ -242,7 +238,7 @@ impl Exchanged {
 }
 
 #[tokio::test]
-async fn nothing_that_clients_or_the_ca_do_exhausts_it() -> Outcome {
+async fn nothing_that_clients_or_the_ca_do_exhausts_it() -> testkit::Result {
     let given = std::env::var("SOAK_SECONDS").ok();
     let duration = given.map_or(SHORT, |text| Duration::from_secs(text.parse().expect("SOAK_SECONDS is a number")));
     let mut rng = Rng::seeded();

@@ -1,21 +1,19 @@
 //! The process does not run for a while, as in a machine that is suspended: what it was to do is done when it wakes.
 
-mod ca_common;
-
 use std::time::{Duration, SystemTime};
 
-use ca_common::{Open, Scene, Tested, within};
 use nix::sys::signal::Signal;
 use testkit::{
     Failure, OrFail,
     development_ca::Fault,
+    fixture::{Open, Site, within},
     sds::{SdsClient, Secret},
     shim::Shim,
 };
 use tonic::Code;
 
 /// Stops the process until the wall clock shows `until`, and returns a connection that was made meanwhile.
-async fn stopped_until(shim: &Shim, until: SystemTime, scene: &Scene) -> Result<SdsClient, Failure> {
+async fn stopped_until(shim: &Shim, until: SystemTime, scene: &Site) -> Result<SdsClient, Failure> {
     shim.signal(Signal::SIGSTOP)?;
     let calls = scene.ca.calls().len();
     let client = SdsClient::connect(shim.socket()).await.or_fail("connect to a stopped process")?;
@@ -29,7 +27,7 @@ async fn stopped_until(shim: &Shim, until: SystemTime, scene: &Scene) -> Result<
 
 /// A shim with certificates of this life, of which it uses a fifth, and a stream that has the first one, with the time
 /// by which that was there.
-async fn started(scene: &Scene, life: &str) -> Result<(Shim, Open, Secret, SystemTime), Failure> {
+async fn started(scene: &Site, life: &str) -> Result<(Shim, Open, Secret, SystemTime), Failure> {
     let shim = scene.shim().env("SECRET_TTL", life).env("SECRET_GRACE_PERIOD_RATIO", "0.8");
     let mut shim = shim.env("SECRET_GRACE_PERIOD_RATIO_JITTER", "0").start()?;
     let mut stream = Open::connect(&mut shim, "default").await?;
@@ -38,9 +36,9 @@ async fn started(scene: &Scene, life: &str) -> Result<(Shim, Open, Secret, Syste
 }
 
 #[tokio::test]
-async fn a_renewal_that_came_due_meanwhile_is_made_at_once() -> Tested {
+async fn a_renewal_that_came_due_meanwhile_is_made_at_once() -> testkit::Result {
     const LIFE: Duration = Duration::from_secs(12);
-    let scene = Scene::new().await?;
+    let scene = Site::new().await?;
     let (shim, mut stream, first, received) = started(&scene, "12s").await?;
     // Due after 2.4 s.
     let client = stopped_until(&shim, received + Duration::from_secs(3), &scene).await?;
@@ -65,8 +63,8 @@ async fn a_renewal_that_came_due_meanwhile_is_made_at_once() -> Tested {
 }
 
 /// The certificate expires while the process is stopped, and perhaps the CA is down when it wakes.
-async fn expired_meanwhile(down: bool) -> Tested {
-    let scene = Scene::new().await?;
+async fn expired_meanwhile(down: bool) -> testkit::Result {
+    let scene = Site::new().await?;
     let (mut shim, mut stream, first, received) = started(&scene, "5s").await?;
     let client = stopped_until(&shim, received + Duration::from_secs(5), &scene).await?;
     let (mut meanwhile, mut root) = (Open::new(&client, "default"), Open::new(&client, "ROOTCA"));
@@ -92,11 +90,11 @@ async fn expired_meanwhile(down: bool) -> Tested {
 }
 
 #[tokio::test]
-async fn nobody_gets_what_has_expired_meanwhile() -> Tested {
+async fn nobody_gets_what_has_expired_meanwhile() -> testkit::Result {
     expired_meanwhile(false).await
 }
 
 #[tokio::test]
-async fn nobody_gets_what_has_expired_meanwhile_while_the_ca_is_down() -> Tested {
+async fn nobody_gets_what_has_expired_meanwhile_while_the_ca_is_down() -> testkit::Result {
     expired_meanwhile(true).await
 }

@@ -1,23 +1,19 @@
 //! Swap: under memory pressure nothing of the shim is written to it. This test starts the shim as another user and
 //! turns on a swap file, so it needs root with the capability SYS_ADMIN, and a control group for memory.
 
-mod common;
-
 use std::{collections::HashMap, fs, io::Write};
 
-use common::{Logged, Site};
 use nix::sys::signal::Signal;
 use testkit::{
     Failure, OrFail, POLL,
     confined::{self, Confinement},
+    fixture::{Logged, Site},
     residency::{self, Needles},
     scratch::Scratch,
     sds::{self, SdsStream},
     swap::{Cgroup, SwapFile},
 };
 use tokio::time::{Instant, sleep};
-
-type Outcome = Result<(), Failure>;
 
 /// How often all memory is taken that can be had, with a rotation after each time.
 const ROUNDS: usize = 10;
@@ -45,7 +41,7 @@ impl Subject {
         Ok(subject)
     }
 
-    async fn take(&mut self) -> Outcome {
+    async fn take(&mut self) -> testkit::Result {
         let answer = self.stream.recv().await?;
         self.needles.add(self.keys, &sds::secrets(&answer)?.remove(0).key_pem)?;
         self.keys += 1;
@@ -53,7 +49,7 @@ impl Subject {
         Ok(())
     }
 
-    async fn rotate(&mut self) -> Outcome {
+    async fn rotate(&mut self) -> testkit::Result {
         self.shim.signal(Signal::SIGUSR1)?;
         self.take().await
     }
@@ -83,7 +79,7 @@ fn pressure(scratch: &Scratch) -> Result<Option<(SwapFile, Cgroup)>, Failure> {
 }
 
 #[tokio::test]
-async fn nothing_is_swapped_under_pressure_that_swaps_an_unprotected_process() -> Outcome {
+async fn nothing_is_swapped_under_pressure_that_swaps_an_unprotected_process() -> testkit::Result {
     let scratch = Scratch::new("tests")?;
     let Some((swap, cgroup)) = pressure(&scratch)? else { return Ok(()) };
     let mut shim = Subject::new(&cgroup, Confinement::default(), "secret").await?;

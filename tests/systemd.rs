@@ -1,7 +1,5 @@
 //! The unit for virtual machines, held by systemd's own tool.
 
-mod common;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -9,11 +7,11 @@ use std::{
     process::Command,
 };
 
-use common::{Logged, Site};
 use nix::unistd::getegid;
 use testkit::{
     Failure, OrFail,
     calls::{LOOKED_AT, STARTING},
+    fixture::{Logged, Site},
     scratch::Scratch,
     sds, workspace,
 };

@@ -1,21 +1,17 @@
 //! Users of other user namespaces: of all that ours has no number for the kernel tells one and the same. These tests make
 //! user namespaces and start the shim in them, so they need root.
 
-mod common;
-
 use std::{fs, os::unix::fs::chown, path::Path};
 
-use common::{Logged, Site};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use testkit::{
     Failure, OrFail,
     confined::{copy, own},
+    fixture::{Logged, Site},
     process::Process,
     sds::{self, SdsClient},
     shim::program,
 };
-
-type Outcome = Result<(), Failure>;
 
 /// What the kernel tells of users without a number.
 const NOBODY: u32 = 65534;
@@ -70,7 +66,7 @@ async fn asked_by(site: &Site, launcher: &[&str]) -> Result<(Option<i32>, String
 }
 
 #[tokio::test]
-async fn a_user_whom_our_user_namespace_does_not_know_is_not_taken_for_our_own() -> Outcome {
+async fn a_user_whom_our_user_namespace_does_not_know_is_not_taken_for_our_own() -> testkit::Result {
     let site = Site::new().await?;
     let shim = nobody(&site, &[]).await?;
     // Our own user, whose process nobody may look into, and who may be in a user namespace of its own.
@@ -95,7 +91,7 @@ async fn a_user_whom_our_user_namespace_does_not_know_is_not_taken_for_our_own()
 }
 
 #[tokio::test]
-async fn where_it_cannot_look_it_says_so() -> Outcome {
+async fn where_it_cannot_look_it_says_so() -> testkit::Result {
     let site = Site::new().await?;
     let shim = nobody(&site, &[("SDS_SHIM_SECCOMP", "strict")]).await?;
     let line = shim.wait_for_log(SHARED).await?;
@@ -104,7 +100,7 @@ async fn where_it_cannot_look_it_says_so() -> Outcome {
 }
 
 #[tokio::test]
-async fn nobody_of_the_first_user_namespace_is_served_and_warned() -> Outcome {
+async fn nobody_of_the_first_user_namespace_is_served_and_warned() -> testkit::Result {
     let site = Site::new().await?;
     copy(&program()?, &site.workload.path().join("sds-shim"))?;
     own(site.workload.path(), NOBODY, NOBODY).or_fail("give the pod away")?;
@@ -120,7 +116,7 @@ async fn nobody_of_the_first_user_namespace_is_served_and_warned() -> Outcome {
 }
 
 #[tokio::test]
-async fn the_number_of_all_without_one_is_no_user_to_be_allowed() -> Outcome {
+async fn the_number_of_all_without_one_is_no_user_to_be_allowed() -> testkit::Result {
     let site = Site::new().await?;
     let mut shim = Logged(site.shim().env("SDS_SHIM_ALLOW_UIDS", "1337,65534").start()?);
     assert_eq!(shim.wait_exit().await?.code(), Some(64));

@@ -1,5 +1,5 @@
 //! What Envoy refuses of a leaf that it can read, when it is to present it: with it would go the whole secret, and
-//! whatever Envoy had before stays. `tests/odd_certificates.rs` holds it against Envoy itself.
+//! whatever Envoy had before stays. `tests/roots/odd_certificates.rs` holds it against Envoy itself.
 
 use openssl::{
     error::ErrorStack,

@@ -1,5 +1,5 @@
 //! Certificates as strictly as BoringSSL reads them. OpenSSL takes more, and Envoy refuses a whole secret for one
-//! certificate in it: whatever passes here, Envoy can read. `tests/odd_certificates.rs` holds it against Envoy itself.
+//! certificate in it: whatever passes here, Envoy can read. `tests/roots/odd_certificates.rs` holds it against Envoy itself.
 
 use super::{
     reader::{GENERALIZED_TIME, Reader, UTC_TIME, is_integer, is_object, unix_time},

@@ -6,15 +6,13 @@ use openssl::x509::X509;
 use testkit::{
     Failure, OrFail,
     development_ca::{Algorithm, Issued, Leaf, Pki, TokenRequest},
+    fixture::{Open, renew},
     shim::Shim,
     tls,
 };
 use tonic::Code;
 
-use crate::{
-    ca_common::{Open, Tested, renew},
-    upstream::{Kind, Scene, Settings},
-};
+use crate::upstream::{Kind, Scene, Settings};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const REFUSED: &str = "the CA rejected our client certificate";
@@ -36,7 +34,7 @@ fn serial(issued: &Issued) -> Result<String, Failure> {
     tls::serial(&X509::from_pem(issued.chain_pem.as_bytes()).or_fail("read a certificate")?)
 }
 
-pub(crate) async fn renewals_present_our_own_certificate_beside_the_token(kind: Kind) -> Tested {
+pub(crate) async fn renewals_present_our_own_certificate_beside_the_token(kind: Kind) -> testkit::Result {
     let scene = Scene::new(kind).await?;
     let (shim, mut stream, first) = started(&scene).await?;
     renew(&shim)?;
@@ -49,7 +47,7 @@ pub(crate) async fn renewals_present_our_own_certificate_beside_the_token(kind: 
 }
 
 /// Renews twice with what is left when the token is of no use.
-async fn the_certificate_alone(mut scene: Scene, spoil: impl FnOnce(&mut Scene) -> Tested) -> Tested {
+async fn the_certificate_alone(mut scene: Scene, spoil: impl FnOnce(&mut Scene) -> testkit::Result) -> testkit::Result {
     let (shim, mut stream, first) = started(&scene).await?;
     spoil(&mut scene)?;
     renew(&shim)?;
@@ -62,16 +60,16 @@ async fn the_certificate_alone(mut scene: Scene, spoil: impl FnOnce(&mut Scene) 
     Ok(())
 }
 
-pub(crate) async fn without_a_token_the_certificate_speaks_alone(kind: Kind) -> Tested {
+pub(crate) async fn without_a_token_the_certificate_speaks_alone(kind: Kind) -> testkit::Result {
     let remove = |scene: &mut Scene| scene.workload.remove_token().or_fail("remove the token");
     the_certificate_alone(Scene::new(kind).await?, remove).await
 }
 
-pub(crate) async fn with_an_expired_token_the_certificate_speaks_alone(kind: Kind) -> Tested {
+pub(crate) async fn with_an_expired_token_the_certificate_speaks_alone(kind: Kind) -> testkit::Result {
     the_certificate_alone(Scene::new(kind).await?, |scene| scene.write_token(expired)).await
 }
 
-pub(crate) async fn an_expired_token_is_named_before_the_ca_is_asked(kind: Kind) -> Tested {
+pub(crate) async fn an_expired_token_is_named_before_the_ca_is_asked(kind: Kind) -> testkit::Result {
     let mut scene = Scene::new(kind).await?;
     scene.write_token(expired)?;
     let mut shim = scene.shim().start()?;
@@ -83,7 +81,7 @@ pub(crate) async fn an_expired_token_is_named_before_the_ca_is_asked(kind: Kind)
     Ok(())
 }
 
-pub(crate) async fn a_refused_audience_is_explained_from_the_token(kind: Kind) -> Tested {
+pub(crate) async fn a_refused_audience_is_explained_from_the_token(kind: Kind) -> testkit::Result {
     // The shim and its token agree with each other, the CA wants another audience.
     let settings = Settings { audience: "mesh".to_owned(), ..Settings::default() };
     let mut scene = Scene::with(kind, &settings).await?;
@@ -98,7 +96,7 @@ pub(crate) async fn a_refused_audience_is_explained_from_the_token(kind: Kind) -
     Ok(())
 }
 
-pub(crate) async fn a_refused_issuer_is_explained_and_a_good_token_used_at_once(kind: Kind) -> Tested {
+pub(crate) async fn a_refused_issuer_is_explained_and_a_good_token_used_at_once(kind: Kind) -> testkit::Result {
     let mut scene = Scene::new(kind).await?;
     scene.write_token(|request| request.issuer = "https://elsewhere".to_owned())?;
     let mut shim = scene.shim().start()?;
@@ -114,7 +112,7 @@ pub(crate) async fn a_refused_issuer_is_explained_and_a_good_token_used_at_once(
     Ok(())
 }
 
-pub(crate) async fn tokens_with_either_signature_are_accepted(kind: Kind) -> Tested {
+pub(crate) async fn tokens_with_either_signature_are_accepted(kind: Kind) -> testkit::Result {
     for algorithm in [Algorithm::Rs256, Algorithm::Es256] {
         let mut scene = Scene::new(kind).await?;
         scene.write_token(|request| request.algorithm = algorithm)?;
@@ -124,7 +122,7 @@ pub(crate) async fn tokens_with_either_signature_are_accepted(kind: Kind) -> Tes
     Ok(())
 }
 
-pub(crate) async fn a_provisioned_certificate_is_enough_for_the_first_call(kind: Kind) -> Tested {
+pub(crate) async fn a_provisioned_certificate_is_enough_for_the_first_call(kind: Kind) -> testkit::Result {
     let mut scene = Scene::new(kind).await?;
     scene.workload.remove_token().or_fail("remove the token")?;
     let issued = scene.pki.issue(&Leaf::workload(&scene.workload.spiffe_id(), HOUR));
@@ -136,7 +134,7 @@ pub(crate) async fn a_provisioned_certificate_is_enough_for_the_first_call(kind:
     Ok(())
 }
 
-pub(crate) async fn a_provisioned_certificate_of_another_ca_falls_back_to_the_token(kind: Kind) -> Tested {
+pub(crate) async fn a_provisioned_certificate_of_another_ca_falls_back_to_the_token(kind: Kind) -> testkit::Result {
     let scene = Scene::new(kind).await?;
     let foreign = Pki::new("other").issue(&Leaf::workload(&scene.workload.spiffe_id(), HOUR));
     let directory = scene.provision(&foreign)?;

@@ -11,14 +11,12 @@ use openssl::{
 use testkit::{
     Failure, OrFail,
     development_ca::{Pki, PkiOptions},
+    fixture::{Open, renew},
     sds::Secret,
 };
 use tonic::Code;
 
-use crate::{
-    ca_common::{Open, Tested, renew},
-    upstream::{Kind, Scene, Settings},
-};
+use crate::upstream::{Kind, Scene, Settings};
 
 /// Seconds by which two clocks' readings may lie apart here: the tests run on loaded machines.
 const LEEWAY: i64 = 30;
@@ -54,7 +52,7 @@ fn same(found: &[X509], wanted: &[String]) -> Result<bool, Failure> {
     Ok(der(found).or_fail("write certificates")? == der(&wanted).or_fail("write certificates")?)
 }
 
-pub(crate) async fn the_first_certificate_is_served_with_its_chain_and_roots(kind: Kind) -> Tested {
+pub(crate) async fn the_first_certificate_is_served_with_its_chain_and_roots(kind: Kind) -> testkit::Result {
     let scene = Scene::new(kind).await?;
     let (default, roots) = served(&scene, &[]).await?;
     assert_eq!(default.spiffe_ids()?, [scene.workload.spiffe_id()]);
@@ -69,7 +67,7 @@ pub(crate) async fn the_first_certificate_is_served_with_its_chain_and_roots(kin
     Ok(())
 }
 
-pub(crate) async fn every_kind_of_key_is_certified(kind: Kind) -> Tested {
+pub(crate) async fn every_kind_of_key_is_certified(kind: Kind) -> testkit::Result {
     let p384: &[(&str, &str)] = &[("ECC_SIGNATURE_ALGORITHM", "ECDSA"), ("ECC_CURVE", "P384")];
     for (env, curve, bits) in [
         (&[] as &[(&str, &str)], Some(Nid::X9_62_PRIME256V1), 256),
@@ -84,7 +82,7 @@ pub(crate) async fn every_kind_of_key_is_certified(kind: Kind) -> Tested {
     Ok(())
 }
 
-pub(crate) async fn istios_defaults_are_certified(kind: Kind) -> Tested {
+pub(crate) async fn istios_defaults_are_certified(kind: Kind) -> testkit::Result {
     let (default, _) = served(&Scene::new(kind).await?, &[("SDS_SHIM_COMPAT", "istio")]).await?;
     let key = default.key()?;
     assert_eq!((key.id(), key.bits()), (Id::RSA, 2048));
@@ -92,14 +90,14 @@ pub(crate) async fn istios_defaults_are_certified(kind: Kind) -> Tested {
     Ok(())
 }
 
-pub(crate) async fn the_trust_domain_is_the_cas(kind: Kind) -> Tested {
+pub(crate) async fn the_trust_domain_is_the_cas(kind: Kind) -> testkit::Result {
     let settings = Settings { trust_domain: "td.example".to_owned(), ..Settings::default() };
     let (default, _) = served(&Scene::with(kind, &settings).await?, &[("TRUST_DOMAIN", "td.example")]).await?;
     assert_eq!(default.spiffe_ids()?, ["spiffe://td.example/ns/foo/sa/sleep"]);
     Ok(())
 }
 
-pub(crate) async fn several_roots_in_the_last_element_are_all_served(kind: Kind) -> Tested {
+pub(crate) async fn several_roots_in_the_last_element_are_all_served(kind: Kind) -> testkit::Result {
     let extra_roots = vec![Pki::new("second").root_pem(), Pki::new("third").root_pem()];
     let settings = Settings { extra_roots: extra_roots.clone(), ..Settings::default() };
     let scene = Scene::with(kind, &settings).await?;
@@ -112,7 +110,7 @@ pub(crate) async fn several_roots_in_the_last_element_are_all_served(kind: Kind)
     Ok(())
 }
 
-pub(crate) async fn a_longer_chain_is_served_and_presented(kind: Kind) -> Tested {
+pub(crate) async fn a_longer_chain_is_served_and_presented(kind: Kind) -> testkit::Result {
     let pki = PkiOptions { upper: true, ..PkiOptions::new("test") };
     let mut scene = Scene::with_pki(kind, &pki, &Settings::default()).await?;
     let mut shim = scene.shim().start()?;
@@ -129,7 +127,7 @@ pub(crate) async fn a_longer_chain_is_served_and_presented(kind: Kind) -> Tested
     Ok(())
 }
 
-pub(crate) async fn the_lifetime_asked_for_is_followed(kind: Kind) -> Tested {
+pub(crate) async fn the_lifetime_asked_for_is_followed(kind: Kind) -> testkit::Result {
     for (asked, seconds) in [("90m", 5400), ("720h", 30 * 86_400)] {
         let scene = Scene::new(kind).await?;
         let (default, _) = served(&scene, &[("SECRET_TTL", asked)]).await?;
@@ -139,7 +137,7 @@ pub(crate) async fn the_lifetime_asked_for_is_followed(kind: Kind) -> Tested {
     Ok(())
 }
 
-pub(crate) async fn too_long_a_lifetime_is_refused_and_told(kind: Kind) -> Tested {
+pub(crate) async fn too_long_a_lifetime_is_refused_and_told(kind: Kind) -> testkit::Result {
     let settings = Settings { max_ttl: Duration::from_secs(86_400), ..Settings::default() };
     let scene = Scene::with(kind, &settings).await?;
     let mut shim = scene.shim().env("SECRET_TTL", "48h").start()?;
@@ -151,7 +149,7 @@ pub(crate) async fn too_long_a_lifetime_is_refused_and_told(kind: Kind) -> Teste
     Ok(())
 }
 
-pub(crate) async fn a_signer_by_name_changes_nothing_else(kind: Kind) -> Tested {
+pub(crate) async fn a_signer_by_name_changes_nothing_else(kind: Kind) -> testkit::Result {
     let scene = Scene::new(kind).await?;
     let (default, roots) = served(&scene, &[("ISTIO_META_CERT_SIGNER", "signer.example/one")]).await?;
     assert_eq!(scene.ca.calls()[0].signer.as_deref(), Some("signer.example/one"));

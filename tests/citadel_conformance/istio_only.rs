@@ -6,13 +6,11 @@ use openssl::pkey::Id;
 use testkit::{
     Failure,
     development_ca::Pki,
+    fixture::{Open, renew, tokens},
     istio_ca::{IstioCa, IstioCaOptions},
 };
 
-use crate::{
-    ca_common::{Open, Tested, renew, tokens},
-    upstream::{Scene, Server},
-};
+use crate::upstream::{Scene, Server};
 
 async fn self_signed() -> Result<Scene, Failure> {
     let ca = IstioCa::start_self_signed(&tokens(), &IstioCaOptions::default()).await?;
@@ -21,7 +19,7 @@ async fn self_signed() -> Result<Scene, Failure> {
 
 /// Istio's default: an RSA root that signs workloads itself, so that the answer is leaf and root.
 #[tokio::test]
-async fn a_ca_that_signs_itself_is_gotten_along_with() -> Tested {
+async fn a_ca_that_signs_itself_is_gotten_along_with() -> testkit::Result {
     let scene = self_signed().await?;
     for env in [&[] as &[(&str, &str)], &[("SDS_SHIM_COMPAT", "istio")]] {
         let before = scene.ca.calls().len();
@@ -44,7 +42,7 @@ async fn a_ca_that_signs_itself_is_gotten_along_with() -> Tested {
 }
 
 #[tokio::test]
-async fn the_program_ends_by_sigterm() -> Tested {
+async fn the_program_ends_by_sigterm() -> testkit::Result {
     let mut ca = IstioCa::start_self_signed(&tokens(), &IstioCaOptions::default()).await?;
     assert_eq!(ca.process().terminate().await?.code(), Some(0));
     Ok(())
@@ -52,7 +50,7 @@ async fn the_program_ends_by_sigterm() -> Tested {
 
 /// So it does when the test that started it was killed.
 #[tokio::test]
-async fn the_program_ends_with_its_standard_input() -> Tested {
+async fn the_program_ends_with_its_standard_input() -> testkit::Result {
     let mut ca = IstioCa::start_self_signed(&tokens(), &IstioCaOptions::default()).await?;
     // To wait for a process closes its standard input.
     assert_eq!(ca.process().wait_exit().await?.code(), Some(0));

@@ -1,8 +1,6 @@
 //! The same cases for the development CA and for Istio's own: what the shim gets along with in the one it has to get
 //! along with in the other, and where the two differ, a table says how.
 
-#[path = "../ca_common/mod.rs"]
-mod ca_common;
 mod credentials;
 mod identity;
 mod istio_only;
@@ -10,7 +8,6 @@ mod outages;
 mod upstream;
 mod wire;
 
-use ca_common::Tested;
 use upstream::Kind;
 
 /// Runs each case as two tests, named after the CA.
@@ -18,11 +15,11 @@ macro_rules! both {
     ($($module:ident :: $case:ident),* $(,)?) => {
         mod development {
             use super::*;
-            $(#[tokio::test] async fn $case() -> Tested { $module::$case(Kind::Development).await })*
+            $(#[tokio::test] async fn $case() -> testkit::Result { $module::$case(Kind::Development).await })*
         }
         mod istio {
             use super::*;
-            $(#[tokio::test] async fn $case() -> Tested { $module::$case(Kind::Istio).await })*
+            $(#[tokio::test] async fn $case() -> testkit::Result { $module::$case(Kind::Istio).await })*
         }
     };
 }

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use testkit::{OrFail, development_ca::Pki, door::Door};
-
-use crate::{
-    ca_common::{Open, Tested, renew},
-    upstream::{Kind, Scene, Server, Settings},
+use testkit::{
+    OrFail,
+    development_ca::Pki,
+    door::Door,
+    fixture::{Open, renew},
 };
+
+use crate::upstream::{Kind, Scene, Server, Settings};
 
 const SERVER_NAME: &str = "istiod.istio-system.svc";
 const REFUSED: &str = "the CA rejected our client certificate";
@@ -17,7 +19,7 @@ fn through(scene: &Scene, door: &Door) -> testkit::shim::ShimBuilder {
     scene.shim().env("CA_ADDR", door.address().to_string()).env("ISTIOD_SAN", SERVER_NAME)
 }
 
-pub(crate) async fn the_ca_goes_away_and_comes_back(kind: Kind) -> Tested {
+pub(crate) async fn the_ca_goes_away_and_comes_back(kind: Kind) -> testkit::Result {
     let mut scene = Scene::new(kind).await?;
     let mut door = Door::to(scene.ca.address()).await?;
     let mut shim = through(&scene, &door).start()?;
@@ -42,7 +44,7 @@ pub(crate) async fn the_ca_goes_away_and_comes_back(kind: Kind) -> Tested {
     Ok(())
 }
 
-pub(crate) async fn a_ca_with_another_root_gets_the_token_alone(kind: Kind) -> Tested {
+pub(crate) async fn a_ca_with_another_root_gets_the_token_alone(kind: Kind) -> testkit::Result {
     let mut scene = Scene::new(kind).await?;
     let mut door = Door::to(scene.ca.address()).await?;
     let mut shim = through(&scene, &door).start()?;
@@ -69,7 +71,7 @@ pub(crate) async fn a_ca_with_another_root_gets_the_token_alone(kind: Kind) -> T
     Ok(())
 }
 
-pub(crate) async fn a_server_with_another_root_or_name_is_not_trusted(kind: Kind) -> Tested {
+pub(crate) async fn a_server_with_another_root_or_name_is_not_trusted(kind: Kind) -> testkit::Result {
     let scene = Scene::new(kind).await?;
     let mut shim = scene.shim().env("ISTIOD_SAN", "istiod.example").start()?;
     let line = shim.wait_for_log("hostname mismatch").await?;

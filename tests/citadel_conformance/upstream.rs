@@ -5,13 +5,12 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use testkit::{
     Failure, OrFail, PATIENCE, Workload,
     development_ca::{CaOptions, Call, DevelopmentCa, Issued, Outcome, Pki, PkiOptions, TokenRequest},
+    fixture::{plain_serial, tokens},
     istio_ca::{IstioCa, IstioCaOptions, IstioCall},
     scratch::Scratch,
     shim::{Shim, ShimBuilder},
 };
 use tonic::Code;
-
-use crate::ca_common::{self, Tested, plain_serial, tokens};
 
 /// Which CA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +116,7 @@ impl Server {
     }
 
     /// Returns once `n` calls have been answered.
-    pub(crate) async fn wait_for_calls(&self, n: usize) -> Tested {
+    pub(crate) async fn wait_for_calls(&self, n: usize) -> testkit::Result {
         match self {
             Self::Development(ca) => {
                 tokio::time::timeout(PATIENCE, ca.wait_for_outcomes(n)).await.or_fail(format!("wait for {n} calls"))
@@ -136,7 +135,7 @@ impl Server {
         tokens().mint(&request)
     }
 
-    pub(crate) async fn stop(self) -> Tested {
+    pub(crate) async fn stop(self) -> testkit::Result {
         match self {
             Self::Development(ca) => {
                 ca.stop().await;
@@ -214,7 +213,7 @@ impl Scene {
     }
 
     /// Writes a good token, changed by `edit`.
-    pub(crate) fn write_token(&mut self, edit: impl FnOnce(&mut TokenRequest)) -> Tested {
+    pub(crate) fn write_token(&mut self, edit: impl FnOnce(&mut TokenRequest)) -> testkit::Result {
         let token = self.ca.mint(edit);
         self.workload.write_token(&token).or_fail("write the token")
     }
@@ -223,7 +222,7 @@ impl Scene {
     pub(crate) fn provision(&self, issued: &Issued) -> Result<PathBuf, Failure> {
         let directory = self.scratch.path().join("provisioned");
         std::fs::create_dir_all(&directory).or_fail("make the directory of PROV_CERT")?;
-        let write = |name: &str, pem: &str| ca_common::write(&directory.join(name), pem);
+        let write = |name: &str, pem: &str| testkit::fixture::write(&directory.join(name), pem);
         write("cert-chain.pem", &issued.chain_pem)?;
         write("key.pem", &issued.key_pem)?;
         write("root-cert.pem", &self.ca.root_pem())?;

@@ -11,10 +11,7 @@ use testkit::{
 };
 use tonic::Code;
 
-use crate::{
-    ca_common::Tested,
-    upstream::{Kind, Scene, Settings},
-};
+use crate::upstream::{Kind, Scene, Settings};
 
 const SLEEP: &str = "spiffe://cluster.local/ns/foo/sa/sleep";
 const OTHER: &str = "spiffe://cluster.local/ns/foo/sa/other";
@@ -74,7 +71,7 @@ impl Row {
     }
 }
 
-pub(crate) async fn answers_are_alike(kind: Kind) -> Tested {
+pub(crate) async fn answers_are_alike(kind: Kind) -> testkit::Result {
     let settings = Settings { max_ttl: Duration::from_secs(86_400), ..Settings::default() };
     let scene = Scene::with(kind, &settings).await?;
     let rows = [tokens(&scene)?, certificates(&scene)?, requests(&scene)?];

@@ -7,6 +7,7 @@ use testkit::{
     Failure, OrFail, PATIENCE, POLL,
     development_ca::{Issued, Leaf, Pki},
     envoy::{Bootstrap, Envoy, SdsTransport},
+    fixture::Site,
     http,
     httpbin::Httpbin,
     port::Reservation,
@@ -17,8 +18,6 @@ use tokio::{
     net::TcpStream,
     time::{Instant, sleep},
 };
-
-use crate::ca_common::Scene;
 
 /// Who knocks, where there is one who may come in.
 pub(crate) const PEER: &str = "spiffe://cluster.local/ns/bar/sa/peer";
@@ -32,7 +31,7 @@ pub(crate) struct Gate {
     // Processes end before their directory goes.
     pub(crate) envoy: Envoy,
     pub(crate) shim: Shim,
-    pub(crate) scene: Scene,
+    pub(crate) scene: Site,
     reservation: Reservation,
     _application: Httpbin,
 }
@@ -40,7 +39,7 @@ pub(crate) struct Gate {
 impl Gate {
     /// Waits until Envoy has its secrets; peers with these SPIFFE IDs may come in.
     pub(crate) async fn start(
-        scene: Scene,
+        scene: Site,
         allowed: &[&str],
         edit: impl FnOnce(ShimBuilder) -> ShimBuilder,
     ) -> Result<Self, Failure> {
@@ -55,7 +54,7 @@ impl Gate {
     }
 
     /// Ends both processes.
-    pub(crate) fn end(self) -> Scene {
+    pub(crate) fn end(self) -> Site {
         self.scene
     }
 
@@ -66,7 +65,7 @@ impl Gate {
 
     /// The same without waiting.
     pub(crate) async fn begin(
-        scene: Scene,
+        scene: Site,
         allowed: &[&str],
         edit: impl FnOnce(ShimBuilder) -> ShimBuilder,
     ) -> Result<Self, Failure> {

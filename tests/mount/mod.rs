@@ -7,12 +7,11 @@ use serde_json::Value;
 use testkit::{
     Failure, OrFail, PATIENCE, POLL,
     development_ca::{Issued, Leaf, Pki, ProjectedVolume},
+    fixture::{Open, Site},
     sds::Secret,
     shim::{Shim, ShimBuilder},
 };
 use tokio::time::{Instant, sleep};
-
-use crate::ca_common::{Open, Scene, Tested};
 
 pub(crate) const WELL_KNOWN: &str = "./var/run/secrets/workload-spiffe-credentials";
 pub(crate) const ISTIO: [&str; 3] = ["cert-chain.pem", "key.pem", "root-cert.pem"];
@@ -27,7 +26,7 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    pub(crate) fn new(scene: &Scene, directory: &str, names: [&'static str; 3]) -> Result<Self, Failure> {
+    pub(crate) fn new(scene: &Site, directory: &str, names: [&'static str; 3]) -> Result<Self, Failure> {
         let volume = ProjectedVolume::create(&scene.workload.path().join(directory), &[]).or_fail("make a volume")?;
         let mount = Self { volume, names, pki: Pki::new("mounted") };
         mount.rotate().map(|_| mount)
@@ -57,14 +56,14 @@ pub(crate) fn serial(chain_pem: &str) -> Result<String, Failure> {
 
 /// A shim with streams for both secrets.
 pub(crate) struct Served {
-    pub(crate) scene: Scene,
+    pub(crate) scene: Site,
     pub(crate) shim: Shim,
     pub(crate) default: Open,
     pub(crate) roots: Open,
 }
 
 impl Served {
-    pub(crate) async fn start(scene: Scene, edit: impl FnOnce(ShimBuilder) -> ShimBuilder) -> Result<Self, Failure> {
+    pub(crate) async fn start(scene: Site, edit: impl FnOnce(ShimBuilder) -> ShimBuilder) -> Result<Self, Failure> {
         let mut shim = edit(scene.shim()).start()?;
         let client = shim.connect().await?;
         let (default, roots) = (Open::new(&client, "default"), Open::new(&client, "ROOTCA"));
@@ -81,7 +80,7 @@ impl Served {
         Ok(self.roots.next(&self.shim).await?.trusted_ca_pem)
     }
 
-    pub(crate) async fn quiet(&mut self) -> Tested {
+    pub(crate) async fn quiet(&mut self) -> testkit::Result {
         self.default.expect_silence(&self.shim).await?;
         self.roots.expect_silence(&self.shim).await
     }

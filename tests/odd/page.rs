@@ -93,10 +93,10 @@ pub(crate) fn write([anchors, issued, mounted]: &[Tally; 3]) -> String {
 
 const HEAD: &str = "# Certificates\n
 What we refuse, what we warn of, and what Envoy 1.40 does. Envoy refuses a whole secret for one certificate in it that it \
-cannot read or will not present; so our reading is as strict as its library's, BoringSSL's. `tests/odd_certificates.rs` \
+cannot read or will not present; so our reading is as strict as its library's, BoringSSL's. `tests/roots/odd_certificates.rs` \
 makes odd certificates, some hundred elements each changed in fourteen ways and what was seen in the field, and shows \
 each to a real Envoy: what we serve as we serve it, and what we leave out as it came. \
-`CERTIFICATES_PAGE=1 cargo test --test odd_certificates` writes this page.
+`CERTIFICATES_PAGE=1 cargo test --test roots odd_certificates` writes this page.
 
 | what | shown | served | accepted | refused by Envoy | left out | Envoy would take |
 |---|---|---|---|---|---|---|
@@ -117,7 +117,7 @@ A mounted certificate that peers will refuse is served: whoever mounted it may k
 | RSA, key usage without digitalSignature | `key_usage` | presents it; refuses a peer with it |
 | the leaf leads to none of the anchors: intermediates are missing, or the anchors are another CA's | `path` | presents it; refuses a peer with it |
 
-`tests/mounted_flaws.rs` has Envoy meet such peers. Elliptic keys without digitalSignature, RSA keys below 2048 bits, \
+`tests/files/mounted_flaws.rs` has Envoy meet such peers. Elliptic keys without digitalSignature, RSA keys below 2048 bits, \
 curves but P-256, P-384 and P-521, and must-staple without a staple are refused by Envoy itself: they are never served. \
 Chains are put in order; doubles and roots are removed.
 

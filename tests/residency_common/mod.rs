@@ -8,11 +8,10 @@ use testkit::{
     Failure, OrFail, PATIENCE,
     confined::{Confinement, UID, own},
     development_ca::{Issued, Leaf, Pki, ProjectedVolume},
+    fixture::{Logged, QUIET, Site},
     residency::{self, Needles},
     sds::{self, SdsStream},
 };
-
-use crate::common::{Logged, QUIET, Site};
 
 /// The number of the key that is presented to the CA: one more than all others.
 pub(crate) const PRESENTED: usize = usize::MAX;

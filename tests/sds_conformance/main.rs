@@ -1,8 +1,6 @@
 //! One suite of rules for whoever serves SDS to a sidecar, black box: it runs against the shim in every test run, and
 //! by `make conformance-istio` against Istio's own agent as well, which writes the table of both into the manual.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod rules;
 mod subject;
 

@@ -7,15 +7,12 @@ use serde_json::Value;
 use testkit::{
     Failure, OrFail,
     development_ca::CaOptions,
+    fixture::Site,
     pilot_agent::PilotAgent,
     process::Process,
     sds::{self, DeltaStream, SdsClient, SdsStream},
     shim::Shim,
 };
-
-use crate::common::Site;
-
-pub(crate) type Outcome = Result<(), Failure>;
 
 /// How long nothing must come.
 pub(crate) const QUIET: Duration = Duration::from_millis(500);
@@ -46,7 +43,7 @@ impl Setup {
     }
 
     pub(crate) async fn with_options(of: Implementation, options: CaOptions) -> Result<Self, Failure> {
-        Ok(Self::at(Site::with_options(options).await?, of))
+        Ok(Self::at(Site::with(options).await?, of))
     }
 
     pub(crate) async fn without_token(of: Implementation) -> Result<Self, Failure> {

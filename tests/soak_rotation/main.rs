@@ -2,14 +2,11 @@
 //! tokens and the shims themselves fail in random ways, for twenty seconds or as long as `SOAK_SECONDS` says
 //! (`make soak`). No request fails, because there is always a valid certificate, and at the end no shim has grown.
 
-#[path = "../ca_common/mod.rs"]
-mod ca_common;
 mod footprint;
 mod kind;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use ca_common::{Open, Tested};
 use footprint::Footprint;
 use kind::{KINDS, Kind};
 use nix::sys::signal::Signal;
@@ -18,6 +15,7 @@ use testkit::{
     Failure, OrFail, PATIENCE, POLL,
     development_ca::{CaOptions, DevelopmentCa, Outcome, TokenRequest},
     door::Door,
+    fixture::Open,
     rng::Rng,
     scene::{Mesh, Sidecar, TokenSource, Traffic, World},
     scratch::Scratch,
@@ -88,7 +86,7 @@ impl Soak {
     }
 
     /// One trouble from its start until everything is as it should be again.
-    async fn trouble(&mut self, kind: Kind) -> Tested {
+    async fn trouble(&mut self, kind: Kind) -> testkit::Result {
         *self.troubles.entry(kind).or_default() += 1;
         let begin = Instant::now();
         let marks = self.marks();
@@ -153,7 +151,7 @@ impl Soak {
     }
 
     /// Returns once every shim has a new certificate.
-    async fn renewed_since(&self, marks: &[usize]) -> Tested {
+    async fn renewed_since(&self, marks: &[usize]) -> testkit::Result {
         for (sidecar, mark) in self.mesh.sidecars().zip(marks) {
             sidecar.shim.wait_for_log_after(*mark, ISSUED).await?;
             sidecar.shim.wait_for_log_after(*mark, ARENA).await?;
@@ -161,11 +159,11 @@ impl Soak {
         Ok(())
     }
 
-    fn renew_all(&self) -> Tested {
+    fn renew_all(&self) -> testkit::Result {
         self.mesh.sidecars().try_for_each(|sidecar| sidecar.shim.signal(Signal::SIGUSR1))
     }
 
-    async fn restart_ca(&mut self) -> Tested {
+    async fn restart_ca(&mut self) -> testkit::Result {
         let World { pki, tokens, .. } = &self.world;
         let next = DevelopmentCa::start(Arc::clone(pki), Arc::clone(tokens), CaOptions::default()).await;
         let next = next.or_fail("start the CA again")?;
@@ -181,7 +179,7 @@ impl Soak {
         (self.calls + calls.len(), self.issued + issued)
     }
 
-    async fn kill(&mut self) -> Tested {
+    async fn kill(&mut self) -> testkit::Result {
         let pause = self.some_milliseconds(0..500);
         let ca = self.world.ca.address();
         // The first one lives as long as the soak.
@@ -202,7 +200,7 @@ impl Soak {
     }
 
     /// Whoever comes gets a certificate that is valid.
-    async fn reconnect(&mut self, count: usize) -> Tested {
+    async fn reconnect(&mut self, count: usize) -> testkit::Result {
         let sidecar = self.sidecar();
         for _ in 0..count {
             let client = sidecar.shim.connect().await?;
@@ -218,7 +216,7 @@ impl Soak {
     }
 
     /// Every shim is as small as at the beginning, once the clients of the soak are gone.
-    async fn expect_flat(&self, before: &[Footprint]) -> Tested {
+    async fn expect_flat(&self, before: &[Footprint]) -> testkit::Result {
         let deadline = Instant::now() + PATIENCE;
         for (sidecar, before) in self.mesh.sidecars().zip(before) {
             let after = loop {
@@ -239,7 +237,7 @@ impl Soak {
 }
 
 /// Every kind once in each round, in an order that chance chooses.
-async fn go_wrong_for(soak: &mut Soak, length: Duration) -> Tested {
+async fn go_wrong_for(soak: &mut Soak, length: Duration) -> testkit::Result {
     let end = Instant::now() + length;
     let mut kinds = Vec::new();
     while Instant::now() < end {
@@ -253,7 +251,7 @@ async fn go_wrong_for(soak: &mut Soak, length: Duration) -> Tested {
 }
 
 #[tokio::test]
-async fn no_request_fails_whatever_goes_wrong() -> Tested {
+async fn no_request_fails_whatever_goes_wrong() -> testkit::Result {
     let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
     let mut soak = Soak::new().await?;
     // What the Envoys' connections take is in use from their first renewal on.

@@ -4,20 +4,18 @@ use openssl::x509::X509;
 use testkit::{
     Failure, OrFail, PATIENCE, POLL,
     development_ca::{Issued, Leaf, Pki, ProjectedVolume},
+    fixture::secret,
     sds, tls,
 };
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    common::secret,
-    subject::{Implementation, Outcome, QUIET, Setup, Subject},
-};
+use crate::subject::{Implementation, QUIET, Setup, Subject};
 
 fn issue(pki: &Pki) -> Issued {
     pki.issue(&Leaf::workload("spiffe://td/ns/a/sa/b", Duration::from_secs(3600)))
 }
 
-fn write(path: &Path, content: &str) -> Outcome {
+fn write(path: &Path, content: &str) -> testkit::Result {
     // As tools that care do it.
     let fresh = path.with_extension("new");
     fs::write(&fresh, content).or_fail("write a file")?;
@@ -40,7 +38,7 @@ async fn with_pair(of: Implementation) -> Result<(Subject, Pki, std::path::PathB
     Ok((subject, pki, directory, name))
 }
 
-pub(super) async fn certificate(of: Implementation) -> Outcome {
+pub(super) async fn certificate(of: Implementation) -> testkit::Result {
     let (subject, _, _, name) = with_pair(of).await?;
     let (_, answer) = subject.ask(&[&name]).await?;
     let secret = secret(&answer, &name)?;
@@ -49,7 +47,7 @@ pub(super) async fn certificate(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn roots(of: Implementation) -> Outcome {
+pub(super) async fn roots(of: Implementation) -> testkit::Result {
     let (subject, pki, directory, _) = with_pair(of).await?;
     write(&directory.join("root.pem"), &pki.root_pem())?;
     let name = format!("file-root:{}/root.pem", directory.display());
@@ -59,14 +57,14 @@ pub(super) async fn roots(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn system_roots(of: Implementation) -> Outcome {
+pub(super) async fn system_roots(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let (_, answer) = subject.ask(&["file-root:system"]).await?;
     assert!(secret(&answer, "file-root:system")?.trust_anchors()?.len() > 10);
     Ok(())
 }
 
-pub(super) async fn rotation(of: Implementation) -> Outcome {
+pub(super) async fn rotation(of: Implementation) -> testkit::Result {
     let (subject, pki, directory, name) = with_pair(of).await?;
     let (mut stream, answer) = subject.ask(&[&name]).await?;
     stream.send(sds::ack(&answer, &[&name]));
@@ -82,7 +80,7 @@ pub(super) async fn rotation(of: Implementation) -> Outcome {
     }
 }
 
-pub(super) async fn mismatch(of: Implementation) -> Outcome {
+pub(super) async fn mismatch(of: Implementation) -> testkit::Result {
     let (subject, pki, directory, name) = with_pair(of).await?;
     let (mut stream, answer) = subject.ask(&[&name]).await?;
     stream.send(sds::ack(&answer, &[&name]));
@@ -94,7 +92,7 @@ pub(super) async fn mismatch(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn missing(of: Implementation) -> Outcome {
+pub(super) async fn missing(of: Implementation) -> testkit::Result {
     let (subject, pki, directory, _) = with_pair(of).await?;
     let name = format!("file-root:{}/later/root.pem", directory.display());
     let mut stream = subject.client.stream();
@@ -105,7 +103,7 @@ pub(super) async fn missing(of: Implementation) -> Outcome {
     stream.recv().await.map(drop)
 }
 
-pub(super) async fn kubelet(of: Implementation) -> Outcome {
+pub(super) async fn kubelet(of: Implementation) -> testkit::Result {
     let (subject, pki, directory, _) = with_pair(of).await?;
     let generation = |issued: &Issued, volume: &ProjectedVolume| {
         volume.replace(&[("tls.crt", &*issued.chain_pem), ("tls.key", &*issued.key_pem)]).or_fail("write the volume")
@@ -148,14 +146,14 @@ async fn written(directory: &Path, before: Option<&str>) -> Result<String, Failu
     Err(Failure::new("nothing new was written"))
 }
 
-pub(super) async fn output(of: Implementation) -> Outcome {
+pub(super) async fn output(of: Implementation) -> testkit::Result {
     let (_server, _setup, directory) = writing(Setup::new(of).await?).await?;
     written(&directory, None).await?;
     assert!(directory.join("key.pem").is_file() && directory.join("root-cert.pem").is_file());
     Ok(())
 }
 
-pub(super) async fn output_mode(of: Implementation) -> Outcome {
+pub(super) async fn output_mode(of: Implementation) -> testkit::Result {
     // Istio's agent takes a stricter mode where it believes to be on a virtual machine; here is a pod.
     let setup = Setup::new(of).await?.env("KUBERNETES_SERVICE_HOST", "10.0.0.1");
     let (_server, _setup, directory) = writing(setup).await?;
@@ -165,7 +163,7 @@ pub(super) async fn output_mode(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn output_renewed(of: Implementation) -> Outcome {
+pub(super) async fn output_renewed(of: Implementation) -> testkit::Result {
     let (_server, _setup, directory) = writing(Setup::new(of).await?.rotating()).await?;
     let first = written(&directory, None).await?;
     written(&directory, Some(&first)).await.map(drop)

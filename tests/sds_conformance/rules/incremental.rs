@@ -1,13 +1,13 @@
 use sds_shim_proto::grpc::health::v1::health_check_response::ServingStatus;
-use testkit::sds;
+use testkit::{
+    fixture::{delta_names, names},
+    sds,
+};
 use tonic::Code;
 
-use crate::{
-    common::{delta_names, names},
-    subject::{Implementation, Outcome, QUIET, Setup, Subject},
-};
+use crate::subject::{Implementation, QUIET, Setup, Subject};
 
-pub(super) async fn first_answer(of: Implementation) -> Outcome {
+pub(super) async fn first_answer(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let (_, answer) = subject.ask_delta(&["default", "ROOTCA"]).await?;
     assert_eq!(delta_names(&answer)?, ["ROOTCA", "default"]);
@@ -22,7 +22,7 @@ fn with_version(version: &str) -> sds_shim_proto::envoy::service::discovery::v3:
     request
 }
 
-pub(super) async fn known_versions_are_not_sent(of: Implementation) -> Outcome {
+pub(super) async fn known_versions_are_not_sent(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let (_, answer) = subject.ask_delta(&["default"]).await?;
     let mut stream = subject.client.delta();
@@ -30,7 +30,7 @@ pub(super) async fn known_versions_are_not_sent(of: Implementation) -> Outcome {
     stream.expect_silence(QUIET).await
 }
 
-pub(super) async fn other_versions_are_sent(of: Implementation) -> Outcome {
+pub(super) async fn other_versions_are_sent(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let mut stream = subject.client.delta();
     stream.send(with_version("of another server"));
@@ -38,7 +38,7 @@ pub(super) async fn other_versions_are_sent(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn later_subscription(of: Implementation) -> Outcome {
+pub(super) async fn later_subscription(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let (mut stream, answer) = subject.ask_delta(&["default"]).await?;
     stream.send(sds::delta_ack(&answer));
@@ -49,7 +49,7 @@ pub(super) async fn later_subscription(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn unsubscribed(of: Implementation) -> Outcome {
+pub(super) async fn unsubscribed(of: Implementation) -> testkit::Result {
     let subject = Setup::new(of).await?.rotating().start().await?;
     let (mut stream, answer) = subject.ask_delta(&["default", "ROOTCA"]).await?;
     stream.send(sds::delta_ack(&answer));
@@ -58,7 +58,7 @@ pub(super) async fn unsubscribed(of: Implementation) -> Outcome {
     stream.expect_silence(QUIET).await
 }
 
-pub(super) async fn rotation(of: Implementation) -> Outcome {
+pub(super) async fn rotation(of: Implementation) -> testkit::Result {
     let subject = Setup::new(of).await?.rotating().start().await?;
     let (mut stream, answer) = subject.ask_delta(&["default", "ROOTCA"]).await?;
     stream.send(sds::delta_ack(&answer));
@@ -66,14 +66,14 @@ pub(super) async fn rotation(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn nack(of: Implementation) -> Outcome {
+pub(super) async fn nack(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let (mut stream, answer) = subject.ask_delta(&["default"]).await?;
     stream.send(sds::delta_nack(&answer, "no such luck"));
     stream.expect_silence(QUIET * 2).await
 }
 
-pub(super) async fn fetch(of: Implementation) -> Outcome {
+pub(super) async fn fetch(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let answer = subject.client.fetch(sds::request(&["default", "ROOTCA"])).await;
     let answer = answer.map_err(|status| testkit::Failure::new(status.to_string()))?;
@@ -81,14 +81,14 @@ pub(super) async fn fetch(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn fetch_unknown(of: Implementation) -> Outcome {
+pub(super) async fn fetch_unknown(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let status = subject.client.fetch(sds::request(&["nobody"])).await.map(|_| ()).unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
     Ok(())
 }
 
-pub(super) async fn health(of: Implementation) -> Outcome {
+pub(super) async fn health(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     subject.ask(&["default"]).await?;
     let health = subject.client.check_health("").await;

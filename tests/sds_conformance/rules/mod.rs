@@ -9,13 +9,13 @@ mod streams;
 
 use std::pin::Pin;
 
-use crate::subject::{Implementation, Outcome};
+use crate::subject::Implementation;
 
 /// One rule, and how it is checked.
 pub(crate) struct Rule {
     pub(crate) group: &'static str,
     pub(crate) text: &'static str,
-    pub(crate) check: fn(Implementation) -> Pin<Box<dyn Future<Output = Outcome> + Send>>,
+    pub(crate) check: fn(Implementation) -> Pin<Box<dyn Future<Output = testkit::Result> + Send>>,
 }
 
 macro_rules! rules {

@@ -4,18 +4,16 @@ use openssl::x509::X509Req;
 use testkit::{
     Failure, OrFail, PATIENCE,
     development_ca::{Fault, Pki},
+    fixture::{names, serial},
     sds,
 };
 use tokio::time::timeout;
 use tonic::Code;
 
-use crate::{
-    common::{names, serial},
-    subject::{Implementation, Outcome, QUIET, Setup, Subject},
-};
+use crate::subject::{Implementation, QUIET, Setup, Subject};
 
 /// The CA does this from the first call on: nothing must be served, whatever happens to the stream.
-async fn never_served(of: Implementation, fault: Fault) -> Outcome {
+async fn never_served(of: Implementation, fault: Fault) -> testkit::Result {
     let setup = Setup::new(of).await?;
     setup.site.ca.set_fault(Some(fault));
     let subject = setup.start().await?;
@@ -26,29 +24,29 @@ async fn never_served(of: Implementation, fault: Fault) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn other_key(of: Implementation) -> Outcome {
+pub(super) async fn other_key(of: Implementation) -> testkit::Result {
     never_served(of, Fault::sign(|sign| sign.other_key = true)).await
 }
 
-pub(super) async fn other_identity(of: Implementation) -> Outcome {
+pub(super) async fn other_identity(of: Implementation) -> testkit::Result {
     never_served(of, Fault::sign(|sign| sign.leaf.uri = vec!["spiffe://cluster.local/ns/foo/sa/other".to_owned()]))
         .await
 }
 
-pub(super) async fn ca_certificate(of: Implementation) -> Outcome {
+pub(super) async fn ca_certificate(of: Implementation) -> testkit::Result {
     never_served(of, Fault::sign(|sign| sign.leaf.ca = true)).await
 }
 
-pub(super) async fn unrelated_root(of: Implementation) -> Outcome {
+pub(super) async fn unrelated_root(of: Implementation) -> testkit::Result {
     let other = Arc::new(Pki::new("unrelated"));
     never_served(of, Fault::sign(move |sign| sign.signed_by = Some(Arc::clone(&other)))).await
 }
 
-pub(super) async fn expired(of: Implementation) -> Outcome {
+pub(super) async fn expired(of: Implementation) -> testkit::Result {
     never_served(of, Fault::sign(|sign| (sign.leaf.not_before, sign.leaf.not_after) = (-7200, -3600))).await
 }
 
-pub(super) async fn one_element(of: Implementation) -> Outcome {
+pub(super) async fn one_element(of: Implementation) -> testkit::Result {
     never_served(of, Fault::mutate(|chain| chain.into_iter().take(1).collect())).await
 }
 
@@ -68,7 +66,7 @@ async fn in_an_outage(of: Implementation) -> Result<(Subject, sds::SdsStream, St
 }
 
 /// Whether a stream of a new connection is answered before the certificate's end.
-async fn answered_anew(subject: &Subject, name: &str) -> Outcome {
+async fn answered_anew(subject: &Subject, name: &str) -> testkit::Result {
     let client = subject.reconnect().await?;
     let mut stream = client.stream();
     stream.send(sds::request(&[name]));
@@ -76,20 +74,20 @@ async fn answered_anew(subject: &Subject, name: &str) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn default_stays(of: Implementation) -> Outcome {
+pub(super) async fn default_stays(of: Implementation) -> testkit::Result {
     answered_anew(&in_an_outage(of).await?.0, "default").await
 }
 
-pub(super) async fn roots_stay(of: Implementation) -> Outcome {
+pub(super) async fn roots_stay(of: Implementation) -> testkit::Result {
     answered_anew(&in_an_outage(of).await?.0, "ROOTCA").await
 }
 
-pub(super) async fn streams_stay(of: Implementation) -> Outcome {
+pub(super) async fn streams_stay(of: Implementation) -> testkit::Result {
     let (_subject, mut stream, _) = in_an_outage(of).await?;
     stream.expect_silence(Duration::from_secs(8)).await
 }
 
-pub(super) async fn reconnects(of: Implementation) -> Outcome {
+pub(super) async fn reconnects(of: Implementation) -> testkit::Result {
     let count = async |reconnecting: bool| {
         let (subject, _stream, _) = in_an_outage(of).await?;
         let before = subject.site.ca.calls().len();
@@ -110,7 +108,7 @@ pub(super) async fn reconnects(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn same_key(of: Implementation) -> Outcome {
+pub(super) async fn same_key(of: Implementation) -> testkit::Result {
     let (subject, _stream, _) = in_an_outage(of).await?;
     timeout(PATIENCE, subject.site.ca.wait_for_calls(5)).await.or_fail("wait for more attempts")?;
     let calls = subject.site.ca.calls();
@@ -125,14 +123,14 @@ pub(super) async fn same_key(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn recovery(of: Implementation) -> Outcome {
+pub(super) async fn recovery(of: Implementation) -> testkit::Result {
     let (subject, mut stream, first) = in_an_outage(of).await?;
     subject.site.ca.set_fault(None);
     assert_ne!(serial(&stream.recv().await?)?, first);
     Ok(())
 }
 
-pub(super) async fn first_certificate(of: Implementation) -> Outcome {
+pub(super) async fn first_certificate(of: Implementation) -> testkit::Result {
     let setup = Setup::new(of).await?;
     setup.site.ca.set_fault(Some(down()));
     let subject = setup.start().await?;

@@ -8,22 +8,23 @@ use std::{
     time::Duration,
 };
 
-use testkit::{Failure, OrFail, POLL, sds};
+use testkit::{
+    Failure, OrFail, POLL,
+    fixture::{names, serial},
+    sds,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
     time::timeout,
 };
 
-use crate::{
-    common::{names, serial},
-    subject::{Implementation, LIFE, Outcome, QUIET, Setup, Subject},
-};
+use crate::subject::{Implementation, LIFE, QUIET, Setup, Subject};
 
 /// The socket's directory in the pod.
 const DIRECTORY: &str = "var/run/secrets/workload-spiffe-uds";
 
-pub(super) async fn answers_before_a_certificate(of: Implementation) -> Outcome {
+pub(super) async fn answers_before_a_certificate(of: Implementation) -> testkit::Result {
     let subject = Setup::without_token(of).await?.start().await?;
     let mut raw = sds::raw(&subject.site.workload.socket()).await?;
     // The client's preface and an empty SETTINGS frame (RFC 9113, section 3.4).
@@ -34,7 +35,7 @@ pub(super) async fn answers_before_a_certificate(of: Implementation) -> Outcome 
     Ok(())
 }
 
-pub(super) async fn is_named_by_the_variable(of: Implementation) -> Outcome {
+pub(super) async fn is_named_by_the_variable(of: Implementation) -> testkit::Result {
     let path = "./var/run/secrets/workload-spiffe-uds/other";
     let setup = Setup::new(of).await?.env("WORKLOAD_IDENTITY_SOCKET_FILE", "other").socket(path);
     // Istio's agent takes another name only for a socket that somebody else serves.
@@ -42,7 +43,7 @@ pub(super) async fn is_named_by_the_variable(of: Implementation) -> Outcome {
     subject.ask(&["default"]).await.map(drop)
 }
 
-pub(super) async fn is_for_its_user_alone(of: Implementation) -> Outcome {
+pub(super) async fn is_for_its_user_alone(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let mode = fs::metadata(subject.site.workload.socket()).or_fail("look at the socket")?.permissions().mode();
     assert_eq!(format!("{:04o}", mode & 0o7777), "0600");
@@ -50,7 +51,7 @@ pub(super) async fn is_for_its_user_alone(of: Implementation) -> Outcome {
 }
 
 /// Puts a socket at `path` that nobody serves, in place of what is there.
-fn dead_socket(path: &Path) -> Outcome {
+fn dead_socket(path: &Path) -> testkit::Result {
     let directory = path.parent().unwrap_or(path);
     let opened = fs::File::open(directory).or_fail("open the socket's directory")?;
     // Named through the descriptor: a socket's address has room for little more than a hundred bytes.
@@ -59,13 +60,13 @@ fn dead_socket(path: &Path) -> Outcome {
     fs::rename(directory.join("dead"), path).or_fail("put the socket in place")
 }
 
-pub(super) async fn stale_one_is_replaced(of: Implementation) -> Outcome {
+pub(super) async fn stale_one_is_replaced(of: Implementation) -> testkit::Result {
     let setup = Setup::new(of).await?;
     dead_socket(&setup.site.workload.socket())?;
     setup.start().await?.ask(&["default"]).await.map(drop)
 }
 
-pub(super) async fn spares_a_file(of: Implementation) -> Outcome {
+pub(super) async fn spares_a_file(of: Implementation) -> testkit::Result {
     let setup = Setup::new(of).await?;
     let path = setup.site.workload.socket();
     fs::write(&path, "somebody's").or_fail("write a file")?;
@@ -78,7 +79,7 @@ pub(super) async fn spares_a_file(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn bears_sixteen_connections(of: Implementation) -> Outcome {
+pub(super) async fn bears_sixteen_connections(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let mut held = Vec::new();
     for _ in 0..15 {
@@ -95,7 +96,7 @@ pub(super) async fn bears_sixteen_connections(of: Implementation) -> Outcome {
 type Left = Result<Option<UnixStream>, Failure>;
 
 /// Whether a stream that was open before the disturbance gets its next rotation.
-async fn undisturbed(of: Implementation, disturb: impl AsyncFnOnce(&Subject) -> Left) -> Outcome {
+async fn undisturbed(of: Implementation, disturb: impl AsyncFnOnce(&Subject) -> Left) -> testkit::Result {
     let subject = Setup::new(of).await?.rotating().start().await?;
     let (mut stream, first) = subject.ask(&["default"]).await?;
     stream.send(sds::ack(&first, &["default"]));
@@ -104,7 +105,7 @@ async fn undisturbed(of: Implementation, disturb: impl AsyncFnOnce(&Subject) -> 
     Ok(())
 }
 
-pub(super) async fn survives_garbage(of: Implementation) -> Outcome {
+pub(super) async fn survives_garbage(of: Implementation) -> testkit::Result {
     undisturbed(of, async |subject| {
         for garbage in [&[0xff_u8; 4096][..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff", &[0; 100]] {
             let mut raw = sds::raw(&subject.site.workload.socket()).await?;
@@ -118,7 +119,7 @@ pub(super) async fn survives_garbage(of: Implementation) -> Outcome {
     .await
 }
 
-pub(super) async fn survives_http1(of: Implementation) -> Outcome {
+pub(super) async fn survives_http1(of: Implementation) -> testkit::Result {
     undisturbed(of, async |subject| {
         let mut raw = sds::raw(&subject.site.workload.socket()).await?;
         raw.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.or_fail("write a request")?;
@@ -129,7 +130,7 @@ pub(super) async fn survives_http1(of: Implementation) -> Outcome {
     .await
 }
 
-pub(super) async fn survives_a_client_that_never_reads(of: Implementation) -> Outcome {
+pub(super) async fn survives_a_client_that_never_reads(of: Implementation) -> testkit::Result {
     undisturbed(of, async |subject| {
         let mut raw = sds::raw(&subject.site.workload.socket()).await?;
         raw.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.or_fail("write a preface")?;
@@ -145,7 +146,7 @@ pub(super) async fn survives_a_client_that_never_reads(of: Implementation) -> Ou
     .await
 }
 
-pub(super) async fn survives_a_long_name(of: Implementation) -> Outcome {
+pub(super) async fn survives_a_long_name(of: Implementation) -> testkit::Result {
     undisturbed(of, async |subject| {
         let mut stream = subject.client.stream();
         stream.send(sds::request(&[&*"x".repeat(60_000)]));
@@ -155,7 +156,7 @@ pub(super) async fn survives_a_long_name(of: Implementation) -> Outcome {
     .await
 }
 
-pub(super) async fn bears_a_hundred_streams(of: Implementation) -> Outcome {
+pub(super) async fn bears_a_hundred_streams(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let mut held = Vec::new();
     for _ in 0..100 {
@@ -164,7 +165,7 @@ pub(super) async fn bears_a_hundred_streams(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn goes_away_at_the_end(of: Implementation) -> Outcome {
+pub(super) async fn goes_away_at_the_end(of: Implementation) -> testkit::Result {
     let mut subject = Subject::new(of).await?;
     let path = subject.site.workload.socket();
     subject.server.process().terminate().await?;
@@ -172,7 +173,7 @@ pub(super) async fn goes_away_at_the_end(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn leaves_a_successors_socket(of: Implementation) -> Outcome {
+pub(super) async fn leaves_a_successors_socket(of: Implementation) -> testkit::Result {
     let mut subject = Subject::new(of).await?;
     let path = subject.site.workload.socket();
     // As a successor does it that takes the path over at once.
@@ -182,7 +183,7 @@ pub(super) async fn leaves_a_successors_socket(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn ends_when_it_cannot_listen(of: Implementation) -> Outcome {
+pub(super) async fn ends_when_it_cannot_listen(of: Implementation) -> testkit::Result {
     let setup = Setup::new(of).await?;
     let directory = setup.site.workload.path().join(DIRECTORY);
     fs::remove_dir_all(&directory).or_fail("remove the socket's directory")?;

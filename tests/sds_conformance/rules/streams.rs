@@ -1,14 +1,15 @@
 use std::time::Duration;
 
-use testkit::{OrFail, sds};
+use testkit::{
+    OrFail,
+    fixture::{names, secret, serial},
+    sds,
+};
 use tonic::Code;
 
-use crate::{
-    common::{names, secret, serial},
-    subject::{Implementation, Outcome, QUIET, Setup, Subject},
-};
+use crate::subject::{Implementation, QUIET, Setup, Subject};
 
-pub(super) async fn first_request_is_answered(of: Implementation) -> Outcome {
+pub(super) async fn first_request_is_answered(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let (_, held) = subject.ask(&["default"]).await?;
     for (version, nonce) in [("1", "from-another-server"), (&held.version_info, &held.nonce)] {
@@ -21,7 +22,7 @@ pub(super) async fn first_request_is_answered(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn node_comes_once(of: Implementation) -> Outcome {
+pub(super) async fn node_comes_once(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let (mut stream, answer) = subject.ask(&["default"]).await?;
     let later = sds::ack(&answer, &["ROOTCA"]);
@@ -31,7 +32,7 @@ pub(super) async fn node_comes_once(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn node_is_not_needed(of: Implementation) -> Outcome {
+pub(super) async fn node_is_not_needed(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let mut request = sds::request(&["default"]);
     request.node = None;
@@ -41,7 +42,7 @@ pub(super) async fn node_is_not_needed(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn empty_type_url_is_taken(of: Implementation) -> Outcome {
+pub(super) async fn empty_type_url_is_taken(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let mut request = sds::request(&["default"]);
     request.type_url = String::new();
@@ -51,7 +52,7 @@ pub(super) async fn empty_type_url_is_taken(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn other_type_url_is_refused(of: Implementation) -> Outcome {
+pub(super) async fn other_type_url_is_refused(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let mut request = sds::request(&["default"]);
     request.type_url = "type.googleapis.com/envoy.config.cluster.v3.Cluster".to_owned();
@@ -61,14 +62,14 @@ pub(super) async fn other_type_url_is_refused(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn ack_is_not_answered(of: Implementation) -> Outcome {
+pub(super) async fn ack_is_not_answered(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let (mut stream, answer) = subject.ask(&["default"]).await?;
     stream.send(sds::ack(&answer, &["default"]));
     stream.expect_silence(QUIET).await
 }
 
-pub(super) async fn stale_nonce_is_ignored(of: Implementation) -> Outcome {
+pub(super) async fn stale_nonce_is_ignored(of: Implementation) -> testkit::Result {
     let subject = Setup::new(of).await?.rotating().start().await?;
     let (mut stream, first) = subject.ask(&["default"]).await?;
     stream.send(sds::ack(&first, &["default"]));
@@ -80,14 +81,14 @@ pub(super) async fn stale_nonce_is_ignored(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn nack_is_not_answered(of: Implementation) -> Outcome {
+pub(super) async fn nack_is_not_answered(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let (mut stream, answer) = subject.ask(&["default"]).await?;
     stream.send(sds::nack(&answer, "", &["default"], "no such luck"));
     stream.expect_silence(QUIET * 4).await
 }
 
-pub(super) async fn nack_is_followed_by_the_next_content(of: Implementation) -> Outcome {
+pub(super) async fn nack_is_followed_by_the_next_content(of: Implementation) -> testkit::Result {
     let subject = Setup::new(of).await?.rotating().start().await?;
     let (mut stream, refused) = subject.ask(&["default"]).await?;
     stream.send(sds::nack(&refused, "", &["default"], "no such luck"));
@@ -95,7 +96,7 @@ pub(super) async fn nack_is_followed_by_the_next_content(of: Implementation) -> 
     Ok(())
 }
 
-pub(super) async fn names_change_in_an_ack(of: Implementation) -> Outcome {
+pub(super) async fn names_change_in_an_ack(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let (mut stream, answer) = subject.ask(&["default"]).await?;
     stream.send(sds::ack(&answer, &["ROOTCA"]));
@@ -103,7 +104,7 @@ pub(super) async fn names_change_in_an_ack(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn names_change_in_a_nack(of: Implementation) -> Outcome {
+pub(super) async fn names_change_in_a_nack(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let (mut stream, answer) = subject.ask(&["default"]).await?;
     stream.send(sds::nack(&answer, "", &["ROOTCA"], "only the roots, please"));
@@ -111,14 +112,14 @@ pub(super) async fn names_change_in_a_nack(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn no_name_stays_open(of: Implementation) -> Outcome {
+pub(super) async fn no_name_stays_open(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let mut stream = subject.client.stream();
     stream.send(sds::request(&[]));
     stream.expect_silence(QUIET).await
 }
 
-pub(super) async fn unsubscribed_gets_nothing(of: Implementation) -> Outcome {
+pub(super) async fn unsubscribed_gets_nothing(of: Implementation) -> testkit::Result {
     let subject = Setup::new(of).await?.rotating().start().await?;
     let (mut stream, answer) = subject.ask(&["default"]).await?;
     stream.send(sds::ack(&answer, &["ROOTCA"]));
@@ -128,7 +129,7 @@ pub(super) async fn unsubscribed_gets_nothing(of: Implementation) -> Outcome {
     stream.expect_silence(QUIET).await
 }
 
-pub(super) async fn several_names_are_answered(of: Implementation) -> Outcome {
+pub(super) async fn several_names_are_answered(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let (mut stream, answer) = subject.ask(&["default", "ROOTCA"]).await?;
     let mut got = names(&answer)?;
@@ -141,7 +142,7 @@ pub(super) async fn several_names_are_answered(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn held_names_come_at_once(of: Implementation) -> Outcome {
+pub(super) async fn held_names_come_at_once(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     subject.ask(&["default"]).await?;
     let mut stream = subject.client.stream();
@@ -151,7 +152,7 @@ pub(super) async fn held_names_come_at_once(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn unknown_name_gets_no_key(of: Implementation) -> Outcome {
+pub(super) async fn unknown_name_gets_no_key(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     subject.ask(&["default"]).await?;
     let mut stream = subject.client.stream();
@@ -163,7 +164,7 @@ pub(super) async fn unknown_name_gets_no_key(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn unknown_name_stays_open(of: Implementation) -> Outcome {
+pub(super) async fn unknown_name_stays_open(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     subject.ask(&["default"]).await?;
     let mut stream = subject.client.stream();
@@ -171,7 +172,7 @@ pub(super) async fn unknown_name_stays_open(of: Implementation) -> Outcome {
     stream.expect_silence(QUIET * 4).await
 }
 
-pub(super) async fn version_is_that_of_the_content(of: Implementation) -> Outcome {
+pub(super) async fn version_is_that_of_the_content(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let (_one, first) = subject.ask(&["default"]).await?;
     tokio::time::sleep(QUIET * 2).await;
@@ -182,7 +183,7 @@ pub(super) async fn version_is_that_of_the_content(of: Implementation) -> Outcom
     Ok(())
 }
 
-pub(super) async fn nonces_differ(of: Implementation) -> Outcome {
+pub(super) async fn nonces_differ(of: Implementation) -> testkit::Result {
     let subject = Setup::new(of).await?.rotating().start().await?;
     let (mut stream, first) = subject.ask(&["default"]).await?;
     stream.send(sds::ack(&first, &["default"]));
@@ -191,7 +192,7 @@ pub(super) async fn nonces_differ(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn type_urls_are_right(of: Implementation) -> Outcome {
+pub(super) async fn type_urls_are_right(of: Implementation) -> testkit::Result {
     let subject = Subject::new(of).await?;
     let (_, answer) = subject.ask(&["default"]).await?;
     assert_eq!(answer.type_url, sds_shim_proto::SECRET_TYPE_URL);
@@ -199,7 +200,7 @@ pub(super) async fn type_urls_are_right(of: Implementation) -> Outcome {
     secret(&answer, "default").map(drop)
 }
 
-pub(super) async fn waits_for_the_first_certificate(of: Implementation) -> Outcome {
+pub(super) async fn waits_for_the_first_certificate(of: Implementation) -> testkit::Result {
     let subject = Setup::without_token(of).await?.start().await?;
     for name in ["default", "ROOTCA"] {
         let mut stream = subject.client.stream();
@@ -210,18 +211,18 @@ pub(super) async fn waits_for_the_first_certificate(of: Implementation) -> Outco
     Ok(())
 }
 
-pub(super) async fn is_answered_when_it_comes(of: Implementation) -> Outcome {
+pub(super) async fn is_answered_when_it_comes(of: Implementation) -> testkit::Result {
     let mut subject = Setup::without_token(of).await?.start().await?;
     let mut stream = subject.client.stream();
     stream.send(sds::request(&["default"]));
     stream.expect_silence(QUIET).await?;
-    subject.site.write_token()?;
+    subject.site.refresh_token()?;
     let answer = stream.recv().await.or_fail("wait on the stream that was opened before")?;
     assert_eq!(names(&answer)?, ["default"]);
     Ok(())
 }
 
-pub(super) async fn rotation_is_pushed(of: Implementation) -> Outcome {
+pub(super) async fn rotation_is_pushed(of: Implementation) -> testkit::Result {
     let subject = Setup::new(of).await?.rotating().start().await?;
     let (mut one, first) = subject.ask(&["default"]).await?;
     let (mut two, again) = subject.ask(&["default"]).await?;
@@ -233,7 +234,7 @@ pub(super) async fn rotation_is_pushed(of: Implementation) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn unchanged_roots_are_not_sent(of: Implementation) -> Outcome {
+pub(super) async fn unchanged_roots_are_not_sent(of: Implementation) -> testkit::Result {
     let subject = Setup::new(of).await?.rotating().start().await?;
     let (mut roots, answer) = subject.ask(&["ROOTCA"]).await?;
     roots.send(sds::ack(&answer, &["ROOTCA"]));

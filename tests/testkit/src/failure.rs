@@ -13,6 +13,9 @@ pub struct Failure {
     logs: Vec<(String, Vec<String>)>,
 }
 
+/// What a test ends with.
+pub type Result<T = (), E = Failure> = std::result::Result<T, E>;
+
 impl Failure {
     /// A failure that says what went wrong.
     pub fn new(what: impl Into<String>) -> Self {

@@ -3,7 +3,7 @@
 //! `workload` lays out a pod's directory, `shim` and `envoy` run the two processes of a sidecar in it, `sds` speaks
 //! to the shim as Envoy does, `pilot_agent` is Istio's own agent, `httpbin` is the application, `door` stands on the way
 //! to the CA, `nameserver` knows its name, `istio_ca` is Istio's own CA, `citadel` a bare client for either,
-//! `kubernetes` a cluster's control plane, and `scene` puts the rest of them and the development CA together into the
+//! `kubernetes` a cluster's control plane, `fixture` is one pod as most tests need it, and `scene` puts the rest of them and the development CA together into the
 //! mesh that `make demo` shows.
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ pub mod discovery;
 pub mod door;
 pub mod envoy;
 pub mod failure;
+pub mod fixture;
 pub mod hostile;
 pub mod http;
 pub mod http_server;
@@ -39,7 +40,7 @@ pub mod unix;
 pub mod workload;
 
 pub use development_ca;
-pub use failure::{Failure, OrFail};
+pub use failure::{Failure, OrFail, Result};
 pub use workload::Workload;
 
 use std::{path::PathBuf, time::Duration};

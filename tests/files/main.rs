@@ -1,0 +1,15 @@
+//! Certificates from files, and to files.
+
+#[path = "../gate/mod.rs"]
+mod gate;
+#[path = "../mount/mod.rs"]
+mod mount;
+
+mod key_kinds;
+mod mounted;
+mod mounted_failures;
+mod mounted_flaws;
+mod output_certs;
+mod output_full;
+mod pem_forms;
+mod refused;

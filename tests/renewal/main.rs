@@ -1,0 +1,7 @@
+//! When certificates are renewed, and with which token.
+
+mod frozen_volume;
+mod on_time;
+mod outage;
+mod request_token;
+mod token;

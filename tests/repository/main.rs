@@ -1,0 +1,5 @@
+//! What is true of the sources themselves.
+
+mod architecture;
+mod dependencies;
+mod packaging;

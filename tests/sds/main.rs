@@ -1,0 +1,12 @@
+//! The socket, its protocol, and what is served on it.
+
+mod clients;
+mod delta;
+mod fetch;
+mod file_names;
+mod file_places;
+mod file_rights;
+mod socket;
+mod socket_directory;
+mod socket_users;
+mod stream;
