@@ -167,8 +167,8 @@ impl Findings {
             config.identity.spiffe_id.as_ref().map_or("from the token of each SDS request".to_owned(), asked_for);
         self.line(&format!("  identity {identity}"));
         if let Some(file) = file {
-            let (of, one) = if own.is_some() { ("that", "") } else { ("of TRUST_DOMAIN until", " one") };
-            self.line(&format!("           in the trust domain {of} {} tells{one}", file.display()));
+            let of = if own.is_some() { "from" } else { "of TRUST_DOMAIN until there is one in" };
+            self.line(&format!("           in the trust domain {of} {}", file.display()));
         }
     }
 

@@ -106,7 +106,7 @@ impl StderrLog {
         let _ = stderr.write_all(line.as_bytes());
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            warn!("dropped {lost} log lines before the last one: nobody read standard error");
+            warn!("dropped {lost} log lines before the last one: standard error was not being read");
         }
     }
 }

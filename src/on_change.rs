@@ -124,7 +124,7 @@ impl Follower {
             debug!("{} failed again: {error}", self.action);
             return Some(Due { what, failed: failed + 1, wait: (wait * 2).min(LONGEST_WAIT) });
         }
-        warn!("{what} changed, but {} failed: {error}; open connections go on as they are; retrying", self.action);
+        warn!("{what} changed, but {} failed: {error}; open connections are left as they are; retrying", self.action);
         Some(Due { what, failed: 1, wait })
     }
 }

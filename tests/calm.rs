@@ -43,7 +43,7 @@ async fn enhance_your_calm_is_overload() -> testkit::Result {
         }
     });
     let mut shim = scene.shim().env("CA_ADDR", format!("{}:{IN_CLEAR}", address.0)).start()?;
-    shim.wait_for_log("the CA is asked too much: it ended the call with HTTP/2's ENHANCE_YOUR_CALM").await?;
+    shim.wait_for_log("the CA is overloaded: it ended the call with HTTP/2's ENHANCE_YOUR_CALM").await?;
     let failures = "sds_shim_renewal_failures_total{reason=";
     for _ in 0..2 {
         let metrics = shim.admin("/metrics").await?.text();

@@ -40,7 +40,7 @@ async fn a_log_that_nobody_reads_stops_nothing_and_loses_only_lines() -> testkit
     let mut read = vec![0; 1 << 20];
     let mut log = String::new();
     let deadline = Instant::now() + PATIENCE;
-    while !log.contains("log lines before the last one: nobody read standard error") {
+    while !log.contains("log lines before the last one: standard error was not being read") {
         assert!(Instant::now() < deadline, "the gap is not told");
         let count = unread.read(&mut read).or_fail("read the log")?;
         log.push_str(&String::from_utf8_lossy(&read[..count]));

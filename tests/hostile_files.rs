@@ -308,7 +308,7 @@ async fn a_large_revocation_list_while_clients_hold_much() -> testkit::Result {
     for entries in [20_000, 30_000, 40_000] {
         let mark = shim.log().mark();
         replace(&file, &der::pem("X509 CRL", &der::revocations(entries)))?;
-        shim.wait_for_log_after(mark, "makes enough; 1 of it are served").await?;
+        shim.wait_for_log_after(mark, "makes enough; 1 in use").await?;
         replace(&file, &site.pki.crl(&[], 3600))?;
         shim.wait_for_log_after(mark, "everything is usable again").await?;
         lives(&mut shim).await?;

@@ -150,14 +150,14 @@ impl Writer<'_> {
                 i64::from(one.wanted.is_some()),
             )?;
         }
-        let help = "0 while revocation lists that should be served cannot be, with the class of the reason";
+        let help = "0 while required revocation lists cannot be served, with the class of the reason";
         let mut metric = self.describe("sds_shim_revocation_usable", help, MetricType::Gauge)?;
         for one in &facts {
             let reason = one.revocation.trouble.as_ref().map_or("", |(reason, _)| reason);
             let labels = vec![("identity", one.identity.as_str()), ("reason", reason)];
             sample(&mut metric, labels, i64::from(reason.is_empty()))?;
         }
-        let help = "1 where the mounted certificate has this flaw, for which peers will refuse it";
+        let help = "1 if the mounted certificate has this flaw, for which peers will reject it";
         let mut metric = self.describe("sds_shim_certificate_flaw", help, MetricType::Gauge)?;
         for one in &facts {
             for reason in Flaw::LABELS {
@@ -204,7 +204,7 @@ impl Writer<'_> {
                 count(&mut metric, vec![("ca", address), ("outcome", outcome)], calls)?;
             }
         }
-        let help = "Calls among those that failed that found nobody, which cost the CA nothing";
+        let help = "Failed calls that did not reach the CA, and so cost it nothing";
         let mut metric = self.describe("sds_shim_ca_unreached", help, MetricType::Counter)?;
         for (address, facts) in &facts {
             count(&mut metric, vec![("ca", address)], facts.unreached)?;
@@ -245,7 +245,7 @@ impl Writer<'_> {
 
     /// When each was written, not when we have seen it: who has just started knows it as well.
     fn files(&mut self, status: &Status) -> fmt::Result {
-        let help = "Time at which what this file's name leads to was written";
+        let help = "Modification time of this file, symbolic links followed";
         let mut metric = self.describe("sds_shim_file_changed_timestamp_seconds", help, MetricType::Gauge)?;
         for file in status.files() {
             if let Some(at) = clock::written(file) {

@@ -57,13 +57,13 @@ pub enum CaError {
     #[error("no answer within {} s ({})", .0.as_secs_f64(), if *.1 { HELD } else { "SDS_SHIM_CA_ANSWER_TIMEOUT" })]
     Deadline(Duration, bool),
     /// The CA has the call, and does not even answer a PING.
-    #[error("the connection is there and nobody answers on it: {0}")]
+    #[error("the connection is open, but the CA does not respond on it: {0}")]
     Dead(String),
     /// The connection broke before the answer was there.
     #[error("the connection broke: {0}")]
     Transport(String),
     /// Whoever answers for the CA ended the call because it is asked too much.
-    #[error("the CA is asked too much: it ended the call with HTTP/2's ENHANCE_YOUR_CALM")]
+    #[error("the CA is overloaded: it ended the call with HTTP/2's ENHANCE_YOUR_CALM")]
     Calm,
     /// More came than an answer can be, or than there is room for: check that CA_ADDR names a CA.
     #[error("connection aborted: {0}")]

@@ -167,7 +167,7 @@ fn nothing_in_common(tls: &CaTls, ssl: &SslRef, error: &openssl::ssl::Error) -> 
         _ => None,
     })?;
     if is_version {
-        return tls.only_1_3.then(|| "the server speaks no TLS 1.3 (SDS_SHIM_CA_TLS_MIN)".to_owned());
+        return tls.only_1_3.then(|| "the server does not support TLS 1.3 (SDS_SHIM_CA_TLS_MIN)".to_owned());
     }
     // Once the server has chosen, it is another reason.
     let groups = tls.groups.as_ref().filter(|_| ssl.current_cipher().is_none())?;

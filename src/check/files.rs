@@ -84,7 +84,7 @@ impl Findings {
             }
             if let Some(kind) = bounded::silent_file_system(file) {
                 self.line(&format!(
-                    "  note     {}: it lies on {kind}, which does not tell of changes (SDS_SHIM_FILE_CHECK)",
+                    "  note     {}: it is on {kind}, which does not report changes (SDS_SHIM_FILE_CHECK)",
                     file.display()
                 ));
             }

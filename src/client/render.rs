@@ -70,7 +70,7 @@ impl Page {
         }
         if let Some(trouble) = workload["trouble"].as_object() {
             let reached = match (trouble.get("reached").and_then(Value::as_bool), text(&trouble["reason"])) {
-                (Some(true), _) => "; the CA is left alone meanwhile",
+                (Some(true), _) => "; not calling the CA until then",
                 (Some(false), "connect" | "resolve") => "; this costs the CA nothing",
                 _ => "",
             };

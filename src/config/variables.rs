@@ -80,7 +80,7 @@ variables! {
     SDS_SHIM_CRL: "file", "./var/run/secrets/istio/crl/ca-crl.pem",
         "Certificate revocation lists, PEM or one as DER, served in ROOTCA; there must be one from each CA that issues workload certificates. The file may be missing unless this is set; a file of 0 bytes withdraws the lists.";
     SDS_SHIM_CRL_FAIL_OPEN: "true or false", "false",
-        "Serve ROOTCA without revocation lists while one that should be there is expired or cannot be used. By default ROOTCA is held back until they can be used, the last good lists stay in place, and Envoy rejects the certificates of a CA whose list has expired.";
+        "Serve ROOTCA without revocation lists while a required one has expired or cannot be used. By default ROOTCA is held back until they can be used, the last good lists stay in place, and Envoy rejects the certificates of a CA whose list has expired.";
     SDS_SHIM_CRL_LEAF_ONLY: "true or false", "false",
         "Check peers' leaf certificates only. By default whole chains are checked as soon as there is a list from every CA up to the root.";
     SDS_SHIM_ROOT_GRACE: "Go duration", "until the last certificate seen under it would have expired",
@@ -88,7 +88,7 @@ variables! {
     ECC_SIGNATURE_ALGORITHM: "ECDSA", "ECDSA, or RSA when only WORKLOAD_RSA_KEY_SIZE is set",
         "Algorithm of the workload's key.";
     ECC_CURVE: "P256 or P384", "P256",
-        "Curve of an ECDSA key; Envoys take a peer with P384 only where tls_params allow TLS 1.3.";
+        "Curve of an ECDSA key. Envoy accepts peers with P384 only if its tls_params allow TLS 1.3.";
     WORKLOAD_RSA_KEY_SIZE: "2048 to 4096", "unset",
         "Use RSA keys of this size in bits, unless ECC_SIGNATURE_ALGORITHM is set.";
     PKCS8_KEY: "true or false", "true",
@@ -98,7 +98,7 @@ variables! {
     FILE_DEBOUNCE_DURATION: "Go duration", "100ms",
         "How long to wait after a file changes for further changes, so that files that belong together are read together.";
     SDS_SHIM_FILE_CHECK: "Go duration", "30s",
-        "How often to look at files that are not known to have changed: mounted and named ones, token, trust anchors, revocation lists, trust domain. By default only where a file system does not tell of changes (NFS, FUSE, virtiofs, 9p); 0s for never.";
+        "How often to check followed files for changes without being notified: mounted and named ones, token, trust anchors, revocation lists, trust domain. By default only on file systems that do not report changes (NFS, FUSE, virtiofs, 9p); 0s means never.";
     OUTPUT_CERTS: "directory", "unset",
         "Write key.pem, cert-chain.pem and root-cert.pem to this directory, each generation atomically. Note that this puts the key into a file, which SDS otherwise avoids.";
     SDS_SHIM_OUTPUT_MODE: "octal mode", "0640",
@@ -106,7 +106,7 @@ variables! {
     SDS_SHIM_OUTPUT_GID: "group id", "our own",
         "Group of the files in OUTPUT_CERTS.";
     SDS_SHIM_ON_CHANGE: "URL or signal", "unset",
-        "What is done once Envoy has taken changed trust anchors or revocation lists, or another identity, so that connections which are open do not outlive it: a POST to Envoy's administration interface, such as http://127.0.0.1:15000/drain_listeners?graceful&skip_exit, or a signal for the command of exec, such as SIGHUP.";
+        "Action to take once Envoy has accepted changed trust anchors or revocation lists, or another identity, so that open connections do not outlive the change: a POST to Envoy's administration interface, such as http://127.0.0.1:15000/drain_listeners?graceful&skip_exit, or a signal for the command of exec, such as SIGHUP.";
     JWT_POLICY: "text", "third-party-jwt",
         "Which token to use: first-party-jwt means the service account's own at ./var/run/secrets/kubernetes.io/serviceaccount/token, anything else the projected one with its audience.";
     CREDENTIAL_FETCHER_TYPE: "JWT or GoogleComputeEngine", "JWT",
@@ -120,13 +120,13 @@ variables! {
     SDS_SHIM_CA_MTLS: "auto, always or never", "auto",
         "Present a client certificate to the CA: whenever possible (auto), always, which requires PROV_CERT, or never.";
     SDS_SHIM_CA_TLS_MIN: "1.2 or 1.3", "1.2",
-        "Lowest version of TLS that is spoken with the CA.";
+        "Minimum TLS version for connections to the CA.";
     SDS_SHIM_CA_TLS_GROUPS: "names, comma separated", "OpenSSL's own, X25519MLKEM768 first",
-        "Groups for the key exchange with the CA, in order of preference; a server that has none of them is refused. X25519MLKEM768 alone means post-quantum or nothing.";
+        "Groups for the key exchange with the CA, in order of preference; a server that supports none of them is rejected. X25519MLKEM768 alone requires a post-quantum key exchange.";
     SDS_SHIM_CA_TIMEOUT: "Go duration", "10s",
         "Deadline for reaching the CA in one call: its name, the connection, the TLS handshake.";
     SDS_SHIM_CA_ANSWER_TIMEOUT: "Go duration", "60s",
-        "Deadline for the answer of a CA that was reached: the call stays open for so long. While a valid certificate is held, half of its remaining life at most, but not less than SDS_SHIM_CA_TIMEOUT.";
+        "How long to wait for the CA's answer once the connection is established. While a valid certificate is held, half of its remaining life at most, but not less than SDS_SHIM_CA_TIMEOUT.";
     SDS_SHIM_ALLOW_UIDS: "user ids, comma separated", "none",
         "Users who may connect to the SDS socket besides our own. Its mode is then 0666, and they must be able to traverse the directories above it.";
     SDS_SHIM_FILE_DIRECTORIES: "directories, comma separated", "none",
@@ -136,14 +136,14 @@ variables! {
     SDS_SHIM_ADMIN: "address:port, unix:PATH or off", "127.0.0.1:15022",
         "Where to serve health, metrics and status over HTTP/1.1. Anything but a loopback address exposes them to the network.";
     SDS_SHIM_READY_MIN_LIFE: "Go duration", "0s",
-        "Not ready while the served certificate has less than this left to live.";
+        "Report not ready while the served certificate has less than this left to live.";
     SDS_SHIM_TERMINATION_LOG: "file", "/dev/termination-log",
         "File that receives the reason of a fatal error; written only if it already exists.";
     SDS_SHIM_REQUIRE_LOCKED: "secret, locked or none", "locked",
         "Minimum protection of keys required to start: secret memory and the whole process locked (secret), locked \
          memory (locked), or any (none).";
     SDS_SHIM_ARENA_KIB: "number of KiB", "2320",
-        "Size of the locked memory that holds all allocations but keys; more memory serves more streams and bears more trust anchors.";
+        "Size of the locked memory that holds all allocations but keys; a larger arena allows more streams and more trust anchors.";
     SDS_SHIM_SECCOMP: "strict or off", "off",
         "strict makes the kernel reject every system call that serving does not need. With `sds-shim exec` the filter is installed after the program has started and does not bind it.";
     SDS_SHIM_LOG: "levels", "info",

@@ -110,7 +110,7 @@ pub fn tell_of_places(paths: &[PathBuf], check: FileCheck) {
         }
         if let Some((pause, (place, kind))) = late {
             info!(
-                "{}: {} lies on {kind}, which does not tell of changes; the file is looked at every {} s",
+                "{}: {} is on {kind}, which does not report changes; checking the file every {} s",
                 path.display(),
                 place.display(),
                 pause.as_secs().max(1)

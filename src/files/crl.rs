@@ -101,7 +101,7 @@ impl CrlFile {
             (Some(trouble), 0) => {
                 warn!("revocation lists: {trouble}; ROOTCA is held back without them (SDS_SHIM_CRL_FAIL_OPEN=false)");
             }
-            (Some(trouble), count) => warn!("revocation lists: {trouble}; {count} of it are served"),
+            (Some(trouble), count) => warn!("revocation lists: {trouble}; {count} in use"),
         }
         self.held.trouble = trouble;
     }

@@ -159,7 +159,7 @@ impl File<TrustBundle> {
             }
             Err(error) => Some(error.to_string()),
         };
-        let then = format!("{} of it are served", self.held.anchors().len());
+        let then = format!("{} in use", self.held.anchors().len());
         self.tell("trust anchors", trouble, &then);
     }
 }

@@ -26,7 +26,7 @@ pub(super) enum Failure {
     #[error("the CA's answer was rejected: {0}")]
     Answer(#[from] SvidError),
     /// The identity that is wanted is not to be had, and what is held, or would do, is not either.
-    #[error("{wanted}; the CA was asked for the identity of before as well: {before}")]
+    #[error("{wanted}; requesting the previous identity failed as well: {before}")]
     Both {
         /// What came of the one that is wanted.
         wanted: Box<Failure>,

@@ -72,8 +72,8 @@ impl FrozenVolume {
     fn warn(&self, held: &Held, now: i64) {
         let written = clock::written(&self.file).unwrap_or(now);
         warn!(
-            "{}: the token ends in {} min and its volume has not changed for {} min: kubelet has stopped refreshing it; \
-             one source that fails freezes all of a volume: look at `kubectl describe pod`",
+            "{}: the token expires in {} min and its volume has not changed for {} min: kubelet has stopped refreshing it; \
+             one failing source freezes the whole volume: see the events in `kubectl describe pod`",
             self.file.display(),
             held.ends.saturating_sub(now) / 60,
             now.saturating_sub(written) / 60

@@ -230,7 +230,7 @@ impl State {
         told.into_iter().for_each(|what| self.tell(what));
         if let Some(gap) = gap.filter(|_| !domains.is_empty()) {
             self.tell(format!(
-                "no CRL is one of {gap}: with SDS_SHIM_BUNDLES Envoy always checks whole chains, and refuses peers below it"
+                "no CRL was issued by {gap}: with SDS_SHIM_BUNDLES Envoy always checks whole chains, and rejects peers below it"
             ));
         }
         self.lists_until = next;
@@ -258,7 +258,7 @@ impl State {
             return None;
         }
         if !lists.is_empty() && !RevocationList::have_room(&lists, !domains.is_empty()) {
-            self.tell("there is no room to serve the revocation lists now; it is tried again every second".to_owned());
+            self.tell("not enough memory to serve the revocation lists; retrying every second".to_owned());
             self.lists_until = Some(now + 1);
             return None;
         }

@@ -138,9 +138,9 @@ impl Revocation {
         let former = good.or_else(|| former(is_expired).filter(|_| !is_expired(state)));
         let (issuer, open) = (list.issuer(), self.fail_open);
         let meanwhile = match (former, open) {
-            (Some(_), _) => "the former one is served meanwhile",
-            (None, true) => "no CRL is served meanwhile (SDS_SHIM_CRL_FAIL_OPEN)",
-            (None, false) => "ROOTCA is not served before (SDS_SHIM_CRL_FAIL_OPEN=false)",
+            (Some(_), _) => "still serving the previous one",
+            (None, true) => "no CRL is served (SDS_SHIM_CRL_FAIL_OPEN)",
+            (None, false) => "ROOTCA is held back (SDS_SHIM_CRL_FAIL_OPEN=false)",
         };
         let (reason, text) = match state {
             CrlState::Expired(_) if former.is_none() => {
@@ -183,7 +183,7 @@ impl Revocation {
         let gap = gap.or_else(|| upper.clone().find(|signer| !signer.is_covered(lists, true)));
         if let Some(issuer) = self.own.first().filter(|issuer| !issuer.is_covered(lists, false)) {
             told.push(format!(
-                "no CRL is one of {}, which issued our own certificate: Envoy rejects peers with certificates of it",
+                "no CRL was issued by {}, which issued our own certificate: Envoy rejects peers with its certificates",
                 issuer.name()
             ));
         }
@@ -192,10 +192,10 @@ impl Revocation {
         let why = match gap {
             _ if self.leaf_only => "of SDS_SHIM_CRL_LEAF_ONLY".to_owned(),
             Some(gap) if gap.is_covered(lists, true) => {
-                format!("the anchor {} is no root, and no CRL tells of it", gap.name())
+                format!("the anchor {} is not a root, and no CRL covers it", gap.name())
             }
-            Some(gap) => format!("no CRL is one of {}", gap.name()),
-            None => "there is no room to look at all anchors".to_owned(),
+            Some(gap) => format!("no CRL was issued by {}", gap.name()),
+            None => "not enough memory to check all anchors".to_owned(),
         };
         if !selection.whole_chain {
             // Whoever issues to us does so to our peers.

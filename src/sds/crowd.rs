@@ -143,7 +143,7 @@ impl Present {
 
     fn relieve(&mut self) {
         let Some(victim) = self.greediest() else { return };
-        warn!(pid = victim.group.peer.pid, bytes = victim.held(), "SDS clients request more than there is memory for");
+        warn!(pid = victim.group.peer.pid, bytes = victim.held(), "SDS clients request more than fits in memory");
         victim.end("it holds the most memory while others wait");
     }
 

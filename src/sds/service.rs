@@ -233,7 +233,7 @@ impl Shared {
             .await
             .unwrap_or_else(|| Err(Status::invalid_argument("the call carries no request")))?;
         if request.resource_names.is_empty() {
-            return Err(Status::invalid_argument(format!("the request names no resource: {KNOWN} can be had")));
+            return Err(Status::invalid_argument(format!("the request names no resource; available: {KNOWN}")));
         }
         loop {
             let snapshot = match consumer.views.borrow_and_update().clone() {
@@ -255,7 +255,7 @@ impl Shared {
                         "SDS_SHIM_FILE_DIRECTORIES does not allow this user to name these files",
                     ));
                 }
-                return Err(Status::not_found(format!("none of the requested resources is known: available: {KNOWN}")));
+                return Err(Status::not_found(format!("none of the requested resources is known; available: {KNOWN}")));
             }
             if consumer.views.changed().await.is_err() {
                 return Err(Status::unavailable("the server is shutting down"));

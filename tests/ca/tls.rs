@@ -294,7 +294,7 @@ async fn has_nothing_in_common(env: &[(&str, &str)], options: CaOptions, reason:
 #[tokio::test]
 async fn a_server_without_tls_1_3_is_refused_where_that_is_the_least() -> testkit::Result {
     let old = CaOptions { tls: TlsVersions::Only12, ..CaOptions::default() };
-    let reason = "the server speaks no TLS 1.3 (SDS_SHIM_CA_TLS_MIN)";
+    let reason = "the server does not support TLS 1.3 (SDS_SHIM_CA_TLS_MIN)";
     has_nothing_in_common(&[("SDS_SHIM_CA_TLS_MIN", "1.3")], old, reason).await
 }
 
@@ -320,7 +320,7 @@ async fn a_ca_that_moves_to_an_older_tls_is_named_beside_what_is_served() -> tes
     Open::connect(&mut shim, "default").await?.next(&shim).await?;
     hybrid.ca.push_fault(Fault::Status(tonic::Code::Unavailable, "away".to_owned()));
     testkit::fixture::renew(&shim)?;
-    let line = shim.wait_for_log("the server speaks no TLS 1.3 (SDS_SHIM_CA_TLS_MIN)").await?;
+    let line = shim.wait_for_log("the server does not support TLS 1.3 (SDS_SHIM_CA_TLS_MIN)").await?;
     assert!(line.contains("renewal failed: ") && line.contains("; still serving the current certificate"), "{line}");
     assert_eq!(shim.log().count("the CA rejected our client certificate"), 0);
     Ok(())

@@ -92,7 +92,7 @@ async fn the_command_gets_what_the_shim_was_started_with() -> testkit::Result {
     ] {
         assert!(lines.iter().any(|line| line == expected), "{expected:?} is not in {lines:#?}");
     }
-    assert!(lines.iter().any(|line| line.ends_with("/pod")), "the working directory");
+    assert!(lines.iter().any(|line| line.ends_with("/w")), "the working directory");
     let ignored = lines.iter().find_map(|line| line.strip_prefix("SigIgn=")).unwrap_or_default();
     let ignored = u64::from_str_radix(ignored, 16).or_fail("parse the mask")?;
     // Two real-time signals are libc's own, which it ignores in every program that it starts.

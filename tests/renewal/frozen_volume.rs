@@ -53,8 +53,8 @@ async fn a_token_that_should_have_been_replaced_is_told_once() -> testkit::Resul
     assert_eq!(shim.log().count(FROZEN), 0, "kubelet has two seconds yet");
     let line = shim.wait_for_log(FROZEN).await?;
     assert!(line.contains(" WARN ") && line.contains(TOKEN), "{line}");
-    assert!(line.contains("the token ends in 7 min and its volume has not changed for 0 min"), "{line}");
-    assert!(line.ends_with("look at `kubectl describe pod`"), "{line}");
+    assert!(line.contains("the token expires in 7 min and its volume has not changed for 0 min"), "{line}");
+    assert!(line.ends_with("see the events in `kubectl describe pod`"), "{line}");
 
     // A renewal takes the same token, and nothing more is told of it.
     testkit::fixture::renew(&shim)?;

@@ -77,7 +77,7 @@ async fn the_lists_are_followed_and_the_last_good_ones_stay() -> testkit::Result
     Open::connect(&mut shim, "default").await?.next(&shim).await?;
     assert_eq!(next(&mut roots, &shim).await?, format!("{one}{two}"));
     write(&path, "nonsense")?;
-    shim.wait_for_log("it holds no PEM CRL; 2 of it are served").await?;
+    shim.wait_for_log("it holds no PEM CRL; 2 in use").await?;
     fs::remove_file(&path).or_fail("remove the lists")?;
     shim.wait_for_log("No such file").await?;
     roots.expect_silence(&shim).await?;
@@ -117,7 +117,7 @@ async fn nonsense_and_a_vanished_file_keep_the_lists_and_their_end_says_what_to_
     write_crl(&scene, &scene.pki.crl(&[&revoked], 8))?;
     let gate = Gate::start(scene, &[PEER], as_it_is).await?;
     write_crl(&gate.scene, "nonsense")?;
-    gate.shim.wait_for_log("it holds no PEM CRL; 1 of it are served").await?;
+    gate.shim.wait_for_log("it holds no PEM CRL; 1 in use").await?;
     assert!(!gate.lets_in(&revoked).await?);
     fs::remove_file(gate.scene.lists()?).or_fail("remove the list")?;
     gate.shim.wait_for_log("No such file").await?;
@@ -160,7 +160,7 @@ async fn the_former_list_is_served_until_the_new_one_begins() -> testkit::Result
     const AHEAD: u64 = 5;
     let begins = SystemTime::now() + Duration::from_secs(AHEAD);
     write_crl(&gate.scene, &with_life(&gate.scene, &[&second], AHEAD as i64, 600))?;
-    gate.shim.wait_for_log("the former one is served meanwhile").await?;
+    gate.shim.wait_for_log("still serving the previous one").await?;
     while SystemTime::now() + Duration::from_secs(1) < begins {
         assert!(!gate.lets_in(&first).await? && gate.lets_in(&second).await?, "the former list counts");
         sleep(Duration::from_millis(200)).await;

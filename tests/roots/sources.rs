@@ -120,13 +120,13 @@ async fn every_kind_of_change_of_a_file_is_pushed_without_a_call() -> testkit::R
 
     // A file that goes away keeps its last content; the next one replaces it.
     fs::remove_file(&plain).or_fail("delete")?;
-    served.shim.wait_for_log("plain.pem: No such file or directory (os error 2); 1 of it are served").await?;
+    served.shim.wait_for_log("plain.pem: No such file or directory (os error 2); 1 in use").await?;
     served.quiet().await?;
     write(&plain, &more[3])?;
     assert_eq!(served.pushed().await?, format!("{own}{}{}", more[4], more[3]), "made again");
     served.shim.wait_for_log("plain.pem: everything is usable again").await?;
     volume.replace(&[]).or_fail("empty the volume")?;
-    served.shim.wait_for_log("ca.pem: No such file or directory (os error 2); 1 of it are served").await?;
+    served.shim.wait_for_log("ca.pem: No such file or directory (os error 2); 1 in use").await?;
     served.quiet().await?;
     volume.replace(&[("ca.pem", &more[0])]).or_fail("fill the volume again")?;
     assert_eq!(served.pushed().await?, format!("{own}{}{}", more[0], more[3]), "filled again");
@@ -256,7 +256,7 @@ async fn bad_anchors_in_a_file_are_left_out_and_told_once() -> testkit::Result {
     let (mut served, anchors) = Served::start(scene, with_files(&[&extra])).await?;
     assert_eq!(anchors, format!("{own}{good}"));
     let line = served.shim.wait_for_log("extra.pem: certificate 1 skipped: it expired at").await?;
-    for part in ["certificate 2 skipped: it is not a CA", "certificate 3 skipped: it cannot", "1 of it are served"] {
+    for part in ["certificate 2 skipped: it is not a CA", "certificate 3 skipped: it cannot", "1 in use"] {
         assert!(line.contains(part), "{part} in {line}");
     }
     write(&extra, &format!("{expired}{leaf}{broken}{good}{next}"))?;
@@ -266,7 +266,7 @@ async fn bad_anchors_in_a_file_are_left_out_and_told_once() -> testkit::Result {
     write(&extra, &expired)?;
     served.shim.wait_for_log("extra.pem: certificate 1 in it expired at").await?;
     write(&extra, "rubbish")?;
-    served.shim.wait_for_log("extra.pem: it holds no PEM certificate; 2 of it are served").await?;
+    served.shim.wait_for_log("extra.pem: it holds no PEM certificate; 2 in use").await?;
     write(&extra, &"x".repeat(9 << 20))?;
     served.shim.wait_for_log("extra.pem: the file holds more than").await?;
     served.quiet().await
@@ -298,7 +298,7 @@ async fn a_missing_extra_file_is_named_and_found_later() -> testkit::Result {
     let extra = file(&scene, "not/yet/there.pem");
     let (mut served, anchors) = Served::start(scene, with_files(&[&extra])).await?;
     assert_eq!(anchors, own);
-    served.shim.wait_for_log("there.pem: No such file or directory (os error 2); 0 of it are served").await?;
+    served.shim.wait_for_log("there.pem: No such file or directory (os error 2); 0 in use").await?;
     fs::create_dir_all(file(&served.scene, "not/yet")).or_fail("make a directory")?;
     write(&extra, &later)?;
     assert_eq!(served.pushed().await?, own + &later);

@@ -114,7 +114,7 @@ async fn the_ca_that_has_the_name_is_found_also_after_an_outage_of_both() -> tes
     told.shim.wait_for_log(&format!("renewal failed: as {}: ", id(NEW))).await?;
     // From now on what is held is due.
     renew(&told.shim)?;
-    told.shim.wait_for_log("the CA was asked for the identity of before as well").await?;
+    told.shim.wait_for_log("requesting the previous identity failed as well").await?;
     other.set_fault(Some(of(NEW)));
     told.scene.ca.set_fault(Some(of(OLD)));
     told.certificate(NEW).await?;
@@ -142,7 +142,7 @@ async fn when_neither_name_is_to_be_had_both_reasons_are_told() -> testkit::Resu
     told.scene.ca.set_fault(Some(Fault::Status(Code::Unavailable, "down for all".to_owned())));
     renew(&told.shim)?;
     let both = format!(
-        "as {}: the CA answered UNAVAILABLE: down for all; the CA was asked for the identity of before as well: the \
+        "as {}: the CA answered UNAVAILABLE: down for all; requesting the previous identity failed as well: the \
          CA answered UNAVAILABLE: down for all",
         id(NEW)
     );

@@ -96,7 +96,7 @@ async fn whoever_calls_is_told_what_there_is_and_the_log_is_not() -> testkit::Re
     );
     let refused = refusal(&pod, sds::request(&[])).await?;
     assert_eq!(refused.code(), Code::InvalidArgument);
-    assert!(refused.message().starts_with("the request names no resource: default, "), "{refused:?}");
+    assert!(refused.message().starts_with("the request names no resource; available: default, "), "{refused:?}");
     assert_eq!(pod.shim.log().count("nobody"), 0);
     // A stream that asks for the same name is told of: nobody else would say why it is silent.
     let stream = pod.client.stream();

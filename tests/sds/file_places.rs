@@ -108,15 +108,15 @@ async fn a_file_system_that_tells_of_no_changes_is_named() -> testkit::Result {
     let shim = scene.shim().env("SDS_SHIM_TRUST_DOMAIN_FILE", "/proc/sys/kernel/hostname");
     let shim = shim.through(&["unshare", "--mount", "--uts", "sh", "-c", script]);
     let running = shim.clone().start()?;
-    let line = running.wait_for_log("which does not tell of changes").await?;
-    assert!(line.contains("procfs") && line.contains("looked at every 30 s"), "{line}");
+    let line = running.wait_for_log("which does not report changes").await?;
+    assert!(line.contains("procfs") && line.contains("checking the file every 30 s"), "{line}");
     assert!(line.contains("/proc/sys/kernel/hostname"), "{line}");
-    assert_eq!(running.log().count("which does not tell of changes"), 1, "the others lie where changes are told");
+    assert_eq!(running.log().count("which does not report changes"), 1, "the others lie where changes are told");
     let mut check = shim.arg("check").start()?;
     check.wait_exit().await?;
     let told = check.log().lines().join("\n");
-    assert!(told.contains("/proc/sys/kernel/hostname: it lies on procfs"), "{told}");
-    assert_eq!(told.matches("it lies on").count(), 1, "{told}");
+    assert!(told.contains("/proc/sys/kernel/hostname: it is on procfs"), "{told}");
+    assert_eq!(told.matches("it is on").count(), 1, "{told}");
     Ok(())
 }
 

@@ -88,7 +88,7 @@ impl<T: TokenSource> Renewal<T> {
     /// What the failure hung on has changed. What changes all the time makes no busy loop: each time in a row it counts
     /// later, and no later than the wait is over.
     async fn cured(&mut self, what: &str, over: Instant) {
-        info!("{what} has changed since the last attempt: the CA is asked again");
+        info!("{what} changed since the last attempt: calling the CA again");
         let pause = MIN_INTERVAL * 2_u32.pow(self.cures.min(MOST_DOUBLINGS));
         self.cures += 1;
         tokio::select! {

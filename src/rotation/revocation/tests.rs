@@ -86,7 +86,7 @@ fn what_envoy_cannot_use_replaces_nothing() {
     assert_eq!(served, former);
     let (reason, text) = selection.trouble.unwrap();
     assert!(
-        reason == "unusable" && text.contains("has a wrong signature") && text.contains("the former one"),
+        reason == "unusable" && text.contains("has a wrong signature") && text.contains("the previous one"),
         "{text}"
     );
     // Nor does one that is too old replace one that is not.
