@@ -9,11 +9,14 @@ export SHIM_BINARY := $(CURDIR)/target/dist/sds-shim
 export DISTRIBUTION_BINARY := $(CURDIR)/target/distribution/debug/sds-shim
 export ENVOY_BINARY := $(CURDIR)/target/envoy/envoy
 DIST_FLAGS := -C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,-z,pack-relative-relocs \
-  -C link-arg=-Wl,-T,packaging/link/no-unwind-tables.ld
+  -C link-arg=-Wl,-T,packaging/link/no-unwind-tables.ld -C link-arg=-Wl,--icf=all
 # Panics name source files: without where they lie here, so that the same source gives the same bytes everywhere.
 REMAP = $$(for d in "$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/*; do echo "--remap-path-prefix=$$d=crates"; done) \
-  --remap-path-prefix=$(CURDIR)=sds-shim
+  --remap-path-prefix=$(CURDIR)=sds-shim --remap-path-prefix=$$(rustc --print sysroot)/lib/rustlib/src/rust=rust
 CARGO := cargo --locked
+# With a standard library built for size.
+DIST = std=$$(packaging/std/flags.sh) && RUSTC_BOOTSTRAP=1 RUSTFLAGS="$(DIST_FLAGS) $(REMAP)" \
+  $(CARGO) build --profile dist --target $(TARGET) $$std
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 PACKAGES := tests/testkit/install-packages.sh
 # What the tests run beside the shim.
@@ -33,7 +36,7 @@ help: ## list the targets
 
 build: openssl ## the shipped binary, at target/dist/sds-shim
 	@$(CARGO) fetch --quiet --target $(TARGET)
-	@RUSTFLAGS="$(DIST_FLAGS) $(REMAP)" $(CARGO) build --profile dist --target $(TARGET) --bin sds-shim
+	@$(DIST) --bin sds-shim
 	@# Another terminal may be running it.
 	@cmp -s target/$(TARGET)/dist/sds-shim $(SHIM_BINARY) || { install -D target/$(TARGET)/dist/sds-shim $(SHIM_BINARY).new && \
 		mv -f $(SHIM_BINARY).new $(SHIM_BINARY); }
@@ -87,10 +90,9 @@ conformance-istio: build pilot-agent ## run the SDS conformance rules against Is
 	@CONFORMANCE_TABLE=1 $(CARGO) test --test sds_conformance -- --nocapture
 
 bench: build image envoy pilot-agent perf valgrind vegeta ## benchmark the shim, Istio's agent and a bare program; tables, JSON and plots in target/bench; BENCH_QUICK=1 takes 3 minutes instead of 20
-	@RUSTFLAGS="$(DIST_FLAGS) $(REMAP)" $(CARGO) build --quiet --profile dist --target $(TARGET) --package floor
+	@$(DIST) --quiet --package floor
 	@install -D target/$(TARGET)/dist/floor target/bench/floor
-	@CARGO_PROFILE_DIST_STRIP=false RUSTFLAGS="$(DIST_FLAGS) $(REMAP)" $(CARGO) build --quiet --profile dist --target $(TARGET) \
-		--bin sds-shim --target-dir target/with-symbols
+	@export CARGO_PROFILE_DIST_STRIP=false; $(DIST) --quiet --bin sds-shim --target-dir target/with-symbols
 	@install target/with-symbols/$(TARGET)/dist/sds-shim target/bench/sds-shim-with-symbols
 	@$(CARGO) build --quiet --release --package bench
 	@target/release/bench

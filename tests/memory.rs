@@ -223,7 +223,7 @@ async fn an_idle_shim_is_small_and_sleeps() -> testkit::Result {
     assert_eq!(status(&shim, "Threads"), 1);
     let resident = status(&shim, "VmRSS");
     println!("VmRSS {resident} KiB");
-    assert!(resident <= 6656, "{resident} KiB are resident");
+    assert!(resident <= 6144, "{resident} KiB are resident");
     Ok(())
 }
 
@@ -232,5 +232,5 @@ fn the_binary_is_small() {
     let path = std::env::var("SHIM_BINARY").unwrap_or_else(|_| "target/dist/sds-shim".to_owned());
     let size = fs::metadata(&path).expect("run `make build`").len();
     println!("{size} bytes");
-    assert!(size <= 4992 * 1024, "{size} bytes");
+    assert!(size <= 4800 * 1024, "{size} bytes");
 }
