@@ -183,7 +183,7 @@ kubernetes: ## Kubernetes' API server and Helm for the tests, at target/kubernet
 systemd:
 	@$(PACKAGES) systemd systemd-analyze
 
-manual: openssl ## write the generated pages of the manual anew: the variables, and where links lead in rustdoc
+manual: openssl ## write the generated pages anew: the variables, where links lead in rustdoc, the man page, completions of shells
 	@MANUAL=1 $(CARGO) test --quiet --test readme
 
 clean: ## remove everything that was built

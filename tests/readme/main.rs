@@ -1,5 +1,6 @@
 //! The documents say what the binary, the Makefile and each other say, and their links lead somewhere.
 
+mod command_files;
 mod document;
 mod environment;
 mod links;
