@@ -20,11 +20,12 @@ DIST = std=$$(packaging/std/flags.sh) && RUSTC_BOOTSTRAP=1 RUSTFLAGS="$(DIST_FLA
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 PACKAGES := tests/testkit/install-packages.sh
 # What the tests run beside the shim.
-TEST_TOOLS := envoy gdb strace valgrind podman pod-network prometheus systemd pilot-agent istio-ca distribution
+TEST_TOOLS := envoy gdb strace valgrind podman pod-network prometheus systemd pilot-agent istio-ca distribution lintian \
+  debian-roots
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels \
+.PHONY: help build deb lintian debian-roots image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels \
   conformance-istio bench soak fleet recovery seccomp check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta \
   strace gdb pilot-agent podman pod-network python prometheus istio-ca istio-injector curl kubernetes systemd manual clean
 
@@ -40,6 +41,9 @@ build: openssl ## the shipped binary, at target/dist/sds-shim
 	@# Another terminal may be running it.
 	@cmp -s target/$(TARGET)/dist/sds-shim $(SHIM_BINARY) || { install -D target/$(TARGET)/dist/sds-shim $(SHIM_BINARY).new && \
 		mv -f $(SHIM_BINARY).new $(SHIM_BINARY); }
+
+deb: build ## Debian packages, in target/deb: of this machine's architecture, and of arm64 where its binary is built
+	@packaging/debian/build.sh
 
 image: build podman python ## container images with podman: the binary alone, and with BASE=image a sidecar's; how in packaging/image/build.sh
 	@packaging/image/build.sh $(BASE)
@@ -149,6 +153,12 @@ vegeta:
 
 strace:
 	@$(PACKAGES) strace strace
+
+lintian:
+	@$(PACKAGES) lintian lintian
+
+debian-roots:
+	@tests/testkit/install-debian-roots.sh
 
 gdb:
 	@$(PACKAGES) gdb gcore
