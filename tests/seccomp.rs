@@ -38,8 +38,8 @@ fn the_profile_allows_what_the_filter_allows_and_what_starting_takes() {
         rules.flat_map(names).collect::<BTreeSet<_>>()
     };
     // The commands that ask a running shim may signal it.
-    let ours = locked::SERVING_CALLS.iter().chain(locked::FOLLOWING_CALLS);
-    let ours = ours.filter_map(|name| name.strip_prefix("SYS_"));
+    let ours = [locked::SERVING_CALLS, locked::OLDER_CALLS, locked::NEWER_CALLS, locked::FOLLOWING_CALLS].into_iter();
+    let ours = ours.flatten().filter_map(|name| name.strip_prefix("SYS_"));
     assert_eq!(allowing(false), ours.chain(STARTING.iter().chain(RUNTIME).copied()).collect());
     assert_eq!(allowing(true), LOOKED_AT.iter().copied().collect());
 }

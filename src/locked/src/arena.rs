@@ -11,19 +11,17 @@ use std::{
 use nix::errno::Errno;
 
 use crate::{
-    mapping::{Mapping, PAGE},
+    mapping::{Mapping, page_size},
     pool::Pool,
     scope::is_secret,
     secret::{Need, SecretUsage, Secrets},
     tables::Tables,
 };
 
-/// guard | stack | guard | heap | guard
+/// guard | stack | guard | heap | guard; guards are a page each, and the heap has what is left.
 const ARENA: usize = 2320 << 10;
 // Unoptimized code, as in a plain `cargo build`, takes several times the stack.
 pub(crate) const STACK: usize = if cfg!(debug_assertions) { 512 << 10 } else { 256 << 10 };
-const STACK_START: usize = PAGE;
-const HEAP_START: usize = STACK_START + STACK + PAGE;
 const EXTENSIONS: usize = 8;
 
 static STATE: Mutex<Arena> = Mutex::new(Arena {
@@ -124,8 +122,8 @@ pub fn has_room(sizes: &[usize]) -> bool {
 /// What the kernel says; [`io::ErrorKind::OutOfMemory`] when the heap is locked and these could not be; after eight
 /// extensions [`io::ErrorKind::QuotaExceeded`].
 pub fn extend(bytes: usize) -> io::Result<()> {
-    let heap = bytes.checked_next_multiple_of(PAGE).ok_or(io::ErrorKind::InvalidInput)?;
-    let mapping = Mapping::new(heap + 2 * PAGE)?;
+    let guards = 2 * page_size();
+    let mapping = Mapping::new(bytes.checked_add(guards).ok_or(io::ErrorKind::InvalidInput)?)?;
     let mut arena = lock();
     let locked = arena.main().is_some_and(|main| main.unlocked.is_none());
     if locked && mapping.unlocked.is_some() {
@@ -137,8 +135,8 @@ pub fn extend(bytes: usize) -> io::Result<()> {
         return Err(io::ErrorKind::QuotaExceeded.into());
     };
     mapping.guard(0);
-    mapping.guard(mapping.len - PAGE);
-    let region = mapping.part(PAGE, heap);
+    mapping.guard(mapping.len - mapping.page);
+    let region = mapping.part(mapping.page, mapping.len - guards);
     // SAFETY: the mapping is new, stays for ever, and only the pool uses this part of it.
     unsafe { arena.pool.insert(region) };
     arena.extensions[free] = Some(mapping);
@@ -161,11 +159,11 @@ pub fn for_each_arena_byte_range(mut f: impl FnMut(&[u8])) {
     {
         let arena = lock();
         if let Some(main) = arena.main() {
-            ranges[0] = Some(main.part(STACK_START, STACK));
-            ranges[1] = Some(main.part(HEAP_START, ARENA - PAGE - HEAP_START));
+            ranges[0] = Some(main.part(main.page, STACK));
+            ranges[1] = Some(heap(main));
         }
         for (range, extension) in ranges[2..].iter_mut().zip(&arena.extensions) {
-            *range = extension.as_ref().map(|mapping| mapping.part(PAGE, mapping.len - 2 * PAGE));
+            *range = extension.as_ref().map(|mapping| mapping.part(mapping.page, mapping.len - 2 * mapping.page));
         }
     }
     for range in ranges.into_iter().flatten() {
@@ -196,16 +194,21 @@ pub(crate) fn lock() -> MutexGuard<'static, Arena> {
     arena
 }
 
+/// What is no stack and no guard of the main mapping.
+fn heap(main: &Mapping) -> NonNull<[u8]> {
+    let start = main.page + STACK + main.page;
+    main.part(start, main.len - main.page - start)
+}
+
 impl Arena {
     fn start(&mut self) {
         let mapping = Mapping::new(ARENA);
         if let Ok(mapping) = &mapping {
             mapping.guard(0);
-            mapping.guard(HEAP_START - PAGE);
-            mapping.guard(ARENA - PAGE);
-            let heap = mapping.part(HEAP_START, ARENA - PAGE - HEAP_START);
+            mapping.guard(mapping.page + STACK);
+            mapping.guard(mapping.len - mapping.page);
             // SAFETY: the mapping is new, stays for ever, and only the pool uses this part of it.
-            unsafe { self.pool.insert(heap) };
+            unsafe { self.pool.insert(heap(mapping)) };
         }
         self.main = Some(mapping);
     }
@@ -217,7 +220,8 @@ impl Arena {
 
     /// The lowest address of the main stack.
     pub(crate) fn stack(&self) -> Option<NonNull<u8>> {
-        Some(self.main()?.part(STACK_START, STACK).cast())
+        let main = self.main()?;
+        Some(main.part(main.page, STACK).cast())
     }
 
     /// Bytes that are mapped for the arena, guards included.

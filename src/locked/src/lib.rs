@@ -66,9 +66,7 @@ pub use report::{Counting, Level, Report, report};
 #[cfg(feature = "dump")]
 pub use scope::secret_stack_peak;
 pub use scope::secretly;
-pub use seccomp::restrict_system_calls;
-#[cfg(target_arch = "x86_64")]
-pub use seccomp::{FOLLOWING_CALLS, SERVING_CALLS};
+pub use seccomp::{FOLLOWING_CALLS, NEWER_CALLS, OLDER_CALLS, SERVING_CALLS, restrict_system_calls};
 pub use secret::{Need, SecretUsage};
 pub use stack::{clear_idle_stack, on_arena_stack};
 pub use tls::{AnchorsFor, find_anchors, limit_certificate_chain, negotiated_group};

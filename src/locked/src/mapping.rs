@@ -8,22 +8,45 @@ use std::{
 
 use nix::errno::Errno;
 
-/// Guard pages and regions are multiples of this. With larger pages (some aarch64 kernels) a guard would cover what
-/// is beside it: there the arena has none.
-pub(crate) const PAGE: usize = 4096;
+/// The size of pages on x86-64, and on most kernels elsewhere.
+const USUAL: usize = 4096;
 
 /// The size of the kernel's pages in bytes: 4 KiB, or 16 or 64 KiB on some aarch64 kernels.
 pub(crate) fn page_size() -> usize {
+    #[cfg(feature = "dump")]
+    if let Some(size) = simulated_page_size() {
+        return size;
+    }
+    if cfg!(target_arch = "x86_64") {
+        return USUAL;
+    }
     // SAFETY: the call takes a number and returns one.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(PAGE)
+    usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(USUAL)
+}
+
+/// For tests: larger pages than the kernel has, of which all that is mapped is to be multiples.
+#[cfg(feature = "dump")]
+fn simulated_page_size() -> Option<usize> {
+    // Nothing here may allocate, as `std::env::var` would.
+    // SAFETY: the name ends with a zero; tests change no environment while others read it.
+    let value = unsafe { libc::getenv(c"SIMULATED_PAGE_SIZE".as_ptr()) };
+    if value.is_null() {
+        return None;
+    }
+    // SAFETY: the value is a string of the environment.
+    let value = unsafe { std::ffi::CStr::from_ptr(value) };
+    value.to_str().ok()?.parse().ok()
 }
 
 /// Anonymous memory, readable and writable, left out of core dumps and of forked children; locked where the limit
 /// allows it. Never unmapped, unless [`Mapping::unmap`] is called.
 pub(crate) struct Mapping {
     pub(crate) start: NonNull<u8>,
+    /// What was asked for, in whole pages.
     pub(crate) len: usize,
+    /// The size of these pages, which that of guards is as well.
+    pub(crate) page: usize,
     /// Why it is not locked.
     pub(crate) unlocked: Option<Errno>,
 }
@@ -32,26 +55,25 @@ pub(crate) struct Mapping {
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    /// The length is a multiple of [`PAGE`].
+    /// At least so many bytes.
     pub(crate) fn new(len: usize) -> Result<Self, Errno> {
+        let page = page_size();
+        let len = len.checked_next_multiple_of(page).ok_or(Errno::ENOMEM)?;
         let start = map(None, len, libc::PROT_READ | libc::PROT_WRITE, ANONYMOUS, -1)?;
         advise(start, len, libc::MADV_DONTDUMP);
         advise(start, len, libc::MADV_DONTFORK);
         // Where huge pages are always used, the first touch would bring in 2 MiB.
         advise(start, len, libc::MADV_NOHUGEPAGE);
         let unlocked = lock(start, len).err();
-        Ok(Self { start, len, unlocked })
+        Ok(Self { start, len, page, unlocked })
     }
 
     /// Makes the page at `offset` fault on every access.
     pub(crate) fn guard(&self, offset: usize) {
-        if page_size() != PAGE {
-            return;
-        }
-        let page = self.part(offset, PAGE).cast::<c_void>().as_ptr();
+        let page = self.part(offset, self.page).cast::<c_void>().as_ptr();
         // A guard that the kernel refuses only takes away a second line of defence.
         // SAFETY: the page is inside of the mapping and nobody uses it: guards are set before any part is given out.
-        let _ = unsafe { libc::mprotect(page, PAGE, libc::PROT_NONE) };
+        let _ = unsafe { libc::mprotect(page, self.page, libc::PROT_NONE) };
     }
 
     /// Gives the memory back, before any part of it was given out.

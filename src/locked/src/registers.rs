@@ -154,3 +154,63 @@ mod tests {
         assert_eq!(unsafe { through_the_registers(true) }, [[0; 32]; 16]);
     }
 }
+
+#[cfg(all(test, target_arch = "aarch64"))]
+mod tests {
+    use super::*;
+
+    const PATTERN: [u8; 16] = [0xA5; 16];
+
+    /// Fills v0 to v31, calls what clears them if asked to, and reads them back.
+    fn through_the_registers(clear: bool) -> [[u8; 16]; 32] {
+        let mut out = [[0_u8; 16]; 32];
+        // SAFETY: the pattern and `out` are as long as what is read and written; the call is one of our functions, whose
+        // clobbers are told, as is that v8 to v15 change, the halves that it saves included; the registers with the
+        // addresses are among those that a function saves.
+        unsafe {
+            std::arch::asm!(
+                "ldr q0, [x20]",
+                "mov v1.16b, v0.16b", "mov v2.16b, v0.16b", "mov v3.16b, v0.16b", "mov v4.16b, v0.16b",
+                "mov v5.16b, v0.16b", "mov v6.16b, v0.16b", "mov v7.16b, v0.16b", "mov v8.16b, v0.16b",
+                "mov v9.16b, v0.16b", "mov v10.16b, v0.16b", "mov v11.16b, v0.16b", "mov v12.16b, v0.16b",
+                "mov v13.16b, v0.16b", "mov v14.16b, v0.16b", "mov v15.16b, v0.16b", "mov v16.16b, v0.16b",
+                "mov v17.16b, v0.16b", "mov v18.16b, v0.16b", "mov v19.16b, v0.16b", "mov v20.16b, v0.16b",
+                "mov v21.16b, v0.16b", "mov v22.16b, v0.16b", "mov v23.16b, v0.16b", "mov v24.16b, v0.16b",
+                "mov v25.16b, v0.16b", "mov v26.16b, v0.16b", "mov v27.16b, v0.16b", "mov v28.16b, v0.16b",
+                "mov v29.16b, v0.16b", "mov v30.16b, v0.16b", "mov v31.16b, v0.16b",
+                "cbz x22, 2f",
+                "bl {clear}",
+                "2:",
+                "stp q0, q1, [x21]", "stp q2, q3, [x21, #32]", "stp q4, q5, [x21, #64]", "stp q6, q7, [x21, #96]",
+                "stp q8, q9, [x21, #128]", "stp q10, q11, [x21, #160]", "stp q12, q13, [x21, #192]",
+                "stp q14, q15, [x21, #224]", "stp q16, q17, [x21, #256]", "stp q18, q19, [x21, #288]",
+                "stp q20, q21, [x21, #320]", "stp q22, q23, [x21, #352]", "stp q24, q25, [x21, #384]",
+                "stp q26, q27, [x21, #416]", "stp q28, q29, [x21, #448]", "stp q30, q31, [x21, #480]",
+                clear = sym called,
+                in("x20") PATTERN.as_ptr(),
+                in("x21") out.as_mut_ptr(),
+                in("x22") u64::from(clear),
+                out("v8") _, out("v9") _, out("v10") _, out("v11") _,
+                out("v12") _, out("v13") _, out("v14") _, out("v15") _,
+                clobber_abi("C"),
+            );
+        }
+        out
+    }
+
+    extern "C" fn called() {
+        clear_vector_registers();
+    }
+
+    /// Of v8 to v15 the lower halves are the caller's: they come back as they were, and it is the caller that keeps
+    /// no key there.
+    #[test]
+    fn nothing_stays_in_the_vector_registers_but_what_the_caller_keeps() {
+        assert_eq!(through_the_registers(false), [PATTERN; 32]);
+        for (number, left) in through_the_registers(true).iter().enumerate() {
+            let (kept, cleared) = left.split_at(if (8..16).contains(&number) { 8 } else { 0 });
+            assert!(kept.iter().all(|byte| *byte == 0xA5), "v{number}: {left:x?}");
+            assert!(cleared.iter().all(|byte| *byte == 0), "v{number}: {left:x?}");
+        }
+    }
+}

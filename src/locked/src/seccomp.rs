@@ -14,7 +14,6 @@ macro_rules! calls {
     ($(#[$meta:meta])* $numbers:ident, $names:ident: $($call:ident)*) => {
         $(#[$meta])*
         const $numbers: &[libc::c_long] = &[$(libc::$call),*];
-        $(#[$meta])*
         /// Names as in libc, with `SYS_` before them.
         pub const $names: &[&str] = &[$(stringify!($call)),*];
     };
@@ -22,25 +21,23 @@ macro_rules! calls {
 
 calls! {
     /// What a serving process uses, the thread that makes an RSA key and its end included.
-    #[cfg(target_arch = "x86_64")]
     SERVING, SERVING_CALLS:
     // Descriptors.
     SYS_read SYS_write SYS_readv SYS_writev SYS_close SYS_fcntl SYS_ioctl SYS_lseek SYS_dup
     // Files.
-    SYS_openat SYS_open SYS_newfstatat SYS_fstat SYS_stat SYS_lstat SYS_statx SYS_statfs SYS_fstatfs SYS_access
-    SYS_readlink SYS_readlinkat SYS_getdents64 SYS_mkdir SYS_unlink SYS_unlinkat SYS_rmdir SYS_rename SYS_symlink
-    SYS_chmod SYS_fchmod SYS_chown SYS_fchown SYS_lchown SYS_fsync SYS_umask SYS_getcwd
+    SYS_openat SYS_newfstatat SYS_fstat SYS_statx SYS_statfs SYS_fstatfs SYS_readlinkat SYS_getdents64 SYS_unlinkat
+    SYS_fchmod SYS_fchown SYS_fsync SYS_umask SYS_getcwd
     SYS_inotify_init1 SYS_inotify_add_watch SYS_inotify_rm_watch
     // Sockets; those of which family is below.
     SYS_accept4 SYS_bind SYS_listen SYS_connect SYS_shutdown SYS_recvfrom SYS_sendto SYS_recvmsg SYS_sendmsg
     SYS_getsockopt SYS_setsockopt SYS_getsockname SYS_getpeername
     // Waiting.
-    SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_wait SYS_epoll_pwait SYS_eventfd2 SYS_signalfd4 SYS_timerfd_create
-    SYS_timerfd_settime SYS_poll SYS_ppoll SYS_futex SYS_nanosleep SYS_clock_nanosleep SYS_restart_syscall
+    SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_eventfd2 SYS_signalfd4 SYS_timerfd_create
+    SYS_timerfd_settime SYS_ppoll SYS_futex SYS_nanosleep SYS_clock_nanosleep SYS_restart_syscall
     // Memory; what may not be executed, below. Secret memory that the limit has refused is asked for again.
     SYS_brk SYS_munmap SYS_mremap SYS_madvise SYS_memfd_secret SYS_ftruncate
     // Time, where it is no plain read of memory, and randomness.
-    SYS_clock_gettime SYS_gettimeofday SYS_time SYS_getrandom
+    SYS_clock_gettime SYS_gettimeofday SYS_getrandom
     // Ourselves.
     SYS_getpid SYS_gettid SYS_getuid SYS_geteuid SYS_getgid SYS_getegid SYS_uname SYS_sysinfo SYS_prlimit64 SYS_prctl
     SYS_sched_getaffinity SYS_sched_yield SYS_set_robust_list SYS_rseq SYS_rt_sigaction SYS_rt_sigprocmask
@@ -48,8 +45,22 @@ calls! {
 }
 
 calls! {
-    /// What following a command takes.
+    /// What libc calls here beside them: forms that newer architectures do not have.
     #[cfg(target_arch = "x86_64")]
+    NATIVE, OLDER_CALLS:
+    SYS_open SYS_stat SYS_lstat SYS_access SYS_readlink SYS_mkdir SYS_unlink SYS_rmdir SYS_rename SYS_symlink SYS_chmod
+    SYS_chown SYS_lchown SYS_epoll_wait SYS_poll SYS_time
+}
+
+calls! {
+    /// What libc calls in their place elsewhere.
+    #[cfg(not(target_arch = "x86_64"))]
+    NATIVE, NEWER_CALLS:
+    SYS_faccessat SYS_mkdirat SYS_renameat SYS_symlinkat SYS_fchmodat SYS_fchownat
+}
+
+calls! {
+    /// What following a command takes.
     FOLLOWING, FOLLOWING_CALLS: SYS_kill SYS_wait4
 }
 
@@ -63,30 +74,35 @@ const UNKNOWN: u32 = SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 /// # Errors
 /// When the kernel has no such filters, or not for this architecture.
 pub fn restrict_system_calls(following: bool) -> io::Result<()> {
-    #[cfg(target_arch = "x86_64")]
-    return apply(&program(following), SECCOMP_FILTER_FLAG_TSYNC);
-    #[cfg(not(target_arch = "x86_64"))]
-    Err(io::ErrorKind::Unsupported.into())
+    let architecture = ARCHITECTURE.ok_or(io::ErrorKind::Unsupported)?;
+    apply(&program(architecture, following), SECCOMP_FILTER_FLAG_TSYNC)
 }
 
-#[cfg(target_arch = "x86_64")]
-fn program(following: bool) -> Vec<sock_filter> {
+/// `AUDIT_ARCH_X86_64` or `AUDIT_ARCH_AARCH64` (linux/audit.h): the ELF machine, 64 bits, little endian.
+const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
+    Some(libc::EM_X86_64 as u32 | 0xC000_0000)
+} else if cfg!(all(target_arch = "aarch64", target_endian = "little")) {
+    Some(libc::EM_AARCH64 as u32 | 0xC000_0000)
+} else {
+    None
+};
+
+fn program(architecture: u32, following: bool) -> Vec<sock_filter> {
     /// Offsets in `struct seccomp_data`.
     const NUMBER: u32 = 0;
-    const ARCHITECTURE: u32 = 4;
+    const MACHINE: u32 = 4;
     const ARGUMENTS: u32 = 16;
-    /// `AUDIT_ARCH_X86_64`.
-    const X86_64: u32 = 0xC000_003E;
     let load = |offset| instruction(BPF_LD | BPF_W | BPF_ABS, offset, 0, 0);
     let answer = |action| instruction(BPF_RET | BPF_K, action, 0, 0);
     let skip_unless = |value: u32, count| instruction(BPF_JMP | BPF_JEQ | BPF_K, value, 0, count);
     let skip_unless_set = |mask: u32, count| instruction(BPF_JMP | BPF_JSET | BPF_K, mask, 0, count);
 
-    // Numbers of the x32 form have a bit that none of ours has.
-    let mut program = vec![load(ARCHITECTURE), instruction(BPF_JMP | BPF_JEQ | BPF_K, X86_64, 1, 0), answer(DENY)];
+    // Numbers of x86-64's x32 form have a bit that none of ours has.
+    let right = instruction(BPF_JMP | BPF_JEQ | BPF_K, architecture, 1, 0);
+    let mut program = vec![load(MACHINE), right, answer(DENY)];
     program.push(load(NUMBER));
     let following = if following { FOLLOWING } else { &[] };
-    for call in SERVING.iter().chain(following) {
+    for call in SERVING.iter().chain(NATIVE).chain(following) {
         program.extend([skip_unless(*call as u32, 1), answer(SECCOMP_RET_ALLOW)]);
     }
     program.extend([skip_unless(libc::SYS_clone3 as u32, 1), answer(UNKNOWN)]);
@@ -134,7 +150,7 @@ mod tests {
     fn bound<T: Send + 'static>(test: fn() -> T) -> T {
         let filtered = move || {
             prctl::set_no_new_privs().expect("no new privileges");
-            apply(&program(false), 0).expect("the kernel takes the filter");
+            apply(&program(ARCHITECTURE.expect("a filter"), false), 0).expect("the kernel takes the filter");
             test()
         };
         thread::spawn(filtered).join().expect("the thread ends")

@@ -93,10 +93,30 @@ fn confined(limit: &str, forbid: &str, what: &str) -> io::Error {
 /// What must be left for later mappings.
 const HEADROOM_KIB: u64 = 144;
 
+/// The sizes of pages in KiB that a kernel may have: its own, and larger ones, of which all that is mapped is made to be
+/// multiples.
+fn pages() -> impl Iterator<Item = u64> {
+    let own = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).unwrap().unwrap() as u64 / 1024;
+    [4, 16, 64].into_iter().filter(move |kib| *kib >= own)
+}
+
+fn arena_kib(page: u64) -> u64 {
+    2320_u64.next_multiple_of(page)
+}
+
+fn secret_kib(page: u64) -> u64 {
+    32_u64.next_multiple_of(page)
+}
+
 fn eight_mib_hold_secret_memory() {
-    let report = Probe::new().report(8 * MIB);
+    pages().for_each(eight_mib_hold_it_in_pages_of);
+}
+
+fn eight_mib_hold_it_in_pages_of(page: u64) {
+    let report = Probe::with_pages_of(page).report(8 * MIB);
     report.expect("keys_secret", "true");
-    report.expect("secret_kib", "32");
+    report.expect("secret_kib", &secret_kib(page).to_string());
+    report.expect("arena_kib", &arena_kib(page).to_string());
     report.expect("arena_locked", "true");
     report.expect("adopted", "true");
     // A debug build maps more than the shipped one: what it will map later may not fit any more, or nothing at all.
@@ -113,28 +133,39 @@ fn eight_mib_hold_secret_memory() {
 }
 
 fn four_mib_lock_the_arena_alone() {
-    let report = Probe::new().report(4 * MIB);
+    pages().for_each(four_mib_lock_it_in_pages_of);
+}
+
+fn four_mib_lock_it_in_pages_of(page: u64) {
+    let report = Probe::with_pages_of(page).report(4 * MIB);
     report.expect("level", "locked");
     report.expect("keys_secret", "true");
     // Where secret memory counts for each process, it is among what is locked.
     let locked = report.number("locked_kib");
-    assert_eq!(locked, if report.field("counting") == "Some(Process)" { 2320 + 32 } else { 2320 }, "{}", report.0);
+    let secret = if report.field("counting") == "Some(Process)" { secret_kib(page) } else { 0 };
+    assert_eq!(locked, arena_kib(page) + secret, "{}", report.0);
     report.misses(&["the process as a whole is not locked in memory", "RLIMIT_MEMLOCK", "is 4096 KiB"]);
 }
 
 fn less_than_the_arena_locks_nothing_and_works() {
+    pages().for_each(less_works_in_pages_of);
+}
+
+fn less_works_in_pages_of(page: u64) {
+    let probe = Probe::with_pages_of(page);
     for (limit, kib) in [(MIB, "is 1024 KiB"), (64 << 10, "is 64 KiB"), (0, "is 0 KiB")] {
-        let report = Probe::new().report(limit);
+        let report = probe.report(limit);
         report.expect("level", "none");
         report.expect("key", "256");
         // Keys alone have room in less.
         report.expect("keys_secret", if limit > 0 { "true" } else { "false" });
         let what = if limit > 0 { "tokens" } else { "keys" };
-        let told = format!("{what} can be swapped out: 2320 KiB could not be locked in memory");
-        report.misses(&[&told, kib, "raise it to at least 2320 KiB"]);
+        let needed = arena_kib(page);
+        let told = format!("{what} can be swapped out: {needed} KiB could not be locked in memory");
+        report.misses(&[&told, kib, &format!("raise it to at least {needed} KiB")]);
         report.misses(&["the process as a whole is not locked in memory", kib]);
     }
-    Probe::new().report(0).misses(&["keys are not in secret memory: ", "limit of locked memory"]);
+    probe.report(0).misses(&["keys are not in secret memory: ", "limit of locked memory"]);
 }
 
 fn a_filter_against_secret_memory_leaves_the_locked_arena() {
@@ -159,10 +190,12 @@ fn the_main_stack_is_in_the_arena_and_ends_at_a_guard() {
 }
 
 fn every_guard_page_faults() {
-    let probe = Probe::new();
-    for which in ["low", "middle", "high"] {
-        let output = probe.run(&format!("guard-{which}"), 8 * MIB);
-        assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{which}: {}", text(&output));
+    for page in pages() {
+        let probe = Probe::with_pages_of(page);
+        for which in ["low", "middle", "high"] {
+            let output = probe.run(&format!("guard-{which}"), 8 * MIB);
+            assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{which}, {page} KiB: {}", text(&output));
+        }
     }
 }
 
@@ -189,16 +222,24 @@ fn a_cleared_stack_keeps_nothing_of_earlier_calls() {
 }
 
 /// A copy of this program that every user can execute, removed in the end.
-struct Probe(PathBuf);
+struct Probe {
+    program: PathBuf,
+    /// Bytes of a page.
+    page: u64,
+}
 
 impl Probe {
     fn new() -> Self {
+        Self::with_pages_of(pages().next().unwrap())
+    }
+
+    fn with_pages_of(kib: u64) -> Self {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let copy = env::temp_dir().join(format!("locked-probe-{}-{serial}", id()));
         fs::copy(env::current_exe().unwrap(), &copy).unwrap();
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
-        Self(copy)
+        Self { program: copy, page: kib * 1024 }
     }
 
     fn run(&self, what: &str, limit: u64) -> Output {
@@ -215,7 +256,8 @@ impl Probe {
     }
 
     fn confined(&self, what: &str, limit: u64, errno: i32) -> Output {
-        let mut command = Command::new(&self.0);
+        let mut command = Command::new(&self.program);
+        command.env("SIMULATED_PAGE_SIZE", self.page.to_string());
         command.args(["confined", &limit.to_string(), &errno.to_string(), what]);
         // For the run under AddressSanitizer: faults and local variables as they are without it.
         command.env("ASAN_OPTIONS", "handle_segv=0:handle_abort=0:detect_stack_use_after_return=0:detect_leaks=0");
@@ -225,7 +267,7 @@ impl Probe {
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_file(&self.program);
     }
 }
 
