@@ -1,6 +1,7 @@
 # sds-shim: `make help` lists what there is.
 SHELL := /bin/bash
-TARGET := $(shell uname -m)-unknown-linux-gnu
+MACHINE := $(shell uname -m)
+TARGET := $(MACHINE)-unknown-linux-gnu
 OPENSSL := $(CURDIR)/target/openssl/install
 # One OpenSSL for all: the tests need no other, and a machine without libssl can build everything.
 export OPENSSL_DIR := $(OPENSSL)
@@ -10,14 +11,24 @@ export DISTRIBUTION_BINARY := $(CURDIR)/target/distribution/debug/sds-shim
 export ENVOY_BINARY := $(CURDIR)/target/envoy/envoy
 DIST_FLAGS := -C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,-z,pack-relative-relocs \
   -C link-arg=-Wl,-T,packaging/link/no-unwind-tables.ld -C link-arg=-Wl,--icf=all
+# What is built for ARCH, where that is not the machine's own: its names by the kernel and by containers, and where it is.
+FOR := $(patsubst arm64,aarch64,$(patsubst amd64,x86_64,$(or $(ARCH),$(MACHINE))))
+PLATFORM := $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(FOR)))
+SUFFIX := $(if $(filter-out $(MACHINE),$(FOR)),-$(PLATFORM))
+FOR_TARGET := $(FOR)-unknown-linux-gnu
+FOR_BINARY := $(CURDIR)/target/dist$(SUFFIX)/sds-shim
+# The linker for what is neither a test nor a build script. Relative: a path would make other bytes in another place.
+LINK = $(if $(filter aarch64,$(1)),-C linker=packaging/link/static-pie)
 # Panics name source files: without where they lie here, so that the same source gives the same bytes everywhere.
 REMAP = $$(for d in "$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/*; do echo "--remap-path-prefix=$$d=crates"; done) \
-  --remap-path-prefix=$(CURDIR)=sds-shim --remap-path-prefix=$$(rustc --print sysroot)/lib/rustlib/src/rust=rust
+  --remap-path-prefix=$(CURDIR)=sds-shim --remap-path-prefix=$(shell rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$(RUST_COMMIT)
 CARGO := cargo --locked
 # With a standard library built for size.
-DIST = std=$$(packaging/std/flags.sh) && RUSTC_BOOTSTRAP=1 RUSTFLAGS="$(DIST_FLAGS) $(REMAP)" \
-  $(CARGO) build --profile dist --target $(TARGET) $$std
+DIST = std=$$(packaging/std/flags.sh) && RUSTC_BOOTSTRAP=1 OPENSSL_DIR=$(CURDIR)/target/openssl$(SUFFIX)/install \
+  RUSTFLAGS="$(DIST_FLAGS) $(call LINK,$(FOR)) $(REMAP)" $(CARGO) build --profile dist --target $(FOR_TARGET) $$std
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+# The standard library's panics name its sources as they lie here where those are installed, else by this.
+RUST_COMMIT := $(shell rustc -vV | sed -n 's/^commit-hash: //p')
 PACKAGES := tests/testkit/install-packages.sh
 # What the tests run beside the shim.
 TEST_TOOLS := envoy gdb strace valgrind podman pod-network prometheus systemd pilot-agent istio-ca distribution lintian \
@@ -25,7 +36,7 @@ TEST_TOOLS := envoy gdb strace valgrind podman pod-network prometheus systemd pi
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build deb lintian debian-roots image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels \
+.PHONY: help build deb lintian debian-roots image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels kernel-guest \
   conformance-istio bench soak fleet recovery seccomp check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta \
   strace gdb pilot-agent podman pod-network python prometheus istio-ca istio-injector curl kubernetes systemd manual clean
 
@@ -35,21 +46,27 @@ FUZZ_SECONDS ?= 60
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-build: openssl ## the shipped binary, at target/dist/sds-shim
-	@$(CARGO) fetch --quiet --target $(TARGET)
+build: ## the shipped binary, at target/dist/sds-shim; ARCH=arm64 cross-compiles it for arm64, to target/dist-arm64/sds-shim
+	@packaging/link/install.sh $(ARCH)
+	@packaging/openssl/build.sh $(ARCH)
+	@$(CARGO) fetch --quiet --target $(FOR_TARGET)
 	@$(DIST) --bin sds-shim
 	@# Another terminal may be running it.
-	@cmp -s target/$(TARGET)/dist/sds-shim $(SHIM_BINARY) || { install -D target/$(TARGET)/dist/sds-shim $(SHIM_BINARY).new && \
-		mv -f $(SHIM_BINARY).new $(SHIM_BINARY); }
+	@cmp -s target/$(FOR_TARGET)/dist/sds-shim $(FOR_BINARY) || { install -D target/$(FOR_TARGET)/dist/sds-shim $(FOR_BINARY).new && \
+		mv -f $(FOR_BINARY).new $(FOR_BINARY); }
 
 deb: build ## Debian packages, in target/deb: of this machine's architecture, and of arm64 where its binary is built
 	@packaging/debian/build.sh
 
-image: build podman python ## container images with podman: the binary alone, and with BASE=image a sidecar's; how in packaging/image/build.sh
-	@packaging/image/build.sh $(BASE)
+# What `make image` makes images for, and `make test` looks at: the machine's own platform is always among them.
+PLATFORMS ?= amd64 arm64
+OTHERS = $(filter-out $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(MACHINE))),$(PLATFORMS))
+image: build podman python ## container images with podman: the binary alone for amd64, arm64 and both (PLATFORMS="amd64 arm64"), and with BASE=image a sidecar's; how in packaging/image/build.sh
+	@for arch in $(OTHERS); do $(MAKE) --no-print-directory build ARCH=$$arch || exit; done
+	@PLATFORMS="$(PLATFORMS)" packaging/image/build.sh $(BASE)
 
 image-ca: build podman python ## the same with the image of the development CA, for trials of the Helm chart
-	@RUSTFLAGS="-C target-feature=+crt-static $(REMAP)" $(CARGO) build --quiet --release --target $(TARGET) --package development-ca --bins
+	@RUSTFLAGS="-C target-feature=+crt-static $(call LINK,$(MACHINE)) $(REMAP)" $(CARGO) build --quiet --release --target $(TARGET) --package development-ca --bins
 	@DEVELOPMENT_CA=target/$(TARGET)/release/development-ca packaging/image/build.sh $(BASE)
 
 demo: build envoy ## the acceptance scene: four workloads, real Envoys; KEEP=1 leaves it up
@@ -65,9 +82,10 @@ demo-control-plane: build envoy ## the same mesh, configured over ADS with mutua
 	@target/debug/demo control-plane
 
 # What only a second build could use takes several gigabytes, which a machine in CI need not have.
-test test-kubernetes test-kernels: export CARGO_INCREMENTAL := 0
+test test-kubernetes test-kernels kernel-guest: export CARGO_INCREMENTAL := 0
 
 test: check build $(TEST_TOOLS) asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
+	@for arch in $(OTHERS); do $(MAKE) --no-print-directory build ARCH=$$arch || exit; done
 	@$(CARGO) build --quiet --package testkit --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --workspace --all-targets
@@ -82,17 +100,28 @@ test-kubernetes: build envoy kubernetes istio-injector podman pod-network curl #
 	@tests/testkit/search-output.sh target/test-output 50
 
 # The short form has the two series that count secret memory by user, with their older and their newer kernel.
-KERNELS ?= $(if $(KERNELS_SHORT),6.1-security 6.12)
+# Beside them arm64, on pages of 16 KiB, with what differs there.
+KERNELS ?= $(if $(KERNELS_SHORT),6.1-security 6.12 6.12-arm64-16k)
 SCENES ?= $(if $(KERNELS_SHORT),one many=40 eater=6)
-test-kernels: build ## the shipped binary under Debian's kernels in QEMU; KERNELS="6.12" SCENES="one many=40" for some, KERNELS_SHORT=1 for CI, KERNELS_TABLE=1 writes src/manual/evidence/kernels.md, KERNELS_TABLE=only from earlier runs
+SCENES_ARM64 ?= $(if $(KERNELS_SHORT),one strict exec files locked,$(SCENES))
+test-kernels: openssl ## the shipped binaries under Debian's kernels in QEMU; KERNELS="6.12" SCENES="one many=40" for some, KERNELS_SHORT=1 for CI, KERNELS_TABLE=1 writes src/manual/evidence/kernels.md, KERNELS_TABLE=only from earlier runs
 	@KERNELS="$(KERNELS)" tests/kernels/install-kernels.sh
-	@RUSTFLAGS="-C target-feature=+crt-static $(REMAP)" $(CARGO) build --quiet --release --target $(TARGET) \
-		--package kernels --package locked --bin kernel-guest --example secret_pages
-	@KERNELS="$(KERNELS)" SCENES="$(SCENES)" $(CARGO) test --package kernels --test kernels -- --include-ignored --nocapture
+	@for arch in $$(KERNELS="$(KERNELS)" tests/kernels/install-kernels.sh --architectures); do \
+		$(MAKE) --no-print-directory build kernel-guest ARCH=$$arch || exit; done
+	@KERNELS="$(KERNELS)" SCENES="$(SCENES)" SCENES_ARM64="$(SCENES_ARM64)" $(CARGO) test --package kernels --test kernels -- --include-ignored --nocapture
+
+# The guest's part, for the architecture of the kernels, with the tests of the crate that holds all unsafe code.
+GUEST = OPENSSL_DIR=$(CURDIR)/target/openssl$(SUFFIX)/install \
+	RUSTFLAGS="-C target-feature=+crt-static $(call LINK,$(FOR)) $(REMAP)" $(CARGO)
+kernel-guest:
+	@$(GUEST) build --quiet --release --target $(FOR_TARGET) --package kernels --package locked --bin kernel-guest --example secret_pages
+	@set -o pipefail; $(GUEST) test --quiet --no-run --release --target $(FOR_TARGET) --package locked --lib --test arena --test ladder --message-format json \
+		| sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | grep /deps/ >target/$(FOR_TARGET)/guest-tests
 
 conformance-istio: build pilot-agent ## run the SDS conformance rules against Istio's agent as well; writes src/manual/evidence/conformance.md
 	@CONFORMANCE_TABLE=1 $(CARGO) test --test sds_conformance -- --nocapture
 
+bench: PLATFORMS =
 bench: build image envoy pilot-agent perf valgrind vegeta ## benchmark the shim, Istio's agent and a bare program; tables, JSON and plots in target/bench; BENCH_QUICK=1 takes 3 minutes instead of 20
 	@$(DIST) --quiet --package floor
 	@install -D target/$(TARGET)/dist/floor target/bench/floor

@@ -13,6 +13,7 @@ use serde_json::Value;
 use testkit::{
     Failure, OrFail, confined,
     container::{Images, podman},
+    scratch::Scratch,
     workspace,
 };
 
@@ -81,6 +82,66 @@ fn the_image_is_the_same_each_time_and_holds_the_binary_alone() -> testkit::Resu
     let about = about.or_fail("look at the binary")?;
     assert_eq!((about.uid(), about.mode() & 0o7777), (0, 0o111), "its user may run it and not read it");
     assert!(binary.or_fail("read the binary")? == shipped(), "it is not the binary that is shipped");
+    Ok(())
+}
+
+/// What runs programs for arm64 on another machine, where it is installed.
+const EMULATOR: &str = "/usr/bin/qemu-aarch64-static";
+
+/// The digest of the index and of what it names, as a registry gets them.
+fn pushed(images: &Images, scratch: &Path) -> Result<(Value, Value), Failure> {
+    let place = format!("oci:{}", scratch.display());
+    podman(&["manifest", "push", "--all", "--format", "oci", &images.index(), &place])?;
+    let read = |path: &Path| -> Result<Value, Failure> {
+        let text = fs::read_to_string(path).or_fail(format!("read {}", path.display()))?;
+        serde_json::from_str(&text).or_fail("read it as JSON")
+    };
+    let top = read(&scratch.join("index.json"))?;
+    let digest = top["manifests"][0]["digest"].as_str().unwrap_or_default().trim_start_matches("sha256:").to_owned();
+    Ok((top, read(&scratch.join("blobs/sha256").join(digest))?))
+}
+
+#[test]
+fn the_index_has_both_platforms_and_is_the_same_each_time() -> Outcome {
+    let other = if cfg!(target_arch = "aarch64") { "amd64" } else { "arm64" };
+    if !workspace().join(format!("target/dist-{other}/sds-shim")).exists() {
+        let strict = ["CI", "REQUIRE_ROOT"].iter().any(|name| std::env::var_os(name).is_some());
+        assert!(!strict, "run `make build ARCH={other}`");
+        eprintln!("NOT TESTED: there is no binary for {other}; `make build ARCH={other}` makes it");
+        return Ok(());
+    }
+    let build = || Images::build_for(None, time() / 3, "amd64 arm64");
+    let scratch = Scratch::new("tests")?;
+    let first = build()?;
+    let (digest, index) = pushed(&first, &scratch.path().join("first"))?;
+    let second = build()?;
+    assert_eq!(pushed(&second, &scratch.path().join("second"))?.0, digest, "the indexes differ");
+    assert_eq!(index["mediaType"], "application/vnd.oci.image.index.v1+json");
+    let platforms = index["manifests"].as_array().expect("manifests").iter().map(|one| &one["platform"]);
+    let platforms: BTreeSet<_> =
+        platforms.map(|platform| format!("{}/{}", platform["os"], platform["architecture"])).collect();
+    assert_eq!(platforms, ["\"linux\"/\"amd64\"", "\"linux\"/\"arm64\""].map(str::to_owned).into());
+
+    let image = second.binary_for(other);
+    let (told, own) = (inspect(&image)?, inspect(&second.binary())?);
+    assert_eq!(told["Architecture"], other);
+    assert_eq!(told["Config"]["Labels"], own["Config"]["Labels"]);
+    assert_eq!(
+        (&told["Config"]["User"], &told["Config"]["Entrypoint"]),
+        (&own["Config"]["User"], &own["Config"]["Entrypoint"])
+    );
+    if other != "arm64" || !Path::new(EMULATOR).exists() {
+        eprintln!("NOT TESTED: the image for {other} was not run, as there is no {EMULATOR}");
+        return Ok(());
+    }
+    // As root: the emulator reads the program, which the image's user may not.
+    let emulator = format!("{EMULATOR}:/emulator:ro");
+    let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=512:512"];
+    let run = ["--runtime", "runc", "run", "--rm", "--network", "host", "--read-only", "--user", "0:0"];
+    let program =
+        ["--volume", &emulator, "--entrypoint", "[\"/emulator\",\"/usr/local/bin/sds-shim\"]", &image, "--version"];
+    let said = podman(&[&run[..], &limits, &program].concat())?;
+    assert!(said.starts_with(&format!("sds-shim {} (OpenSSL", env!("CARGO_PKG_VERSION"))), "{said}");
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Prints what is linked into the shipped binary as CycloneDX JSON: `sbom.py BINARY OPENSSL_DIR`.
+"""Prints what is linked into the shipped binary as CycloneDX JSON: `sbom.py BINARY OPENSSL_DIR TARGET LIBC`, where LIBC is
+the file with the version of libc that a cross-compiled binary has.
 
 The crates are those of `cargo tree` for the binary, with the checksums of Cargo.lock; beside them OpenSSL, libc and
 Rust's standard library. The same source gives the same text: it holds no time and no random number."""
@@ -29,10 +30,10 @@ def component(name, version, purl, licence=None, sha256=None):
     return found
 
 
-def crates():
+def crates(target):
     lock = tomllib.loads((ROOT / "Cargo.lock").read_text())
     checksums = {(package["name"], package["version"]): package.get("checksum") for package in lock["package"]}
-    tree = run("cargo", "tree", "--locked", "--package", "sds-shim", "--edges", "normal,no-proc-macro",
+    tree = run("cargo", "tree", "--locked", "--package", "sds-shim", "--target", target, "--edges", "normal,no-proc-macro",
                "--prefix", "none", "--format", "{p}\t{l}")
     found = {}
     for line in tree.splitlines():
@@ -49,11 +50,12 @@ def openssl(directory):
     return component("openssl", version, f"pkg:generic/openssl@{version}", "Apache-2.0")
 
 
-def libc():
+def libc(unpacked):
     licence = "LGPL-2.1-or-later"
     try:
         # The distribution's version, which tells which fixes are in it.
-        version = run("dpkg-query", "--show", "--showformat", "${Version}", "libc6-dev")
+        version = unpacked.read_text().strip() if unpacked.exists() else run(
+            "dpkg-query", "--show", "--showformat", "${Version}", "libc6-dev")
         return component("glibc", version, f"pkg:deb/debian/glibc@{version}", licence)
     except (OSError, subprocess.CalledProcessError):
         version = run("getconf", "GNU_LIBC_VERSION").removeprefix("glibc ")
@@ -65,12 +67,12 @@ def standard_library():
     return component("rust-std", version, f"pkg:generic/rust@{version}", "MIT OR Apache-2.0")
 
 
-def main(binary, openssl_directory):
+def main(binary, openssl_directory, target, libc_version):
     own = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]
     digest = hashlib.sha256(pathlib.Path(binary).read_bytes()).hexdigest()
     name = f"pkg:generic/sds-shim@{own['version']}"
     shim = component("sds-shim", own["version"], name, own["license"], digest) | {"type": "application"}
-    parts = [*crates(), openssl(openssl_directory), libc(), standard_library()]
+    parts = [*crates(target), openssl(openssl_directory), libc(pathlib.Path(libc_version)), standard_library()]
     bom = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Builds the trimmed static OpenSSL of the shipped binary into target/openssl; does nothing when it is there.
+# `build.sh arm64` (or amd64) builds it for that architecture, into target/openssl-arm64 where the machine is another.
 # What is left out: whatever a TLS 1.2/1.3 client with ECDSA and RSA, and the writing of keys, CSRs and certificates,
 # does not need. Each option is counted in kilobytes of mapped memory, of which the whole process may have 8,192.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-directory=$root/target/openssl
+. "$root/packaging/link/architecture.sh"
+architecture "${1:-}"
+directory=$root/target/openssl$suffix
 recipe=$(cat "$root/packaging/openssl/build.sh" "$root/packaging/openssl/Cargo.toml" | sha256sum | cut -c1-16)
 [ "$(cat "$directory/recipe" 2>/dev/null)" = "$recipe" ] && exit 0
-as=openssl
+as=openssl$suffix
 . "$root/tests/testkit/install.sh"
 cd "$root"
 
@@ -18,6 +21,7 @@ equipped() {
 }
 equipped || packages "perl with its modules, make, or a C compiler with libc's headers" perl make gcc libc6-dev
 equipped || fail "perl, make and gcc are installed, and one of them still does not work"
+has_compiler || fail "there is no compiler for $platform: packaging/link/install.sh $platform installs it"
 cargo fetch --quiet --locked --manifest-path packaging/openssl/Cargo.toml ||
   fail "cargo could not fetch OpenSSL's source; its message is above"
 source=$(cargo metadata --format-version 1 --locked --manifest-path packaging/openssl/Cargo.toml |
@@ -45,7 +49,7 @@ cd "$build"
 # would only speed up bulk encryption, of which there are a few KiB in hours.
 # The library remembers how it was compiled, and messages name source files. Both without where things lie here, so that
 # the same source gives the same bytes everywhere.
-compiler=$(command -v cc) || fail "there is no cc"
+compiler=$(command -v "$cc") || fail "there is no $cc"
 mkdir bin
 cat >bin/cc <<END
 #!/bin/sh
@@ -56,7 +60,7 @@ END
 chmod +x bin/cc
 export PATH=$build/bin:$PATH SOURCE_DATE_EPOCH=0
 # shellcheck disable=SC2086
-CC=cc "$source/Configure" $chosen --prefix=/usr --libdir=lib --openssldir=/etc/ssl linux-x86_64 \
+CC=cc AR=${tools}ar RANLIB=${tools}ranlib "$source/Configure" $chosen --prefix=/usr --libdir=lib --openssldir=/etc/ssl "linux-$machine" \
   -Os -fPIC -ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables -fno-unwind-tables >configure.log 2>&1 ||
   { tail -n 20 configure.log >&2; fail "OpenSSL cannot be configured"; }
 make -s -j"$(nproc)" build_libs >make.log 2>&1 || { tail -n 30 make.log >&2; fail "OpenSSL cannot be built"; }

@@ -178,10 +178,17 @@ impl Images {
     /// The same source and time are the same image under several names, which podman does not let us make and remove
     /// at once: one test after the other, and tests of different processes with different times.
     pub fn build(base: Option<&str>, time: u32) -> Result<Self, Failure> {
+        Self::build_for(base, time, "")
+    }
+
+    /// As [`Images::build`], and beside them those with nothing but the shim for other platforms (`amd64 arm64`), whose
+    /// binaries `make build ARCH=...` has made, with an index of all.
+    pub fn build_for(base: Option<&str>, time: u32, platforms: &str) -> Result<Self, Failure> {
         let _turn = TURN.lock();
         let repository = format!("localhost/{}", unique("image"));
         let mut script = Command::new(workspace().join("packaging/image/build.sh"));
         script.args(base).env("IMAGE", &repository).env("SOURCE_DATE_EPOCH", time.to_string());
+        script.env("PLATFORMS", platforms);
         let mut images = Self { repository, told: String::new() };
         images.told = output(&mut script)?;
         Ok(images)
@@ -197,6 +204,16 @@ impl Images {
         format!("{}-sidecar", self.binary())
     }
 
+    /// The name of the image with nothing but the shim for another platform.
+    pub fn binary_for(&self, platform: &str) -> String {
+        format!("{}-{platform}", self.binary())
+    }
+
+    /// The name of the index of all platforms.
+    pub fn index(&self) -> String {
+        format!("{}-index", self.binary())
+    }
+
     /// What the build said.
     pub fn told(&self) -> &str {
         &self.told
@@ -206,7 +223,8 @@ impl Images {
 impl Drop for Images {
     fn drop(&mut self) {
         let _turn = TURN.lock();
-        for image in [self.sidecar(), self.binary()] {
+        let _ = podman(&["manifest", "rm", &self.index()]);
+        for image in [self.sidecar(), self.binary_for("arm64"), self.binary_for("amd64"), self.binary()] {
             let _ = podman(&["rmi", "--ignore", &image]);
         }
     }
