@@ -10,7 +10,12 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use openssl::{pkey::PKey, rsa::Rsa};
+use openssl::{
+    ec::{EcGroup, EcKey},
+    nid::Nid,
+    pkey::PKey,
+    rsa::Rsa,
+};
 use serde_json::{Value, json};
 use testkit::{
     Failure, OrFail, POLL, Workload,
@@ -29,14 +34,23 @@ use crate::confine::{Confinement, User};
 /// How long a shim may take for a certificate here, where each instruction is emulated and all share what there is.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The key of a mounted certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MountedKey {
+    Rsa4096,
+    P256,
+}
+
 /// How one shim is to be started.
 #[derive(Clone, Default)]
 pub(crate) struct Plan {
     pub(crate) name: String,
     pub(crate) confinement: Confinement,
     pub(crate) env: Vec<(&'static str, &'static str)>,
-    /// Whether its certificate is mounted, with an RSA key of 4096 bits, in place of the CA's.
-    pub(crate) mounted: bool,
+    /// Whether its certificate is mounted, with this kind of key, in place of the CA's.
+    pub(crate) mounted: Option<MountedKey>,
+    /// A command that it starts and follows.
+    pub(crate) command: &'static [&'static str],
     /// Whether it has a client certificate of its own for the CA.
     pub(crate) provisioned: bool,
 }
@@ -88,8 +102,12 @@ impl World {
             how = how.env(*name, *value);
         }
         let mut mount = None;
-        if plan.mounted {
-            let new = Mount::new(Arc::clone(&self.pki), &workload.path().join("etc/certs"), workload.spiffe_id())?;
+        if !plan.command.is_empty() {
+            how = how.exec(plan.command);
+        }
+        if let Some(key) = plan.mounted {
+            let directory = workload.path().join("etc/certs");
+            let new = Mount::new(Arc::clone(&self.pki), &directory, workload.spiffe_id(), key)?;
             how = how.env("FILE_MOUNTED_CERTS", "true");
             mount = Some(new);
         }
@@ -230,10 +248,12 @@ impl Pod {
             let trouble = self.trouble.as_deref().unwrap_or("its status cannot be had");
             return json!({ "outcome": "silent", "trouble": trouble, "told": told });
         }
-        let pages = secret_pages(self.shim.pid());
+        let pid = self.shim.pid();
+        let polls = self.shim.log().lines().iter().any(|line| line.contains("cannot watch files"));
         json!({
-            "outcome": "served", "level": memory["level"], "missing": memory["missing"], "pages": pages, "told": told,
-            "memory": memory,
+            "outcome": "served", "level": memory["level"], "missing": memory["missing"], "pages": secret_pages(pid),
+            "VmSize": kib(pid, "VmSize"), "VmPeak": kib(pid, "VmPeak"), "VmRSS": kib(pid, "VmRSS"), "polls": polls,
+            "told": told, "memory": memory,
         })
     }
 
@@ -282,9 +302,15 @@ struct Mount {
 }
 
 impl Mount {
-    fn new(pki: Arc<Pki>, directory: &Path, spiffe_id: String) -> Result<Self, Failure> {
+    fn new(pki: Arc<Pki>, directory: &Path, spiffe_id: String, key: MountedKey) -> Result<Self, Failure> {
         let volume = ProjectedVolume::create(directory, &[]).or_fail("make a volume")?;
-        let key = Rsa::generate(4096).and_then(PKey::from_rsa).or_fail("make a key")?;
+        let key = match key {
+            MountedKey::Rsa4096 => Rsa::generate(4096).and_then(PKey::from_rsa),
+            MountedKey::P256 => EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)
+                .and_then(|group| EcKey::generate(&group))
+                .and_then(PKey::from_ec_key),
+        };
+        let key = key.or_fail("make a key")?;
         let mount = Self { volume, pki, leaf: leaf(&spiffe_id), key };
         mount.rotate()?;
         Ok(mount)
@@ -320,6 +346,13 @@ fn write_certificate(directory: &PathBuf, issued: &Issued, root_pem: &str) -> Re
         [("cert-chain.pem", issued.chain_pem.as_str()), ("key.pem", &issued.key_pem), ("root-cert.pem", root_pem)];
     fs::create_dir_all(directory).or_fail("make a directory")?;
     files.iter().try_for_each(|(name, content)| fs::write(directory.join(name), content)).or_fail("write a certificate")
+}
+
+/// A line of its status.
+fn kib(pid: u32, name: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    value.trim().trim_end_matches(" kB").parse().ok()
 }
 
 /// Resident pages of all mappings of secret memory. Its pages show nowhere else where the kernel counts them by user.

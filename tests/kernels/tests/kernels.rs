@@ -2,28 +2,41 @@
 
 mod stage;
 
+use std::collections::BTreeMap;
+
 use stage::{boot, faults, page, table};
 use testkit::{Failure, OrFail, workspace};
 
 /// All that is played when `SCENES` names nothing.
-const SCENES: &str = "one many=128 eater=12 ladder strict kinds";
+const SCENES: &str = "one many=128 eater=12 ladder strict kinds exec files locked";
 
 #[tokio::test]
 #[ignore = "takes QEMU and kernels: run `make test-kernels`"]
 async fn every_kernel_keeps_what_is_promised() -> Result<(), Failure> {
     let wanted = |name: &str| std::env::var(name).ok().filter(|text| !text.trim().is_empty());
-    let scenes = wanted("SCENES").unwrap_or_else(|| SCENES.to_owned());
+    let for_amd64 = wanted("SCENES").unwrap_or_else(|| SCENES.to_owned());
+    let for_arm64 = wanted("SCENES_ARM64").unwrap_or_else(|| for_amd64.clone());
+    let scenes_of = |kernel: &boot::Kernel| {
+        let scenes = if kernel.architecture.name == "arm64" { &for_arm64 } else { &for_amd64 };
+        scenes.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
     if wanted("KERNELS_TABLE").as_deref() == Some("only") {
-        return write_the_page(&scenes);
+        return write_the_pages(scenes_of);
     }
     let (mut missing, mut found) = (Vec::new(), Vec::new());
-    let initramfs = if boot::equipped() { Some(boot::initramfs()?) } else { None };
+    let mut packed: BTreeMap<&str, boot::Initramfs> = BTreeMap::new();
     for kernel in boot::kernels(wanted("KERNELS").as_deref())? {
-        let Some(initramfs) = initramfs.as_ref().filter(|_| kernel.present()) else {
+        let architecture = kernel.architecture;
+        if !packed.contains_key(architecture.name) && architecture.equipped() && kernel.present() {
+            found.extend(faults::of_binary(architecture)?);
+            packed.insert(architecture.name, boot::initramfs(architecture)?);
+        }
+        let Some(initramfs) = packed.get(architecture.name).filter(|_| kernel.present()) else {
             println!("SKIPPED: no QEMU or no kernel {}; tests/kernels/install-kernels.sh says why", kernel.name);
             missing.push(kernel.name);
             continue;
         };
+        let scenes = scenes_of(&kernel);
         println!("{} ({}): {scenes}", kernel.name, kernel.version());
         let run = boot::run(kernel, initramfs, &scenes).await?;
         boot::keep(&run, &scenes)?;
@@ -36,7 +49,7 @@ async fn every_kernel_keeps_what_is_promised() -> Result<(), Failure> {
         found.extend(faults.into_iter().map(|fault| format!("{}: {fault}", run.kernel.name)));
     }
     if wanted("KERNELS_TABLE").is_some() {
-        write_the_page(&scenes)?;
+        write_the_pages(scenes_of)?;
     }
     let strict = wanted("REQUIRE_ROOT").is_some() || wanted("CI").as_deref() == Some("true");
     assert!(!strict || missing.is_empty(), "not run: {missing:?}");
@@ -45,16 +58,21 @@ async fn every_kernel_keeps_what_is_promised() -> Result<(), Failure> {
 }
 
 /// From what this binary has done under each kernel, in this run or in earlier ones: all of them take hours where the
-/// processor is emulated and busy. What is not there is named.
-fn write_the_page(scenes: &str) -> Result<(), Failure> {
-    let (mut runs, mut missing) = (Vec::new(), Vec::new());
+/// processor is emulated and busy. What is not there is named. An architecture without any run keeps its page.
+fn write_the_pages(scenes_of: impl Fn(&boot::Kernel) -> String) -> Result<(), Failure> {
+    let mut of: BTreeMap<&str, (Vec<boot::Run>, Vec<String>)> = BTreeMap::new();
     for kernel in boot::kernels(None)? {
-        let name = kernel.name.clone();
-        match boot::kept(kernel, scenes)? {
+        let (runs, missing) = of.entry(kernel.architecture.name).or_default();
+        let (name, scenes) = (kernel.name.clone(), scenes_of(&kernel));
+        match boot::kept(kernel, &scenes)? {
             Some(run) => runs.push(run),
             None => missing.push(name),
         }
     }
-    let place = workspace().join("src/manual/evidence/kernels.md");
-    std::fs::write(place, page::page(&runs, &missing)).or_fail("write the page")
+    for (architecture, (runs, missing)) in of.iter().filter(|(_, (runs, _))| !runs.is_empty()) {
+        let place = workspace().join("src/manual/evidence/kernels.md");
+        let before = std::fs::read_to_string(&place).or_fail("read the page")?;
+        std::fs::write(place, page::page(&before, architecture, runs, missing)).or_fail("write the page")?;
+    }
+    Ok(())
 }

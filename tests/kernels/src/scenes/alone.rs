@@ -6,7 +6,7 @@ use testkit::Failure;
 use super::{Act, each, end, start, tell};
 use crate::{
     confine::{Confinement, User, limit},
-    pod::{Plan, World},
+    pod::{MountedKey, Plan, World},
 };
 
 /// As in a sidecar.
@@ -17,6 +17,26 @@ pub(super) async fn one(world: &World) -> Result<(), Failure> {
 /// Behind the strict filter of system calls.
 pub(super) async fn strict(world: &World) -> Result<(), Failure> {
     lives(world, "strict", Plan::named("strict").with(&[("SDS_SHIM_SECCOMP", "strict")])).await
+}
+
+/// Before a command that it follows, and that ends when it is asked to.
+pub(super) async fn exec(world: &World) -> Result<(), Failure> {
+    const COMMAND: &[&str] =
+        &["/bin/busybox", "sh", "-c", "trap 'kill $!; exit 0' TERM; /bin/busybox sleep 100000 & wait"];
+    lives(world, "exec", Plan { command: COMMAND, ..Plan::named("exec") }).await
+}
+
+/// With a mounted certificate, which it follows.
+pub(super) async fn files(world: &World) -> Result<(), Failure> {
+    let plan = Plan { mounted: Some(MountedKey::P256), ..Plan::named("files") };
+    let mut pods = start(world, &[plan]).await?;
+    tell("files", "started", &Value::Null, &mut pods).await;
+    for _ in 0..2 {
+        pods = each(pods, Act::Renew).await?;
+    }
+    tell("files", "files changed twice", &Value::Null, &mut pods).await;
+    end("files", &Value::Null, pods).await;
+    Ok(())
 }
 
 /// Serves, renews by command and by signal, and ends.
@@ -39,7 +59,7 @@ pub(super) async fn kinds(world: &World) -> Result<(), Failure> {
         Plan::named("p-384").with(&[("ECC_SIGNATURE_ALGORITHM", "ECDSA"), ("ECC_CURVE", "P384")]),
         Plan { provisioned: true, ..Plan::named("provisioned") },
         Plan::named("output-certs").with(&[("OUTPUT_CERTS", "./etc/output")]),
-        Plan { mounted: true, ..Plan::named("mounted-rsa-4096") },
+        Plan { mounted: Some(MountedKey::Rsa4096), ..Plan::named("mounted-rsa-4096") },
     ];
     for plan in plans {
         let settings = json!({ "kind": plan.name });
@@ -54,10 +74,10 @@ pub(super) async fn kinds(world: &World) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Each limit of locked memory, for each user, with each level that can be required.
-pub(super) async fn ladder(world: &World) -> Result<(), Failure> {
+/// Each limit of locked memory, for each user or the first of them, with each level that can be required.
+pub(super) async fn ladder(world: &World, users: usize) -> Result<(), Failure> {
     for memlock_kib in [Some(64), Some(256), Some(512), Some(8192), None] {
-        for user in User::ALL {
+        for user in User::ALL.into_iter().take(users) {
             for required in ["none", "locked", "secret"] {
                 let confinement = Confinement { user, memlock_kib };
                 let plan = Plan { confinement, ..Plan::named("ladder") }.with(&[("SDS_SHIM_REQUIRE_LOCKED", required)]);

@@ -2,6 +2,7 @@
 
 mod alone;
 mod crowd;
+mod units;
 
 use std::{collections::BTreeMap, fs, sync::Arc, time::Instant};
 
@@ -36,7 +37,10 @@ pub(crate) async fn run(wanted: &[String]) -> Result<(), Failure> {
             "one" => alone::one(&world).await,
             "many" => crowd::many(&world, shims.unwrap_or(128)).await,
             "eater" => crowd::eater(&world, shims.unwrap_or(12)).await,
-            "ladder" => alone::ladder(&world).await,
+            "ladder" => alone::ladder(&world, shims.unwrap_or(usize::MAX)).await,
+            "exec" => alone::exec(&world).await,
+            "files" => alone::files(&world).await,
+            "locked" => units::locked().await,
             "strict" => alone::strict(&world).await,
             "kinds" => alone::kinds(&world).await,
             _ => Err(Failure::new("there is no such scene")),

@@ -9,6 +9,11 @@ use super::{
     table::{kernel, text},
 };
 
+/// What begins the part for arm64.
+const ARM64: &str = "\n## On arm64\n";
+/// What ends it.
+const SEE: &str = "\nSee also:";
+
 const HEAD: &str = "\
 # Kernels
 
@@ -18,10 +23,10 @@ What the shipped binary holds and tells under Debian's kernels, which have no se
 const LIVED: &str = "
 ## Shims that lived
 
-*Lived* are those, of all that were started, that had the certificate of this step at its end. *Pages* are those of secret memory that one shim holds, of 4 KiB each. The process beside them is of the same user and takes all secret memory that it can get: before they start, and again while they run.
+*Lived* are those, of all that were started, that had the certificate of this step at its end. *Pages* are those of secret memory that one shim holds. *VmSize* and *VmRSS* are what a shim has mapped and resident then, in KiB. The process beside them is of the same user and takes all secret memory that it can get: before they start, and again while they run.
 
-| kernel | counted for | step | shims | lived | level | pages |
-|---|---|---|---|---|---|---|
+| kernel | pages of | counted for | step | shims | lived | level | pages | VmSize | VmRSS |
+|---|---|---|---|---|---|---|---|---|---|
 ";
 
 const KINDS: &str = "
@@ -55,15 +60,24 @@ See also: [keys in memory][keys] · [budgets][budgets] · [troubleshooting][trou
 [troubleshooting]: ../reference/troubleshooting.md
 ";
 
-/// The whole page; `missing` are the kernels that there is no run of.
-pub(crate) fn page(runs: &[Run], missing: &[String]) -> String {
+/// The page with the part of an architecture written anew, and that of the other as it was; `missing` are the kernels that
+/// there is no run of.
+pub(crate) fn page(before: &str, architecture: &str, runs: &[Run], missing: &[String]) -> String {
     let not_run = match missing {
         [] => String::new(),
         missing => format!("\nNot run with this binary yet: {}.\n", missing.join(", ")),
     };
     let cut: String = runs.iter().filter(|run| !run.complete).map(cut).collect();
-    [HEAD, &not_run, &cut, LIVED, &lived(runs), KINDS, &kinds(runs), LADDER, &ladder(runs), TOLD, &told(runs), FOOT]
-        .concat()
+    let (body, _) = before.split_once(SEE).unwrap_or((before, ""));
+    let (amd64, arm64) = body.split_once(ARM64).unwrap_or((body, ""));
+    let tables = [(LIVED, lived(runs)), (KINDS, kinds(runs)), (LADDER, ladder(runs)), (TOLD, told(runs))];
+    // Who has played few scenes has few tables.
+    let tables = tables.iter().filter(|(_, rows)| !rows.is_empty()).map(|(head, rows)| format!("{head}{rows}"));
+    let written = not_run + &cut + &tables.collect::<String>();
+    match architecture {
+        "arm64" => [amd64, ARM64, &written.replace("\n## ", "\n### "), FOOT].concat(),
+        _ => [HEAD, &written, ARM64, arm64, FOOT].concat(),
+    }
 }
 
 /// What is missing of a guest that was ended before its last scene.
@@ -92,14 +106,16 @@ fn lived(runs: &[Run]) -> String {
     let mut rows = String::new();
     for run in runs {
         let mut steps: Vec<(&Value, String, Vec<&Value>)> = Vec::new();
-        for fact in facts(run, &["one", "strict", "many", "eater"]) {
+        for fact in facts(run, &["one", "strict", "exec", "files", "many", "eater"]) {
             let phase = text(&fact["phase"]);
             match steps.iter_mut().find(|(first, known, _)| first["scene"] == fact["scene"] && *known == phase) {
                 Some((.., facts)) => facts.push(fact),
                 None => steps.push((fact, phase, vec![fact])),
             }
         }
-        let mut seen: Vec<(String, Vec<String>, [String; 4])> = Vec::new();
+        let page = run.facts.iter().find_map(|fact| fact["page"].as_u64()).unwrap_or(4096);
+        let page = format!("{} KiB", page / 1024);
+        let mut seen: Vec<(String, Vec<String>, [String; 6])> = Vec::new();
         for (first, phase, facts) in steps {
             let (scene, cells) = (scene(first), outcome(first, &facts));
             match seen.last_mut().filter(|(known, _, same)| *known == scene && *same == cells) {
@@ -109,14 +125,17 @@ fn lived(runs: &[Run]) -> String {
         }
         for (scene, phases, cells) in seen {
             let step = format!("{scene}: {}", phases.join(", "));
-            rows.push_str(&row(&[[kernel(run), counting(run), step].as_slice(), cells.as_slice()].concat()));
+            rows.push_str(&row(
+                &[[kernel(run), page.clone(), counting(run), step].as_slice(), cells.as_slice()].concat()
+            ));
         }
     }
     rows
 }
 
-/// How many there were and how many of them lived, with which level and how many pages each.
-fn outcome(first: &Value, facts: &[&Value]) -> [String; 4] {
+/// How many there were and how many of them lived, with which level and how many pages each, and what one has mapped and
+/// resident.
+fn outcome(first: &Value, facts: &[&Value]) -> [String; 6] {
     let number = |fact: &Value| fact["count"].as_u64().unwrap_or(0);
     let served: Vec<_> = facts.iter().filter(|fact| fact["outcome"] == "served").collect();
     let all: u64 = facts.iter().map(|fact| number(fact)).sum();
@@ -128,7 +147,7 @@ fn outcome(first: &Value, facts: &[&Value]) -> [String; 4] {
         values.dedup();
         values.join(", ")
     };
-    [shims.to_string(), lived.to_string(), each("level"), each("pages")]
+    [shims.to_string(), lived.to_string(), each("level"), each("pages"), each("VmSize"), each("VmRSS")]
 }
 
 /// A scene in words.
@@ -136,6 +155,8 @@ fn scene(fact: &Value) -> String {
     match fact["scene"].as_str() {
         Some("one") => "one".to_owned(),
         Some("strict") => "one with `SDS_SHIM_SECCOMP=strict`".to_owned(),
+        Some("exec") => "one before a command (`exec`)".to_owned(),
+        Some("files") => "one with mounted files".to_owned(),
         Some("many") => "many".to_owned(),
         _ => match fact["settings"]["eater"].as_u64() {
             Some(had) => format!("beside a process that had taken {had} pages"),
