@@ -102,7 +102,7 @@ fn pushed(images: &Images, scratch: &Path) -> Result<(Value, Value), Failure> {
 }
 
 #[test]
-fn the_index_has_both_platforms_and_is_the_same_each_time() -> Outcome {
+fn the_index_has_both_platforms_and_is_the_same_each_time() -> testkit::Result {
     let other = if cfg!(target_arch = "aarch64") { "amd64" } else { "arm64" };
     if !workspace().join(format!("target/dist-{other}/sds-shim")).exists() {
         let strict = ["CI", "REQUIRE_ROOT"].iter().any(|name| std::env::var_os(name).is_some());
