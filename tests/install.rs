@@ -145,8 +145,8 @@ async fn what_lies_where_a_users_shell_does_not_look_is_there() -> testkit::Resu
 #[tokio::test]
 async fn openssl_is_not_built_without_a_compiler() -> testkit::Result {
     let script = "packaging/openssl/build.sh";
-    let tree = Tree::new(&[SHARED, script, "packaging/openssl/Cargo.toml"])?;
-    let path = tree.programs(&["perl", "make"])?.display().to_string();
+    let tree = Tree::new(&[SHARED, script, "packaging/link/architecture.sh", "packaging/openssl/Cargo.toml"])?;
+    let path = tree.programs(&["perl", "make", "uname"])?.display().to_string();
     let (code, told) = ended(tree.start(script, &[], &[("PATH", &path)])?).await?;
     assert_eq!(code, Some(1), "{told}");
     assert!(told.starts_with("openssl: missing: perl with its modules, make, or a C compiler"), "{told}");
