@@ -103,7 +103,7 @@ test-kubernetes: build envoy kubernetes istio-injector podman pod-network curl #
 # Beside them arm64, on pages of 16 KiB, with what differs there.
 KERNELS ?= $(if $(KERNELS_SHORT),6.1-security 6.12 6.12-arm64-16k)
 SCENES ?= $(if $(KERNELS_SHORT),one many=40 eater=6)
-SCENES_ARM64 ?= $(if $(KERNELS_SHORT),one strict exec files,$(SCENES))
+SCENES_ARM64 ?= $(if $(KERNELS_SHORT),one strict exec files locked,$(SCENES))
 test-kernels: openssl ## the shipped binaries under Debian's kernels in QEMU; KERNELS="6.12" SCENES="one many=40" for some, KERNELS_SHORT=1 for CI, KERNELS_TABLE=1 writes src/manual/evidence/kernels.md, KERNELS_TABLE=only from earlier runs
 	@KERNELS="$(KERNELS)" tests/kernels/install-kernels.sh
 	@for arch in $$(KERNELS="$(KERNELS)" tests/kernels/install-kernels.sh --architectures); do \
@@ -115,7 +115,7 @@ GUEST = OPENSSL_DIR=$(CURDIR)/target/openssl$(SUFFIX)/install \
 	RUSTFLAGS="-C target-feature=+crt-static $(call LINK,$(FOR)) $(REMAP)" $(CARGO)
 kernel-guest:
 	@$(GUEST) build --quiet --release --target $(FOR_TARGET) --package kernels --package locked --bin kernel-guest --example secret_pages
-	@set -o pipefail; $(GUEST) test --quiet --no-run --release --target $(FOR_TARGET) --package locked --lib --test arena --test ladder --message-format json \
+	@set -o pipefail; $(GUEST) test --quiet --no-run --release --target $(FOR_TARGET) --package locked --message-format json \
 		| sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | grep /deps/ >target/$(FOR_TARGET)/guest-tests
 
 conformance-istio: build pilot-agent ## run the SDS conformance rules against Istio's agent as well; writes src/manual/evidence/conformance.md

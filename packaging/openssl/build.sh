@@ -44,7 +44,14 @@ for option in $options; do
 done
 build=$directory/build
 rm -rf "$build" "$directory/stage" && mkdir -p "$build"
+cp -r "$source" "$build/source"
+source=$build/source
 cd "$build"
+# Private operations of RSA make tables of 64 powers of a number, but with x86-64's own code 32. The private key's memory
+# is a few pages, of which larger tables would take half: OpenSSL's choice for shorter cache lines makes 32 everywhere.
+line='define MOD_EXP_CTIME_MIN_CACHE_LINE_WIDTH'
+sed -i "s/$line (64)/$line (32)/" source/crypto/bn/bn_local.h
+grep -q "$line (32)" source/crypto/bn/bn_local.h || fail "this OpenSSL says elsewhere how large a table of powers is"
 # OpenSSL asks the assembler what it knows. Told that it knows AVX2 and no AVX-512, it leaves out 750 KiB of code that
 # would only speed up bulk encryption, of which there are a few KiB in hours.
 # The library remembers how it was compiled, and messages name source files. Both without where things lie here, so that
