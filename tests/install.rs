@@ -3,12 +3,12 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
 use nix::{sys::stat::Mode, unistd::mkfifo};
-use testkit::{Failure, OrFail, process::Process, scratch::Scratch, workspace};
+use testkit::{Failure, OrFail, fixture::write_program, process::Process, scratch::Scratch, workspace};
 
 const SHARED: &str = "tests/testkit/install.sh";
 const PROBE: &str = "tests/testkit/install-probe.sh";
@@ -38,8 +38,7 @@ impl Tree {
             tree.path().display()
         );
         let probe = tree.path().join(PROBE);
-        fs::write(&probe, text).or_fail("write the probe")?;
-        fs::set_permissions(&probe, fs::Permissions::from_mode(0o755)).or_fail("make it executable")?;
+        write_program(&probe, &text)?;
         Ok(tree)
     }
 
@@ -153,6 +152,39 @@ async fn openssl_is_not_built_without_a_compiler() -> testkit::Result {
     Ok(())
 }
 
+/// What `make build` runs to learn how cargo builds the standard library, with a Rust whose source rustup adds or not.
+async fn flags(rustup: &str) -> Result<(String, String), Failure> {
+    let tree = Tree::new(&[SHARED, "packaging/std/flags.sh", "packaging/std/install.sh"])?;
+    let path = tree.programs(&["sleep"])?;
+    write_program(&path.join("rustc"), &format!("#!/bin/sh\necho {}\n", tree.path().display()))?;
+    write_program(&path.join("rustup"), &format!("#!/bin/sh\necho \"rustup: $*\"\n{rustup}\n"))?;
+    write_program(&path.join("ask"), "#!/bin/sh\nflags=$(packaging/std/flags.sh 2>said)\necho \"$flags\"\n")?;
+    let path = path.display().to_string();
+    let (code, flags) = ended(tree.start("bin/ask", &[], &[("PATH", &path), ("pauses", "0")])?).await?;
+    assert_eq!(code, Some(0), "{flags}");
+    Ok((flags, fs::read_to_string(tree.path().join("said")).or_fail("read what it said")?))
+}
+
+#[tokio::test]
+async fn the_first_build_has_a_standard_library_of_its_own_as_well() -> testkit::Result {
+    let library = "lib/rustlib/src/rust/library";
+    let (flags, said) = flags(&format!("mkdir -p {library}\ntrue >{library}/Cargo.lock")).await?;
+    assert!(flags.starts_with("-Zbuild-std=") && flags.lines().count() == 1, "{flags}");
+    assert!(
+        said.contains("installing the standard library's source") && said.contains("rustup: component add"),
+        "{said}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_the_standard_librarys_source_the_compiled_one_is_taken_and_the_price_told() -> testkit::Result {
+    let (flags, said) = flags("exit 1").await?;
+    assert_eq!(flags, "");
+    assert!(said.contains("320 KiB larger"), "{said}");
+    Ok(())
+}
+
 /// Whoever installs something by himself waits for nobody and tries nothing again.
 #[test]
 fn every_script_installs_by_what_they_share() {
@@ -162,7 +194,9 @@ fn every_script_installs_by_what_they_share() {
         |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("install-"));
     let mut scripts: Vec<_> = scripts.filter(installing).collect();
     assert!(scripts.len() > 8, "{scripts:?}");
-    scripts.push(workspace().join("packaging/openssl/build.sh"));
+    scripts.extend(
+        ["openssl/build.sh", "link/install.sh", "std/install.sh"].map(|name| workspace().join("packaging").join(name)),
+    );
     for path in scripts {
         let text = fs::read_to_string(&path).expect("a script");
         assert!(text.contains("\n. \"$root/tests/testkit/install.sh\"\n"), "{} does not share", path.display());

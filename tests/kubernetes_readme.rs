@@ -5,7 +5,6 @@ mod kubernetes_stage;
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,6 +13,7 @@ use kubernetes_stage::CA;
 use testkit::{
     Failure, OrFail,
     container::{Images, ProgramImage},
+    fixture::write_program,
     kubelet::{Node, RunningPod},
     kubernetes::Cluster,
     scratch::Scratch,
@@ -165,7 +165,6 @@ fn tools(cluster: &Cluster, scratch: &Path, pods: &[(String, RunningPod)]) -> Re
     let real = cluster.program("kubectl")?;
     let script = KUBECTL.replace("DIRECTORY", &directory.display().to_string());
     let file = directory.join("kubectl");
-    fs::write(&file, script.replace("KUBECTL", &real.display().to_string())).or_fail("write kubectl")?;
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).or_fail("write kubectl")?;
+    write_program(&file, &script.replace("KUBECTL", &real.display().to_string()))?;
     Ok(directory)
 }

@@ -16,7 +16,7 @@ use nix::{
 use testkit::{
     Failure, OrFail,
     development_ca::Fault,
-    fixture::{Site, renew, write},
+    fixture::{Site, renew, write, write_program},
     process::Process,
     scratch::Scratch,
     sds, shim, workspace,
@@ -51,8 +51,7 @@ impl Stage {
     fn new(pods: &str) -> Result<Self, Failure> {
         let stage = Self(Scratch::new("kubectl")?);
         let kubectl = stage.path("kubectl");
-        write(&kubectl, &KUBECTL.replace("DIRECTORY", &stage.0.path().display().to_string()))?;
-        fs::set_permissions(&kubectl, fs::Permissions::from_mode(0o755)).or_fail("write kubectl")?;
+        write_program(&kubectl, &KUBECTL.replace("DIRECTORY", &stage.0.path().display().to_string()))?;
         write(&stage.path("list"), pods)?;
         stage.says("pods", "cat list")
     }
@@ -242,16 +241,16 @@ async fn a_refusal_stands_until_the_next_one_is_taken() -> testkit::Result {
 async fn an_interrupt_ends_it_and_leaves_nothing() -> testkit::Result {
     let stage =
         Stage::new(&pod("silent", "Running", "running"))?.says("exec.silent", "echo $$ >asked; exec sleep 60")?;
-    let arguments = [script().display().to_string(), "status".to_owned()];
+    // Where this runs in the background of a script, it ignores the signal, and what it starts could not trap it.
+    let arguments = ["--default-signal=INT", "sh", &script().display().to_string(), "status"].map(ToOwned::to_owned);
     let path = format!("{}:{}", stage.0.path().display(), std::env::var("PATH").unwrap_or_default());
-    let variables = [("PATH", path), ("TMPDIR", stage.0.path().display().to_string())];
-    let variables = variables.map(|(name, value)| (name.to_owned(), value));
-    let mut plugin = Process::start("the plugin", Path::new("/bin/sh"), &arguments, &variables, stage.0.path())?;
+    let variables = [("PATH".to_owned(), path), ("TMPDIR".to_owned(), stage.0.path().display().to_string())];
+    let mut plugin = Process::start("the plugin", Path::new("/usr/bin/env"), &arguments, &variables, stage.0.path())?;
     let asked = || fs::read_to_string(stage.path("asked")).ok()?.trim().parse().ok();
-    let silent = Pid::from_raw(plugin.until("asking", asked).await?);
+    let silent = plugin.until("asking", asked).await?;
     plugin.signal(Signal::SIGINT)?;
     assert_eq!(plugin.wait_exit().await?.code(), Some(130));
-    kill(silent, Signal::SIGKILL).or_fail("end what stands in for kubectl")?;
+    kill(Pid::from_raw(silent), Signal::SIGKILL).or_fail("end what stands in for kubectl")?;
     stage.left_nothing()
 }
 
@@ -309,8 +308,7 @@ fn a_pod_that_does_not_run_is_a_row() -> testkit::Result {
     ];
     let stage = Stage::new(&pods.concat())?;
     let told = stage.run(&["status"])?;
-    let rows = told.rows();
-    let ends = |pod: &str| (rows[pod][3], rows[pod][8]);
+    let ends = |pod: &str| (told.rows()[pod][3], told.rows()[pod][8]);
     assert_eq!(ends("young"), ("Pending", "the pod is Pending"), "{told:?}");
     assert_eq!(ends("stuck"), ("Pending", "container sds-shim is waiting: ImagePullBackOff"));
     assert_eq!(ends("crashed"), ("Running", "container sds-shim has ended: Error"));

@@ -5,14 +5,15 @@ use std::{
     fs,
     net::SocketAddr,
     ops::{Deref, DerefMut},
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use serde_json::{Value, json};
 
 use crate::{
-    Failure, OrFail, Workload, port,
+    Failure, OrFail, Workload,
+    fixture::write_program,
+    port,
     process::{Process, binary},
     sds::SdsClient,
 };
@@ -53,8 +54,7 @@ impl PilotAgent {
         }
         fs::copy(template, directory.join(TEMPLATE)).or_fail("copy the bootstrap template")?;
         let stub = directory.join("etc/istio/proxy/envoy");
-        fs::write(&stub, STUB).or_fail("write Envoy's stub")?;
-        fs::set_permissions(&stub, fs::Permissions::from_mode(0o755)).or_fail("make Envoy's stub a program")?;
+        write_program(&stub, STUB)?;
         let status_port = port::unshared().or_fail("find a port")?;
         let env = [
             ("CA_ADDR", format!("localhost:{}", ca.port())),
