@@ -1,5 +1,5 @@
-//! The socket, the files that are written, and other users. A shim under a user id of its own needs root to start it: without root these tests say
-//! so and check nothing, unless `REQUIRE_ROOT` is set.
+//! The socket, the files that are written, and other users. A shim under a user id of its own needs root to start it:
+//! without root these tests say so and check nothing, unless `REQUIRE_ROOT` is set.
 
 use std::{
     fs,
@@ -38,6 +38,25 @@ fn owned(path: &Path, uid: u32) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Lets everybody traverse what leads to the site's socket.
+fn open_to_all(site: &Site) -> testkit::Result {
+    let socket = site.workload.socket();
+    for directory in socket.ancestors().skip(1).take_while(|path| path.starts_with(site.workload.path())) {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).or_fail("open the pod")?;
+    }
+    Ok(())
+}
+
+/// Where certificates are written for the user 1337: a directory of root's with this mode, in a site that is that user's.
+async fn output_of_root(mode: u32) -> Result<(Site, PathBuf), Failure> {
+    let site = Site::new().await?;
+    owned(site.workload.path(), UID).or_fail("give the pod away")?;
+    let directory = site.workload.path().join("output");
+    fs::create_dir(&directory).or_fail("make the directory")?;
+    fs::set_permissions(&directory, fs::Permissions::from_mode(mode)).or_fail("set the mode")?;
+    Ok((site, directory))
 }
 
 /// A shim as the user 1337 in the site's directory, which it owns.
@@ -124,10 +143,7 @@ async fn a_directory_that_is_not_writable_is_an_error_that_says_who_and_where() 
     }
     let site = Site::new().await?;
     let directory = site.workload.socket().parent().map(Path::to_owned).unwrap_or_default();
-    fs::set_permissions(site.workload.path(), fs::Permissions::from_mode(0o755)).or_fail("open the pod")?;
-    for ancestor in directory.ancestors().take_while(|ancestor| *ancestor != site.workload.path()) {
-        fs::set_permissions(ancestor, fs::Permissions::from_mode(0o755)).or_fail("open the pod")?;
-    }
+    open_to_all(&site)?;
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o2755)).or_fail("set the mode")?;
     chown(&directory, Some(0), Some(7)).or_fail("set the owner")?;
     let mut shim = start(&site, &[])?;
@@ -144,12 +160,8 @@ async fn certificates_are_written_into_a_directory_of_somebody_else() -> testkit
     if !is_root() {
         return Ok(());
     }
-    let site = Site::new().await?;
-    owned(site.workload.path(), UID).or_fail("give the pod away")?;
     // What an emptyDir is.
-    let directory = site.workload.path().join("output");
-    fs::create_dir(&directory).or_fail("make the directory")?;
-    fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).or_fail("open the directory")?;
+    let (site, directory) = output_of_root(0o777).await?;
     let shim = start(&site, &[("OUTPUT_CERTS", "./output"), ("SDS_SHIM_OUTPUT_GID", "1337")])?;
     let deadline = Instant::now() + PATIENCE;
     while !directory.join("root-cert.pem").exists() {
@@ -167,11 +179,7 @@ async fn a_directory_that_cannot_be_written_is_told_with_owner_and_mode() -> tes
     if !is_root() {
         return Ok(());
     }
-    let site = Site::new().await?;
-    owned(site.workload.path(), UID).or_fail("give the pod away")?;
-    let directory = site.workload.path().join("output");
-    fs::create_dir(&directory).or_fail("make the directory")?;
-    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).or_fail("set the mode")?;
+    let (site, _) = output_of_root(0o755).await?;
     let shim = start(&site, &[("OUTPUT_CERTS", "./output")])?;
     let line = shim.wait_for_log("the previous files stay in place").await?;
     for part in ["./output", "Permission denied", "owner 0:0", "mode 0755", "running as 1337:1337"] {
@@ -188,9 +196,7 @@ async fn an_allowed_user_who_is_neither_root_nor_ours_gets_through_the_mode() ->
     let site = Site::new().await?;
     owned(site.workload.path(), UID).or_fail("give the pod away")?;
     let socket = site.workload.socket();
-    for directory in socket.ancestors().skip(1).take_while(|path| path.starts_with(site.workload.path())) {
-        fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).or_fail("open the pod")?;
-    }
+    open_to_all(&site)?;
     let shim = start(&site, &[("SDS_SHIM_ALLOW_UIDS", "0,2000")])?;
     assert!(is_served(&socket).await?.is_some());
     assert_eq!(fs::metadata(&socket).or_fail("look at the socket")?.permissions().mode() & 0o777, 0o666);
