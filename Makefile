@@ -26,6 +26,9 @@ CARGO := cargo --locked
 # With a standard library built for size.
 DIST = std=$$(packaging/std/flags.sh) && RUSTC_BOOTSTRAP=1 OPENSSL_DIR=$(CURDIR)/target/openssl$(SUFFIX)/install \
   RUSTFLAGS="$(DIST_FLAGS) $(call LINK,$(FOR)) $(REMAP)" $(CARGO) build --profile dist --target $(FOR_TARGET) $$std
+# Other static programs, with the standard library as it is.
+STATIC = OPENSSL_DIR=$(CURDIR)/target/openssl$(SUFFIX)/install \
+  RUSTFLAGS="-C target-feature=+crt-static $(call LINK,$(FOR)) $(REMAP)" $(CARGO)
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # The standard library's panics name its sources as they lie here where those are installed, else by this.
 RUST_COMMIT := $(shell rustc -vV | sed -n 's/^commit-hash: //p')
@@ -36,7 +39,7 @@ TEST_TOOLS := envoy gdb strace valgrind podman pod-network prometheus systemd pi
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build deb lintian debian-roots image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels kernel-guest \
+.PHONY: help build others deb lintian debian-roots image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels kernel-guest \
   conformance-istio bench soak fleet recovery seccomp check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta \
   strace gdb pilot-agent podman pod-network python prometheus istio-ca istio-injector curl kubernetes systemd manual clean
 
@@ -61,12 +64,14 @@ deb: build ## Debian packages, in target/deb: of this machine's architecture, an
 # What `make image` makes images for, and `make test` looks at: the machine's own platform is always among them.
 PLATFORMS ?= amd64 arm64
 OTHERS = $(filter-out $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(MACHINE))),$(PLATFORMS))
-image: build podman python ## container images with podman: the binary alone for amd64, arm64 and both (PLATFORMS="amd64 arm64"), and with BASE=image a sidecar's; how in packaging/image/build.sh
+others:
 	@for arch in $(OTHERS); do $(MAKE) --no-print-directory build ARCH=$$arch || exit; done
+
+image: build others podman python ## container images with podman: the binary alone for amd64, arm64 and both (PLATFORMS="amd64 arm64"), and with BASE=image a sidecar's; how in packaging/image/build.sh
 	@PLATFORMS="$(PLATFORMS)" packaging/image/build.sh $(BASE)
 
 image-ca: build podman python ## the same with the image of the development CA, for trials of the Helm chart
-	@RUSTFLAGS="-C target-feature=+crt-static $(call LINK,$(MACHINE)) $(REMAP)" $(CARGO) build --quiet --release --target $(TARGET) --package development-ca --bins
+	@$(STATIC) build --quiet --release --target $(TARGET) --package development-ca --bins
 	@DEVELOPMENT_CA=target/$(TARGET)/release/development-ca packaging/image/build.sh $(BASE)
 
 demo: build envoy ## the acceptance scene: four workloads, real Envoys; KEEP=1 leaves it up
@@ -84,8 +89,7 @@ demo-control-plane: build envoy ## the same mesh, configured over ADS with mutua
 # What only a second build could use takes several gigabytes, which a machine in CI need not have.
 test test-kubernetes test-kernels kernel-guest: export CARGO_INCREMENTAL := 0
 
-test: check build $(TEST_TOOLS) asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
-	@for arch in $(OTHERS); do $(MAKE) --no-print-directory build ARCH=$$arch || exit; done
+test: check build others $(TEST_TOOLS) asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --workspace --all-targets
@@ -111,11 +115,9 @@ test-kernels: openssl ## the shipped binaries under Debian's kernels in QEMU; KE
 	@KERNELS="$(KERNELS)" SCENES="$(SCENES)" SCENES_ARM64="$(SCENES_ARM64)" $(CARGO) test --package kernels --test kernels -- --include-ignored --nocapture
 
 # The guest's part, for the architecture of the kernels, with the tests of the crate that holds all unsafe code.
-GUEST = OPENSSL_DIR=$(CURDIR)/target/openssl$(SUFFIX)/install \
-	RUSTFLAGS="-C target-feature=+crt-static $(call LINK,$(FOR)) $(REMAP)" $(CARGO)
 kernel-guest:
-	@$(GUEST) build --quiet --release --target $(FOR_TARGET) --package kernels --package locked --bin kernel-guest --example secret_pages
-	@set -o pipefail; $(GUEST) test --quiet --no-run --release --target $(FOR_TARGET) --package locked --message-format json \
+	@$(STATIC) build --quiet --release --target $(FOR_TARGET) --package kernels --package locked --bin kernel-guest --example secret_pages
+	@set -o pipefail; $(STATIC) test --quiet --no-run --release --target $(FOR_TARGET) --package locked --message-format json \
 		| sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | grep /deps/ >target/$(FOR_TARGET)/guest-tests
 
 conformance-istio: build pilot-agent ## run the SDS conformance rules against Istio's agent as well; writes src/manual/evidence/conformance.md
