@@ -7,8 +7,6 @@ use testkit::{Failure, OrFail, scratch::Scratch, workspace};
 
 use crate::{machine::Machine, packages::package};
 
-type Outcome = Result<(), Failure>;
-
 const GUIDE: &str = "src/manual/guide/virtual_machine.md";
 const CERTIFICATE: &str = "runuser -u istio-proxy -- sh -c 'cd / && sds-shim get default'";
 
@@ -34,7 +32,7 @@ impl Site {
             let to = tree.join(to);
             fs::create_dir_all(to.parent().unwrap_or(&tree))
                 .and_then(|()| fs::copy(from, &to))
-                .or_fail("lay out the tree")
+                .or_fail(format!("put {} into the tree", from.display()))
         };
         put(&testkit::shim::program()?, "target/dist/sds-shim")?;
         for file in ["packaging/systemd/sds-shim.conf", "packaging/systemd/sds-shim.service"] {
@@ -51,7 +49,7 @@ impl Site {
     }
 
     /// The CA, which no unit starts after a boot.
-    async fn ca(&self) -> Outcome {
+    async fn ca(&self) -> testkit::Result {
         self.debian.sh("systemd-run --quiet --unit ca /tree/development-ca serve --dir /var/ca")?;
         self.debian.until("test -s /var/ca/root-cert.pem; journalctl --unit ca | grep -q 15012").await.map(drop)
     }
@@ -69,7 +67,7 @@ impl Site {
 }
 
 #[tokio::test]
-async fn the_guide_holds_by_hand_with_every_restart() -> Outcome {
+async fn the_guide_holds_by_hand_with_every_restart() -> testkit::Result {
     if !crate::possible() {
         return Ok(());
     }
@@ -107,7 +105,7 @@ async fn the_guide_holds_by_hand_with_every_restart() -> Outcome {
 }
 
 #[tokio::test]
-async fn the_guide_holds_with_the_package_and_for_an_envoy_of_another_user() -> Outcome {
+async fn the_guide_holds_with_the_package_and_for_an_envoy_of_another_user() -> testkit::Result {
     if !crate::possible() {
         return Ok(());
     }

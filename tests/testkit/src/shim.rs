@@ -29,6 +29,20 @@ const OUTPUT: &str = "target/test-output";
 /// Path of the admin socket in the pod.
 const ADMIN_SOCKET: &str = "./shim-admin.sock";
 
+/// The other architecture that it is built for, by Debian's name, and its binary; `None` where that is not built, which
+/// is an error where nothing may go untested (`CI` or `REQUIRE_ROOT`).
+pub fn cross_compiled() -> Option<(&'static str, PathBuf)> {
+    let other = if cfg!(target_arch = "aarch64") { "amd64" } else { "arm64" };
+    let binary = workspace().join(format!("target/dist-{other}/sds-shim"));
+    if !binary.exists() {
+        let strict = ["CI", "REQUIRE_ROOT"].iter().any(|name| std::env::var_os(name).is_some());
+        assert!(!strict, "run `make build ARCH={other}`");
+        eprintln!("NOT TESTED: there is no binary for {other}; `make build ARCH={other}` makes it");
+        return None;
+    }
+    Some((other, binary))
+}
+
 /// A running shim; killed when it is dropped. Everything of [`Process`] can be asked of it.
 pub struct Shim {
     process: Process,
