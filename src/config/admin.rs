@@ -20,9 +20,6 @@ pub enum AdminAddress {
     Unix(PathBuf),
 }
 
-const DEFAULT: AdminAddress =
-    AdminAddress::Tcp(SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15022));
-
 pub(super) fn read(reader: &mut Reader<'_>) -> AdminConfig {
     let listen = reader.parse_with(&variables::SDS_SHIM_ADMIN, |text| match text.strip_prefix("unix:") {
         Some(path) if !path.is_empty() => Ok(Some(AdminAddress::Unix(path.into()))),
@@ -31,7 +28,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> AdminConfig {
         Some(_) => Err(EXPECTED),
     });
     AdminConfig {
-        listen: listen.unwrap_or(Some(DEFAULT)),
+        listen: listen.flatten(),
         min_life: reader.duration(&variables::SDS_SHIM_READY_MIN_LIFE).unwrap_or_default(),
     }
 }

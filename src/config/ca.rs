@@ -125,7 +125,7 @@ pub enum MutualTls {
 pub(super) fn read(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> CaConfig {
     let several = |text: &str| text.split(',').map(|one| host_and_port(one.trim())).collect();
     // Where CA_ADDR says it, nobody needs what PROXY_CONFIG says.
-    let is_named = reader.env().value(variables::CA_ADDR.name).is_some_and(|value| !value.is_empty());
+    let is_named = reader.is_set(&variables::CA_ADDR);
     let discovered = discovery_address.filter(|_| !is_named).and_then(|address| {
         let parsed: Result<Vec<_>, _> = several(address);
         parsed.map_err(|error| reader.mistake(&variables::PROXY_CONFIG, format!("discoveryAddress: {error}"))).ok()
@@ -155,7 +155,7 @@ pub(super) fn read(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> 
         (None, None, _) => CaRoots::File(ROOT_FILE.into()),
     };
     let modes = [("auto", MutualTls::Auto), ("always", MutualTls::Always), ("never", MutualTls::Never)];
-    let mutual_tls = reader.choice(&variables::SDS_SHIM_CA_MTLS, &modes).unwrap_or(MutualTls::Auto);
+    let mutual_tls = reader.choice(&variables::SDS_SHIM_CA_MTLS, &modes);
     if mutual_tls == MutualTls::Always && provisioned.is_none() {
         reader.mistake(
             &variables::SDS_SHIM_CA_MTLS,
@@ -170,11 +170,9 @@ pub(super) fn read(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> 
         provisioned,
         mutual_tls,
         tls: tls::read(reader),
-        timeout: reader.positive_duration(&variables::SDS_SHIM_CA_TIMEOUT).unwrap_or(Duration::from_secs(10)),
-        answer_timeout: reader
-            .positive_duration(&variables::SDS_SHIM_CA_ANSWER_TIMEOUT)
-            .unwrap_or(Duration::from_secs(60)),
-        cluster_id: header_value(reader, &variables::ISTIO_META_CLUSTER_ID).unwrap_or_else(|| "Kubernetes".to_owned()),
+        timeout: reader.positive_duration(&variables::SDS_SHIM_CA_TIMEOUT).unwrap_or_default(),
+        answer_timeout: reader.positive_duration(&variables::SDS_SHIM_CA_ANSWER_TIMEOUT).unwrap_or_default(),
+        cluster_id: header_value(reader, &variables::ISTIO_META_CLUSTER_ID).unwrap_or_default(),
         ttl: asked_lifetime(reader),
     }
 }
@@ -236,11 +234,11 @@ fn header_value(reader: &mut Reader<'_>, variable: &Variable) -> Option<String> 
 }
 
 fn asked_lifetime(reader: &mut Reader<'_>) -> Duration {
-    let ttl = reader.duration(&variables::SECRET_TTL).unwrap_or(Duration::from_secs(24 * 3600));
-    if ttl < Duration::from_secs(1) {
+    let ttl = reader.duration(&variables::SECRET_TTL);
+    if ttl.is_some_and(|ttl| ttl < Duration::from_secs(1)) {
         reader.mistake(&variables::SECRET_TTL, "the lifetime must be at least 1s, which is the CA's unit");
     }
-    ttl
+    ttl.unwrap_or_default()
 }
 
 fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {

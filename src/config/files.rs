@@ -33,13 +33,11 @@ impl FileCheck {
 }
 
 pub(super) fn read(reader: &mut Reader<'_>) -> FilesConfig {
-    let check = match reader.duration(&variables::SDS_SHIM_FILE_CHECK) {
-        None => FileCheck::Silent(Duration::from_secs(30)),
-        Some(Duration::ZERO) => FileCheck::Never,
-        Some(pause) => FileCheck::All(pause),
+    let everywhere = reader.is_set(&variables::SDS_SHIM_FILE_CHECK);
+    let check = match reader.duration(&variables::SDS_SHIM_FILE_CHECK).unwrap_or_default() {
+        Duration::ZERO => FileCheck::Never,
+        pause if everywhere => FileCheck::All(pause),
+        pause => FileCheck::Silent(pause),
     };
-    FilesConfig {
-        debounce: reader.duration(&variables::FILE_DEBOUNCE_DURATION).unwrap_or(Duration::from_millis(100)),
-        check,
-    }
+    FilesConfig { debounce: reader.duration(&variables::FILE_DEBOUNCE_DURATION).unwrap_or_default(), check }
 }

@@ -39,10 +39,13 @@ pub const SCOPES: [&str; 8] = ["admin", "app", "files", "memory", "on_change", "
 const LEVELS: [(&str, LogLevel); 4] =
     [("error", LogLevel::Error), ("warn", LogLevel::Warn), ("info", LogLevel::Info), ("debug", LogLevel::Debug)];
 
+/// The level of what no scope is named for, where only scopes are named.
+const ABOVE_SCOPES: LogLevel = LogLevel::Info;
+
 pub(super) fn read(reader: &mut Reader<'_>) -> LogConfig {
-    let (level, scopes) = reader.parse_with(&variables::SDS_SHIM_LOG, levels).unwrap_or((LogLevel::Info, Vec::new()));
+    let (level, scopes) = reader.parse_with(&variables::SDS_SHIM_LOG, levels).unwrap_or((ABOVE_SCOPES, Vec::new()));
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-    let format = reader.choice(&variables::SDS_SHIM_LOG_FORMAT, &formats).unwrap_or(LogFormat::Text);
+    let format = reader.choice(&variables::SDS_SHIM_LOG_FORMAT, &formats);
     LogConfig { format, level, scopes }
 }
 
@@ -51,7 +54,7 @@ type Levels = (LogLevel, Vec<(&'static str, LogLevel)>);
 /// `info,sds=debug`: a level for all, and others for scopes.
 fn levels(text: &str) -> Result<Levels, String> {
     let level = |name: &str| LEVELS.iter().find(|(known, _)| *known == name).map(|(_, level)| *level);
-    let (mut all, mut scopes) = (LogLevel::Info, Vec::new());
+    let (mut all, mut scopes) = (ABOVE_SCOPES, Vec::new());
     for part in text.split(',').map(str::trim) {
         let known = match part.split_once('=') {
             None => level(part).map(|level| all = level),

@@ -53,14 +53,24 @@ impl<'a> Reader<'a> {
         self.mistake_in(name, "unknown variable; `sds-shim env` lists all of them");
     }
 
-    /// The value, where an empty one counts as unset: Kubernetes manifests cannot unset a variable otherwise.
+    /// Whether it has a value, where an empty one counts as unset: Kubernetes manifests cannot unset a variable
+    /// otherwise.
+    pub(super) fn is_set(&self, variable: &Variable) -> bool {
+        self.env.value(variable.name).is_some_and(|value| !value.is_empty())
+    }
+
+    /// The value, or the default where that is one. After a mistake there is none, and nobody will see what is taken
+    /// in its place.
     pub(super) fn text(&mut self, variable: &Variable) -> Option<String> {
+        if !self.is_set(variable) {
+            return variable.value.map(str::to_owned);
+        }
         let value = self.env.value(variable.name)?;
         if value.contains(char::REPLACEMENT_CHARACTER) || value.contains('\0') {
             self.mistake(variable, "the value is not UTF-8 text");
             return None;
         }
-        Some(value).filter(|value| !value.is_empty())
+        Some(value)
     }
 
     pub(super) fn parse_with<T, E: fmt::Display>(
@@ -104,7 +114,12 @@ impl<'a> Reader<'a> {
         })
     }
 
-    pub(super) fn choice<T: Copy>(&mut self, variable: &Variable, choices: &[(&str, T)]) -> Option<T> {
+    /// One of `choices`, for a variable that has a default value.
+    pub(super) fn choice<T: Copy, const N: usize>(&mut self, variable: &Variable, choices: &[(&str, T); N]) -> T {
+        self.choice_if_set(variable, choices).unwrap_or(choices[0].1)
+    }
+
+    pub(super) fn choice_if_set<T: Copy>(&mut self, variable: &Variable, choices: &[(&str, T)]) -> Option<T> {
         self.parse_with(variable, |text| {
             choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice).ok_or_else(|| {
                 let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();

@@ -1,13 +1,39 @@
-use std::path::{self, Path, PathBuf};
+use std::{
+    path::{self, Path, PathBuf},
+    time::Duration,
+};
 
-use super::{CaRoots, RootsConfig, SourceConfig, reader::Reader, variables};
+use super::{CaRoots, SourceConfig, reader::Reader, variables};
 use crate::identity::TrustDomain;
 
-/// Revocation lists, relative to the working directory (contract with Istio's agent).
-pub(super) const CRL_FILE: &str = "./var/run/secrets/istio/crl/ca-crl.pem";
+/// Trust anchors beside those of the CA's answers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RootsConfig {
+    /// PEM files. They are watched.
+    pub files: Vec<PathBuf>,
+    /// The file with revocation lists.
+    pub crl: Option<PathBuf>,
+    /// Whether it must be there.
+    pub crl_required: bool,
+    /// Whether no list is served once one of them cannot be used.
+    pub crl_fail_open: bool,
+    /// Whether only leaves are looked for in the lists.
+    pub crl_leaf_only: bool,
+    /// Our own trust domain, unless the file tells another one.
+    pub trust_domain: TrustDomain,
+    /// The file that tells our own trust domain. It is watched.
+    pub trust_domain_file: Option<PathBuf>,
+    /// Other trust domains, each with the PEM file of its anchors.
+    pub domains: Vec<(TrustDomain, PathBuf)>,
+    /// PEM texts.
+    pub inline: Vec<String>,
+    /// How long an anchor that all its sources have dropped is still served; `None` until the last leaf seen under
+    /// it would have expired.
+    pub grace: Option<Duration>,
+}
 
 /// What peers are verified with beside what the CA answers.
-pub(super) fn roots(
+pub(super) fn read(
     reader: &mut Reader<'_>,
     trust_domain: &TrustDomain,
     source: &SourceConfig,
@@ -31,11 +57,10 @@ pub(super) fn roots(
         // Who may vouch for the CA's server may not all vouch for workloads.
         _ => None,
     };
-    let crl = reader.text(&variables::SDS_SHIM_CRL);
     RootsConfig {
         files: mounted.into_iter().chain(own).chain(extra).collect(),
-        crl_required: crl.is_some(),
-        crl: Some(crl.unwrap_or_else(|| CRL_FILE.to_owned()).into()),
+        crl_required: reader.is_set(&variables::SDS_SHIM_CRL),
+        crl: reader.text(&variables::SDS_SHIM_CRL).map(PathBuf::from),
         crl_fail_open: reader.boolean(&variables::SDS_SHIM_CRL_FAIL_OPEN).unwrap_or_default(),
         crl_leaf_only: reader.boolean(&variables::SDS_SHIM_CRL_LEAF_ONLY).unwrap_or_default(),
         trust_domain: trust_domain.clone(),

@@ -1,6 +1,37 @@
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
-use super::{SOCKET_DIRECTORY, SdsConfig, reader::Reader, variables};
+use super::{
+    env::Env,
+    reader::{Mistake, Reader},
+    variables,
+};
+
+/// Directory of the workload SDS socket, relative to the working directory (contract with Istio's agent).
+pub const SOCKET_DIRECTORY: &str = "./var/run/secrets/workload-spiffe-uds";
+
+/// How SDS is served.
+#[derive(Clone, Debug)]
+pub struct SdsConfig {
+    /// Path of the socket.
+    pub socket: PathBuf,
+    /// Users who may connect beside our own.
+    pub allowed_uids: BTreeSet<u32>,
+    /// Where files lie that these users may have by their names.
+    pub file_directories: Vec<PathBuf>,
+}
+
+impl SdsConfig {
+    /// What the commands need that only ask: where the socket is. Other mistakes are not theirs.
+    ///
+    /// # Errors
+    /// All mistakes in what concerns the socket.
+    pub fn from_env(env: &dyn Env) -> Result<Self, Vec<Mistake>> {
+        let mut reader = Reader::new(env);
+        let config = read(&mut reader);
+        let mistakes = reader.finish();
+        if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+    }
+}
 
 /// What kernels have when nobody has set it.
 const USUAL_OVERFLOW_UID: u32 = 65534;
@@ -20,7 +51,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> SdsConfig {
                 Ok(text.to_owned())
             }
         })
-        .unwrap_or_else(|| "socket".to_owned());
+        .unwrap_or_default();
     let allowed_uids: BTreeSet<u32> = reader
         .parse_with(&variables::SDS_SHIM_ALLOW_UIDS, |text| {
             text.split(',')

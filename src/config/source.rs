@@ -77,13 +77,13 @@ pub(super) fn read(reader: &mut Reader<'_>, from_request: bool) -> SourceConfig 
     let bundle = reader.text(&variables::SDS_SHIM_CREDENTIAL_BUNDLE);
     let anchors = reader.text(&variables::SDS_SHIM_TRUST_ANCHORS);
     let sources = [("ca", (false, true)), ("files", (true, false)), ("auto", (true, true))];
-    let wanted = reader.choice(&variables::SDS_SHIM_SOURCE, &sources);
+    let wanted = reader.choice_if_set(&variables::SDS_SHIM_SOURCE, &sources);
     let (istio, google) = (MountedFiles::within(WELL_KNOWN, ISTIO), MountedFiles::within(WELL_KNOWN, GKE));
     let present = |files: &MountedFiles| reader.env().is_there(&files.chain) && reader.env().is_there(&files.key);
     let found = match &bundle {
         Some(bundle) => Some(MountedFiles { chain: bundle.into(), key: bundle.into(), roots: PathBuf::new() }),
         None if mounted == Some(true) => Some(MountedFiles::within(MOUNTED, ISTIO)),
-        None if gke == Some(true) => Some(google),
+        None if gke => Some(google),
         None => [istio.clone(), google].into_iter().find(present),
     };
     // Those who bring a token with each request have no certificate in common that could be mounted.

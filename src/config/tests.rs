@@ -1,5 +1,15 @@
-use super::{ca::ROOT_FILE, roots::CRL_FILE, *};
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
+
+use locked::Level;
+
+use super::{ca::ROOT_FILE, token::TOKEN_FILE, *};
+use crate::identity::KeyEncoding;
+
+const CRL_FILE: &str = "./var/run/secrets/istio/crl/ca-crl.pem";
 
 fn address(host: &str, port: u16) -> CaAddress {
     CaAddress { host: host.to_owned(), port, server_name: ServerName::Dns(host.to_owned()) }
@@ -28,6 +38,17 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!((config.memory.require, config.memory.arena_bytes), (Level::Locked, 2320 << 10));
     assert_eq!(config.wait, WaitFor::Socket);
     assert_eq!(config.key, KeySpec { algorithm: KeyAlgorithm::P256, encoding: KeyEncoding::Pkcs8 });
+}
+
+#[test]
+fn a_default_that_is_set_changes_nothing() {
+    // Whether these are set says more: that the file must be there, and that every file is looked at.
+    const SAY_MORE: [&str; 2] = ["SDS_SHIM_CRL", "SDS_SHIM_FILE_CHECK"];
+    let unset = format!("{:?}", config(&[]).unwrap());
+    let values = VARIABLES.iter().filter_map(|variable| Some((variable.name, variable.value?)));
+    for (name, value) in values.filter(|(name, _)| !SAY_MORE.contains(name)) {
+        assert_eq!(format!("{:?}", config(&[(name, value)]).unwrap()), unset, "{name}={value}");
+    }
 }
 
 #[test]

@@ -9,145 +9,156 @@ pub struct Variable {
     pub kind: &'static str,
     /// The value that is used when it is unset, in words where it depends on something.
     pub default: &'static str,
+    /// The same where it is one value: the parser takes it from here.
+    pub(super) value: Option<&'static str>,
     /// What it is for.
     pub help: &'static str,
 }
 
+/// A row is `NAME: kind = default, help`, where the default is a value that is parsed as if it had been set, or
+/// `NAME: kind else default, help`, where it is words.
 macro_rules! variables {
     (@name $id:ident) => { stringify!($id) };
     (@name $id:ident $name:literal) => { $name };
-    ($($id:ident $(as $name:literal)?: $kind:literal, $default:literal, $help:literal;)*) => {
-        $(pub(super) const $id: Variable =
-            Variable { name: variables!(@name $id $($name)?), kind: $kind, default: $default, help: $help };)*
+    (@value) => { None };
+    (@value $value:literal) => { Some($value) };
+    ($($id:ident $(as $name:literal)?: $kind:literal $(= $value:literal)? $(else $words:literal)?, $help:literal;)*) => {
+        $(pub(super) const $id: Variable = Variable {
+            name: variables!(@name $id $($name)?),
+            kind: $kind,
+            default: concat!($($value)? $($words)?),
+            value: variables!(@value $($value)?),
+            help: $help,
+        };)*
         /// Every variable that is read, in the order of the documentation.
         pub const VARIABLES: &[&Variable] = &[$(&$id),*];
     };
 }
 
 variables! {
-    PROXY_CONFIG: "JSON or YAML", "unset",
+    PROXY_CONFIG: "JSON or YAML" else "unset",
         "Istio's ProxyConfig: discoveryAddress is the default for CA_ADDR, caCertificatesPem adds roots to ROOTCA.";
-    SDS_SHIM_SOURCE: "ca, files or auto", "files if any are mounted, else ca",
+    SDS_SHIM_SOURCE: "ca, files or auto" else "files if any are mounted, else ca",
         "Source of default and ROOTCA: the CA (ca), mounted files (files), or mounted files until the CA has issued a certificate, then the CA permanently (auto).";
-    FILE_MOUNTED_CERTS: "true or false", "false",
+    FILE_MOUNTED_CERTS: "true or false" = "false",
         "Read the mounted files cert-chain.pem, key.pem and root-cert.pem from ./etc/certs instead of ./var/run/secrets/workload-spiffe-credentials.";
-    SDS_SHIM_CREDENTIAL_BUNDLE: "file", "unset",
+    SDS_SHIM_CREDENTIAL_BUNDLE: "file" else "unset",
         "File that holds both the mounted key and the certificate chain, as Kubernetes writes a PodCertificate.";
-    SDS_SHIM_TRUST_ANCHORS: "file", "the one beside the mounted certificate; required with SDS_SHIM_CREDENTIAL_BUNDLE",
+    SDS_SHIM_TRUST_ANCHORS: "file" else "the one beside the mounted certificate; required with SDS_SHIM_CREDENTIAL_BUNDLE",
         "Trust anchors for the mounted certificate, such as a projected ClusterTrustBundle, in any order.";
-    CA_PROVIDER: "Citadel or GkeWorkloadCertificate", "Citadel",
+    CA_PROVIDER: "Citadel or GkeWorkloadCertificate" = "Citadel",
         "Kind of upstream CA; GkeWorkloadCertificate means the files that GKE mounts.";
-    CA_ADDR: "host:port, comma separated", "discoveryAddress of PROXY_CONFIG, else istiod.istio-system.svc:15012",
+    CA_ADDR: "host:port, comma separated" else "discoveryAddress of PROXY_CONFIG, else istiod.istio-system.svc:15012",
         "Addresses of the upstream CA, in order of preference; those that failed recently are tried last. Port 15010 means plaintext, which exposes the token to the network.";
-    CA_ROOT_CA: "file or SYSTEM", "./var/run/secrets/istio/root-cert.pem",
+    CA_ROOT_CA: "file or SYSTEM" else "./var/run/secrets/istio/root-cert.pem",
         "Trust anchors for the TLS connection to the CA, also served in ROOTCA. SYSTEM means the operating system's trust store, which is not served.";
-    SSL_CERT_FILE: "file", "the first standard location that exists",
+    SSL_CERT_FILE: "file" else "the first standard location that exists",
         "Trust store used when CA_ROOT_CA=SYSTEM.";
-    PILOT_CERT_PROVIDER: "text", "istiod",
+    PILOT_CERT_PROVIDER: "text" = "istiod",
         "Default for CA_ROOT_CA: custom means ./etc/certs/root-cert.pem, anything else the usual file.";
-    ISTIOD_SAN: "DNS name or IP address", "the host of CA_ADDR; istiod.istio-system.svc for localhost",
+    ISTIOD_SAN: "DNS name or IP address" else "the host of CA_ADDR; istiod.istio-system.svc for localhost",
         "Name that the CA's server certificate must carry.";
-    PROV_CERT: "directory", "unset",
+    PROV_CERT: "directory" else "unset",
         "Directory with key.pem and cert-chain.pem, the client certificate for the CA, and root-cert.pem; re-read for each call. Without a usable certificate the token is used.";
-    TRUST_DOMAIN: "trust domain", "cluster.local",
+    TRUST_DOMAIN: "trust domain" = "cluster.local",
         "Trust domain of the workload's SPIFFE ID.";
-    SDS_SHIM_TRUST_DOMAIN_FILE: "file", "unset",
+    SDS_SHIM_TRUST_DOMAIN_FILE: "file" else "unset",
         "File that holds the trust domain and overrides TRUST_DOMAIN. When it changes, a certificate is obtained under the new name while the old one is served. While the file is unusable, the current trust domain stays.";
-    POD_NAMESPACE: "namespace", "required unless each request carries its own token or only files are served",
+    POD_NAMESPACE: "namespace" else "required unless each request carries its own token or only files are served",
         "Namespace in the workload's SPIFFE ID.";
-    SERVICE_ACCOUNT: "name", "required unless each request carries its own token or only files are served",
+    SERVICE_ACCOUNT: "name" else "required unless each request carries its own token or only files are served",
         "Service account in the workload's SPIFFE ID.";
-    ISTIO_META_CLUSTER_ID: "text", "Kubernetes",
+    ISTIO_META_CLUSTER_ID: "text" = "Kubernetes",
         "Sent to the CA as the metadata ClusterID.";
-    ISTIO_META_CERT_SIGNER: "text", "unset",
+    ISTIO_META_CERT_SIGNER: "text" else "unset",
         "Sent in the request as CertSigner, for CAs with several signers.";
-    CA_HEADER as "CA_HEADER_*": "text", "unset",
+    CA_HEADER as "CA_HEADER_*": "text" else "unset",
         "Each is sent to the CA as metadata, named by the part after CA_HEADER_.";
-    SECRET_TTL: "Go duration", "24h0m0s",
+    SECRET_TTL: "Go duration" = "24h0m0s",
         "Certificate lifetime to request. Renewal follows the lifetime that the CA actually issues.";
-    SECRET_GRACE_PERIOD_RATIO: "0 to 1", "renew after 45 % to 65 % of the remaining life",
+    SECRET_GRACE_PERIOD_RATIO: "0 to 1" else "renew after 45 % to 65 % of the remaining life",
         "Renew when this share of the certificate's life is left, but never with less than 5 % or 2 s left.";
-    SECRET_GRACE_PERIOD_RATIO_JITTER: "0 to 1", "0.1",
+    SECRET_GRACE_PERIOD_RATIO_JITTER: "0 to 1" else "0.1",
         "The share is chosen uniformly within this distance of SECRET_GRACE_PERIOD_RATIO.";
-    SDS_SHIM_AVAILABILITY_TARGET: "Go duration", "unset",
+    SDS_SHIM_AVAILABILITY_TARGET: "Go duration" else "unset",
         "Renew early enough that at least this much of the certificate's life is always left.";
-    SDS_SHIM_RENEW_PAUSE: "Go duration", "1s",
+    SDS_SHIM_RENEW_PAUSE: "Go duration" = "1s",
         "Minimum time between two renewals requested by SIGUSR1 or `sds-shim renew`; requests in between are merged.";
-    SDS_SHIM_EXTRA_ROOTS: "files, comma separated", "none",
+    SDS_SHIM_EXTRA_ROOTS: "files, comma separated" else "none",
         "Additional trust anchors for ROOTCA, PEM, beside those of the CA's answer and of CA_ROOT_CA; changes are pushed immediately.";
-    SDS_SHIM_BUNDLES: "trust-domain=file, comma separated", "none",
+    SDS_SHIM_BUNDLES: "trust-domain=file, comma separated" else "none",
         "Trust anchors of other trust domains, PEM, each trusted for its own trust domain only: ROOTCA becomes Envoy's SPIFFE validator, with all other anchors for our own trust domain.";
-    SDS_SHIM_CRL: "file", "./var/run/secrets/istio/crl/ca-crl.pem",
+    SDS_SHIM_CRL: "file" = "./var/run/secrets/istio/crl/ca-crl.pem",
         "Certificate revocation lists, PEM or one as DER, served in ROOTCA; there must be one from each CA that issues workload certificates. The file may be missing unless this is set; a file of 0 bytes withdraws the lists.";
-    SDS_SHIM_CRL_FAIL_OPEN: "true or false", "false",
+    SDS_SHIM_CRL_FAIL_OPEN: "true or false" = "false",
         "Serve ROOTCA without revocation lists while a required one has expired or cannot be used. By default ROOTCA is held back until they can be used, the last good lists stay in place, and Envoy rejects the certificates of a CA whose list has expired.";
-    SDS_SHIM_CRL_LEAF_ONLY: "true or false", "false",
+    SDS_SHIM_CRL_LEAF_ONLY: "true or false" = "false",
         "Check peers' leaf certificates only. By default whole chains are checked as soon as there is a list from every CA up to the root.";
-    SDS_SHIM_ROOT_GRACE: "Go duration", "until the last certificate seen under it would have expired",
+    SDS_SHIM_ROOT_GRACE: "Go duration" else "until the last certificate seen under it would have expired",
         "How long an anchor that all its sources have dropped is still served; 0s drops it immediately.";
-    ECC_SIGNATURE_ALGORITHM: "ECDSA", "ECDSA, or RSA when only WORKLOAD_RSA_KEY_SIZE is set",
+    ECC_SIGNATURE_ALGORITHM: "ECDSA" else "ECDSA, or RSA when only WORKLOAD_RSA_KEY_SIZE is set",
         "Algorithm of the workload's key.";
-    ECC_CURVE: "P256 or P384", "P256",
+    ECC_CURVE: "P256 or P384" = "P256",
         "Curve of an ECDSA key. Envoy accepts peers with P384 only if its tls_params allow TLS 1.3.";
-    WORKLOAD_RSA_KEY_SIZE: "2048 to 4096", "unset",
+    WORKLOAD_RSA_KEY_SIZE: "2048 to 4096" else "unset",
         "Use RSA keys of this size in bits, unless ECC_SIGNATURE_ALGORITHM is set.";
-    PKCS8_KEY: "true or false", "true",
+    PKCS8_KEY: "true or false" else "true",
         "Serve the key as PKCS#8; false means SEC 1 for ECDSA and PKCS#1 for RSA.";
-    WORKLOAD_IDENTITY_SOCKET_FILE: "file name", "socket",
+    WORKLOAD_IDENTITY_SOCKET_FILE: "file name" = "socket",
         "Name of the SDS socket in ./var/run/secrets/workload-spiffe-uds.";
-    FILE_DEBOUNCE_DURATION: "Go duration", "100ms",
+    FILE_DEBOUNCE_DURATION: "Go duration" = "100ms",
         "How long to wait after a file changes for further changes, so that files that belong together are read together.";
-    SDS_SHIM_FILE_CHECK: "Go duration", "30s",
+    SDS_SHIM_FILE_CHECK: "Go duration" = "30s",
         "How often to check followed files for changes without being notified: mounted and named ones, token, trust anchors, revocation lists, trust domain. By default only on file systems that do not report changes (NFS, FUSE, virtiofs, 9p); 0s means never.";
-    OUTPUT_CERTS: "directory", "unset",
+    OUTPUT_CERTS: "directory" else "unset",
         "Write key.pem, cert-chain.pem and root-cert.pem to this directory, each generation atomically. Note that this puts the key into a file, which SDS otherwise avoids.";
-    SDS_SHIM_OUTPUT_MODE: "octal mode", "0640",
+    SDS_SHIM_OUTPUT_MODE: "octal mode" = "0640",
         "Mode of key.pem in OUTPUT_CERTS; the other files have 0644.";
-    SDS_SHIM_OUTPUT_GID: "group id", "our own",
+    SDS_SHIM_OUTPUT_GID: "group id" else "our own",
         "Group of the files in OUTPUT_CERTS.";
-    SDS_SHIM_ON_CHANGE: "URL or signal", "unset",
+    SDS_SHIM_ON_CHANGE: "URL or signal" else "unset",
         "Action to take once Envoy has accepted changed trust anchors or revocation lists, or another identity, so that open connections do not outlive the change: a POST to Envoy's administration interface, such as http://127.0.0.1:15000/drain_listeners?graceful&skip_exit, or a signal for the command of exec, such as SIGHUP.";
-    JWT_POLICY: "text", "third-party-jwt",
+    JWT_POLICY: "text" = "third-party-jwt",
         "Which token to use: first-party-jwt means the service account's own at ./var/run/secrets/kubernetes.io/serviceaccount/token, anything else the projected one with its audience.";
-    CREDENTIAL_FETCHER_TYPE: "JWT or GoogleComputeEngine", "JWT",
+    CREDENTIAL_FETCHER_TYPE: "JWT or GoogleComputeEngine" = "JWT",
         "Accepted for compatibility; the token file is always used. GoogleComputeEngine logs a warning.";
-    SDS_SHIM_TOKEN_SOURCE: "file or request", "file",
+    SDS_SHIM_TOKEN_SOURCE: "file or request" = "file",
         "Source of the service-account token: the projected file, or the metadata of each SDS request.";
-    SDS_SHIM_TOKEN_AUDIENCE: "text", "istio-ca; any with first-party-jwt",
+    SDS_SHIM_TOKEN_AUDIENCE: "text" else "istio-ca; any with first-party-jwt",
         "Audience that the token must carry; checked before the CA is called.";
-    SDS_SHIM_COMPAT: "istio", "unset",
+    SDS_SHIM_COMPAT: "istio" else "unset",
         "istio selects the defaults of Istio's agent where ours differ: RSA 2048, PKCS#1, a jitter of 0.01.";
-    SDS_SHIM_CA_MTLS: "auto, always or never", "auto",
+    SDS_SHIM_CA_MTLS: "auto, always or never" = "auto",
         "Present a client certificate to the CA: whenever possible (auto), always, which requires PROV_CERT, or never.";
-    SDS_SHIM_CA_TLS_MIN: "1.2 or 1.3", "1.2",
+    SDS_SHIM_CA_TLS_MIN: "1.2 or 1.3" = "1.2",
         "Minimum TLS version for connections to the CA.";
-    SDS_SHIM_CA_TLS_GROUPS: "names, comma separated", "OpenSSL's own, X25519MLKEM768 first",
+    SDS_SHIM_CA_TLS_GROUPS: "names, comma separated" else "OpenSSL's own, X25519MLKEM768 first",
         "Groups for the key exchange with the CA, in order of preference; a server that supports none of them is rejected. X25519MLKEM768 alone requires a post-quantum key exchange.";
-    SDS_SHIM_CA_TIMEOUT: "Go duration", "10s",
+    SDS_SHIM_CA_TIMEOUT: "Go duration" = "10s",
         "Deadline for reaching the CA in one call: its name, the connection, the TLS handshake.";
-    SDS_SHIM_CA_ANSWER_TIMEOUT: "Go duration", "60s",
+    SDS_SHIM_CA_ANSWER_TIMEOUT: "Go duration" = "60s",
         "How long to wait for the CA's answer once the connection is established. While a valid certificate is held, half of its remaining life at most, but not less than SDS_SHIM_CA_TIMEOUT.";
-    SDS_SHIM_ALLOW_UIDS: "user ids, comma separated", "none",
+    SDS_SHIM_ALLOW_UIDS: "user ids, comma separated" else "none",
         "Users who may connect to the SDS socket besides our own. Its mode is then 0666, and they must be able to traverse the directories above it.";
-    SDS_SHIM_FILE_DIRECTORIES: "directories, comma separated", "none",
+    SDS_SHIM_FILE_DIRECTORIES: "directories, comma separated" else "none",
         "Directories below which users of SDS_SHIM_ALLOW_UIDS may name files (file-cert:, file-root:); our own user may name any file. Symbolic links that lead out of them are not followed.";
-    SDS_SHIM_WAIT: "socket or certificate", "socket",
+    SDS_SHIM_WAIT: "socket or certificate" = "socket",
         "What `sds-shim exec` waits for before it starts its program: the SDS socket or the first certificate.";
-    SDS_SHIM_ADMIN: "address:port, unix:PATH or off", "127.0.0.1:15022",
+    SDS_SHIM_ADMIN: "address:port, unix:PATH or off" = "127.0.0.1:15022",
         "Where to serve health, metrics and status over HTTP/1.1. Anything but a loopback address exposes them to the network.";
-    SDS_SHIM_READY_MIN_LIFE: "Go duration", "0s",
+    SDS_SHIM_READY_MIN_LIFE: "Go duration" = "0s",
         "Report not ready while the served certificate has less than this left to live.";
-    SDS_SHIM_TERMINATION_LOG: "file", "/dev/termination-log",
+    SDS_SHIM_TERMINATION_LOG: "file" = "/dev/termination-log",
         "File that receives the reason of a fatal error; written only if it already exists.";
-    SDS_SHIM_REQUIRE_LOCKED: "secret, locked or none", "locked",
+    SDS_SHIM_REQUIRE_LOCKED: "secret, locked or none" = "locked",
         "Minimum protection of keys required to start: secret memory and the whole process locked (secret), locked \
          memory (locked), or any (none).";
-    SDS_SHIM_ARENA_KIB: "number of KiB", "2320",
+    SDS_SHIM_ARENA_KIB: "number of KiB" = "2320",
         "Size of the locked memory that holds all allocations but keys; a larger arena allows more streams and more trust anchors.";
-    SDS_SHIM_SECCOMP: "strict or off", "off",
+    SDS_SHIM_SECCOMP: "strict or off" = "off",
         "strict makes the kernel reject every system call that serving does not need. With `sds-shim exec` the filter is installed after the program has started and does not bind it.";
-    SDS_SHIM_LOG: "levels", "info",
+    SDS_SHIM_LOG: "levels" = "info",
         "Least severe level to log: error, warn, info or debug; per scope as well, as in info,sds=debug.";
-    SDS_SHIM_LOG_FORMAT: "text or json", "text",
+    SDS_SHIM_LOG_FORMAT: "text or json" = "text",
         "Format of a log line: text for people, or one JSON object.";
 }

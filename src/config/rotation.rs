@@ -1,0 +1,49 @@
+use std::time::Duration;
+
+use super::{reader::Reader, roots::RootsConfig, variables};
+
+/// When certificates are renewed, and which roots are served.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RotationConfig {
+    /// When a certificate is renewed.
+    pub schedule: Schedule,
+    /// Least time between two renewals that are asked for.
+    pub forced_pause: Duration,
+    /// What is served as `ROOTCA` beside what the CA answers.
+    pub roots: RootsConfig,
+}
+
+/// When a certificate is renewed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Schedule {
+    /// Istio's ratio and jitter; `None` for our own default window.
+    pub grace_period: Option<GracePeriod>,
+    /// Life that should always be left.
+    pub availability_target: Option<Duration>,
+}
+
+/// `SECRET_GRACE_PERIOD_RATIO` and its jitter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GracePeriod {
+    /// Share of the life that is left at the renewal.
+    pub ratio: f64,
+    /// Distance from the ratio within which the share is chosen.
+    pub jitter: f64,
+}
+
+pub(super) fn read(reader: &mut Reader<'_>, compat: bool, roots: RootsConfig) -> RotationConfig {
+    RotationConfig {
+        schedule: schedule(reader, compat),
+        forced_pause: reader.duration(&variables::SDS_SHIM_RENEW_PAUSE).unwrap_or_default(),
+        roots,
+    }
+}
+
+fn schedule(reader: &mut Reader<'_>, compat: bool) -> Schedule {
+    let ratio = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO);
+    let jitter = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO_JITTER);
+    let usual_jitter = if compat { 0.01 } else { 0.1 };
+    let grace_period = (ratio.is_some() || jitter.is_some() || compat)
+        .then(|| GracePeriod { ratio: ratio.unwrap_or(0.5), jitter: jitter.unwrap_or(usual_jitter) });
+    Schedule { grace_period, availability_target: reader.duration(&variables::SDS_SHIM_AVAILABILITY_TARGET) }
+}
