@@ -42,6 +42,7 @@ pub mod on_change;
 pub mod resolve;
 pub mod rotation;
 pub mod sds;
+pub mod socket_file;
 pub mod status;
 pub mod store;
 pub mod supervise;

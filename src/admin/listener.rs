@@ -1,9 +1,4 @@
-use std::{
-    fs, io,
-    os::unix::fs::{FileTypeExt, MetadataExt},
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, io, path::Path, time::Duration};
 
 use tokio::{
     io::AsyncReadExt,
@@ -11,7 +6,12 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use crate::{config::AdminAddress, status::Status, wire::Stream};
+use crate::{
+    config::AdminAddress,
+    socket_file::{SocketFile, is_dead},
+    status::Status,
+    wire::Stream,
+};
 
 /// Pauses after an address that somebody else has: a predecessor that is about to end.
 const TAKEN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
@@ -20,8 +20,7 @@ const STILL_TAKEN: Duration = Duration::from_secs(15);
 
 pub(super) enum Listener {
     Tcp(TcpListener),
-    /// With its path, and which file it is.
-    Unix(UnixListener, PathBuf, Option<(u64, u64)>),
+    Unix(UnixListener, SocketFile),
 }
 
 pub(super) enum Accepted {
@@ -98,7 +97,7 @@ impl Listener {
             AdminAddress::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),
             AdminAddress::Unix(path) => {
                 remove_stale(path).await?;
-                UnixListener::bind(path).map(|listener| Self::Unix(listener, path.clone(), identity(path)))
+                Ok(Self::Unix(UnixListener::bind(path)?, SocketFile::at(path)?))
             }
         }
     }
@@ -113,25 +112,13 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // A successor's socket must survive our end.
-        if let Self::Unix(_, path, own @ Some(_)) = self
-            && identity(path) == *own
-        {
-            let _ = fs::remove_file(path);
+        if let Self::Unix(_, file) = self {
+            file.remove();
         }
     }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|there| (there.dev(), there.ino()))
-}
-
-/// A socket that nobody serves any more is in the way; anything else is left alone, also one whose owner is too busy to
-/// let us in.
+/// A socket that nobody serves any more is in the way; anything else is left alone.
 async fn remove_stale(path: &Path) -> io::Result<()> {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket());
-    match UnixStream::connect(path).await {
-        Err(error) if is_socket && error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        _ => Ok(()),
-    }
+    if is_dead(path, &UnixStream::connect(path).await) { fs::remove_file(path) } else { Ok(()) }
 }

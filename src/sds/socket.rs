@@ -12,7 +12,10 @@ use nix::sys::stat::{Mode, umask};
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::config::SdsConfig;
+use crate::{
+    config::SdsConfig,
+    socket_file::{SocketFile, is_dead},
+};
 
 /// Why the socket cannot be served. The process ends: half alive it would keep Envoy from every other source.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +49,7 @@ pub struct SdsSocket {
 /// A listener, and which file it is.
 struct Bound {
     listener: UnixListener,
-    identity: (u64, u64),
+    file: SocketFile,
 }
 
 impl SdsSocket {
@@ -126,22 +129,18 @@ impl Bound {
         let _ = fs::remove_file(&temporary);
         let listener = match bind(&temporary, mode) {
             // What a dead server has left takes the place that its successor needs.
-            Err(error) if is_full(&error) && is_dead(path) => {
+            Err(error) if is_full(&error) && is_dead(path, &UnixStream::connect(path)) => {
                 fs::remove_file(path).and_then(|()| bind(&temporary, mode))
             }
             bound => bound,
         };
         let listener = listener.map_err(refused("bind a socket for", path))?;
-        let placed = listener
-            .set_nonblocking(true)
-            .and_then(|()| fs::symlink_metadata(&temporary))
-            .and_then(|found| match found.file_type().is_socket() {
-                true => Ok(found),
-                false => Err(io::Error::other("another process has replaced it")),
-            })
-            .and_then(|metadata| fs::rename(&temporary, path).map(|()| metadata));
+        let placed = listener.set_nonblocking(true).and_then(|()| SocketFile::at(&temporary)).and_then(|mut file| {
+            file.rename(path)?;
+            Ok(file)
+        });
         match placed {
-            Ok(metadata) => Ok(Self { listener, identity: (metadata.dev(), metadata.ino()) }),
+            Ok(file) => Ok(Self { listener, file }),
             Err(cause) => {
                 let _ = fs::remove_file(&temporary);
                 Err(refused("place the socket at", path)(cause))
@@ -152,23 +151,13 @@ impl Bound {
 
 impl Drop for SdsSocket {
     fn drop(&mut self) {
-        // A successor's socket must survive our end.
-        if fs::symlink_metadata(&self.path)
-            .is_ok_and(|there| (there.dev(), there.ino()) == self.bound.borrow().identity)
-        {
-            let _ = fs::remove_file(&self.path);
-        }
+        self.bound.borrow().file.remove();
     }
 }
 
 /// Whether there is no room for another file.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// Whether nobody listens at this socket any more.
-fn is_dead(path: &Path) -> bool {
-    UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 fn directory(path: &Path) -> &Path {
