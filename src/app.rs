@@ -21,7 +21,7 @@ use tracing::{error, info, subscriber::SetGlobalDefaultError, warn};
 
 use crate::{
     admin::{self, AdminPages},
-    check::{self, ATTACHABLE},
+    check,
     cli::Command,
     client::{self, ClientError},
     clock,
@@ -141,10 +141,9 @@ fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
         return Err(AppError::Config(vec![mistake]));
     }
     log::start(config.log.clone())?;
-    if locked::was_open_to_others() {
-        warn!("{ATTACHABLE}");
-    }
+    check::attachable().into_iter().for_each(|note| warn!("{note}"));
     memory::protect(&config.memory, config.secret_memory())?;
+    clock::tell_of_the_kernel();
     // Before anything else: whoever starts after us looks for the socket.
     let socket = SdsSocket::bind(&config.sds)?;
     locked::fill_openssl_tables();

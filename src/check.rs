@@ -16,10 +16,19 @@ use crate::{
 /// Characters of a value that are shown.
 const SHOWN: usize = 120;
 
-/// What it means that who started the program could read it.
-pub const ATTACHABLE: &str = "another process of the same user could have attached to this one before it closed itself \
-                              to others: install the binary with mode 0111, owned by another user, and have it \
-                              started without CAP_DAC_OVERRIDE (containers: drop ALL)";
+/// What it means that who started the program could read it, if so.
+pub fn attachable() -> Option<&'static str> {
+    let told = match locked::on_gvisor() {
+        // It starts no program that its user may not read.
+        true => "another process of the same user could have attached to this one before it closed itself to others",
+        false => {
+            "another process of the same user could have attached to this one before it closed itself to others: \
+             install the binary with mode 0111, owned by another user, and have it started without CAP_DAC_OVERRIDE \
+             (containers: drop ALL)"
+        }
+    };
+    locked::was_open_to_others().then_some(told)
+}
 
 /// What was found, for people.
 pub struct Findings {
@@ -182,8 +191,8 @@ impl Findings {
             _ => Ok(summary),
         });
         report.missing.iter().for_each(|missing| self.line(&format!("  missing  {missing}")));
-        if locked::was_open_to_others() {
-            self.line(&format!("  note     {ATTACHABLE}"));
+        if let Some(note) = attachable() {
+            self.line(&format!("  note     {note}"));
         }
     }
 }

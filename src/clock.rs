@@ -18,7 +18,8 @@ use nix::{
         timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
     },
 };
-use tracing::warn;
+use tokio::time::Instant;
+use tracing::{info, warn};
 
 /// The wall clock in Unix seconds; 0 for a clock that was never set.
 pub fn now() -> i64 {
@@ -69,10 +70,25 @@ pub fn written(file: &Path) -> Option<i64> {
 /// Longer than anybody waits.
 const AWAY: Duration = Duration::from_secs(86_400);
 
+/// How often the clock is looked at where the kernel does not report that it was set.
+const LOOK: Duration = Duration::from_secs(60);
+/// What the wall clock may gain or lose between two looks without having been set: adjustments are 0.05 % at the most.
+const DRIFT: Duration = Duration::from_secs(1);
+
+/// Says that it is one that does not report that the clock was set, if so.
+pub fn tell_of_the_kernel() {
+    if locked::on_gvisor() {
+        info!("gVisor does not report that the clock was set: it is checked every {} s", LOOK.as_secs());
+    }
+}
+
 /// What the wait for a deadline needs of the system.
 trait Clock {
     /// What the wall clock shows.
     fn now(&self) -> SystemTime;
+
+    /// What a clock shows that nobody sets, from any beginning.
+    fn awake(&self) -> Duration;
 
     /// Waits until `deadline` has come by the wall clock, or the clock was set.
     ///
@@ -89,6 +105,7 @@ trait Clock {
 pub struct WallTimer {
     timer: TimerFd,
     readable: Readable,
+    made: Instant,
 }
 
 impl WallTimer {
@@ -99,7 +116,7 @@ impl WallTimer {
     pub fn new() -> io::Result<Self> {
         let timer = TimerFd::new(ClockId::CLOCK_REALTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
         let readable = Readable::new(timer.as_fd().try_clone_to_owned()?)?;
-        Ok(Self { timer, readable })
+        Ok(Self { timer, readable, made: Instant::now() })
     }
 
     /// Waits until the wall clock shows `deadline`, over suspends. `clock_was_set` is told each time that it was set
@@ -125,7 +142,16 @@ impl Clock for WallTimer {
         wall_clock()
     }
 
+    fn awake(&self) -> Duration {
+        self.made.elapsed()
+    }
+
     async fn wait(&self, deadline: SystemTime) -> io::Result<()> {
+        // Older ones do not know TFD_TIMER_CANCEL_ON_SET, and newer ones ignore it.
+        if locked::on_gvisor() {
+            compare(self, deadline).await;
+            return Ok(());
+        }
         // A deadline of zero would disarm the timer.
         let since_epoch = deadline.duration_since(UNIX_EPOCH).unwrap_or_default().max(Duration::from_nanos(1));
         let set = self.timer.set(
@@ -158,6 +184,22 @@ async fn until(clock: &impl Clock, deadline: SystemTime, clock_was_set: impl Fn(
                 warn!("the wall-clock timer failed, so suspends are not noticed: {error}");
                 clock.sleep(wait).await;
             }
+        }
+    }
+}
+
+/// Waits until `deadline` has come by the wall clock, or that has gone otherwise than time does: it was set, or the
+/// machine was suspended.
+async fn compare(clock: &impl Clock, deadline: SystemTime) {
+    while let Ok(left) = deadline.duration_since(clock.now())
+        && !left.is_zero()
+    {
+        let (shown, awake) = (clock.now(), clock.awake());
+        clock.sleep(left.min(LOOK)).await;
+        let expected = shown + clock.awake().saturating_sub(awake);
+        let apart = clock.now().duration_since(expected).unwrap_or_else(|error| error.duration());
+        if apart > DRIFT {
+            return;
         }
     }
 }

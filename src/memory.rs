@@ -107,11 +107,17 @@ pub fn describe(report: &Report) -> String {
         (ProcessLock::Whole, _) => "the whole process is locked",
         (ProcessLock::Present, _) => "what was mapped at the start is locked",
         (ProcessLock::Refused(_) | ProcessLock::NotAsked, true) => "the rest of the process is not locked",
-        (ProcessLock::Refused(_) | ProcessLock::NotAsked, false) => "the process is NOT locked",
+        (ProcessLock::Refused(_) | ProcessLock::NotAsked, false) | (ProcessLock::Pretended, _) => {
+            "the process is NOT locked"
+        }
     };
     let limit = report.limit.map_or_else(|| "none".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
-    let (locked, mapped) = (report.locked / 1024, report.mapped / 1024);
-    let mut text = format!("keys are in {keys}, {process}; {locked} of {mapped} KiB are locked, the limit is {limit}");
+    let mapped = report.mapped / 1024;
+    let amounts = report.locked.map_or_else(
+        || format!("{mapped} KiB are mapped, this kernel does not tell what is locked"),
+        |locked| format!("{} of {mapped} KiB are locked", locked / 1024),
+    );
+    let mut text = format!("keys are in {keys}, {process}; {amounts}, the limit is {limit}");
     match report.counting {
         Some(Counting::User) => {
             text.push_str("; this kernel counts secret memory for all processes of a user together")

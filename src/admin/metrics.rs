@@ -305,7 +305,7 @@ impl Writer<'_> {
         let mut metric = self.describe("sds_shim_memory_bytes", "Memory of the process, by kind", MetricType::Gauge)?;
         for (kind, bytes) in [
             ("mapped", Some(report.mapped)),
-            ("locked", Some(report.locked)),
+            ("locked", report.locked),
             ("resident", resident()),
             ("limit", report.limit),
             ("arena", Some(report.arena_mapped as u64)),

@@ -40,6 +40,10 @@ impl Clock for Script {
         self.now.get()
     }
 
+    fn awake(&self) -> Duration {
+        Duration::ZERO
+    }
+
     async fn wait(&self, deadline: SystemTime) -> io::Result<()> {
         self.waits.borrow_mut().push(deadline);
         match self.ends.borrow_mut().pop_front().expect("it waits although it is due") {
@@ -182,6 +186,10 @@ impl Clock for Restless {
         start()
     }
 
+    fn awake(&self) -> Duration {
+        Duration::ZERO
+    }
+
     async fn wait(&self, deadline: SystemTime) -> io::Result<()> {
         assert!(deadline > start() + YEAR, "it would end the wait before the sleep is over");
         match self.times.get() {
@@ -206,6 +214,66 @@ fn a_pause_lasts_whatever_the_clock_does_and_tells_of_it() {
         assert_eq!(poll().is_ready(), times == 0);
         assert_eq!(looks.get(), times);
         assert!(times == 0 || poll().is_ready());
+    }
+}
+
+/// A machine whose kernel does not tell that the clock was set: time passes by what is slept, and the clock is set by
+/// so much at the beginning of a sleep.
+struct Deaf {
+    now: Cell<SystemTime>,
+    awake: Cell<Duration>,
+    sets: RefCell<VecDeque<(bool, Duration)>>,
+}
+
+impl Clock for Deaf {
+    fn now(&self) -> SystemTime {
+        self.now.get()
+    }
+
+    fn awake(&self) -> Duration {
+        self.awake.get()
+    }
+
+    async fn wait(&self, deadline: SystemTime) -> io::Result<()> {
+        compare(self, deadline).await;
+        Ok(())
+    }
+
+    async fn sleep(&self, wait: Duration) {
+        assert!(wait <= LOOK, "{wait:?}");
+        // Whoever is slow to wake up has not set the clock.
+        let slept = wait + 3 * SECOND;
+        self.awake.set(self.awake.get() + slept);
+        let now = self.now.get() + slept;
+        self.now.set(match self.sets.borrow_mut().pop_front() {
+            Some((true, step)) => now + step,
+            Some((false, step)) => now - step,
+            None => now,
+        });
+    }
+}
+
+#[test]
+fn where_the_kernel_does_not_tell_that_the_clock_was_set_it_is_found_by_looking() {
+    // (forwards, by how much) a sleep, how often it is told, and how long it takes until it is due.
+    for (sets, looks, due) in [
+        (vec![], 0, HOUR),
+        (vec![(true, SECOND / 2), (false, SECOND / 2)], 0, HOUR),
+        (vec![(true, HOUR / 2)], 1, HOUR / 2),
+        (vec![(true, DAY)], 0, Duration::ZERO),
+        (vec![(false, HOUR)], 1, 2 * HOUR),
+        (vec![(false, HOUR), (true, HOUR)], 2, HOUR),
+    ] {
+        let text = format!("{sets:?}");
+        let clock = Deaf { now: Cell::new(start()), awake: Cell::default(), sets: RefCell::new(sets.into()) };
+        let told = Cell::new(0);
+        let deadline = start() + HOUR;
+        let waiting = std::pin::pin!(until(&clock, deadline, || told.set(told.get() + 1)));
+        assert!(waiting.poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        assert!(clock.now() >= deadline, "{text}");
+        assert_eq!(told.get(), looks, "{text}");
+        let late = clock.awake().abs_diff(due);
+        assert!(late <= LOOK + 4 * SECOND, "{text}: {late:?}");
     }
 }
 

@@ -21,6 +21,12 @@ pub struct SdsConfig {
 }
 
 impl SdsConfig {
+    /// Whether the socket is open to more users than its mode can tell apart: our own and root.
+    pub fn is_shared(&self) -> bool {
+        let own = nix::unistd::geteuid().as_raw();
+        self.allowed_uids.iter().any(|uid| *uid != own && *uid != 0)
+    }
+
     /// What the commands need that only ask: where the socket is. Other mistakes are not theirs.
     ///
     /// # Errors

@@ -18,6 +18,8 @@ pub(super) struct Admission {
     own: u32,
     allowed: BTreeSet<u32>,
     nobody: Nobody,
+    /// Whether the socket is open to users who are to be told apart.
+    shared: bool,
 }
 
 /// Whether the kernel tells our own number of others as well: it has one for all users without a number in our user
@@ -57,7 +59,7 @@ impl Admission {
             };
             warn!(uid = own, "running as the overflow user: {peers}; run the shim and its Envoy as another user");
         }
-        Self { own, allowed: config.allowed_uids.clone(), nobody }
+        Self { own, allowed: config.allowed_uids.clone(), nobody, shared: config.is_shared() }
     }
 
     /// Whether this is our own user, as far as the kernel tells.
@@ -68,6 +70,13 @@ impl Admission {
     /// # Errors
     /// Why this user may not connect, and what to do.
     pub(super) fn admit(&self, socket: impl AsFd, pid: Option<i32>, uid: u32) -> Result<(), &'static str> {
+        // Nobody is, so the kernel tells everybody as ourselves (gVisor before November 2025).
+        if self.shared && pid == Some(Pid::this().as_raw()) {
+            return Err(
+                "this kernel does not tell who connects (gVisor): unset SDS_SHIM_ALLOW_UIDS and run Envoy as the \
+                        shim's own user",
+            );
+        }
         if uid == self.own && self.nobody == Nobody::LookedAt && is_ours(socket, pid) == Some(false) {
             return Err("our user namespace does not map its user");
         }

@@ -61,9 +61,7 @@ impl SdsSocket {
     pub fn bind(config: &SdsConfig) -> Result<Self, BindError> {
         // Root needs no mode, and of the others the kernel keeps out whom it can. With users who are allowed beside
         // our own it cannot: then it is the look at the peer that does.
-        let own = nix::unistd::geteuid().as_raw();
-        let shared = config.allowed_uids.iter().any(|uid| *uid != own && *uid != 0);
-        let (path, mode) = (config.socket.clone(), if shared { 0o666 } else { 0o600 });
+        let (path, mode) = (config.socket.clone(), if config.is_shared() { 0o666 } else { 0o600 });
         let bound = watch::Sender::new(Arc::new(Bound::new(&path, mode)?));
         warn_of_others(directory(&path));
         Ok(Self { path, mode, bound })

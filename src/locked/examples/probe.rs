@@ -68,7 +68,7 @@ fn tell() {
     );
     println!("arena_kib={}", report.arena_mapped / 1024);
     println!("mapped_kib={}", report.mapped / 1024);
-    println!("locked_kib={}", report.locked / 1024);
+    println!("locked_kib={}", report.locked.unwrap_or(0) / 1024);
     println!("used={} peak={} capacity={}", report.usage.used, usage().peak, report.usage.capacity);
     for sentence in &report.missing {
         println!("missing={sentence}");

@@ -59,7 +59,7 @@ pub use memory_functions::{TooLate, adopt_openssl};
 pub use peer::peer_process;
 #[cfg(fuzzing)]
 pub use pool::model::exercise_pool;
-pub use process::{ProcessLock, harden_process, lock_process, was_open_to_others};
+pub use process::{ProcessLock, harden_process, lock_process, on_gvisor, was_open_to_others};
 pub use readable::Readable;
 pub use registers::clear_vector_registers;
 pub use report::{Counting, Level, Report, report};

@@ -35,6 +35,8 @@ pub enum ProcessLock {
     Present,
     /// Nothing but the arena, if that: the kernel's answer.
     Refused(Errno),
+    /// Nothing, whatever the kernel answered ([`on_gvisor`]).
+    Pretended,
 }
 
 static OUTCOME: Mutex<(ProcessLock, Option<Counting>)> = Mutex::new((ProcessLock::NotAsked, None));
@@ -69,7 +71,7 @@ fn counting(status: &Status) -> Option<Counting> {
         return Some(Counting::User);
     }
     let (secret, locked) = (arena.secrets.usage().charged as u64, arena.locked() as u64);
-    match status.locked {
+    match status.locked? {
         _ if secret == 0 => None,
         all if all >= locked + secret => Some(Counting::Process),
         all if all >= locked => Some(Counting::User),
@@ -94,10 +96,20 @@ pub fn harden_process() -> io::Result<Inherited> {
     WAS_OPEN.store(dumpable == 1, Ordering::Relaxed);
     prctl::set_dumpable(false)?;
     prctl::set_no_new_privs()?;
+    let status = Status::read();
+    ON_GVISOR.store(status.on_gvisor(), Ordering::Relaxed);
     let inherited = Inherited::take(&BACKTRACES)?;
     close_inherited_on_exec();
-    forgo_backtraces();
+    forgo_backtraces(&status);
     Ok(inherited)
+}
+
+static ON_GVISOR: AtomicBool = AtomicBool::new(false);
+
+/// Whether the kernel is gVisor's, as far as [`harden_process`] has found out: it accepts locks of memory and does not
+/// pass them on to its host, and never reports that the clock was set.
+pub fn on_gvisor() -> bool {
+    ON_GVISOR.load(Ordering::Relaxed)
 }
 
 static WAS_OPEN: AtomicBool = AtomicBool::new(false);
@@ -113,8 +125,8 @@ const BACKTRACES: [&str; 2] = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"];
 /// A backtrace needs more memory than the arena may have; and when the arena is full, the one that the standard
 /// library wants to print needs memory itself, and waits for itself for ever instead of ending the process.
 #[expect(clippy::disallowed_methods, reason = "this is the only thread, so nobody else reads the environment")]
-fn forgo_backtraces() {
-    if Status::read().threads == 1 {
+fn forgo_backtraces(status: &Status) {
+    if status.threads == 1 {
         for name in BACKTRACES {
             // SAFETY: this is the only thread, so nobody else reads the environment.
             unsafe { env::remove_var(name) };
@@ -151,7 +163,8 @@ fn keep_libc_small() {
 /// What the kernel says of the process, in bytes.
 pub(crate) struct Status {
     pub(crate) mapped: u64,
-    pub(crate) locked: u64,
+    /// None where the kernel does not tell.
+    pub(crate) locked: Option<u64>,
     /// The soft limit of locked memory; none is no limit.
     pub(crate) limit: Option<u64>,
     pub(crate) holds_ipc_lock: bool,
@@ -166,15 +179,20 @@ impl Status {
         let mut text = String::with_capacity(4096);
         let _ = File::open("/proc/self/status").and_then(|mut file| file.read_to_string(&mut text));
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
-        let kib = |name: &str| field(name).trim_end_matches(" kB").parse::<u64>().unwrap_or(0) * 1024;
+        let told = |name: &str| field(name).trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024);
         let capabilities = u64::from_str_radix(field("CapEff:"), 16).unwrap_or(0);
         let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
         Self {
-            mapped: kib("VmSize:"),
-            locked: kib("VmLck:"),
+            mapped: told("VmSize:").unwrap_or(0),
+            locked: told("VmLck:"),
             limit: (limit != RLIM_INFINITY).then_some(limit),
             holds_ipc_lock: capabilities >> CAP_IPC_LOCK & 1 == 1,
             threads: field("Threads:").parse().unwrap_or(0),
         }
+    }
+
+    /// Linux tells what is locked since 2.6, and gVisor does not.
+    fn on_gvisor(&self) -> bool {
+        self.mapped > 0 && self.locked.is_none()
     }
 }

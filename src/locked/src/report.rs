@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use crate::{
     arena::{Usage, lock, usage},
     mapping::{Refusal, page_size},
-    process::{ProcessLock, Status, outcome},
+    process::{ProcessLock, Status, on_gvisor, outcome},
     secret::SecretUsage,
 };
 
@@ -70,8 +70,9 @@ pub struct Report {
     pub limit: Option<u64>,
     /// Bytes that the process has mapped (`VmSize`): what the limit must hold.
     pub mapped: u64,
-    /// Bytes that are locked (`VmLck`). Secret memory is among them where it is counted for each process.
-    pub locked: u64,
+    /// Bytes that are locked (`VmLck`), as far as the kernel tells. Secret memory is among them where it is counted for
+    /// each process.
+    pub locked: Option<u64>,
     /// One sentence for each protection that is missing: what, why, and which setting gives it.
     pub missing: Vec<String>,
 }
@@ -99,14 +100,20 @@ pub fn report() -> Report {
     // What comes next allocates.
     drop(arena);
     let status = Status::read();
-    let (process, counting) = outcome();
+    let (process, counting) = if on_gvisor() { (ProcessLock::Pretended, None) } else { outcome() };
     // A lock of the whole process, as root can have it, includes an arena that could not be locked by itself.
-    let arena_locked = unlocked.is_none() || matches!(process, ProcessLock::Whole | ProcessLock::Present);
+    let arena_locked = match process {
+        ProcessLock::Pretended => false,
+        ProcessLock::Whole | ProcessLock::Present => true,
+        ProcessLock::NotAsked | ProcessLock::Refused(_) => unlocked.is_none(),
+    };
     let missing = [
         refusal.filter(|_| !keys_secret).map(|refusal| no_secret_memory(refusal, secret.charged, &status)),
         (opened && refusal.is_none() && secret.spilled > 0).then(|| full(secret)),
-        unlocked.filter(|_| !arena_locked).map(|errno| arena_not_locked(errno, keys_secret, arena_mapped, &status)),
-        process_not_locked(process, &status),
+        unlocked
+            .filter(|_| !arena_locked && process != ProcessLock::Pretended)
+            .map(|errno| arena_not_locked(errno, keys_secret, arena_mapped, &status)),
+        process_not_locked(process, keys_secret, &status),
     ];
     Report {
         keys_secret,
@@ -127,6 +134,7 @@ fn no_secret_memory(refusal: Refusal, charged: usize, status: &Status) -> String
     let all = if charged == 0 { "keys are not in secret memory" } else { "not all keys are in secret memory" };
     match refusal {
         // What a kernel says that does not know the call, and some container runtimes where their profile does not.
+        Refusal::Create(Errno::ENOSYS) if on_gvisor() => format!("{all}: memfd_secret is not available in gVisor"),
         Refusal::Create(Errno::ENOSYS) => format!(
             "{all}: memfd_secret is not available: it needs Linux 5.14 or later with CONFIG_SECRETMEM, before 6.5 \
              also the boot parameter secretmem.enable=1, and a seccomp profile that allows this system call"
@@ -168,9 +176,13 @@ fn full(secret: SecretUsage) -> String {
     )
 }
 
+/// What a host can do where nothing is locked.
+fn swapped(keys_secret: bool) -> &'static str {
+    if keys_secret { "tokens can be swapped out" } else { "keys can be swapped out" }
+}
+
 fn arena_not_locked(errno: Errno, keys_secret: bool, mapped: usize, status: &Status) -> String {
-    let (what, kib) =
-        (if keys_secret { "tokens can be swapped out" } else { "keys can be swapped out" }, mapped / 1024);
+    let (what, kib) = (swapped(keys_secret), mapped / 1024);
     match errno {
         Errno::ENOMEM | Errno::EPERM | Errno::EAGAIN => {
             format!("{what}: {kib} KiB could not be locked in memory; {}", raise(status, kib as u64))
@@ -179,10 +191,15 @@ fn arena_not_locked(errno: Errno, keys_secret: bool, mapped: usize, status: &Sta
     }
 }
 
-fn process_not_locked(process: ProcessLock, status: &Status) -> Option<String> {
+fn process_not_locked(process: ProcessLock, keys_secret: bool, status: &Status) -> Option<String> {
     let needed = (status.mapped + crate::process::HEADROOM).div_ceil(1024);
     match process {
         ProcessLock::Whole | ProcessLock::NotAsked => None,
+        ProcessLock::Pretended => Some(format!(
+            "{}: gVisor accepts locks of memory and does not pass them on to its host; where the host has no swap, set \
+             SDS_SHIM_REQUIRE_LOCKED=none",
+            swapped(keys_secret)
+        )),
         ProcessLock::Present => Some(format!(
             "what the process maps from now on is not locked in memory (keys are): {}",
             raise(status, needed)

@@ -42,6 +42,8 @@ pub struct Containment {
     pub seccomp: Option<PathBuf>,
     /// Further directories that are shown to it read-only: where, and where they are in the container.
     pub shown: Vec<(PathBuf, String)>,
+    /// gVisor's runtime, which is a kernel of its own, in place of runc.
+    pub gvisor: Option<PathBuf>,
 }
 
 impl Containment {
@@ -54,6 +56,7 @@ impl Containment {
             memory: "16m".to_owned(),
             seccomp: None,
             shown: Vec::new(),
+            gvisor: None,
         }
     }
 
@@ -66,7 +69,17 @@ impl Containment {
     ) -> Result<(PathBuf, Vec<String>), Failure> {
         let program = program()?;
         let (uid, gid) = self.user;
-        let mut arguments: Vec<String> = runtime().map(str::to_owned).to_vec();
+        let mut arguments: Vec<String> = match &self.gvisor {
+            // Its sandbox would have a network of its own; ours has the CA.
+            Some(path) => {
+                ["--runtime", &path.display().to_string(), "--runtime-flag", "network=host", "--runtime-flag"]
+                    .map(str::to_owned)
+                    .into_iter()
+                    .chain(["ignore-cgroups".to_owned()])
+                    .collect()
+            }
+            None => runtime().map(str::to_owned).to_vec(),
+        };
         // Without a log of podman's own: ours reads what comes.
         arguments.extend(["run", "--name", name, "--log-driver", "none", "--network", "host"].map(str::to_owned));
         arguments.extend(["--read-only", "--read-only-tmpfs=false", "--cap-drop", "all"].map(str::to_owned));
@@ -272,6 +285,17 @@ impl ProgramImage {
             symlink(Path::new("/").join(names[0]), &path).or_fail("lay out an image")?;
         }
         let recipe = format!("FROM scratch\nCOPY . /\nUSER 65535:65535\nENTRYPOINT [\"/{}\"]\n", names[0]);
+        Self::cook(root, &recipe)
+    }
+
+    /// Another image whose shim its user may read as well as execute, without which gVisor starts no program.
+    pub fn readable(root: &Path, image: &str) -> Result<Self, Failure> {
+        fs::create_dir_all(root).or_fail("lay out an image")?;
+        let shim = "/usr/local/bin/sds-shim";
+        Self::cook(root, &format!("FROM {image}\nCOPY --from={image} --chmod=0555 {shim} {shim}\n"))
+    }
+
+    fn cook(root: &Path, recipe: &str) -> Result<Self, Failure> {
         fs::write(root.join("Containerfile"), recipe).or_fail("write an image's recipe")?;
         let image = Self(format!("localhost/{}", unique("program")));
         podman(&[
