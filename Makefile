@@ -35,13 +35,13 @@ RUST_COMMIT := $(shell rustc -vV | sed -n 's/^commit-hash: //p')
 PACKAGES := tests/testkit/install-packages.sh
 # What the tests run beside the shim.
 TEST_TOOLS := envoy gdb strace valgrind podman pod-network prometheus systemd pilot-agent istio-ca distribution lintian \
-  debian-roots gvisor
+  debian-roots gvisor seccomp-profiles
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
 .PHONY: help build others deb lintian debian-roots image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels kernel-guest \
   conformance-istio bench soak fleet recovery seccomp check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta \
-  strace gdb pilot-agent podman gvisor pod-network python prometheus istio-ca istio-injector curl kubernetes systemd manual clean
+  strace gdb pilot-agent podman gvisor seccomp-profiles pod-network python prometheus istio-ca istio-injector curl kubernetes systemd manual clean
 
 # Who installs something finds what the others have installed, and each has the processors for itself.
 .NOTPARALLEL:
@@ -202,6 +202,9 @@ podman:
 
 gvisor:
 	@tests/testkit/install-gvisor.sh
+
+seccomp-profiles:
+	@tests/testkit/install-seccomp-profiles.sh
 
 pod-network:
 	@$(PACKAGES) "iproute2 iptables" ip iptables-restore
