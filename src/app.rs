@@ -169,14 +169,18 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
     let min_life = config.admin.min_life.as_secs() as i64;
     let status =
         Arc::new(Status::new(clock::now(), min_life, sources(&config), addresses).following(config.followed_files()));
-    let pages = Arc::new(AdminPages::new(Arc::clone(&status)));
+    let pages: Arc<dyn Pages> = Arc::new(AdminPages::new(Arc::clone(&status)));
     if let Some(address) = config.admin.listen.clone() {
-        tokio::spawn(admin::serve(address, Arc::clone(&pages) as Arc<dyn Pages>, Arc::clone(&status)));
+        tokio::spawn(admin::serve(address, Arc::clone(&pages), Arc::clone(&status)));
     }
     let access = FileAccess::new(sds.file_directories.clone());
     let (changed, on_change) = (Arc::new(Notify::new()), config.on_change.clone());
+    let over_tls = config.admin.tls.clone();
     let (workloads, view) =
         workloads(config, access.clone(), Arc::clone(&force), Arc::clone(&status), Arc::clone(&changed))?;
+    if let Some((tls, view)) = over_tls.zip(view.clone()) {
+        tokio::spawn(admin::serve_tls(tls, view, Arc::clone(&pages), Arc::clone(&status)));
+    }
     let open_to_others = Arc::new(move |name: &str| access.is_open(name));
     let mut supervisor = Supervisor::new(launch, wait, view);
     let keeping = keep_in_place(socket);

@@ -53,6 +53,12 @@ const AMPLIFICATION: usize = 400;
 /// What must be free beside a request to the admin port that is larger than a probe's.
 const BESIDES_ADMIN: usize = 544 * 1024;
 
+/// What a TLS client of the admin endpoints that is not known yet may take at the most, in the largest pieces that it
+/// gets; it must be free for each of them beside what a renewal needs.
+const HANDSHAKE: [usize; 8] = [HANDSHAKE_PIECE; 8];
+/// Bytes of the largest of them.
+pub const HANDSHAKE_PIECE: usize = 32 * 1024;
+
 /// What must be free for a large document, in whole pieces: what a renewal needs; the document and what it is made
 /// from, all of it in small blocks and made in one go, so only once at a time; those that are still being written.
 const DOCUMENT: [usize; 7] =
@@ -133,6 +139,13 @@ pub fn for_answer() -> usize {
 pub fn has_room_for_admin(pieces: &[usize], is_probe: bool) -> bool {
     let besides = if is_probe { 0 } else { BESIDES_ADMIN };
     beside(pieces.iter().copied(), &[besides])
+}
+
+/// Whether there is room for so many TLS clients of the admin endpoints, none of whom has taken anything yet.
+#[must_use]
+pub fn has_room_for_handshakes(count: usize) -> bool {
+    let all = std::iter::repeat_n(HANDSHAKE, count).flatten();
+    beside([RENEWAL_PIECE].into_iter().chain(all), &[])
 }
 
 /// Whether a file of this size may be read that peers are verified with. It is in memory twice while it is read, and

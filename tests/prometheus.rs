@@ -1,16 +1,21 @@
 //! A real Prometheus scrapes a shim through an outage of its CA: the alerts that it loads see it in time, and the
-//! dashboard's queries show what happened, the first event of each series included.
+//! dashboard's queries show what happened, the first event of each series included. And over mutual TLS, with a
+//! certificate of the mesh, through rotations on both sides and a change of the root.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
+
+use nix::sys::signal::Signal;
 
 use serde_json::{Value, json};
 use testkit::{
-    Failure, OrFail, PATIENCE,
+    Failure, OrFail, PATIENCE, Workload,
+    development_ca::{CaOptions, DevelopmentCa, Fault, Leaf, Pki, TokenRequest},
     door::Door,
-    fixture::{Open, Site},
+    fixture::{Logged, Open, Site, tokens},
     http, port,
     process::Process,
     scratch::Scratch,
+    shim::{Shim, ShimBuilder},
     workspace,
 };
 use tokio::{
@@ -29,19 +34,26 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// One that scrapes `target` and loads our alerts.
+    /// One that scrapes `target` each second and loads our alerts.
     fn start(target: u16) -> Result<Self, Failure> {
+        Self::scraping(target, json!({}))
+    }
+
+    /// One that scrapes `target` in this way.
+    fn scraping(target: u16, way: Value) -> Result<Self, Failure> {
         let scratch = Scratch::new("tests")?;
         let directory =
             std::env::var_os("PROMETHEUS_DIR").map_or_else(|| workspace().join("target/prometheus"), From::from);
         let port = port::unshared().or_fail("find a port")?;
+        let mut job = json!({
+            "job_name": "sds-shim",
+            "static_configs": [{ "targets": [format!("127.0.0.1:{target}")] }],
+        });
+        job.as_object_mut().into_iter().for_each(|job| job.extend(way.as_object().cloned().unwrap_or_default()));
         let config = json!({
             "global": { "scrape_interval": "1s", "evaluation_interval": "1s" },
             "rule_files": [workspace().join("packaging/prometheus/alerts.yaml")],
-            "scrape_configs": [{
-                "job_name": "sds-shim",
-                "static_configs": [{ "targets": [format!("127.0.0.1:{target}")] }],
-            }],
+            "scrape_configs": [job],
         });
         // JSON is YAML as well.
         let file = scratch.path().join("prometheus.yaml");
@@ -154,5 +166,162 @@ async fn an_outage_is_seen_by_the_alerts_in_time_and_shown_by_each_panel() -> te
     }
     let reasons = prometheus.query("sds_shim_renewal_failures_total{reason=\"connect\"}").await?;
     assert!(reasons.iter().any(|(_, count)| *count > 0.0), "{reasons:?}");
+    Ok(())
+}
+
+/// One shim beside the workload, one beside Prometheus, which writes the files that Prometheus reads.
+struct Mesh {
+    workload: Logged,
+    prometheus: Logged,
+    site: Site,
+    monitoring: Workload,
+    successor: DevelopmentCa,
+}
+
+impl Mesh {
+    async fn start(port: u16) -> Result<Self, Failure> {
+        let site = Site::new().await?;
+        let (new, options) = (Arc::new(Pki::new("new")), CaOptions::default());
+        let successor = DevelopmentCa::start(new, tokens(), options).await.or_fail("start the new CA")?;
+        let directory = site.workload.path().join("prometheus");
+        let monitoring = Workload::create(&directory, "monitoring", "prometheus", &site.pki.root_pem());
+        let mut monitoring = monitoring.or_fail("lay out Prometheus' pod")?;
+        let token = tokens().mint(&TokenRequest::new("monitoring", "prometheus"));
+        monitoring.write_token(&token).or_fail("write its token")?;
+        let addresses = [&site.ca, &successor].map(|ca| format!("localhost:{}", ca.address().port())).join(",");
+        let common = |shim: ShimBuilder| {
+            shim.env("CA_ADDR", &addresses).env("SDS_SHIM_ROOT_GRACE", "1s").env("FILE_DEBOUNCE_DURATION", "10ms")
+        };
+        let of_workload = common(site.shim())
+            .env("SDS_SHIM_ADMIN_TLS", format!("127.0.0.1:{port}"))
+            .env("SDS_SHIM_ADMIN_TLS_CLIENTS", monitoring.spiffe_id());
+        let of_prometheus = common(Shim::for_workload(&monitoring, site.ca.address())).env("OUTPUT_CERTS", "certs");
+        let (workload, prometheus) = (Logged(of_workload.start()?), Logged(of_prometheus.start()?));
+        let mesh = Self { workload, prometheus, site, monitoring, successor };
+        mesh.has_issued(1).await?;
+        Ok(mesh)
+    }
+
+    /// Both shims have had so many certificates.
+    async fn has_issued(&self, count: usize) -> testkit::Result {
+        for shim in [&self.workload, &self.prometheus] {
+            let issued = |lines: &[String]| {
+                (lines.iter().filter(|line| line.contains("certificate issued")).count() >= count).then_some(())
+            };
+            shim.wait_until(&format!("{count} certificates"), issued).await?;
+        }
+        Ok(())
+    }
+
+    async fn rotate(&self, count: usize) -> testkit::Result {
+        for shim in [&self.workload, &self.prometheus] {
+            shim.signal(Signal::SIGUSR1)?;
+        }
+        self.has_issued(count).await
+    }
+
+    /// Both know these roots as those of the CA, and `ROOTCA` has so many.
+    async fn roots(&mut self, pem: &str, count: u64) -> testkit::Result {
+        for workload in [&self.site.workload, &self.monitoring] {
+            workload.write_root(pem).or_fail("write the root")?;
+        }
+        for shim in [&mut self.workload, &mut self.prometheus] {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let status: Value = serde_json::from_str(&shim.admin("/status").await?.text()).or_fail("read it")?;
+                let mut resources = status["workloads"][0]["resources"].as_array().into_iter().flatten();
+                if resources.any(|one| one["name"] == "ROOTCA" && one["certificate_count"] == count) {
+                    break;
+                }
+                if Instant::now() > deadline {
+                    return Err(shim.failure(format!("there are no {count} anchors: {status}")));
+                }
+                sleep(LOOK).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Prometheus {
+    /// Waits for two more scrapes. Returns how many there were, and how many of them failed.
+    async fn scrapes(&self) -> Result<(f64, f64), Failure> {
+        let count = async |query: &str| {
+            let samples = self.query(query).await?;
+            Ok::<_, Failure>(samples.first().map_or(0.0, |sample| sample.1))
+        };
+        let (before, deadline) = (count("count_over_time(up[1h])").await?, Instant::now() + PATIENCE);
+        loop {
+            let all = count("count_over_time(up[1h])").await?;
+            if all >= before + 2.0 {
+                return Ok((all, all - count("sum_over_time(up[1h])").await?));
+            }
+            if Instant::now() > deadline {
+                return Err(self.process.failure("it does not scrape"));
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Why the target was not scraped.
+    async fn refusal(&self) -> Result<String, Failure> {
+        self.until("up == 0").await?;
+        let targets = self.get("/api/v1/targets").await?;
+        Ok(targets["activeTargets"][0]["lastError"].as_str().unwrap_or_default().to_owned())
+    }
+}
+
+/// How Prometheus scrapes over mutual TLS, with a certificate and a key in these files.
+fn over_tls(files: Option<[String; 2]>) -> Value {
+    // Go looks for the address among the names of a certificate, and a workload's has none.
+    let mut tls = json!({ "insecure_skip_verify": true });
+    if let Some([certificate, key]) = files {
+        (tls["cert_file"], tls["key_file"]) = (certificate.into(), key.into());
+    }
+    // A scrape may take no longer than this, and the machine may be busy.
+    json!({ "scheme": "https", "tls_config": tls, "scrape_interval": "2s" })
+}
+
+#[tokio::test]
+async fn no_scrape_over_mutual_tls_fails_while_certificates_and_the_root_change() -> testkit::Result {
+    let port = port::unshared().or_fail("find a port")?;
+    let mut mesh = Mesh::start(port).await?;
+    let certs = mesh.monitoring.path().join("certs");
+    let files = ["cert-chain.pem", "key.pem"].map(|name| certs.join(name).display().to_string());
+    let prometheus = Prometheus::scraping(port, over_tls(Some(files)))?;
+    prometheus.until("sds_shim_ready == 1").await?;
+    for count in [2, 3] {
+        mesh.rotate(count).await?;
+        prometheus.scrapes().await?;
+    }
+    let (old, new) = (mesh.site.pki.root_pem(), mesh.successor.root_pem());
+    mesh.roots(&format!("{old}{new}"), 2).await?;
+    prometheus.scrapes().await?;
+    mesh.site.ca.set_fault(Some(Fault::Status(tonic::Code::Unavailable, "gone".to_owned())));
+    mesh.rotate(4).await?;
+    prometheus.scrapes().await?;
+    mesh.roots(&new, 1).await?;
+    prometheus.scrapes().await?;
+    mesh.rotate(5).await?;
+    let (scrapes, failed) = prometheus.scrapes().await?;
+    println!("{scrapes} scrapes over mutual TLS, {failed} failed, through 4 rotations on both sides and another root");
+    if failed > 0.0 {
+        let failure = mesh.workload.failure(format!("{failed} of {scrapes} scrapes failed"));
+        return Err(prometheus.process.explain(mesh.prometheus.explain(failure)));
+    }
+    let refused = mesh.workload.log().lines().into_iter().find(|line| line.contains("refused a client"));
+    assert_eq!(refused, None);
+    // A certificate of the same mesh that is not named, and none.
+    mesh.roots(&format!("{old}{new}"), 2).await?;
+    let other = mesh.site.pki.issue(&Leaf::workload(&mesh.site.workload.spiffe_id(), 60 * LIFE));
+    let files = ["other.pem", "other-key.pem"].map(|name| mesh.site.workload.path().join(name).display().to_string());
+    for (file, text) in files.iter().zip([&other.chain_pem, &other.key_pem]) {
+        fs::write(file, text).or_fail("write another certificate")?;
+    }
+    for (files, expected) in [(Some(files), "403 Forbidden"), (None, "certificate required")] {
+        let error = Prometheus::scraping(port, over_tls(files))?.refusal().await?;
+        println!("not scraped: {error}");
+        assert!(error.contains(expected), "{error}");
+    }
     Ok(())
 }

@@ -1,4 +1,4 @@
-use std::{fs, io, path::Path, time::Duration};
+use std::{fs, io, net::IpAddr, path::Path, time::Duration};
 
 use tokio::{
     io::AsyncReadExt,
@@ -6,6 +6,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
+use super::tls::Secured;
 use crate::{
     config::AdminAddress,
     socket_file::{SocketFile, is_dead},
@@ -26,14 +27,17 @@ pub(super) enum Listener {
 pub(super) enum Accepted {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<Secured>),
 }
 
 impl Accepted {
     /// Waits for the first byte, for which no buffer is needed.
-    pub(super) async fn readable(&self) -> io::Result<()> {
+    pub(super) async fn readable(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.readable().await,
             Self::Unix(stream) => stream.readable().await,
+            // It had room for a handshake, so it has some for a portion.
+            Self::Tls(_) => Ok(()),
         }
     }
 
@@ -42,6 +46,7 @@ impl Accepted {
         match self {
             Self::Tcp(stream) => stream.read_buf(buffer).await,
             Self::Unix(stream) => stream.read_buf(buffer).await,
+            Self::Tls(secured) => secured.read_buf(buffer).await,
         }
     }
 
@@ -54,22 +59,34 @@ impl Accepted {
         match self {
             Self::Tcp(stream) => Box::new(stream),
             Self::Unix(stream) => Box::new(stream),
+            Self::Tls(secured) => Box::new(secured),
+        }
+    }
+
+    /// The address of whoever came by the network.
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip().to_canonical()),
+            Self::Unix(_) | Self::Tls(_) => None,
         }
     }
 }
 
 impl Listener {
     /// Listens, as soon as the address is not somebody else's.
-    pub(super) async fn listen(address: &AdminAddress, status: &Status) -> Self {
+    pub(super) async fn listen(address: &AdminAddress, over_tls: bool, status: &Status) -> Self {
+        let variable = if over_tls { "SDS_SHIM_ADMIN_TLS" } else { "SDS_SHIM_ADMIN" };
+        let how = if over_tls { " over mutual TLS" } else { "" };
         let mut pauses = TAKEN.into_iter();
         let mut told = false;
         loop {
             let error = match Self::bind(address).await {
                 Ok(listener) => {
-                    status.admin_is(None);
-                    info!(%address, "serving health, metrics and status");
+                    status.admin_is(over_tls, None);
+                    info!(%address, "serving health, metrics and status{how}");
                     if let AdminAddress::Tcp(address) = address
                         && !address.ip().is_loopback()
+                        && !over_tls
                     {
                         warn!(%address, "exposing health, metrics and status to everyone who can reach this address");
                     }
@@ -78,14 +95,15 @@ impl Listener {
                 Err(error) => error,
             };
             let retry = format!("retrying every {} s", STILL_TAKEN.as_secs());
-            status.admin_is(Some(format!("{address}: probes and scrapes are NOT answered: {error}; {retry}")));
+            let trouble = format!("{address}: probes and scrapes are NOT answered: {error}; {retry}");
+            status.admin_is(over_tls, Some(trouble));
             let pause = pauses.next();
             if pause.is_none() && !told {
                 told = true;
                 error!(
                     %address,
-                    "CANNOT serve health, metrics and status: {error}; {retry}; SDS is not affected, but another \
-                     process may answer probes on this address; set SDS_SHIM_ADMIN to use another one"
+                    "CANNOT serve health, metrics and status{how}: {error}; {retry}; SDS is not affected, but another \
+                     process may answer probes on this address; set {variable} to use another one"
                 );
             }
             tokio::time::sleep(pause.unwrap_or(STILL_TAKEN)).await;

@@ -6,9 +6,12 @@ mod listener;
 mod metrics;
 mod older_format;
 mod pages;
+mod places;
+mod refusals;
 mod row;
 mod server;
 mod status;
+mod tls;
 
 pub use pages::AdminPages;
-pub use server::serve;
+pub use server::{serve, serve_tls};

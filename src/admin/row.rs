@@ -160,7 +160,7 @@ mod tests {
         workload.mounted(1, vec![("weak", "a weak key".to_owned())]);
         let lists = Some(("unreadable", "no list".to_owned()));
         workload.revocation(RevocationFacts { trouble: lists, ..RevocationFacts::default() });
-        status.admin_is(Some("the port is taken".to_owned()));
+        status.admin_is(false, Some("the port is taken".to_owned()));
         status.wrote(1, Err("the disk is full".to_owned()));
         status.acted(1, Err("Envoy does not answer".to_owned()));
         let told = fields(&status, &[]).pop();

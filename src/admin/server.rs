@@ -1,5 +1,4 @@
 use std::{
-    collections::VecDeque,
     convert::Infallible,
     io::{self, Cursor},
     sync::{
@@ -16,7 +15,8 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::AsyncReadExt,
-    task::{AbortHandle, yield_now},
+    sync::watch,
+    task::yield_now,
     time::{Instant, timeout_at},
 };
 use tracing::{debug, warn};
@@ -24,15 +24,16 @@ use tracing::{debug, warn};
 use super::{
     host,
     listener::{Accepted, Listener},
+    places::{Place, Places},
+    tls::Door,
 };
 use crate::{
     budget,
-    config::AdminAddress,
+    config::{AdminAddress, AdminTls},
     status::{Page, Pages, Status},
+    store::View,
 };
 
-/// Connections at a time; each is for one request.
-const CONNECTIONS: usize = 64;
 /// Bytes of a request's head, nearly, and how many are taken at a time. Prometheus may send a token.
 const REQUEST: usize = 4 * 1024;
 const PORTION: usize = 512;
@@ -51,8 +52,28 @@ const DESCRIPTORS: Duration = Duration::from_millis(100);
 /// Serves the documents for as long as it is polled. Nothing that goes wrong here ends the process: who cannot be
 /// watched still needs an identity.
 pub async fn serve(address: AdminAddress, pages: Arc<dyn Pages>, status: Arc<Status>) -> Infallible {
+    serve_through(None, address, pages, status).await
+}
+
+/// The same over mutual TLS, with what the view has when somebody connects.
+pub async fn serve_tls(
+    tls: AdminTls,
+    view: watch::Receiver<View>,
+    pages: Arc<dyn Pages>,
+    status: Arc<Status>,
+) -> Infallible {
+    let address = AdminAddress::Tcp(tls.address);
+    serve_through(Some(Arc::new(Door::new(tls.clients, view))), address, pages, status).await
+}
+
+async fn serve_through(
+    door: Option<Arc<Door>>,
+    address: AdminAddress,
+    pages: Arc<dyn Pages>,
+    status: Arc<Status>,
+) -> Infallible {
     let mut places = Places::default();
-    let listener = Listener::listen(&address, &status).await;
+    let listener = Listener::listen(&address, door.is_some(), &status).await;
     loop {
         let stream = match listener.accept().await {
             Ok(stream) => stream,
@@ -62,16 +83,23 @@ pub async fn serve(address: AdminAddress, pages: Arc<dyn Pages>, status: Arc<Sta
                 continue;
             }
         };
-        let asked = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(connection(stream, Arc::clone(&pages), Arc::clone(&asked)));
-        places.take(Place { task: task.abort_handle(), asked });
+        let (peer, asked) = (stream.peer(), Arc::new(AtomicBool::new(false)));
+        let task = tokio::spawn(connection(stream, door.clone(), Arc::clone(&pages), Arc::clone(&asked)));
+        places.take(Place { task: task.abort_handle(), asked, peer });
         // A request that is there already is answered before anybody else comes: nobody who comes can then take its
         // place.
         yield_now().await;
     }
 }
 
-async fn connection(mut stream: Accepted, pages: Arc<dyn Pages>, asked: Arc<AtomicBool>) {
+async fn connection(mut stream: Accepted, door: Option<Arc<Door>>, pages: Arc<dyn Pages>, asked: Arc<AtomicBool>) {
+    let mut visitor = None;
+    if let Some(door) = door {
+        let Accepted::Tcp(tcp) = stream else { return };
+        // Boxed, because what a task was made for stays until somebody else comes.
+        let Some((secured, known)) = Box::pin(door.admit(tcp)).await else { return };
+        (stream, visitor) = (Accepted::Tls(Box::new(secured)), Some(known));
+    }
     let began = Instant::now();
     let head = match timeout_at(began + HEADERS_WITHIN, head(&mut stream)).await {
         Ok(Ok(head)) => head,
@@ -82,10 +110,13 @@ async fn connection(mut stream: Accepted, pages: Arc<dyn Pages>, asked: Arc<Atom
     let is_network = stream.is_network();
     let (reading, writing) = tokio::io::split(stream.into_stream());
     let stream = tokio::io::join(Cursor::new(head).chain(reading), writing);
-    let served = http1::Builder::new()
-        .keep_alive(false)
-        .max_buf_size(BUFFER)
-        .serve_connection(TokioIo::new(stream), service_fn(|request| answer(&*pages, is_network, request)));
+    let served = http1::Builder::new().keep_alive(false).max_buf_size(BUFFER).serve_connection(
+        TokioIo::new(stream),
+        service_fn(|request| {
+            let forbidden = visitor.as_ref().and_then(|visitor| visitor.forbidden.as_deref());
+            answer(&*pages, is_network, forbidden, request)
+        }),
+    );
     match timeout_at(began + ALL_WITHIN, served).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!("a connection to the admin endpoints ended: {error}"),
@@ -114,37 +145,16 @@ async fn head(stream: &mut Accepted) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Who is connected, in the order in which they came.
-#[derive(Default)]
-struct Places(VecDeque<Place>);
-
-struct Place {
-    task: AbortHandle,
-    /// Whether a whole request was read.
-    asked: Arc<AtomicBool>,
-}
-
-impl Places {
-    /// Takes one more. When there are too many, the oldest gives way that has not asked yet, else the oldest: who asks
-    /// and reads at once, as kubelet does, is never among those.
-    fn take(&mut self, place: Place) {
-        self.0.retain(|place| !place.task.is_finished());
-        if self.0.len() >= CONNECTIONS {
-            let slow = self.0.iter().position(|place| !place.asked.load(Ordering::Relaxed)).unwrap_or(0);
-            self.0.remove(slow).inspect(|place| place.task.abort());
-        }
-        self.0.push_back(place);
-    }
-}
-
 async fn answer(
     pages: &dyn Pages,
     is_network: bool,
+    forbidden: Option<&str>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let meant = if is_network { host::check(&request) } else { Ok(()) };
     let plain = |status, text: String| Page { status, content_type: "text/plain", body: (text + "\n").into() };
     let Page { status, content_type, body } = match (meant, request.method()) {
+        _ if forbidden.is_some() => plain(403, forbidden.unwrap_or_default().to_owned()),
         (Err((status, reason)), _) => plain(status, reason.to_owned()),
         (Ok(()), &Method::GET | &Method::HEAD) => {
             let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());

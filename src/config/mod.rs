@@ -33,7 +33,7 @@ use env::is_service_link;
 use proxy_config::ProxyConfig;
 use reader::Reader;
 
-pub use admin::{AdminAddress, AdminConfig};
+pub use admin::{AdminAddress, AdminConfig, AdminTls};
 pub use ca::{CaAddress, CaConfig, CaHeader, CaRoots, MutualTls, ServerName};
 pub use duration::parse_go_duration;
 pub use env::{Env, ProcessEnv, arguments};
@@ -121,7 +121,7 @@ impl Config {
             on_change: on_change::read(&mut reader, token.file.is_none()),
             sds: sds::read(&mut reader),
             wait: wait::read(&mut reader, token.file.is_none()),
-            admin: admin::read(&mut reader),
+            admin: admin::read(&mut reader, token.file.is_none()),
             memory: memory::read(&mut reader),
             log: log::read(&mut reader),
             source,

@@ -94,6 +94,8 @@ fn every_variable_has_an_effect() {
         ("SDS_SHIM_FILE_DIRECTORIES", "/a, /b/c/"),
         ("SDS_SHIM_WAIT", "certificate"),
         ("SDS_SHIM_ADMIN", "unix:./a"),
+        ("SDS_SHIM_ADMIN_TLS", "[::]:15023"),
+        ("SDS_SHIM_ADMIN_TLS_CLIENTS", "spiffe://td/ns/m/sa/p, spiffe://other/*"),
         ("SDS_SHIM_READY_MIN_LIFE", "1m"),
         ("SDS_SHIM_REQUIRE_LOCKED", "secret"),
         ("SDS_SHIM_ARENA_KIB", "4096"),
@@ -142,6 +144,9 @@ fn every_variable_has_an_effect() {
     assert_eq!((config.token.audience.as_deref(), config.log.level), (Some("a"), LogLevel::Debug));
     assert_eq!(config.wait, WaitFor::Certificate);
     assert_eq!((config.log.format, config.log.scopes), (LogFormat::Json, vec![("sds", LogLevel::Warn)]));
+    let clients = ["spiffe://td/ns/m/sa/p", "spiffe://other/*"].map(|pattern| pattern.parse().unwrap());
+    let tls = AdminTls { address: "[::]:15023".parse().unwrap(), clients: clients.to_vec() };
+    assert_eq!(config.admin.tls, Some(tls));
     assert_eq!((config.admin.listen, config.admin.min_life.as_secs()), (Some(AdminAddress::Unix("./a".into())), 60));
 }
 
@@ -275,6 +280,10 @@ fn each_mistake_names_its_variable_and_never_its_value() {
         ("SDS_SHIM_BUNDLES", "/no-domain.pem"),
         ("SDS_SHIM_BUNDLES", "cluster.local=/own.pem"),
         ("SDS_SHIM_BUNDLES", "twice=/a.pem,twice=/b.pem"),
+        ("SDS_SHIM_ADMIN_TLS", "localhost:15023"),
+        ("SDS_SHIM_ADMIN_TLS", "unix:./a"),
+        ("SDS_SHIM_ADMIN_TLS_CLIENTS", "grafana-agent"),
+        ("SDS_SHIM_ADMIN_TLS_CLIENTS", "spiffe://td/a,*"),
         ("FILE_MOUNTED_CERTS", "maybe"),
         ("CREDENTIAL_FETCHER_TYPE", "Mock"),
         ("SDS_SHIM_COMPAT", "linkerd"),

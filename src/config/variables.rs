@@ -146,6 +146,10 @@ variables! {
         "What `sds-shim exec` waits for before it starts its program: the SDS socket or the first certificate.";
     SDS_SHIM_ADMIN: "address:port, unix:PATH or off" = "127.0.0.1:15022",
         "Where to serve health, metrics and status over HTTP/1.1. Anything but a loopback address exposes them to the network.";
+    SDS_SHIM_ADMIN_TLS: "address:port or off" = "off",
+        "Where to serve the same over mutual TLS as well, with the served certificate, to clients that the served trust anchors vouch for and SDS_SHIM_ADMIN_TLS_CLIENTS names; new connections use what is served then.";
+    SDS_SHIM_ADMIN_TLS_CLIENTS: "SPIFFE IDs, comma separated" else "required with SDS_SHIM_ADMIN_TLS",
+        "Who may connect to SDS_SHIM_ADMIN_TLS: SPIFFE IDs in full, or ending in /* for all below a path, as in spiffe://cluster.local/ns/monitoring/*.";
     SDS_SHIM_READY_MIN_LIFE: "Go duration" = "0s",
         "Report not ready while the served certificate has less than this left to live.";
     SDS_SHIM_TERMINATION_LOG: "file" = "/dev/termination-log",

@@ -1,6 +1,10 @@
 use std::{fmt, fs, io::ErrorKind, path::Path, sync::Arc};
 
-use openssl::{error::ErrorStack, sha::sha256, x509::X509Name};
+use openssl::{
+    error::ErrorStack,
+    sha::sha256,
+    x509::{X509Name, X509Ref},
+};
 
 use super::{
     der::{CERTIFICATE, Weight},
@@ -228,6 +232,19 @@ impl RevocationList {
             None if self.next_update() <= now => CrlState::Expired(self.next_update()),
             None => CrlState::Good,
         }
+    }
+
+    /// Whether it tells of certificates such as this one, that of a CA or a leaf's: its issuer has written it.
+    pub(super) fn is_for(&self, certificate: &X509Ref, is_ca: bool) -> bool {
+        let other = if is_ca { Scope::Leaves } else { Scope::Authorities };
+        self.parts.scope != other && self.name == signer::canonical(certificate.issuer_name())
+    }
+
+    /// Whether it names this certificate.
+    pub(super) fn names(&self, certificate: &X509Ref) -> bool {
+        let serial = certificate.serial_number().to_bn().map(|number| number.to_vec());
+        // Where it cannot be read, nobody knows.
+        serial.map_or(true, |serial| parse::names(&self.der, &serial).unwrap_or(true))
     }
 
     /// Whether it bears this CA's name.

@@ -67,6 +67,7 @@ impl KeySpec {
         if !matches!(self.algorithm, KeyAlgorithm::Rsa { .. }) {
             return self.generate();
         }
+        let _turn = key_work().lock().await;
         let (tell, made) = oneshot::channel();
         let spec = *self;
         let make = move || drop(tell.send(spec.generate()));
@@ -87,6 +88,12 @@ impl KeySpec {
         };
         locked::write_private_key(key, structure)
     }
+}
+
+/// Work with RSA keys, one at a time: secret memory has room to make one, or to sign with one.
+pub fn key_work() -> &'static tokio::sync::Mutex<()> {
+    static WORK: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    &WORK
 }
 
 /// A fresh key and the CSR (PKCS#10, RFC 2986) for it.

@@ -54,6 +54,17 @@ impl SpiffeId {
         Ok(Self(format!("spiffe://{domain}/ns/{namespace}/sa/{account}")))
     }
 
+    /// Any SPIFFE ID with a path (SPIFFE-ID specification, section 2).
+    pub fn parse(text: &str) -> Option<Self> {
+        let (domain, path) = text.strip_prefix("spiffe://")?.split_once('/')?;
+        let is_good =
+            domain.parse::<TrustDomain>().is_ok() && path.split('/').all(|one| Self::check_segment(one).is_ok());
+        (is_good && text.len() <= Self::LONGEST).then(|| Self(text.to_owned()))
+    }
+
+    /// Bytes of the longest one.
+    const LONGEST: usize = 2048;
+
     /// The trust domain.
     pub fn domain(&self) -> TrustDomain {
         TrustDomain(self.0.split('/').nth(2).unwrap_or_default().to_owned())
@@ -89,6 +100,32 @@ impl fmt::Display for SpiffeId {
     }
 }
 
+/// One SPIFFE ID, or with `/*` at its end all below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpiffePattern(String);
+
+impl FromStr for SpiffePattern {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const EXPECTED: &str = "expected SPIFFE IDs such as spiffe://cluster.local/ns/monitoring/sa/prometheus, or with \
+                                /* at the end all below a path, as in spiffe://cluster.local/ns/monitoring/*";
+        // The star stands for a segment.
+        let one = text.strip_suffix("/*").map_or_else(|| text.to_owned(), |above| format!("{above}/x"));
+        SpiffeId::parse(&one).map(|_| Self(text.to_owned())).ok_or(EXPECTED)
+    }
+}
+
+impl SpiffePattern {
+    /// Whether it is this one, or this one is below it.
+    pub fn matches(&self, id: &SpiffeId) -> bool {
+        match self.0.strip_suffix('*') {
+            Some(above) => id.0.starts_with(above),
+            None => id.0 == self.0,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +138,52 @@ mod tests {
         assert_eq!(id.in_domain(&TrustDomain::default()).as_str(), "spiffe://cluster.local/ns/foo/sa/sleep");
         assert_eq!(id.in_domain(&domain), id);
         assert_eq!(id.domain(), domain);
+    }
+
+    #[test]
+    fn a_pattern_is_one_id_or_all_below_a_path() {
+        let id = |text: &str| SpiffeId::parse(text).unwrap();
+        let prometheus = id("spiffe://td.example/ns/monitoring/sa/prometheus");
+        for (pattern, expected) in [
+            ("spiffe://td.example/ns/monitoring/sa/prometheus", true),
+            ("spiffe://td.example/ns/monitoring/sa/prom", false),
+            ("spiffe://td.example/ns/monitoring/*", true),
+            ("spiffe://td.example/*", true),
+            ("spiffe://td.example/ns/monitor/*", false),
+            ("spiffe://td.example/ns/monitoring/sa/prometheus/*", false),
+            ("spiffe://td.example.org/*", false),
+            ("spiffe://other.example/ns/monitoring/sa/prometheus", false),
+        ] {
+            assert_eq!(pattern.parse::<SpiffePattern>().unwrap().matches(&prometheus), expected, "{pattern}");
+        }
+        for bad in [
+            "",
+            "*",
+            "prometheus",
+            "spiffe://td.example",
+            "spiffe://td.example/",
+            "spiffe://*",
+            "spiffe://*/ns/a",
+            "spiffe:///*",
+            "spiffe://td.example/ns/mon*",
+            "spiffe://td.example/*/sa/prometheus",
+            "spiffe://td.example//*",
+            "https://td.example/*",
+            "SPIFFE://td.example/*",
+        ] {
+            assert!(bad.parse::<SpiffePattern>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_id_is_none() {
+        for bad in
+            ["spiffe://td", "spiffe://td/", "spiffe://td/a/", "spiffe://td/../a", "spiffe://TD/a", "spiffe://td/a?b"]
+        {
+            assert_eq!(SpiffeId::parse(bad), None, "{bad}");
+        }
+        assert_eq!(SpiffeId::parse(&format!("spiffe://td{}", "/abc".repeat(600))), None);
+        assert_eq!(SpiffeId::parse("spiffe://td/a").unwrap().domain().to_string(), "td");
     }
 
     #[test]

@@ -36,8 +36,8 @@ pub struct Status {
     output: Mutex<Option<Outcomes>>,
     on_change: Mutex<Option<Outcomes>>,
     files: Vec<PathBuf>,
-    /// Why the admin endpoints are not served.
-    admin: Mutex<Option<String>>,
+    /// Why the admin endpoints are not served at one or the other address.
+    admin: Mutex<[Option<String>; 2]>,
     workloads: Mutex<Vec<Weak<Workload>>>,
     renewals: Mutex<Renewals>,
     changes: watch::Sender<()>,
@@ -180,14 +180,18 @@ impl Status {
         self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Why the admin endpoints are not served from now on; `None` when they are.
-    pub fn admin_is(&self, trouble: Option<String>) {
-        *self.admin.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    /// Why the admin endpoints are not served from now on, in clear or over TLS; `None` when they are.
+    pub fn admin_is(&self, over_tls: bool, trouble: Option<String>) {
+        self.admin.lock().unwrap_or_else(PoisonError::into_inner)[usize::from(over_tls)] = trouble;
     }
 
     /// Why the admin endpoints are not served, if they should be and are not. Who is told has asked over the SDS socket.
     pub fn admin(&self) -> Option<String> {
-        self.admin.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let [clear, tls] = self.admin.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match (clear, tls) {
+            (Some(clear), Some(tls)) => Some(format!("{clear}; {tls}")),
+            (clear, tls) => clear.or(tls),
+        }
     }
 
     /// Whether every secret that a workload needs is held, can be used at `now` (Unix seconds), will be for long enough,

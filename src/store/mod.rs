@@ -13,7 +13,9 @@ use std::{
 use openssl::sha::Sha256;
 use tokio::sync::watch;
 
-use crate::identity::{BearerToken, CertificateFacts, Certificates, RevocationList, TokenError, TrustBundle};
+use crate::identity::{
+    BearerToken, CertificateFacts, Certificates, RevocationList, TokenError, TrustBundle, TrustDomain,
+};
 use consumer::Receipts;
 
 pub use consumer::Consumer;
@@ -39,7 +41,7 @@ pub enum Content {
 }
 
 /// What peers are verified against; all of it is public.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Validation {
     /// Trust anchors.
     pub anchors: TrustBundle,
@@ -49,6 +51,16 @@ pub struct Validation {
     pub whole_chain: bool,
     /// Trust domains, each with the anchors that vouch for it alone; empty where they are not told apart.
     pub domains: Vec<(String, TrustBundle)>,
+}
+
+impl Validation {
+    /// The anchors that vouch for this trust domain.
+    pub fn anchors_of(&self, domain: &TrustDomain) -> Option<&TrustBundle> {
+        if self.domains.is_empty() {
+            return Some(&self.anchors);
+        }
+        self.domains.iter().find(|(name, _)| *name == domain.to_string()).map(|(_, bundle)| bundle)
+    }
 }
 
 impl Content {
@@ -108,6 +120,8 @@ pub struct Secret {
     not_after: i64,
     is_anchors: bool,
     facts: Vec<Arc<CertificateFacts>>,
+    /// Of the trust anchors of the mesh: for those who verify peers themselves.
+    validation: Option<Arc<Validation>>,
 }
 
 impl Secret {
@@ -134,6 +148,11 @@ impl Secret {
     /// What everybody may know of its certificates, in their order.
     pub fn facts(&self) -> &[Arc<CertificateFacts>] {
         &self.facts
+    }
+
+    /// What peers are verified with, if these are the trust anchors of the mesh.
+    pub fn validation(&self) -> Option<Arc<Validation>> {
+        self.validation.clone()
     }
 
     /// The encoded resource. It may hold a private key: for Envoy's socket and nothing else.
@@ -190,9 +209,14 @@ impl SecretStore {
                 let version = content.version();
                 if next.get(name).is_none_or(|held| held.version() != version) {
                     let facts = content.facts();
-                    let is_anchors = matches!(content, Content::ValidationContext(_));
+                    let (is_anchors, validation) = match &content {
+                        Content::ValidationContext(validation) => {
+                            (true, (name == ROOTS).then(|| Arc::new(validation.clone())))
+                        }
+                        Content::TlsCertificate { .. } => (false, None),
+                    };
                     let resource = (self.encode)(name, content);
-                    let secret = Secret { version, resource, not_after, is_anchors, facts };
+                    let secret = Secret { version, resource, not_after, is_anchors, facts, validation };
                     next.insert(name.to_owned(), Arc::new(secret));
                     modified = true;
                 }
@@ -215,6 +239,7 @@ impl SecretStore {
                 not_after,
                 is_anchors: held.is_anchors,
                 facts: held.facts.clone(),
+                validation: held.validation.clone(),
             };
             let mut next = (**snapshot).clone();
             next.insert(name.to_owned(), Arc::new(secret));

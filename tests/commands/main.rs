@@ -1,6 +1,7 @@
 //! What people and machines see and use: commands, variables, logs, metrics, probes.
 
 mod admin_port;
+mod admin_tls;
 mod environment;
 mod environment_effects;
 mod exec;

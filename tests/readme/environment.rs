@@ -48,7 +48,7 @@ const GROUPS: [(&str, &str); 11] = [
         "The SDS socket and the entrypoint",
         "WORKLOAD_IDENTITY_SOCKET_FILE SDS_SHIM_ALLOW_UIDS SDS_SHIM_FILE_DIRECTORIES SDS_SHIM_WAIT",
     ),
-    ("Health, metrics and logs", "SDS_SHIM_ADMIN SDS_SHIM_READY_* SDS_SHIM_LOG* SDS_SHIM_TERMINATION_LOG"),
+    ("Health, metrics and logs", "SDS_SHIM_ADMIN* SDS_SHIM_READY_* SDS_SHIM_LOG* SDS_SHIM_TERMINATION_LOG"),
     ("Memory and system calls", "SDS_SHIM_REQUIRE_LOCKED SDS_SHIM_ARENA_KIB SDS_SHIM_SECCOMP"),
     ("Other", "*"),
 ];

@@ -101,6 +101,32 @@ pub(super) fn parse(der: &[u8]) -> Option<Parts> {
     Some(parts)
 }
 
+/// Whether a list that was read before has an entry with this number, as bytes without a sign; `None` when it is no list.
+pub(super) fn names(der: &[u8], serial: &[u8]) -> Option<bool> {
+    let mut fields = Reader::new(der).inside(SEQUENCE)?.inside(SEQUENCE)?;
+    if fields.is(INTEGER) {
+        fields.any()?;
+    }
+    // The algorithm, the issuer, and when it was written.
+    for _ in 0..3 {
+        fields.any()?;
+    }
+    if fields.is(UTC_TIME) || fields.is(GENERALIZED_TIME) {
+        fields.any()?;
+    }
+    if !fields.is(SEQUENCE) {
+        return Some(false);
+    }
+    let mut entries = fields.inside(SEQUENCE)?;
+    while !entries.is_empty() {
+        let number = entries.inside(SEQUENCE)?.inside(INTEGER)?.rest();
+        if number.strip_prefix(&[0]).unwrap_or(number) == serial {
+            return Some(true);
+        }
+    }
+    Some(false)
+}
+
 impl Parts {
     fn entries(&mut self, entries: &mut Reader<'_>) -> Option<()> {
         while !entries.is_empty() {

@@ -6,6 +6,7 @@ use std::{
     ffi::{c_char, c_int, c_void},
     fmt,
     ptr::{self, NonNull},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use crate::{
@@ -52,8 +53,26 @@ pub fn adopt_openssl() -> Result<(), TooLate> {
     Ok(())
 }
 
+/// Bytes of the largest block that OpenSSL gets at present.
+static LARGEST: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Does `work`, in which OpenSSL gets no block of more than so many bytes: of a peer that nobody knows yet it takes messages
+/// of up to 128 KiB, and a "no" for the end of the connection.
+pub fn with_blocks_up_to<R>(bytes: usize, work: impl FnOnce() -> R) -> R {
+    struct Before(usize);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            LARGEST.store(self.0, Ordering::Relaxed);
+        }
+    }
+    let _before = Before(LARGEST.swap(bytes, Ordering::Relaxed));
+    work()
+}
+
 pub(crate) extern "C" fn malloc(size: usize, _file: *const c_char, _line: c_int) -> *mut c_void {
-    let Some(layout) = layout(size).filter(|_| size > 0) else { return ptr::null_mut() };
+    let Some(layout) = layout(size).filter(|_| (1..=LARGEST.load(Ordering::Relaxed)).contains(&size)) else {
+        return ptr::null_mut();
+    };
     let mut arena = lock();
     let block = arena.tables.allocate(layout).or_else(|| arena.allocate(layout));
     with_size(block, size)
@@ -77,7 +96,7 @@ pub(crate) unsafe extern "C" fn realloc(
     }
     // SAFETY: the caller says that the block is from here.
     let Some((start, old)) = (unsafe { whole(block) }) else { return ptr::null_mut() };
-    if layout(size).is_none() {
+    if layout(size).is_none() || size > LARGEST.load(Ordering::Relaxed) {
         return ptr::null_mut();
     }
     // SAFETY: `start` was allocated with this layout, and the caller drops the old block if there is a new one.
