@@ -90,6 +90,11 @@ fn a_mistake_in_the_values_is_refused_and_named() {
             "at '/proxy/outbound/0': missing property 'serviceAccount'",
         ),
         (json!({ "podMonitor": { "enabled": true } }), "podMonitor.enabled needs metrics.enabled"),
+        (json!({ "metrics": { "tlsClients": ["spiffe://a/b"] } }), "metrics.tlsClients needs metrics.enabled"),
+        (
+            json!({ "metrics": { "tlsClients": ["prometheus"] } }),
+            "at '/metrics/tlsClients/0': 'prometheus' does not match",
+        ),
         (
             json!({ "mode": "istio", "istio": { "policy": false }, "metrics": { "enabled": true },
                 "podMonitor": { "enabled": true } }),
@@ -151,6 +156,15 @@ fn what_the_cluster_lacks_is_named() {
     for line in ["      replacement: $1:15022", "      regex: (.*:.*)", "      replacement: \"[$1]:15022\""] {
         assert!(told.lines().any(|found| found == line), "{line:?} is not in {told}");
     }
+    // Over mutual TLS there is one port less, not one more.
+    values["metrics"]["tlsClients"] = json!(["spiffe://cluster.local/ns/monitoring/*"]);
+    values["podMonitor"]["scrapeClass"] = json!("mesh");
+    let told = template(&values).expect("all is there");
+    for line in ["  scrapeClass: mesh", "    scheme: https", "      replacement: $1:15023"] {
+        assert!(told.lines().any(|found| found == line), "{line:?} is not in {told}");
+    }
+    let variable = "value: \"spiffe://cluster.local/ns/monitoring/*\"";
+    assert!(told.contains(variable) && told.contains("SDS_SHIM_ADMIN_TLS") && !told.contains("15022"), "{told}");
 }
 
 #[test]

@@ -18,6 +18,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if eq .Release.Name .Chart.Name }}{{ .Chart.Name }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}{{ end }}
 {{- end }}
 
+{{- /* The port that Prometheus scrapes: over mutual TLS, or in clear. */}}
+{{- define "sds-shim.metrics.port" -}}
+{{ ternary "15023" "15022" (not (empty .Values.metrics.tlsClients)) }}
+{{- end }}
+
 {{- define "sds-shim.developmentCA" -}}
 {{ include "sds-shim.name" . }}-development-ca
 {{- end }}
@@ -48,11 +53,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- fail "ca.root.clusterTrustBundle must have either name or signerName, because ca.root.source is clusterTrustBundle" }}
 {{- end }}
 {{- end }}
+{{- if and .metrics.tlsClients (not .metrics.enabled) }}
+{{- fail "metrics.tlsClients needs metrics.enabled, and then replaces the port without TLS" }}
+{{- end }}
 {{- if and .podMonitor.enabled (not .metrics.enabled) }}
 {{- fail "podMonitor.enabled needs metrics.enabled: Prometheus does not reach the shims' loopback address" }}
 {{- end }}
 {{- if and .podMonitor.enabled (eq .mode "istio") (not .istio.policy) }}
-{{- fail "podMonitor.enabled needs istio.policy in mode istio: a template of Istio's injector cannot take port 15022 out of mutual TLS. Give the pods the annotation traffic.sidecar.istio.io/excludeInboundPorts: \"15022\", and monitor those with the label sds-shim.dev/injected=true by a PodMonitor of yours" }}
+{{- fail "podMonitor.enabled needs istio.policy in mode istio: a template of Istio's injector cannot take the port of the metrics from Envoy. Give the pods the annotation traffic.sidecar.istio.io/excludeInboundPorts: \"15022\" (15023 with metrics.tlsClients), and monitor those with the label sds-shim.dev/injected=true by a PodMonitor of yours" }}
 {{- end }}
 {{- if eq .mode "istio" }}{{ include "sds-shim.validate.istio" . }}{{ end }}
 {{- end }}

@@ -11,7 +11,7 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
 {{- if .Values.metrics.enabled }}
   ports:
   - name: sds-metrics
-    containerPort: 15022
+    containerPort: {{ include "sds-shim.metrics.port" . }}
 {{- end }}
 {{- with .Values.probes.startup }}
 {{- if .enabled }}
@@ -140,7 +140,15 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
 {{- $_ := set $set "CA_ADDR" (printf "%s.%s.svc:15012" (include "sds-shim.developmentCA" .) .Release.Namespace) }}
 {{- $_ := set $set "ISTIOD_SAN" "istiod.istio-system.svc" }}
 {{- end }}
-{{- if .Values.metrics.enabled }}{{ $_ := set $set "SDS_SHIM_ADMIN" (printf "%s:15022" (ternary "[::]" "0.0.0.0" (contains ":" .Values.proxy.bindAddress))) }}{{ end }}
+{{- if .Values.metrics.enabled }}
+{{- $address := printf "%s:%s" (ternary "[::]" "0.0.0.0" (contains ":" .Values.proxy.bindAddress)) (include "sds-shim.metrics.port" .) }}
+{{- if .Values.metrics.tlsClients }}
+{{- $_ := set $set "SDS_SHIM_ADMIN_TLS" $address }}
+{{- $_ := set $set "SDS_SHIM_ADMIN_TLS_CLIENTS" (join "," .Values.metrics.tlsClients) }}
+{{- else }}
+{{- $_ := set $set "SDS_SHIM_ADMIN" $address }}
+{{- end }}
+{{- end }}
 {{- range $name, $value := .Values.env }}{{ $_ := set $set $name $value }}{{ end }}
 {{- toYaml $set }}
 {{- end }}
