@@ -88,6 +88,16 @@ async fn readable_memory_holds_the_live_key_and_no_retired_one() -> testkit::Res
     Ok(())
 }
 
+/// A handshake of our own server reads the key and leaves none of it: not one copy more than without.
+#[tokio::test]
+async fn scrapes_over_mutual_tls_leave_no_copy_of_a_key() -> testkit::Result {
+    hidden(Kind { scraped: true, ..P256 }, 10).await?;
+    hidden(Kind { scraped: true, ..RSA_2048 }, 3).await?;
+    let (found, live) = live_alone(Kind { scraped: true, ..P256 }, 10).await?;
+    assert_eq!(found, HashMap::from([(live, 25 + 36)]), "as without scrapes");
+    Ok(())
+}
+
 /// Of a key that is read from a file nothing is left but what is served.
 #[tokio::test]
 async fn readable_memory_holds_only_the_served_mounted_key() -> testkit::Result {

@@ -9,9 +9,12 @@ use testkit::{
     confined::{Confinement, UID, own},
     development_ca::{Issued, Leaf, Pki, ProjectedVolume},
     fixture::{Logged, QUIET, Site},
+    http, port,
     residency::{self, Needles},
     sds::{self, SdsStream},
+    tls,
 };
+use tokio::net::TcpStream;
 
 /// The number of the key that is presented to the CA: one more than all others.
 pub(crate) const PRESENTED: usize = usize::MAX;
@@ -38,10 +41,12 @@ pub(crate) struct Kind {
     pub(crate) variables: &'static [(&'static str, &'static str)],
     /// KiB of secret memory.
     pub(crate) secret: usize,
+    /// Whether metrics are scraped over mutual TLS with each key.
+    pub(crate) scraped: bool,
 }
 
 /// Made by the shim. From the second on, the one before it is presented to the CA as a client certificate.
-pub(crate) const P256: Kind = Kind { source: Source::Ca, variables: &[], secret: 32 };
+pub(crate) const P256: Kind = Kind { source: Source::Ca, variables: &[], secret: 32, scraped: false };
 pub(crate) const P384: Kind = Kind { variables: &[("ECC_CURVE", "P384")], ..P256 };
 pub(crate) const RSA_2048: Kind = Kind { variables: &[("WORKLOAD_RSA_KEY_SIZE", "2048")], secret: 64, ..P256 };
 pub(crate) const RSA_4096: Kind =
@@ -50,6 +55,7 @@ pub(crate) const MOUNTED: Kind = Kind {
     source: Source::Files,
     variables: &[("FILE_MOUNTED_CERTS", "true"), ("FILE_DEBOUNCE_DURATION", "10ms")],
     secret: 64,
+    scraped: false,
 };
 pub(crate) const NAMED: Kind = Kind { source: Source::Names, variables: &[("FILE_DEBOUNCE_DURATION", "10ms")], ..P256 };
 /// A key in files that is presented to the CA at each call; and all that is served is written to files.
@@ -69,6 +75,8 @@ pub(crate) struct Subject {
     pub(crate) live: usize,
     mounted: Pki,
     stream: SdsStream,
+    /// Where it serves metrics over mutual TLS.
+    port: u16,
 }
 
 impl Kind {
@@ -85,10 +93,16 @@ impl Kind {
         if self.source != Source::Ca {
             mount(&site, &mounted, "etc/certs")?;
         }
+        let port = port::unshared().or_fail("find a port")?;
+        if self.scraped {
+            builder = builder
+                .env("SDS_SHIM_ADMIN_TLS", format!("127.0.0.1:{port}"))
+                .env("SDS_SHIM_ADMIN_TLS_CLIENTS", "spiffe://cluster.local/*");
+        }
         let mut shim = Logged(builder.start()?);
         let stream = shim.connect().await?.stream();
         stream.send(sds::request(&[self.name()]));
-        let mut subject = Subject { kind: self, site, shim, needles, live: 0, mounted, stream };
+        let mut subject = Subject { kind: self, site, shim, needles, live: 0, mounted, stream, port };
         subject.take(0).await?;
         Ok(subject)
     }
@@ -132,6 +146,15 @@ impl Subject {
         self.needles.add(key, &sds::secrets(&answer)?.remove(0).key_pem)?;
         self.stream.send(sds::ack(&answer, &[self.kind.name()]));
         self.live = key;
+        if self.kind.scraped { self.scrape().await } else { Ok(()) }
+    }
+
+    async fn scrape(&self) -> Result<(), Failure> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).await.or_fail("connect")?;
+        let scraper = self.site.pki.issue(&Leaf::workload("spiffe://cluster.local/scraper", PATIENCE * 10));
+        let stream = tls::connect(stream, &self.site.pki.root_pem(), Some(&scraper)).await?;
+        let answer = http::get(stream, "localhost", "/metrics").await?;
+        assert_eq!(answer.status, 200, "{}", answer.text());
         Ok(())
     }
 
