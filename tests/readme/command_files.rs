@@ -194,7 +194,9 @@ complete -c sds-shim -n '__fish_seen_subcommand_from exec' -a '(__fish_complete_
 fn the_man_page_and_the_completions_are_those_of_the_binary() {
     for (path, text) in [(PAGE, page()), (BASH, bash()), (ZSH, zsh()), (FISH, fish())] {
         if env::var_os("MANUAL").is_some() {
-            fs::write(workspace().join(path), &text).expect("it can be written");
+            // Other tests have a shell read it meanwhile.
+            let (file, new) = (workspace().join(path), workspace().join(format!("{path}.new")));
+            fs::write(&new, &text).and_then(|()| fs::rename(&new, &file)).expect("it can be written");
         }
         let written = fs::read_to_string(workspace().join(path)).expect("it is there");
         assert!(written == text, "{path} is not what the binary says of itself: run `make manual`");
