@@ -41,7 +41,7 @@ FUZZ_SECONDS ?= 60
 
 .PHONY: help build others deb lintian debian-roots image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels kernel-guest \
   conformance-istio bench soak fleet recovery seccomp check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta \
-  strace gdb pilot-agent podman gvisor seccomp-profiles pod-network python prometheus istio-ca istio-injector curl kubernetes systemd manual clean
+  strace gdb pilot-agent podman gvisor seccomp-profiles pod-network python prometheus istio-ca istio-injector curl kubernetes node systemd manual clean
 
 # Who installs something finds what the others have installed, and each has the processors for itself.
 .NOTPARALLEL:
@@ -96,7 +96,7 @@ test: check build others $(TEST_TOOLS) asan fuzz-short ## everything: format, li
 	@tests/testkit/search-output.sh target/test-output
 
 # One cluster at a time: each takes most of a gigabyte.
-test-kubernetes: build envoy kubernetes istio-injector podman pod-network curl ## the Helm chart, tokens and the mesh against a real Kubernetes API server; the first build takes a quarter of an hour
+test-kubernetes: build envoy kubernetes node istio-injector podman pod-network curl ## the Helm chart, tokens and the mesh against a real Kubernetes API server and on a node of it; the first build takes a quarter of an hour
 	@$(CARGO) build --quiet --package testkit --package development-ca --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_envoy --test kubernetes_injection \
@@ -224,8 +224,11 @@ istio-injector: ## Istio's own injector and its chart for the tests, at target/i
 curl:
 	@$(PACKAGES) curl /usr/bin/curl
 
-kubernetes: ## Kubernetes' API server and Helm for the tests, at target/kubernetes
+kubernetes: ## Kubernetes and Helm for the tests, at target/kubernetes
 	@tests/testkit/install-kubernetes.sh
+
+node: ## containerd and its plugins for the tests, at target/node-programs
+	@tests/testkit/install-node.sh
 
 systemd:
 	@$(PACKAGES) systemd systemd-analyze

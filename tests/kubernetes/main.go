@@ -1,8 +1,9 @@
-// One program that is etcd, kube-apiserver, kube-controller-manager or kubectl, whichever name it is called by: they
-// share nearly all of their code, and four programs would take four times as long to link and four times the disk.
+// One program that is etcd, the API server, its controllers, the scheduler, kubelet, kube-proxy or kubectl, whichever name
+// it is called by: they share nearly all of their code, and as many programs would take as many times to link and the disk.
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,6 +19,9 @@ import (
 	"k8s.io/kubectl/pkg/cmd/util"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
+	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
 func main() {
@@ -28,12 +32,23 @@ func main() {
 		run(apiserver.NewAPIServerCommand())
 	case "kube-controller-manager":
 		run(controllermanager.NewControllerManagerCommand())
+	case "kube-scheduler":
+		run(scheduler.NewSchedulerCommand())
+	case "kube-proxy":
+		run(proxy.NewProxyCommand())
+	case "kubelet":
+		run(kubelet.NewKubeletCommand(context.Background()))
+	case "cluster-dns":
+		if err := clusterDNS(os.Args[1:]); err != nil {
+			fmt.Fprintf(os.Stderr, "cluster-dns: %s\n", err)
+			os.Exit(1)
+		}
 	case "kubectl":
 		if err := cli.RunNoErrOutput(cmd.NewDefaultKubectlCommand()); err != nil {
 			util.CheckErr(err)
 		}
 	default:
-		fmt.Fprintf(os.Stderr, "%s: call this program as etcd, kube-apiserver, kube-controller-manager or kubectl\n", name)
+		fmt.Fprintf(os.Stderr, "%s: call this program by the name of one of Kubernetes' programs\n", name)
 		os.Exit(64)
 	}
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds etcd, kube-apiserver, kube-controller-manager, kubectl and helm, as tests/kubernetes/go.mod names them, into
-# target/kubernetes, for the tests against a real API server, and puts beside them the kinds of object that Istio and the
+# Builds etcd, Kubernetes' programs, a cluster DNS and helm, as tests/kubernetes/go.mod names them, into target/kubernetes,
+# for the tests against a real API server and on a real node, and puts beside them the kinds of object that Istio and the
 # Prometheus operator bring into a cluster. Quick when all of it has been made from the same sources. Needs Go, which
 # comes from Debian's packages when it is missing; the modules, and a newer Go where go.mod wants one, come from Go's
 # module proxy.
@@ -72,7 +72,7 @@ mv -f "$directory/new/kubernetes" "$directory/kubernetes"
 mv -f "$directory/new/helm" "$directory/helm"
 rm -rf "$directory/kinds"
 mv "$directory/new/kinds" "$directory/kinds"
-for name in etcd kube-apiserver kube-controller-manager kubectl; do
+for name in etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet cluster-dns kubectl; do
     ln -sf kubernetes "$directory/$name"
 done
 rm -rf "$directory/new"

@@ -1,6 +1,6 @@
 //! A Kubernetes control plane: etcd, the API server and the controllers that make service accounts, publish the API
-//! server's root and clear away what was deleted. There is no kubelet and no scheduler: a pod is an object of the API,
-//! and what a kubelet would do with it is for the test to do.
+//! server's root and clear away what was deleted. Without a [`Node`](crate::node::Node) there is no kubelet and no
+//! scheduler: a pod is an object of the API, and what a kubelet would do with it is for the test to do.
 
 mod configuration;
 mod network;
@@ -9,7 +9,7 @@ mod objects;
 mod tools;
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -22,6 +22,7 @@ use tokio::{
 use crate::{Failure, OrFail, PATIENCE, POLL, http, port, process::Process, scratch::Scratch, tls, workspace};
 use configuration::Configuration;
 pub use configuration::ISSUER;
+pub(crate) use configuration::NODE_NAME;
 pub use network::own_network;
 pub use tools::{Told, object};
 
@@ -31,6 +32,7 @@ const START: Duration = Duration::from_secs(120);
 /// A running control plane; it ends when it is dropped.
 pub struct Cluster {
     // Fields drop in this order: each is gone before what it needs.
+    scheduler: Option<Process>,
     controllers: Process,
     api_server: Process,
     etcd: Process,
@@ -42,9 +44,18 @@ pub struct Cluster {
 impl Cluster {
     /// Starts all of it and returns once the API server says that it is ready.
     pub async fn start() -> Result<Self, Failure> {
+        Self::start_for(None).await
+    }
+
+    /// The same with a scheduler, for a node with this address, by which also pods reach the API server.
+    pub async fn start_with_node(address: Ipv4Addr) -> Result<Self, Failure> {
+        Self::start_for(Some(address)).await
+    }
+
+    async fn start_for(node: Option<Ipv4Addr>) -> Result<Self, Failure> {
         let scratch = Scratch::new("kubernetes-cluster")?;
         let port = port::unshared().or_fail("find a port for the API server")?;
-        let configuration = Configuration::write(scratch.path(), port)?;
+        let configuration = Configuration::write(scratch.path(), port, node)?;
         let begun = Instant::now();
         let start = |name, arguments| tethered(name, arguments, configuration.directory());
         let mut etcd = start("etcd", configuration.etcd())?;
@@ -52,9 +63,10 @@ impl Cluster {
         let mut api_server = start("kube-apiserver", configuration.api_server())?;
         ready(&configuration, &mut api_server).await.map_err(|failure| etcd.explain(api_server.explain(failure)))?;
         let controllers = start("kube-controller-manager", configuration.controllers())?;
+        let scheduler = node.map(|_| start("kube-scheduler", configuration.scheduler())).transpose()?;
         let started = begun.elapsed();
         let _running = etcd.exited();
-        Ok(Self { controllers, api_server, etcd, configuration, started, scratch })
+        Ok(Self { scheduler, controllers, api_server, etcd, configuration, started, scratch })
     }
 
     /// How long it took from the start of etcd until the API server was ready.
@@ -75,6 +87,11 @@ impl Cluster {
     /// File with the root that the API server's certificate chains to.
     pub fn root_file(&self) -> PathBuf {
         self.configuration.root_file()
+    }
+
+    /// How an administrator, and how kubelet reaches it.
+    pub(crate) fn kubeconfigs(&self) -> [PathBuf; 2] {
+        [self.configuration.admin(), self.configuration.kubelet()]
     }
 
     /// Its directory, for what belongs to it alone.
@@ -99,7 +116,8 @@ impl Cluster {
 
     /// Ends its processes in order and removes its files.
     pub async fn stop(mut self) -> Result<(), Failure> {
-        for process in [&mut self.controllers, &mut self.api_server, &mut self.etcd] {
+        let rest = [&mut self.controllers, &mut self.api_server, &mut self.etcd];
+        for process in self.scheduler.as_mut().into_iter().chain(rest) {
             process.terminate().await?;
         }
         self.scratch.remove()

@@ -1,0 +1,53 @@
+//! Images that podman built, for containerd.
+
+use std::fs;
+
+use super::{Node, files::PAUSE};
+use crate::{
+    Failure, OrFail,
+    container::{Images, ProgramImage, podman},
+};
+
+/// How the images are called that a user's node would pull: Envoy is the tests' own, the others are stand-ins from this
+/// machine's programs, because the tests ask no registry.
+const ENVOY: &str = "docker.io/envoyproxy/envoy:distroless-v1.40.0";
+const HTTPBIN: &str = "docker.io/mccutchen/go-httpbin:v2.15.0";
+const CURL: &str = "docker.io/curlimages/curl:8.11.1";
+
+impl Node {
+    /// Gives containerd the images of shim and development CA, Envoy, and stand-ins for what the chart's samples run.
+    pub(super) async fn load_images(&self) -> Result<(), Failure> {
+        let scratch = self.directory.join("images");
+        fs::create_dir_all(&scratch).or_fail("make a directory for images")?;
+        let shim = Images::build(None, 1_200_000_000 + std::process::id())?;
+        let ca = ProgramImage::development_ca(&scratch)?;
+        let envoy = ProgramImage::envoy(&scratch)?;
+        let server = ProgramImage::applications(&scratch)?;
+        let client = ProgramImage::client(&scratch)?;
+        let version = env!("CARGO_PKG_VERSION");
+        let names = [
+            (shim.binary(), format!("localhost/sds-shim:{version}")),
+            (ca.name().to_owned(), format!("localhost/sds-shim-development-ca:{version}")),
+            (envoy.name().to_owned(), ENVOY.to_owned()),
+            (server.name().to_owned(), HTTPBIN.to_owned()),
+            (server.name().to_owned(), PAUSE.to_owned()),
+            (client.name().to_owned(), CURL.to_owned()),
+        ];
+        let archive = scratch.join("images.tar").display().to_string();
+        let built = [&shim.binary(), ca.name(), envoy.name(), server.name(), client.name()];
+        podman(&[&["save", "--quiet", "--multi-image-archive", "--output", &archive][..], &built].concat())?;
+        self.ctr(&["images", "import", "--local", "--no-unpack", "/run/node/images/images.tar"]).await?;
+        for (built, name) in &names {
+            // podman's archive leaves a tag out where there was none.
+            let tagged = if built.rsplit('/').next().is_some_and(|last| last.contains(':')) { "" } else { ":latest" };
+            self.ctr(&["images", "tag", &format!("{built}{tagged}"), name]).await?;
+            self.ctr(&["images", "label", name, "io.cri-containerd.image=managed"]).await?;
+        }
+        fs::remove_dir_all(&scratch).or_fail("remove the images' archive")
+    }
+
+    async fn ctr(&self, arguments: &[&str]) -> Result<String, Failure> {
+        let command = ["ctr", "--address", "/run/containerd/containerd.sock", "--namespace", "k8s.io"];
+        self.exec(&[&command[..], arguments].concat()).await
+    }
+}
