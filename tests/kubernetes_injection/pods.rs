@@ -69,7 +69,12 @@ pub(crate) fn unusual() -> Value {
 pub(crate) fn extra_volumes() -> Value {
     let item = json!({ "key": "trust-domain", "path": "trust-domain", "mode": 288 });
     let token = json!({ "serviceAccountToken": { "audience": "a", "expirationSeconds": 3600, "path": "token" } });
+    let certificate = json!({ "podCertificate": {
+        "signerName": "example.org/mesh", "keyType": "ECDSAP256", "credentialBundlePath": "bundle.pem",
+        "userAnnotations": { "example.org/a": "b", "example.org/number": "1" },
+    } });
     json!([
+        { "name": "certificate", "projected": { "defaultMode": 420, "sources": [certificate] } },
         { "name": "mesh", "configMap": { "name": "mesh", "defaultMode": 420, "optional": true, "items": [item] } },
         { "name": "more", "csi": { "driver": "csi.example.org", "volumeAttributes": { "example.org/a": "b" } } },
         { "name": "both", "projected": { "defaultMode": 420, "sources": [token] } },
