@@ -4,6 +4,12 @@ use std::fs;
 
 use testkit::{Failure, OrFail, node::Node, workspace};
 
+/// Waits until each sleep reaches each httpbin; `script` bounds it.
+const ANSWERED: &str = r#"
+for from in foo bar; do for to in foo bar; do
+  until kubectl -n $from exec deployment/sleep -c sleep -- curl -sf -o /dev/null http://httpbin.$to:8000/ip; do sleep 0.5; done
+done; done"#;
+
 /// The commands of the section: each block that is marked as a shell's.
 fn blocks() -> Result<[String; 5], Failure> {
     let readme = fs::read_to_string(workspace().join("README.md")).or_fail("read README.md")?;
@@ -41,6 +47,9 @@ async fn the_commands_in_the_readme_do_what_it_says() -> Result<(), Failure> {
             waited.map_err(|failure| node.explain(failure))?;
         }
     }
+    // What a reader does not notice: an Envoy that started before a service of its mesh looks for the name again after
+    // 5 s, and kube-proxy leads to a pod about a second after that is ready.
+    println!("{}", cluster.script(ANSWERED).await?.success()?);
     // The call in plaintext is refused, as the README says: the script goes on.
     let told = cluster.script(&format!("set +e\n{calls}")).await?;
     println!("{}{}", told.output, told.errors);
