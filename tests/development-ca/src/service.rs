@@ -258,6 +258,6 @@ fn redact(authorization: &str) -> Authorization {
     let is_scheme = scheme.len() <= 16 && scheme.chars().all(|c| c.is_ascii_alphabetic());
     // A bare token must not slip into the record as a "scheme".
     let scheme = if is_scheme { scheme.to_owned() } else { String::new() };
-    let Unverified { sub, jti } = Unverified::read(token);
+    let Unverified { sub, jti, .. } = Unverified::read(token);
     Authorization { scheme, subject: sub, id: jti }
 }

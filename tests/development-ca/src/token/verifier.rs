@@ -43,10 +43,11 @@ impl TokenVerifier {
         })
     }
 
-    /// Whether the token names a key of this set.
-    pub(super) fn knows_key_of(&self, token: &str) -> bool {
+    /// Whether the token names a key of this set, and its issuer.
+    pub(super) fn knows_signer_of(&self, token: &str) -> bool {
         let kid = jsonwebtoken::decode_header(token).ok().and_then(|header| header.kid);
         kid.is_some_and(|kid| self.keys.find(&kid).is_some())
+            && Unverified::read(token).iss.is_some_and(|issuer| issuer == self.issuer)
     }
 
     /// The identity in this trust domain that the token proves, or the reason why it proves none: for the record, not
@@ -79,6 +80,7 @@ fn identity(claims: &Claims, trust_domain: &str) -> Result<Identity, String> {
 /// What a token says of itself, believed by nobody: to tell calls apart in the record.
 #[derive(Default, Deserialize)]
 pub(crate) struct Unverified {
+    pub(crate) iss: Option<String>,
     pub(crate) sub: Option<String>,
     pub(crate) jti: Option<String>,
 }
