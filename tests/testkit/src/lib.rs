@@ -3,7 +3,8 @@
 //! `workload` lays out a pod's directory, `shim` and `envoy` run the two processes of a sidecar in it, `sds` speaks
 //! to the shim as Envoy does, `pilot_agent` is Istio's own agent, `httpbin` is the application, `door` stands on the way
 //! to the CA, `nameserver` knows its name, `istio_ca` is Istio's own CA, `citadel` a bare client for either,
-//! `kubernetes` a cluster's control plane, `node` a node of it with kubelet and containerd, and `scene` puts the rest of them and the development CA together into the
+//! `kubernetes` a cluster's control plane, `node` a node of it with kubelet and containerd, `fixture` is one pod as most
+//! tests need it, and `scene` puts the rest of them and the development CA together into the
 //! mesh that `make demo` shows.
 #![forbid(unsafe_code)]
 

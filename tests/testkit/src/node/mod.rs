@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
 use tokio::{
     process::Command,
     time::{Instant, sleep, timeout},
@@ -28,6 +29,15 @@ use crate::{
 
 /// Its address, for itself and for the API server.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+
+/// While this is in its directory, kubelet is not started (tests/node/init.sh).
+const HELD: &str = "kubelet.held";
+
+/// Where nodes have their files.
+const PLACE: &str = "target/node";
+
+/// Where the logs of the last node that failed are kept.
+const LOGS: &str = "target/node-logs";
 
 /// How long what kubelet does may take on a loaded machine; it only bounds failures.
 pub const KUBELET: Duration = Duration::from_secs(90);
@@ -48,6 +58,26 @@ impl Program {
             Program::Kubelet => "kubelet",
         }
     }
+}
+
+/// Whether this machine can run a node. Where it cannot, the reasons are printed, and it is an error where nothing may go
+/// untested (`CI` or `REQUIRE_ROOT`) unless `WITHOUT_NODE` says that it is known.
+pub fn possible() -> bool {
+    let told = fs::create_dir_all(workspace().join(PLACE)).and_then(|()| {
+        let check = workspace().join("tests/node/check.sh");
+        std::process::Command::new(check).arg(workspace().join(PLACE)).output()
+    });
+    let reasons = match told {
+        Ok(told) if told.status.success() => return true,
+        Ok(told) => String::from_utf8_lossy(&told.stdout).into_owned() + &String::from_utf8_lossy(&told.stderr),
+        Err(error) => error.to_string(),
+    };
+    let set = |name: &&str| std::env::var_os(name).is_some();
+    let strict = ["CI", "REQUIRE_ROOT"].iter().any(set) && !set(&"WITHOUT_NODE");
+    let reasons = reasons.trim_end();
+    assert!(!strict, "this machine cannot run a node of Kubernetes; WITHOUT_NODE=1 leaves its tests out:\n{reasons}");
+    eprintln!("NOT TESTED: this machine cannot run a node of Kubernetes:\n{reasons}");
+    false
 }
 
 /// A running node; it ends when it is dropped.
@@ -71,6 +101,7 @@ impl Node {
         let cluster = Cluster::start_with_node(ADDRESS).await?;
         let [directory, name] = [remains.directory.clone(), remains.name.clone().into()];
         files::write(&directory, NODE_NAME, ADDRESS, [&program("kubernetes", "kubelet")?, &plugins()?])?;
+        fs::write(directory.join(HELD), "").or_fail("hold kubelet back")?;
         std::os::unix::fs::symlink(plugins()?, directory.join("plugins")).or_fail("name the plugins")?;
         for (from, to) in cluster.kubeconfigs().iter().zip(["admin.kubeconfig", "node.kubeconfig"]) {
             fs::copy(from, directory.join(to)).or_fail(format!("copy {to}"))?;
@@ -83,7 +114,11 @@ impl Node {
         let setpriv = Path::new("/usr/bin/setpriv");
         let process = Process::start("the node", setpriv, &words, &environment, &directory)?;
         let mut node = Self { process, _remains: remains, directory, init: 0, started: Duration::ZERO };
-        node.come_up(&cluster).await.map_err(|failure| cluster.explain(node.explain(failure)))?;
+        if let Err(failure) = node.come_up(&cluster).await {
+            let seen = ["get", "node", "-o", "jsonpath={.items[*].spec.taints} {.items[*].status.conditions}"];
+            let seen = cluster.kubectl(&seen).await.unwrap_or_else(|failure| failure.to_string());
+            return Err(cluster.explain(node.explain(failure)).with_log("what the node says of itself", &[seen]));
+        }
         node.started = begun.elapsed();
         Ok((cluster, node))
     }
@@ -130,9 +165,12 @@ impl Node {
         String::from_utf8_lossy(&text).lines().map(str::to_owned).collect()
     }
 
-    /// Adds the logs of its programs to a failure.
+    /// Adds the ends of its programs' logs to a failure, and keeps the whole of them in `target/node-logs`.
     pub fn explain(&self, failure: Failure) -> Failure {
         let logs = ["kubelet", "containerd", "kube-proxy", "cluster-dns"];
+        let kept = workspace().join(LOGS);
+        let _ = fs::remove_dir_all(&kept);
+        let _ = std::process::Command::new("cp").arg("-r").arg(self.directory.join("log")).arg(&kept).status();
         let failure = self.process.explain(failure);
         logs.iter().fold(failure, |failure, name| failure.with_log(name, &self.log(name)))
     }
@@ -146,11 +184,14 @@ impl Node {
         self.init = self.until("a first process", child).await?;
         self.containerd().await?;
         self.load_images().await?;
-        let node = format!("node/{NODE_NAME}");
-        let wait = |condition: &'static str| ["wait", condition, "--timeout=110s"];
-        cluster.kubectl(&[&wait("--for=create")[..], &[&node]].concat()).await?;
+        // A kubelet whose node is registered late, because containerd is busy with images for 20 s, looks at its CSINode
+        // two minutes later, and until then the node is not ready.
+        let object = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": NODE_NAME } });
+        cluster.create(&object).await?;
+        fs::remove_file(self.directory.join(HELD)).or_fail("let kubelet start")?;
         // Pods come once a controller has seen it as well: the scheduler waits for that.
-        cluster.kubectl(&[&wait("--for=condition=Ready")[..], &[&node]].concat()).await.map(drop)
+        let node = format!("node/{NODE_NAME}");
+        cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=110s", &node]).await.map(drop)
     }
 
     async fn containerd(&self) -> Result<(), Failure> {
@@ -194,7 +235,7 @@ impl Remains {
 
     /// A place for the node of a test with this process id, once that of tests which are no more is clear.
     fn of(pid: u32) -> Result<Self, Failure> {
-        let parent = workspace().join("target/node");
+        let parent = workspace().join(PLACE);
         fs::create_dir_all(&parent).or_fail("make a directory for nodes")?;
         for entry in fs::read_dir(&parent).or_fail("list the nodes of before")?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();

@@ -1,0 +1,4 @@
+//! The chart on a real node, as users have it: kubelet, containerd, runc, kube-proxy and a cluster DNS. What only a kubelet
+//! gives is seen here; src/manual/evidence/real_node.md has the times. `make test-kubernetes` runs it.
+
+mod readme;
