@@ -100,7 +100,7 @@ test-kubernetes: build envoy kubernetes node istio-injector podman pod-network c
 	@$(CARGO) build --quiet --package testkit --package development-ca --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_envoy --test kubernetes_injection \
-		--test kubernetes_istio --test kubernetes_node --test kubernetes_readme --test kubernetes_status --test kubernetes_values -- --include-ignored --nocapture --test-threads=1
+		--test kubernetes_istio --test kubernetes_node --test kubernetes_status --test kubernetes_values -- --include-ignored --nocapture --test-threads=1
 	@tests/testkit/search-output.sh target/test-output 50
 
 # The short form has the two series that count secret memory by user, with their older and their newer kernel.

@@ -46,6 +46,7 @@ pub mod design {
 pub mod evidence {
     page!(budgets, "evidence/budgets.md");
     page!(kernels, "evidence/kernels.md");
+    page!(real_node, "evidence/real_node.md");
     page!(runtimes, "evidence/runtimes.md");
     page!(benchmarks, "evidence/benchmarks.md");
     page!(capacity, "evidence/capacity.md");

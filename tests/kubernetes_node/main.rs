@@ -1,4 +1,9 @@
 //! The chart on a real node, as users have it: kubelet, containerd, runc, kube-proxy and a cluster DNS. What only a kubelet
 //! gives is seen here; src/manual/evidence/real_node.md has the times. `make test-kubernetes` runs it.
 
+#[path = "../kubernetes_stage/mod.rs"]
+mod kubernetes_stage;
+mod life;
+mod mesh;
 mod readme;
+mod traffic;

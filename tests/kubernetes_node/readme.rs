@@ -48,7 +48,7 @@ async fn the_commands_in_the_readme_do_what_it_says() -> Result<(), Failure> {
     }
     // A reader waits until the pods run.
     for namespace in ["foo", "bar"] {
-        let rolled_out = ["rollout", "status", "--timeout=110s", "-n", namespace];
+        let rolled_out = ["rollout", "status", "--timeout=280s", "-n", namespace];
         for deployment in ["deployment/httpbin", "deployment/sleep"] {
             let waited = cluster.kubectl(&[&rolled_out[..], &[deployment]].concat()).await;
             waited.map_err(|failure| node.explain(failure))?;

@@ -4,7 +4,6 @@
 
 mod configuration;
 mod network;
-mod node;
 mod objects;
 mod tools;
 
@@ -27,7 +26,7 @@ pub use network::own_network;
 pub use tools::{Told, object};
 
 /// How long the control plane may take to start: it only bounds failures.
-const START: Duration = Duration::from_secs(120);
+const START: Duration = Duration::from_secs(300);
 
 /// A running control plane; it ends when it is dropped.
 pub struct Cluster {

@@ -40,7 +40,7 @@ const PLACE: &str = "target/node";
 const LOGS: &str = "target/node-logs";
 
 /// How long what kubelet does may take on a loaded machine; it only bounds failures.
-pub const KUBELET: Duration = Duration::from_secs(90);
+pub const KUBELET: Duration = Duration::from_secs(240);
 
 /// The programs that it keeps running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,7 +191,7 @@ impl Node {
         fs::remove_file(self.directory.join(HELD)).or_fail("let kubelet start")?;
         // Pods come once a controller has seen it as well: the scheduler waits for that.
         let node = format!("node/{NODE_NAME}");
-        cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=110s", &node]).await.map(drop)
+        cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=280s", &node]).await.map(drop)
     }
 
     async fn containerd(&self) -> Result<(), Failure> {
