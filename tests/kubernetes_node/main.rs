@@ -6,4 +6,5 @@ mod kubernetes_stage;
 mod life;
 mod mesh;
 mod readme;
+mod remains;
 mod traffic;

@@ -42,7 +42,7 @@ impl Mesh {
         let install = ["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "-f", &samples];
         let set = values.iter().flat_map(|value| ["--set", value]);
         cluster.helm(&install.into_iter().chain(set).collect::<Vec<_>>()).await?;
-        let scratch = Scratch::new("node")?;
+        let scratch = Scratch::new("kubernetes-node")?;
         let (pki, _) = state::open_or_create(&authority(&cluster, scratch.path()).await?).or_fail("read the CA")?;
         let mesh = Self { cluster, node, pki, scratch };
         for of in [HTTPBIN, SLEEP] {

@@ -233,22 +233,29 @@ struct Remains {
 impl Remains {
     const PREFIX: &str = "sds-shim-node-";
 
-    /// A place for the node of a test with this process id, once that of tests which are no more is clear.
+    /// A place for the node of a test with this process id.
     fn of(pid: u32) -> Result<Self, Failure> {
-        let parent = workspace().join(PLACE);
-        fs::create_dir_all(&parent).or_fail("make a directory for nodes")?;
-        for entry in fs::read_dir(&parent).or_fail("list the nodes of before")?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let gone = name.strip_prefix(Self::PREFIX).is_some_and(|pid| !Path::new("/proc").join(pid).exists());
-            if gone || name == format!("{}{pid}", Self::PREFIX) {
-                drop(Self { name, directory: entry.path() });
-            }
-        }
+        clear_up()?;
         let name = format!("{}{pid}", Self::PREFIX);
-        let directory = parent.join(&name);
+        let directory = workspace().join(PLACE).join(&name);
+        // The node that the same test had before.
+        drop(Self { name: name.clone(), directory: directory.clone() });
         fs::create_dir(&directory).or_fail(format!("make {}", directory.display()))?;
         Ok(Self { name, directory })
     }
+}
+
+/// Removes what the nodes of killed tests have left: files, control groups, and whatever still runs in these.
+pub fn clear_up() -> Result<(), Failure> {
+    let place = workspace().join(PLACE);
+    fs::create_dir_all(&place).or_fail("make a directory for nodes")?;
+    for entry in fs::read_dir(&place).or_fail("list the nodes of before")?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.strip_prefix(Remains::PREFIX).is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            drop(Remains { name, directory: entry.path() });
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Remains {
