@@ -1,11 +1,11 @@
 #!/bin/sh
-# Builds Istio's own CA as tests/istio-ca serves it, into target/istio-ca, for the tests of the CA client. Quick when it
+# Builds Istio's own CA as tests/go/istio-ca serves it, into target/istio-ca, for the tests of the CA client. Quick when it
 # has been built from the same sources. Needs Go, which comes from Debian's packages when it is missing; the modules,
-# and a newer Go where tests/istio-ca/go.mod wants one, come from Go's module proxy.
+# and a newer Go where tests/go/istio-ca/go.mod wants one, come from Go's module proxy.
 set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
-source=$root/tests/istio-ca
+source=$root/tests/go/istio-ca
 directory=$root/target/istio-ca
 
 hash=$(cd "$source" && cat go.mod go.sum ./*.go "$root/tests/testkit/install-istio-ca.sh" | sha256sum | cut -d ' ' -f 1)

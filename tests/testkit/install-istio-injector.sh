@@ -1,12 +1,12 @@
 #!/bin/sh
-# Builds Istio's own injector as tests/istio-injector runs it, and copies Istio's charts, into target/istio-injector, for
+# Builds Istio's own injector as tests/go/istio-injector runs it, and copies Istio's charts, into target/istio-injector, for
 # the tests of our chart. Quick when it has been built from the same sources. Needs Go, which comes from Debian's
-# packages when it is missing; the modules, and a newer Go where tests/istio-injector/go.mod wants one, come from Go's
+# packages when it is missing; the modules, and a newer Go where tests/go/istio-injector/go.mod wants one, come from Go's
 # module proxy.
 set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
-source=$root/tests/istio-injector
+source=$root/tests/go/istio-injector
 directory=$root/target/istio-injector
 
 hash=$(cd "$source" && cat go.mod go.sum ./*.go "$root/tests/testkit/install-istio-injector.sh" | sha256sum | cut -d ' ' -f 1)

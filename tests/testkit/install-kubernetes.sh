@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds etcd, Kubernetes' programs, a cluster DNS and helm, as tests/kubernetes/go.mod names them, into target/kubernetes,
+# Builds etcd, Kubernetes' programs, a cluster DNS and helm, as tests/go/kubernetes/go.mod names them, into target/kubernetes,
 # for the tests against a real API server and on a real node, and puts beside them the kinds of object that Istio and the
 # Prometheus operator bring into a cluster. Quick when all of it has been made from the same sources. Needs Go, which
 # comes from Debian's packages when it is missing; the modules, and a newer Go where go.mod wants one, come from Go's
@@ -7,7 +7,7 @@
 set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
-source=$root/tests/kubernetes
+source=$root/tests/go/kubernetes
 directory=$root/target/kubernetes
 # Where the kinds of the Prometheus operator are from. Its module is no requirement of ours, so the files have digests.
 operator=github.com/prometheus-operator/prometheus-operator@v0.85.0
@@ -17,7 +17,7 @@ operator_kinds="
 # What the first build leaves behind at most, modules and compiled packages together, in MB.
 needed=5000
 
-istio=$root/tests/istio-ca
+istio=$root/tests/go/istio-ca
 hash=$(cd "$source" && cat go.mod go.sum ./*.go "$istio/go.sum" "$root/tests/testkit/install-kubernetes.sh" \
     | sha256sum | cut -d ' ' -f 1)
 if [ -x "$directory/helm" ] && [ "$(cat "$directory/sources" 2>/dev/null)" = "$hash" ]; then

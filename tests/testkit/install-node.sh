@@ -1,11 +1,11 @@
 #!/bin/sh
-# Builds containerd and the network plugins, as tests/node/go.mod names them, into target/node-programs, for the tests that
+# Builds containerd and the network plugins, as tests/go/node/go.mod names them, into target/node-programs, for the tests that
 # run a node of Kubernetes. Quick when they have been made from the same sources. Needs Go, which comes from Debian's
 # packages when it is missing; the modules come from Go's module proxy. runc is Debian's, which `make podman` installs.
 set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
-source=$root/tests/node
+source=$root/tests/go/node
 directory=$root/target/node-programs
 
 hash=$(cd "$source" && cat go.mod go.sum "$root/tests/testkit/install-node.sh" | sha256sum | cut -d ' ' -f 1)

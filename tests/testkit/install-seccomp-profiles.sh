@@ -1,12 +1,12 @@
 #!/bin/sh
 # Puts the seccomp profiles that container runtimes take by default into target/seccomp-profiles, NAME.json with the
-# version in NAME.version: containerd's and Docker's by their own code, which tests/seccomp-profiles builds from Go's
+# version in NAME.version: containerd's and Docker's by their own code, which tests/go/seccomp-profiles builds from Go's
 # module proxy (go.sum has the checksums), and podman's, which CRI-O takes with a change, out of Debian's packages. Quick
 # when all is there. What Debian's archive does not keep any more is said, and the test then says that it is not tested.
 set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
-source=$root/tests/seccomp-profiles
+source=$root/tests/go/seccomp-profiles
 directory=$root/target/seccomp-profiles
 
 hash=$(cd "$source" && cat go.mod go.sum main.go podman "$root/tests/testkit/install-seccomp-profiles.sh" | sha256sum | cut -d ' ' -f 1)
@@ -46,7 +46,7 @@ while read -r name version sum; do
         mv -f "$scratch/usr/share/containers/seccomp.json" "$directory/$name.json"
         echo "$version" >"$directory/$name.version"
     else
-        say "SKIPPED: $package $version cannot be had: name another with its sum in tests/seccomp-profiles/podman"
+        say "SKIPPED: $package $version cannot be had: name another with its sum in tests/go/seccomp-profiles/podman"
         complete=false
     fi
 done <"$source/podman"

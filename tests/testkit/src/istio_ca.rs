@@ -1,4 +1,4 @@
-//! Istio's own CA, as `tests/istio-ca` serves it.
+//! Istio's own CA, as `tests/go/istio-ca` serves it.
 
 use std::{fs, net::SocketAddr, time::Duration};
 

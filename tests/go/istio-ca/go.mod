@@ -1,5 +1,5 @@
 // Serves Istio's own CA, for the tests.
-module sds-shim/tests/istio-ca
+module sds-shim/tests/go/istio-ca
 
 go 1.26.0
 

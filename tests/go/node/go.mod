@@ -1,5 +1,5 @@
 // Holds what a node of Kubernetes needs beside kubelet, for the tests: containerd and the plugins that give pods a network.
-module sds-shim/tests/node
+module sds-shim/tests/go/node
 
 go 1.26.0
 

@@ -1,4 +1,4 @@
-module sds-shim/tests/seccomp-profiles
+module sds-shim/tests/go/seccomp-profiles
 
 go 1.26.6
 

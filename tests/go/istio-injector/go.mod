@@ -1,5 +1,5 @@
 // Injects sidecars as Istio does, for the tests.
-module sds-shim/tests/istio-injector
+module sds-shim/tests/go/istio-injector
 
 go 1.26.0
 

@@ -1,5 +1,5 @@
 // Holds a Kubernetes API server and Helm, for the tests.
-module sds-shim/tests/kubernetes
+module sds-shim/tests/go/kubernetes
 
 go 1.26.0
 
