@@ -40,7 +40,7 @@ TEST_TOOLS := envoy gdb strace valgrind podman pod-network prometheus systemd pi
 FUZZ_SECONDS ?= 60
 
 .PHONY: help build others deb lintian debian-roots image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels kernel-guest \
-  conformance-istio bench soak fleet recovery seccomp check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta \
+  conformance-istio bench soak fleet recovery without-sandbox check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta \
   strace gdb pilot-agent podman gvisor seccomp-profiles pod-network python prometheus istio-ca istio-injector curl kubernetes node systemd manual clean
 
 # Who installs something finds what the others have installed, and each has the processors for itself.
@@ -143,9 +143,9 @@ fleet: build pilot-agent ## what a fleet costs its CA: 100,000 sidecars simulate
 recovery: build pilot-agent pod-network ## how soon a sidecar without a certificate has one when the CA is back or what kept it away changes, beside Istio's agent; writes src/manual/evidence/recovery.md
 	@RECOVERY_TABLE=1 $(CARGO) test --test recovery the_table -- --nocapture
 
-seccomp: build $(TEST_TOOLS) ## the whole suite with SDS_SHIM_SECCOMP=strict
+without-sandbox: build $(TEST_TOOLS) ## the whole suite with SDS_SHIM_SECCOMP=off and SDS_SHIM_LANDLOCK=off
 	@$(CARGO) build --quiet --package testkit --bins
-	@SHIM_SECCOMP=strict $(CARGO) test
+	@SHIM_SANDBOX=off $(CARGO) test
 
 check: openssl ## format and lints, warnings as errors
 	@$(CARGO) fmt --all --check

@@ -32,6 +32,7 @@ use crate::{
     memory::{self, TooLittleProtection},
     on_change::Follower,
     rotation::{Forced, FrozenVolume, Mounted, ProjectedToken, Renewal, RenewalSettings, RequestBorne},
+    sandbox::Sandbox,
     sds::{self, BindError, SdsSocket, Served},
     status::{Pages, Sources, Status},
     store::{AttachError, Consumer, SecretStore, View, Workloads},
@@ -161,14 +162,14 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
     }
     config.notes.iter().for_each(|note| warn!("{note}"));
     info!(socket = %socket.path().display(), "serving SDS");
-    let (sds, wait, protection) = (config.sds.clone(), config.wait, config.memory);
-    if launch.is_none() {
-        memory::restrict_system_calls(&protection, false)?;
-    }
+    let sandbox = Sandbox::new(&config, config::termination_log(&ProcessEnv::capture()));
+    let (sds, wait) = (config.sds.clone(), config.wait);
+    let confined = if launch.is_none() { Some(sandbox.enter(false)?) } else { None };
     let addresses = config.ca.addresses.iter().filter(|_| config.source.ca).map(ToString::to_string);
     let min_life = config.admin.min_life.as_secs() as i64;
     let status =
         Arc::new(Status::new(clock::now(), min_life, sources(&config), addresses).following(config.followed_files()));
+    confined.into_iter().for_each(|what| status.confined(what));
     let pages: Arc<dyn Pages> = Arc::new(AdminPages::new(Arc::clone(&status)));
     if let Some(address) = config.admin.listen.clone() {
         tokio::spawn(admin::serve(address, Arc::clone(&pages), Arc::clone(&status)));
@@ -181,6 +182,7 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
     if let Some((tls, view)) = over_tls.zip(view.clone()) {
         tokio::spawn(admin::serve_tls(tls, view, Arc::clone(&pages), Arc::clone(&status)));
     }
+    let shown = Arc::clone(&status);
     let open_to_others = Arc::new(move |name: &str| access.is_open(name));
     let mut supervisor = Supervisor::new(launch, wait, view);
     let keeping = keep_in_place(socket);
@@ -200,7 +202,7 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
             never = &mut keeping => match never {},
             () = supervisor.due() => {
                 supervisor.start()?;
-                memory::restrict_system_calls(&protection, true)?;
+                shown.confined(sandbox.enter(true)?);
             }
         }
     }

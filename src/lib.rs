@@ -41,6 +41,7 @@ pub mod memory;
 pub mod on_change;
 pub mod resolve;
 pub mod rotation;
+pub mod sandbox;
 pub mod sds;
 pub mod socket_file;
 pub mod status;

@@ -77,21 +77,6 @@ pub fn look_again() {
     }
 }
 
-/// Leaves only the system calls that serving takes, if the configuration wants that. `following` is whether a command
-/// was started, which is not bound; nothing can be started after this.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn restrict_system_calls(config: &MemoryConfig, following: bool) -> io::Result<()> {
-    if config.strict_calls {
-        locked::restrict_system_calls(following).map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot install the filter of SDS_SHIM_SECCOMP=strict: {error}"))
-        })?;
-        info!("seccomp filter installed: system calls that serving does not need are refused");
-    }
-    Ok(())
-}
-
 /// One sentence on what holds.
 pub fn describe(report: &Report) -> String {
     let kib = |bytes: usize| bytes.div_ceil(1024);

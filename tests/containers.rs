@@ -148,7 +148,7 @@ async fn the_profile_of_our_own_is_enough_and_the_filter_goes_with_it() -> testk
     let containment = Containment { seccomp: Some(profile), ..Containment::new(&images.binary()) };
     let mut shim = start(&site, containment, Some("secret"), &[("SDS_SHIM_SECCOMP", "strict")])?;
     shim.wait_for_log("keys are in secret memory (32 KiB), the whole process is locked").await?;
-    shim.wait_for_log("seccomp filter installed: system calls that serving does not need are refused").await?;
+    shim.wait_for_log("sandbox: seccomp rejects system calls that serving does not need").await?;
     serves(&mut shim).await?;
     assert_eq!(stop(&mut shim).await?, Some(0));
     Ok(())

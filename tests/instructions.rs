@@ -1,7 +1,7 @@
 //! What a start and a rotation cost in instructions in user mode, counted by valgrind's callgrind: the same in every
 //! run, nearly, however busy the machine is, and so a guard where times are none. Valgrind knows no secret memory, so
-//! the shim has the ordinary kind here, which takes the same instructions; and it does not know seccomp(2), so there is no
-//! filter of system calls, even where all other shims have one. `make bench` tells the figures beside times.
+//! the shim has the ordinary kind here, which takes the same instructions; and it knows neither seccomp(2) nor Landlock,
+//! so there is no sandbox, even where all other shims have one. `make bench` tells the figures beside times.
 
 use std::{fs, path::Path};
 
@@ -28,6 +28,7 @@ async fn count(rotations: usize) -> Result<f64, Failure> {
     let out = site.workload.path().join("callgrind.out");
     let file = format!("--callgrind-out-file={}", out.display());
     let shim = site.shim().env("SDS_SHIM_REQUIRE_LOCKED", "none").env("SDS_SHIM_SECCOMP", "off");
+    let shim = shim.env("SDS_SHIM_LANDLOCK", "off");
     let shim = shim.through(&["/usr/bin/valgrind", "--quiet", "--tool=callgrind", &file]);
     let mut shim = Logged(shim.start()?);
     let client = shim.connect().await?;

@@ -1,6 +1,6 @@
 //! The system calls that are left: the filter that the process puts on itself, and the profile for container runtimes.
 //!
-//! `make seccomp` runs the whole suite with the filter on.
+//! It is on by default, so the whole suite runs under it; `make without-sandbox` runs it without.
 
 use std::{collections::BTreeSet, fs};
 
@@ -49,7 +49,7 @@ async fn under_the_filter_everything_is_served() -> testkit::Result {
     let site = Site::new().await?;
     let mut shim = Logged(site.shim().env("SDS_SHIM_SECCOMP", "strict").start()?);
     let mut stream = shim.connect().await?.stream();
-    shim.wait_for_log("seccomp filter installed: system calls that serving does not need are refused").await?;
+    shim.wait_for_log("sandbox: seccomp rejects system calls that serving does not need").await?;
     stream.send(sds::request(&["default"]));
     let first = stream.recv().await?;
     stream.send(sds::ack(&first, &["default"]));
@@ -68,7 +68,7 @@ async fn a_command_is_not_bound_by_the_filter() -> testkit::Result {
     let site = Site::new().await?;
     let command = ["/bin/sh", "-c", "sleep 0; grep Seccomp: /proc/self/status; kill -USR1 $PPID; read line; exit 7"];
     let mut shim = Logged(site.shim().env("SDS_SHIM_SECCOMP", "strict").exec(&command).start()?);
-    shim.wait_for_log("seccomp filter installed: system calls that serving does not need are refused").await?;
+    shim.wait_for_log("sandbox: seccomp rejects system calls that serving does not need").await?;
     shim.wait_for_log("Seccomp:\t0").await?;
     assert_eq!(shim.wait_exit().await?.code(), Some(7));
     Ok(())

@@ -6,7 +6,7 @@ use std::{fs, os::unix::fs::chown, path::Path};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use testkit::{
     Failure, OrFail,
-    confined::{copy, own},
+    confined::{copy, helper, own},
     fixture::{Logged, Site},
     process::Process,
     sds::{self, SdsClient},
@@ -40,7 +40,7 @@ async fn nobody(site: &Site, more: &[(&str, &str)]) -> Result<Process, Failure> 
     own(directory, OUTSIDE, OUTSIDE).or_fail("give the pod away")?;
     chown(&go, Some(0), Some(0)).or_fail("keep the pipe")?;
     let script = "echo inside; read -r _ <go; exec setpriv --reuid 65534 --regid 65534 --clear-groups \
-                  --ambient-caps=-all --inh-caps=-all --bounding-set=-all ./sds-shim";
+                  --ambient-caps=-all --inh-caps=-all --bounding-set=-all $THROUGH ./sds-shim";
     let mut variables = env(site);
     variables.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     variables.push(("PATH".to_owned(), "/usr/bin:/bin".to_owned()));
@@ -93,9 +93,10 @@ async fn a_user_whom_our_user_namespace_does_not_know_is_not_taken_for_our_own()
 #[tokio::test]
 async fn where_it_cannot_look_it_says_so() -> testkit::Result {
     let site = Site::new().await?;
-    let shim = nobody(&site, &[("SDS_SHIM_SECCOMP", "strict")]).await?;
+    copy(&helper("filtered")?, &site.workload.path().join("filtered"))?;
+    let shim = nobody(&site, &[("THROUGH", "./filtered without-signals --")]).await?;
     let line = shim.wait_for_log(SHARED).await?;
-    assert!(line.contains("SDS_SHIM_SECCOMP=strict they cannot be told from our own"), "{line}");
+    assert!(line.contains("where a seccomp profile forbids kill they cannot be told from our own"), "{line}");
     Ok(())
 }
 

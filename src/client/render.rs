@@ -45,6 +45,9 @@ pub fn render(status: &Value, now: i64, colour: bool) -> String {
     for missing in list(&memory["missing"]) {
         let _ = writeln!(out, "missing  {}", page.paint("33", text(missing)));
     }
+    if let Some(sandbox) = status["sandbox"].as_str() {
+        let _ = writeln!(out, "sandbox  {sandbox}");
+    }
     out
 }
 
@@ -289,6 +292,7 @@ mod tests {
                     "resources": [{"name": "default", "state": "refused", "at": "1970-01-01T00:01:40Z"}]}],
             },
             "memory": {"summary": "m", "missing": ["a larger limit"]},
+            "sandbox": "no Landlock",
         });
         let expected = "\
 sds-shim 1, process 7, up 1 min 40 s: NOT READY: why
@@ -310,6 +314,7 @@ DeltaSecrets  ?    7    1 min 10 s  default   refused 0 s ago
 
 memory   m
 missing  a larger limit
+sandbox  no Landlock
 ";
         assert_eq!(render(&status, 100, false), expected);
     }

@@ -9,8 +9,6 @@ pub struct MemoryConfig {
     pub require: Level,
     /// Size of the arena in bytes, guard pages included.
     pub arena_bytes: usize,
-    /// Whether only the system calls that serving takes are left.
-    pub strict_calls: bool,
 }
 
 /// The arena as it is made before the environment is read.
@@ -28,6 +26,5 @@ pub(super) fn read(reader: &mut Reader<'_>) -> MemoryConfig {
     MemoryConfig {
         require: reader.choice(&variables::SDS_SHIM_REQUIRE_LOCKED, &levels),
         arena_bytes: kib.unwrap_or_default() * 1024,
-        strict_calls: reader.choice(&variables::SDS_SHIM_SECCOMP, &[("strict", true), ("off", false)]),
     }
 }

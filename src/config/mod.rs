@@ -15,6 +15,7 @@ mod proxy_config;
 mod reader;
 mod roots;
 mod rotation;
+mod sandbox;
 mod sds;
 mod source;
 mod system_roots;
@@ -46,6 +47,7 @@ pub use output::OutputConfig;
 pub use reader::Mistake;
 pub use roots::RootsConfig;
 pub use rotation::{GracePeriod, RotationConfig, Schedule};
+pub use sandbox::{Landlock, SandboxConfig};
 pub use sds::{SOCKET_DIRECTORY, SdsConfig, overflow_uid};
 pub use source::{MountedFiles, SourceConfig};
 pub use system_roots::system_roots;
@@ -84,6 +86,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// How keys are protected in memory.
     pub memory: MemoryConfig,
+    /// What the process denies itself once all is open.
+    pub sandbox: SandboxConfig,
     /// What is logged.
     pub log: LogConfig,
     /// What is no mistake, and should be told.
@@ -123,6 +127,7 @@ impl Config {
             wait: wait::read(&mut reader, token.file.is_none()),
             admin: admin::read(&mut reader, token.file.is_none()),
             memory: memory::read(&mut reader),
+            sandbox: sandbox::read(&mut reader),
             log: log::read(&mut reader),
             source,
             token,

@@ -45,9 +45,16 @@ const MOST_FOLLOWED: usize = 32;
 impl Config {
     /// The files that others write and that are followed, each once.
     pub fn followed_files(&self) -> Vec<PathBuf> {
+        let mut files = self.named_files();
+        files.truncate(MOST_FOLLOWED);
+        files
+    }
+
+    /// The files that others write, each once, however many.
+    pub fn named_files(&self) -> Vec<PathBuf> {
         let mut files: Vec<PathBuf> = Vec::new();
         let mut add = |file: &PathBuf| {
-            if files.len() < MOST_FOLLOWED && !files.iter().any(|known| known.as_os_str() == file.as_os_str()) {
+            if !files.iter().any(|known| known.as_os_str() == file.as_os_str()) {
                 files.push(file.clone());
             }
         };

@@ -53,8 +53,8 @@ impl Admission {
                      whose process can be seen from here are refused, and others cannot be told from our own"
                 }
                 Nobody::Anybody => {
-                    "the kernel also reports it for all users that our user namespace does not map, and under \
-                     SDS_SHIM_SECCOMP=strict they cannot be told from our own"
+                    "the kernel also reports it for all users that our user namespace does not map, and where \
+                     a seccomp profile forbids kill they cannot be told from our own"
                 }
             };
             warn!(uid = own, "running as the overflow user: {peers}; run the shim and its Envoy as another user");

@@ -8,7 +8,7 @@ mod workload;
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -38,6 +38,8 @@ pub struct Status {
     files: Vec<PathBuf>,
     /// Why the admin endpoints are not served at one or the other address.
     admin: Mutex<[Option<String>; 2]>,
+    /// What the process denies itself, in words.
+    sandbox: OnceLock<String>,
     workloads: Mutex<Vec<Weak<Workload>>>,
     renewals: Mutex<Renewals>,
     changes: watch::Sender<()>,
@@ -100,6 +102,7 @@ impl Status {
             output: Mutex::default(),
             on_change: Mutex::default(),
             admin: Mutex::default(),
+            sandbox: OnceLock::new(),
             workloads: Mutex::default(),
             renewals: Mutex::default(),
             changes,
@@ -115,6 +118,17 @@ impl Status {
     /// The files that are followed, by the names that the configuration has for them.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
+    }
+
+    /// The process has entered its sandbox, of which this tells what holds.
+    pub fn confined(&self, what: String) {
+        // It is entered once.
+        let _ = self.sandbox.set(what);
+    }
+
+    /// What holds of the sandbox, once it has been entered.
+    pub fn sandbox(&self) -> Option<&str> {
+        self.sandbox.get().map(String::as_str)
     }
 
     /// Where what is served comes from now, in words.

@@ -43,6 +43,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("SDS_SHIM_REQUIRE_LOCKED", "private-value"),
     ("SDS_SHIM_ARENA_KIB", "private-value"),
     ("SDS_SHIM_SECCOMP", "private-value"),
+    ("SDS_SHIM_LANDLOCK", "private-value"),
     ("TRUST_DOMAIN", "Private-Value"),
     ("TRUST_DOMAIN", "private/value"),
     ("POD_NAMESPACE", "private/value"),

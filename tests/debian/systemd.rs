@@ -91,7 +91,7 @@ async fn the_guide_holds_by_hand_with_every_restart() -> testkit::Result {
          systemctl restart sds-shim")?;
     let restarted = site.served().await?;
     assert_ne!(restarted, reloaded);
-    debian.until("journalctl --unit sds-shim --output cat | grep -q 'seccomp filter installed'").await?;
+    debian.until("journalctl --unit sds-shim --output cat | grep -q 'sandbox: seccomp rejects'").await?;
 
     debian.reboot().await?;
     site.ca().await?;

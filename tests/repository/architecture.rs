@@ -27,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("resolve", &["bounded"]),
     ("ca", &["bounded", "budget", "clock", "config", "identity", "resolve", "wire"]),
     ("rotation", &["budget", "ca", "clock", "config", "files", "identity", "memory", "status", "store"]),
+    ("sandbox", &["config"]),
     ("sds", &["bounded", "budget", "clock", "config", "identity", "socket_file", "status", "store"]),
     ("on_change", &["clock", "config", "status", "store", "wire"]),
     ("supervise", &["config", "store"]),

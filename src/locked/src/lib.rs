@@ -55,6 +55,7 @@ pub use filling::fill_openssl_tables;
 pub use keys::{
     Structure, as_if_new, generate_ec_key, generate_rsa_key, public_half, read_private_key, write_private_key,
 };
+pub use landlock::{Ruleset, landlock_version};
 pub use memory_functions::{TooLate, adopt_openssl, with_blocks_up_to};
 pub use peer::peer_process;
 #[cfg(fuzzing)]

@@ -21,6 +21,8 @@ pub mod hostile;
 pub mod http;
 pub mod http_server;
 pub mod httpbin;
+#[cfg(target_arch = "x86_64")]
+pub mod inside;
 pub mod istio_ca;
 pub mod kubelet;
 pub mod kubernetes;

@@ -248,11 +248,13 @@ impl ShimBuilder {
         self.env.clone()
     }
 
-    /// Starts the binary that `SHIM_BINARY` names, else `target/dist/sds-shim`. With `SHIM_SECCOMP` set, every shim
-    /// has it as its `SDS_SHIM_SECCOMP`.
+    /// Starts the binary that `SHIM_BINARY` names, else `target/dist/sds-shim`. With `SHIM_SANDBOX` set, every shim
+    /// has it as its `SDS_SHIM_SECCOMP` and `SDS_SHIM_LANDLOCK`, if it has none.
     pub fn start(mut self) -> Result<Shim, Failure> {
-        if let Ok(filter) = std::env::var("SHIM_SECCOMP") {
-            self.env.entry("SDS_SHIM_SECCOMP".to_owned()).or_insert(filter);
+        if let Ok(sandbox) = std::env::var("SHIM_SANDBOX") {
+            for name in ["SDS_SHIM_SECCOMP", "SDS_SHIM_LANDLOCK"] {
+                self.env.entry(name.to_owned()).or_insert_with(|| sandbox.clone());
+            }
         }
         if let Some(containment) = self.containment {
             let container = Container::named();

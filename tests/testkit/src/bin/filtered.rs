@@ -9,10 +9,12 @@ use seccompiler::{
 
 // x86-64's numbers.
 const MADVISE: i64 = 28;
+const KILL: i64 = 62;
 const PRCTL: i64 = 157;
 const SETRLIMIT: i64 = 160;
 const INOTIFY_INIT1: i64 = 294;
 const PRLIMIT64: i64 = 302;
+const LANDLOCK_CREATE_RULESET: i64 = 444;
 const MEMFD_SECRET: i64 = 447;
 const PR_SET_DUMPABLE: u64 = 4;
 const RLIMIT_CORE: u64 = 4;
@@ -20,6 +22,7 @@ const MADV_DONTDUMP: u64 = 16;
 
 const EPERM: u32 = 1;
 const EMFILE: u32 = 24;
+const ENOSYS: u32 = 38;
 /// The call does nothing, and its caller is told that it did.
 const PRETEND: u32 = 0;
 
@@ -30,6 +33,9 @@ fn main() {
             "--" => break,
             // As the seccomp profile of a container runtime may.
             "without-secret-memory" => refuse(EPERM, vec![(MEMFD_SECRET, Vec::new())]),
+            // As a kernel that was built without.
+            "without-landlock" => refuse(ENOSYS, vec![(LANDLOCK_CREATE_RULESET, Vec::new())]),
+            "without-signals" => refuse(EPERM, vec![(KILL, Vec::new())]),
             // As when all instances of the user are taken.
             "without-inotify" => refuse(EMFILE, vec![(INOTIFY_INIT1, Vec::new())]),
             "dumpable" => refuse(

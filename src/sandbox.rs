@@ -1,0 +1,203 @@
+//! What the process denies itself once all is open: system calls that serving does not take (seccomp), files that it
+//! does not write and ports that it does not use (Landlock). The command of `exec` was started before and is bound by
+//! neither.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::AsFd as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
+};
+
+use locked::Ruleset;
+use nix::{fcntl::OFlag, libc, unistd::geteuid};
+use tracing::info;
+
+use crate::config::{AdminAddress, AdminUrl, Config, Landlock, OnChange, SandboxConfig, overflow_uid, system_roots};
+
+/// Rights to files, as in the kernel's `landlock.h`: to execute, write, remove, and make what is no device.
+const FILES: u64 = 0b1_1111_1111_0011;
+/// To read files and directories.
+const READ: u64 = 1 << 2 | 1 << 3;
+const WRITE_FILE: u64 = 1 << 1;
+/// Since version 3 (Linux 6.2).
+const TRUNCATE: u64 = 1 << 14;
+/// `ioctl` on devices, since version 5 (Linux 6.10).
+const IOCTL_DEVICE: u64 = 1 << 15;
+/// What stays where we write: to write, remove, and make directories, regular files, sockets and symbolic links.
+const WRITE: u64 = WRITE_FILE | TRUNCATE | READ | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 12;
+/// Rights to TCP ports, since version 4 (Linux 6.7).
+const BIND: u64 = 1 << 0;
+const CONNECT: u64 = 1 << 1;
+/// Reach beyond the domain, since version 6 (Linux 6.12).
+const ABSTRACT_SOCKETS: u64 = 1 << 0;
+const SIGNALS: u64 = 1 << 1;
+
+/// Where nameservers are asked over TCP.
+const DNS: u16 = 53;
+/// What is read to look up names. Both are replaced by whoever writes them, so it is the directory that counts.
+const RESOLVER: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
+/// What the kernel tells of us. Not `/proc/self`: the kernel may make that directory anew, and what was allowed for the
+/// one before would not count. What tells secrets of other processes is closed to whoever is in a domain anyway.
+const KERNEL: &str = "/proc";
+
+/// What is left, from the environment.
+pub struct Sandbox {
+    config: SandboxConfig,
+    /// Directories, and what may be done below them.
+    places: Vec<(PathBuf, u64)>,
+    reason: PathBuf,
+    ports: Vec<(u16, u64)>,
+}
+
+impl Sandbox {
+    /// What this configuration needs; `reason` is the file for the reason of a fatal end.
+    pub fn new(config: &Config, reason: PathBuf) -> Self {
+        let mut this = Self { config: config.sandbox, places: Vec::new(), reason, ports: vec![(DNS, CONNECT)] };
+        this.beside(&config.sds.socket, WRITE);
+        if let Some(output) = &config.output {
+            this.places.push((output.directory.clone(), WRITE));
+        }
+        match &config.admin.listen {
+            Some(AdminAddress::Tcp(address)) => this.ports.push((address.port(), BIND)),
+            Some(AdminAddress::Unix(path)) => this.beside(path, WRITE),
+            None => {}
+        }
+        this.ports.extend(config.admin.tls.iter().map(|tls| (tls.address.port(), BIND)));
+        if let Some(OnChange::Post(AdminUrl { address: AdminAddress::Tcp(address), .. })) = &config.on_change {
+            this.ports.push((address.port(), CONNECT));
+        }
+        for address in &config.ca.addresses {
+            this.ports.push((address.port, CONNECT));
+        }
+        if this.restricts_reading() {
+            this.read(config);
+        }
+        this
+    }
+
+    /// Not unless that is wanted: requests may name any file, and what a link leads to may lie elsewhere tomorrow.
+    fn restricts_reading(&self) -> bool {
+        self.config.landlock == Landlock::Strict
+    }
+
+    fn beside(&mut self, file: &Path, rights: u64) {
+        self.places.push((file.parent().unwrap_or(Path::new("")).to_owned(), rights));
+    }
+
+    /// Where a file is, and where the links lead that it is reached by today.
+    fn read(&mut self, config: &Config) {
+        let mut files = config.named_files();
+        files.extend([config.ca.roots_file(), system_roots()]);
+        files.extend(config.ca.provisioned.iter().map(|directory| directory.join("key.pem")));
+        files.extend(RESOLVER.map(PathBuf::from));
+        for file in files {
+            self.beside(&file, READ);
+            if let Ok(target) = file.canonicalize() {
+                self.beside(&target, READ);
+            }
+        }
+        for directory in &config.sds.file_directories {
+            self.places.push((directory.clone(), READ));
+        }
+        self.places.push((KERNEL.into(), READ));
+    }
+
+    /// Enters it, and tells what holds: in the log, and as the answer. `following` is whether a command was started, which
+    /// is not bound, and which is still signalled; nothing can be started after this. Landlock is entered as far as the
+    /// kernel has it.
+    ///
+    /// # Errors
+    /// When the kernel refuses a filter of system calls that `SDS_SHIM_SECCOMP` demands.
+    pub fn enter(&self, following: bool) -> io::Result<String> {
+        let landlock = match self.config.landlock {
+            Landlock::Off => "Landlock is off (SDS_SHIM_LANDLOCK)".to_owned(),
+            _ => self.restrict(following).unwrap_or_else(|error| format!("no Landlock: {}", why(&error))),
+        };
+        let calls = match self.config.strict_calls {
+            Some(false) => "seccomp is off (SDS_SHIM_SECCOMP)".to_owned(),
+            strict => match locked::restrict_system_calls(following) {
+                Ok(()) => "seccomp rejects system calls that serving does not need".to_owned(),
+                Err(error) if strict.is_none() => format!("no seccomp filter: {}", why(&error)),
+                Err(error) => {
+                    let what = format!("cannot install the filter of SDS_SHIM_SECCOMP=strict: {}", why(&error));
+                    return Err(io::Error::new(error.kind(), what));
+                }
+            },
+        };
+        let told = format!("{calls}; {landlock}");
+        info!("{told}");
+        Ok(told)
+    }
+
+    /// Answers with what is restricted.
+    fn restrict(&self, following: bool) -> io::Result<String> {
+        let version = locked::landlock_version()?;
+        let since = |first, bits| if version >= first { bits } else { 0 };
+        let files =
+            FILES | since(3, TRUNCATE) | since(5, IOCTL_DEVICE) | if self.restricts_reading() { READ } else { 0 };
+        // A command that was started is outside of our domain. And where the kernel calls others as it calls us, peers
+        // are told apart by whether they may be signalled (`sds::admission`).
+        let signals = !following && geteuid().as_raw() != overflow_uid();
+        let scopes = since(6, if signals { ABSTRACT_SOCKETS | SIGNALS } else { ABSTRACT_SOCKETS });
+        let rules = Ruleset::new(files, since(4, BIND | CONNECT), scopes)?;
+        for (directory, rights) in &self.places {
+            allow(&rules, directory, rights & files)?;
+        }
+        if let Ok(reason) = open(&self.reason, OFlag::empty()) {
+            rules.allow_below(reason.as_fd(), files & (WRITE_FILE | TRUNCATE))?;
+        }
+        for (port, right) in self.ports.iter().filter(|_| version >= 4) {
+            rules.allow_port(*port, *right)?;
+        }
+        rules.enter()?;
+        let what = if self.restricts_reading() { "reading and writing" } else { "writing" };
+        let ports = if version >= 4 { " and TCP ports" } else { ", but not TCP ports, which takes Linux 6.7" };
+        Ok(format!("Landlock (version {version}) restricts {what}{ports}"))
+    }
+}
+
+/// The directory, or the deepest one above it that exists. With the one above it, because it can be removed and made
+/// anew, and would then be another to the kernel; but a mount stays what it is. The root is left open only to make there
+/// what is missing.
+fn allow(rules: &Ruleset, directory: &Path, rights: u64) -> io::Result<()> {
+    let there = |path: &Path| {
+        let place = open(if path.as_os_str().is_empty() { Path::new(".") } else { path }, OFlag::O_DIRECTORY).ok()?;
+        let found = place.metadata().ok()?;
+        Some((place, found.dev(), found.ino()))
+    };
+    let root = there(Path::new("/")).map(|(_, device, number)| (device, number));
+    for path in directory.ancestors() {
+        let Some((place, device, number)) = there(path) else { continue };
+        if root != Some((device, number)) || (rights != READ && path != directory) {
+            rules.allow_below(place.as_fd(), rights)?;
+        }
+        if path == directory
+            && let Some((above, its_device, its_number)) = path.parent().and_then(there)
+            && its_device == device
+            && root != Some((its_device, its_number))
+        {
+            rules.allow_below(above.as_fd(), rights)?;
+        }
+        break;
+    }
+    Ok(())
+}
+
+/// Names it, and opens nothing of it.
+fn open(path: &Path, kind: OFlag) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags((OFlag::O_PATH | kind).bits()).open(path)
+}
+
+/// Why there is none, in words that say who could change it.
+fn why(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => "this kernel does not have it".to_owned(),
+        Some(libc::EOPNOTSUPP) => "this kernel was started without it (lsm=)".to_owned(),
+        Some(libc::EPERM) => "the seccomp profile of the container or unit forbids it".to_owned(),
+        _ => error.to_string(),
+    }
+}
