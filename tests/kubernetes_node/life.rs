@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use testkit::{
     Failure, POLL,
     node::{Program, possible},
 };
 
 use crate::{
-    mesh::{ENVOY, HTTPBIN, Mesh, SHIM, SLEEP, is_ready, restarts},
+    certificate::a_pod_certificate_is_served_and_a_refused_one_is_told,
+    mesh::{ENVOY, HTTPBIN, Mesh, SHIM, SLEEP, is_ready, restarts, terminated},
     traffic::{self, Traffic},
 };
 
@@ -31,6 +33,8 @@ async fn sidecars_live_through_what_a_kubelet_does() -> Result<(), Failure> {
     a_killed_shim_comes_back(&mesh).await?;
     a_killed_envoy_comes_back(&mesh).await?;
     a_pod_that_ends_has_its_mesh_to_the_end(&mesh).await?;
+    little_lockable_memory_is_told(&mesh).await?;
+    a_pod_certificate_is_served_and_a_refused_one_is_told(&mesh).await?;
     kubelet_renews_a_token_and_it_is_used(&mesh, since).await?;
     mesh.stop().await
 }
@@ -140,6 +144,22 @@ async fn a_pod_that_ends_has_its_mesh_to_the_end(mesh: &Mesh) -> Result<(), Fail
         begun.elapsed()
     );
     Ok(())
+}
+
+/// A containerd that lets containers lock 64 KiB, as it does where nobody gives its unit more. What a container may lock is
+/// what containerd could when the pod began.
+async fn little_lockable_memory_is_told(mesh: &Mesh) -> Result<(), Failure> {
+    mesh.node.limit_locked_memory(64).await?;
+    mesh.deploy(SLEEP, SHIM).await?;
+    let ended = |pod: &Value| terminated(pod, SHIM)["exitCode"] == 71;
+    mesh.until(SLEEP, "ended for want of memory", Duration::ZERO, ended).await?;
+    let told = terminated(&mesh.pod(SLEEP).await?, SHIM)["message"].clone();
+    println!("64 KiB of lockable memory: {told}");
+    assert!(told.to_string().contains("LimitMEMLOCK=) is 64 KiB: raise it to at least"), "{told}");
+    mesh.node.limit_locked_memory(8192).await?;
+    mesh.cluster.kubectl(&["delete", "pod", "-l", "app=sleep", "-n", SLEEP.0]).await?;
+    mesh.rolled_out(SLEEP).await?;
+    mesh.remove(SLEEP).await
 }
 
 async fn kubelet_renews_a_token_and_it_is_used(mesh: &Mesh, since: Instant) -> Result<(), Failure> {

@@ -1,6 +1,7 @@
 //! The chart on a real node, as users have it: kubelet, containerd, runc, kube-proxy and a cluster DNS. What only a kubelet
 //! gives is seen here; src/manual/evidence/real_node.md has the times. `make test-kubernetes` runs it.
 
+mod certificate;
 #[path = "../kubernetes_stage/mod.rs"]
 mod kubernetes_stage;
 mod life;

@@ -72,6 +72,19 @@ impl Mesh {
         self.cluster.kubectl(&["apply", "-n", of.0, "-f", &sample]).await.map(drop)
     }
 
+    /// Deletes one of them, and waits until its pods are gone.
+    pub(crate) async fn remove(&self, (namespace, name): Of) -> Result<(), Failure> {
+        self.cluster.kubectl(&["delete", "deployment", name, "-n", namespace]).await?;
+        let label = format!("app={name}");
+        let wait = ["wait", "--for=delete", "pod", "-l", &label, "-n", namespace, "--timeout=280s"];
+        self.cluster.kubectl(&wait).await.map(drop)
+    }
+
+    /// A certificate of the mesh's CA for somebody's key, with what leads to the root.
+    pub(crate) fn certify(&self, leaf: &Leaf, key: &str) -> Result<String, Failure> {
+        Ok(self.pki.certify(leaf, key).or_fail("certify a key")? + &self.pki.intermediate_pem())
+    }
+
     pub(crate) async fn stop(self) -> Result<(), Failure> {
         drop(self.node);
         self.cluster.stop().await?;
@@ -183,6 +196,13 @@ pub(crate) fn sidecar(pod: &Value, name: &str) -> Value {
 pub(crate) fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
     conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
+}
+
+/// How a sidecar ended, if it has.
+pub(crate) fn terminated(pod: &Value, name: &str) -> Value {
+    let status = sidecar(pod, name);
+    let ends = ["state", "lastState"].map(|which| status[which]["terminated"].clone());
+    ends.into_iter().find(|end| !end.is_null()).unwrap_or_default()
 }
 
 /// How often a sidecar has been started again.

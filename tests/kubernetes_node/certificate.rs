@@ -1,0 +1,164 @@
+//! PodCertificates: kubelet makes the key and asks a signer of ours, and the shim serves what kubelet mounts.
+
+use std::time::Instant;
+
+use openssl::{
+    asn1::{Asn1Time, Asn1TimeRef},
+    base64,
+    x509::{X509, X509Req},
+};
+use serde_json::{Value, json};
+use testkit::{Failure, OrFail, POLL, development_ca::Leaf, node::KUBELET};
+
+use crate::{
+    kubernetes_stage::CHART,
+    mesh::{Mesh, SLEEP},
+};
+
+const SIGNER: &str = "example.org/mesh";
+
+/// Values of the chart for pods with a PodCertificate, beside those that it has. The anchors are in a volume of their own:
+/// one with a PodCertificate stands still for good once that is refused.
+fn values() -> Value {
+    let certificate = json!({
+        "signerName": SIGNER,
+        "keyType": "ECDSAP256",
+        "credentialBundlePath": "bundle.pem",
+        "userAnnotations": { "example.org/team": "a" },
+    });
+    json!({
+        "env": {
+            "SDS_SHIM_SOURCE": "files",
+            "SDS_SHIM_CREDENTIAL_BUNDLE": "/var/run/mesh/bundle.pem",
+            "SDS_SHIM_TRUST_ANCHORS": "/var/run/secrets/istio/root-cert.pem",
+        },
+        "extraVolumes": [{ "name": "mesh", "projected": { "sources": [{ "podCertificate": certificate }] } }],
+        "extraVolumeMounts": [{ "name": "mesh", "mountPath": "/var/run/mesh", "readOnly": true }],
+    })
+}
+
+pub(crate) async fn a_pod_certificate_is_served_and_a_refused_one_is_told(mesh: &Mesh) -> Result<(), Failure> {
+    let path = mesh.cluster.path().join("certificate.json");
+    std::fs::write(&path, values().to_string()).or_fail("write the values")?;
+    let path = path.display().to_string();
+    mesh.cluster
+        .helm(&["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reset-then-reuse-values", "-f", &path])
+        .await?;
+    mesh.deploy(SLEEP, "/var/run/mesh").await?;
+
+    let begun = Instant::now();
+    let request = request(mesh).await?;
+    let asked = begun.elapsed();
+    assert_eq!(request["spec"]["unverifiedUserAnnotations"]["example.org/team"], "a", "{request}");
+    let status = issue(mesh, &request)?;
+    answer(mesh, &request, &status).await?;
+    mesh.rolled_out(SLEEP).await?;
+    println!("a PodCertificate: asked for after {asked:.1?}, the pod ready after {:.1?}", begun.elapsed());
+    assert_eq!(mesh.call(&format!("deployment/{}", SLEEP.1)).await?, "200");
+    let bundle = mesh.shim(SLEEP, &["get", "default"]).await?;
+    let issued = X509::stack_from_pem(status["certificateChain"].as_str().unwrap_or_default().as_bytes());
+    let served = X509::stack_from_pem(bundle.as_bytes()).or_fail("read what is served")?;
+    assert_eq!(
+        served.first().map(|one| one.to_der().ok()),
+        issued.or_fail("read it")?.first().map(|one| one.to_der().ok())
+    );
+
+    mesh.remove(SLEEP).await?;
+    mesh.deploy(SLEEP, "/var/run/mesh").await?;
+    let request = self::request(mesh).await?;
+    let now = now()?;
+    let condition = json!({
+        "type": "Denied", "status": "True", "reason": "Policy", "message": "not for this pod", "lastTransitionTime": now,
+    });
+    answer(mesh, &request, &json!({ "conditions": [condition] })).await?;
+    println!("a refused PodCertificate: {}", event(mesh, "FailedMount").await?);
+    mesh.remove(SLEEP).await
+}
+
+/// The request that nobody has answered yet.
+async fn request(mesh: &Mesh) -> Result<Value, Failure> {
+    let begun = Instant::now();
+    loop {
+        let mut all = mesh.cluster.get(&["podcertificaterequests", "-n", SLEEP.0]).await?;
+        let open = |one: &&mut Value| one["status"]["conditions"].as_array().is_none_or(Vec::is_empty);
+        if let Some(found) = all["items"].as_array_mut().into_iter().flatten().find(open) {
+            return Ok(found.take());
+        }
+        if begun.elapsed() > KUBELET {
+            return Err(mesh.explain(Failure::new("kubelet has asked for no certificate")).await);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// What a signer says to it: a certificate of the mesh's CA for the pod's service account.
+fn issue(mesh: &Mesh, request: &Value) -> Result<Value, Failure> {
+    let spec = &request["spec"];
+    let text = |name: &str| spec[name].as_str().unwrap_or_default().to_owned();
+    let stub = base64::decode_block(&text("stubPKCS10Request")).or_fail("decode the request")?;
+    let key = X509Req::from_der(&stub).and_then(|stub| stub.public_key()).or_fail("read the request")?;
+    let id = format!("spiffe://cluster.local/ns/{}/sa/{}", SLEEP.0, text("serviceAccountName"));
+    let hour = 3600;
+    let leaf = Leaf { not_before: -60, not_after: 2 * hour, ..Leaf::workload(&id, std::time::Duration::ZERO) };
+    let key = key.public_key_to_pem().or_fail("write the key")?;
+    let chain = mesh.certify(&leaf, &String::from_utf8_lossy(&key))?;
+    let leaf = X509::from_pem(chain.as_bytes()).or_fail("read the certificate")?;
+    let now = now()?;
+    let refresh = Asn1Time::from_unix(seconds(leaf.not_before())? + hour).or_fail("take a time")?;
+    let condition = json!({
+        "type": "Issued", "status": "True", "reason": "Issued", "message": "here it is", "lastTransitionTime": now,
+    });
+    Ok(json!({
+        "conditions": [condition],
+        "certificateChain": chain,
+        "notBefore": time(leaf.not_before())?,
+        "beginRefreshAt": time(&refresh)?,
+        "notAfter": time(leaf.not_after())?,
+    }))
+}
+
+async fn answer(mesh: &Mesh, request: &Value, status: &Value) -> Result<(), Failure> {
+    let name = request["metadata"]["name"].as_str().unwrap_or_default();
+    let patch = json!({ "status": status }).to_string();
+    let words =
+        ["patch", "podcertificaterequest", name, "-n", SLEEP.0, "--subresource=status", "--type=merge", "-p", &patch];
+    mesh.cluster.kubectl(&words).await.map(drop)
+}
+
+/// What the last event of this kind says, once there is one of a refusal.
+async fn event(mesh: &Mesh, reason: &str) -> Result<String, Failure> {
+    let begun = Instant::now();
+    let reason = format!("reason={reason}");
+    loop {
+        let events = mesh.cluster.get(&["events", "-n", SLEEP.0, "--field-selector", &reason]).await?;
+        let events = events["items"].as_array().cloned().unwrap_or_default();
+        let mut told = events.iter().filter_map(|event| event["message"].as_str());
+        if let Some(found) = told.find(|text| text.to_lowercase().contains("denied")) {
+            return Ok(found.to_owned());
+        }
+        if begun.elapsed() > KUBELET {
+            return Err(mesh.explain(Failure::new(format!("no event tells of a refusal: {events:?}"))).await);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn now() -> Result<String, Failure> {
+    let now = Asn1Time::days_from_now(0).or_fail("take the time")?;
+    time(&now)
+}
+
+fn seconds(time: &Asn1TimeRef) -> Result<i64, Failure> {
+    let since = Asn1Time::from_unix(0).and_then(|begin| begin.diff(time)).or_fail("compare times")?;
+    Ok(i64::from(since.days) * 86400 + i64::from(since.secs))
+}
+
+/// As the API writes it: OpenSSL's is `Nov 29 10:54:02 2026 GMT`.
+fn time(time: &Asn1TimeRef) -> Result<String, Failure> {
+    const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    let text = time.to_string();
+    let words: Vec<_> = text.split_whitespace().collect();
+    let [month, day, clock, year, _] = words[..] else { return Err(Failure::new(format!("{text:?} is no time"))) };
+    let month = MONTHS.find(month).ok_or_else(|| Failure::new(format!("{text:?} has no month")))? / 3 + 1;
+    Ok(format!("{year}-{month:02}-{day:0>2}T{clock}Z"))
+}
