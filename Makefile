@@ -101,7 +101,7 @@ test-kubernetes: build envoy kubernetes node istio-injector podman pod-network c
 	@rm -rf target/test-output
 	@$(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_envoy --test kubernetes_injection \
 		--test kubernetes_istio --test kubernetes_node --test kubernetes_status --test kubernetes_values -- --include-ignored --nocapture --test-threads=1
-	@tests/testkit/search-output.sh target/test-output 50
+	@tests/testkit/search-output.sh target/test-output 20
 
 # The short form has the two series that count secret memory by user, with their older and their newer kernel.
 # Beside them arm64, on pages of 16 KiB, with what differs there.
