@@ -96,10 +96,10 @@ test: check build others $(TEST_TOOLS) asan fuzz-short ## everything: format, li
 	@tests/testkit/search-output.sh target/test-output
 
 # One cluster at a time: each takes most of a gigabyte.
-test-kubernetes: build envoy kubernetes node istio-injector podman pod-network curl ## the Helm chart, tokens and the mesh against a real Kubernetes API server and on a node of it; the first build takes a quarter of an hour
+test-kubernetes: build envoy kubernetes node istio-injector podman pod-network curl ## the Helm chart, tokens and the mesh against a real Kubernetes API server and on a node of it; the first build takes a quarter of an hour; NODE_SHORT=1, for CI, leaves out what takes kubelet eight minutes
 	@$(CARGO) build --quiet --package testkit --package development-ca --bins
 	@rm -rf target/test-output
-	@$(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_envoy --test kubernetes_injection \
+	@NODE_SHORT="$(NODE_SHORT)" $(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_envoy --test kubernetes_injection \
 		--test kubernetes_istio --test kubernetes_node --test kubernetes_status --test kubernetes_values -- --include-ignored --nocapture --test-threads=1
 	@tests/testkit/search-output.sh target/test-output 20
 

@@ -35,7 +35,11 @@ async fn sidecars_live_through_what_a_kubelet_does() -> Result<(), Failure> {
     a_pod_that_ends_has_its_mesh_to_the_end(&mesh).await?;
     little_lockable_memory_is_told(&mesh).await?;
     a_pod_certificate_is_served_and_a_refused_one_is_told(&mesh).await?;
-    kubelet_renews_a_token_and_it_is_used(&mesh, since).await?;
+    if std::env::var_os("NODE_SHORT").is_some_and(|set| !set.is_empty()) {
+        eprintln!("NOT TESTED: that kubelet renews a token, which takes it eight minutes, because NODE_SHORT is set");
+    } else {
+        kubelet_renews_a_token_and_it_is_used(&mesh, since).await?;
+    }
     mesh.stop().await
 }
 
