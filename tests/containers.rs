@@ -3,27 +3,20 @@
 
 use std::{
     fs,
-    io::Write,
-    os::unix::fs::PermissionsExt,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use nix::sys::signal::Signal;
 use testkit::{
     Failure, OrFail, confined,
-    container::{Containment, Images, ProgramImage, podman},
-    envoy::{Bootstrap, SdsTransport},
+    container::{Containment, ENVOY_ARGUMENTS, Images, ProgramImage, SHIM, podman, possible},
     fixture::{Logged, Site},
-    sds,
-    workload::SOCKET,
-    workspace,
+    sds, workspace,
 };
 
 /// The images, built by the first test that needs them and removed by the last. `None` where there can be none.
 fn images() -> Result<Option<Arc<Images>>, Failure> {
     static IMAGES: Mutex<Weak<Images>> = Mutex::new(Weak::new());
-    if !confined::holds_sys_admin() {
-        let _ = writeln!(std::io::stderr(), "NOT TESTED: this machine lets us start no containers (no CAP_SYS_ADMIN)");
+    if !possible() {
         return Ok(None);
     }
     let mut shared = IMAGES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -35,16 +28,13 @@ fn images() -> Result<Option<Arc<Images>>, Failure> {
     Ok(Some(images))
 }
 
-/// Starts the shim in a container; its directory of the socket is one that anybody may write to, as kubelet's are.
+/// Starts the shim in a container.
 fn start(
     site: &Site,
     containment: Containment,
     required: Option<&str>,
     env: &[(&str, &str)],
 ) -> Result<Logged, Failure> {
-    let sockets = site.workload.socket();
-    let sockets = sockets.parent().expect("it is in a directory");
-    fs::set_permissions(sockets, fs::Permissions::from_mode(0o777)).or_fail("open the socket's directory")?;
     let mut builder = site.shim().contained(containment);
     for (name, value) in env {
         builder = builder.env(*name, *value);
@@ -61,16 +51,10 @@ async fn serves(shim: &mut Logged) -> testkit::Result {
     stream.send(sds::request(&["default"]));
     let first = stream.recv().await?;
     stream.send(sds::ack(&first, &["default"]));
-    shim.container().exec(&["/usr/local/bin/sds-shim", "renew"]).await?;
+    shim.container().exec(&[SHIM, "renew"]).await?;
     let second = stream.recv().await?;
     assert_ne!(testkit::fixture::serial(&first)?, testkit::fixture::serial(&second)?);
     Ok(())
-}
-
-/// Stops it as kubelet does, and returns the exit code.
-async fn stop(shim: &mut Logged) -> Result<Option<i32>, Failure> {
-    shim.signal(Signal::SIGTERM)?;
-    Ok(shim.wait_exit().await?.code())
 }
 
 #[tokio::test]
@@ -107,10 +91,10 @@ async fn the_shipped_image_holds_all_its_promises_in_a_restricted_container() ->
     ] {
         assert_eq!(container.status(name).await?, value, "{name}");
     }
-    container.exec(&["/usr/local/bin/sds-shim", "health"]).await?;
+    container.exec(&[SHIM, "health"]).await?;
     let killed = podman(&["container", "inspect", "--format", "{{.State.OOMKilled}}", container.name()])?;
     assert_eq!(killed, "false");
-    assert_eq!(stop(&mut shim).await?, Some(0));
+    assert_eq!(shim.terminate().await?.code(), Some(0));
     Ok(())
 }
 
@@ -132,7 +116,7 @@ async fn where_secret_memory_is_forbidden_and_the_user_is_any_it_steps_down_and_
     shim.wait_for_log("memfd_secret is not available").await?;
     serves(&mut shim).await?;
     assert_eq!(shim.container().status("Uid").await?.split('\t').next(), Some("1000680000"));
-    assert_eq!(stop(&mut shim).await?, Some(0));
+    assert_eq!(shim.terminate().await?.code(), Some(0));
 
     let mut shim = start(&site, containment, Some("secret"), &[])?;
     assert_eq!(shim.wait_exit().await?.code(), Some(71));
@@ -150,7 +134,7 @@ async fn the_profile_of_our_own_is_enough_and_the_filter_goes_with_it() -> testk
     shim.wait_for_log("keys are in secret memory (32 KiB), the whole process is locked").await?;
     shim.wait_for_log("sandbox: seccomp rejects system calls that serving does not need").await?;
     serves(&mut shim).await?;
-    assert_eq!(stop(&mut shim).await?, Some(0));
+    assert_eq!(shim.terminate().await?.code(), Some(0));
     Ok(())
 }
 
@@ -179,25 +163,10 @@ async fn the_sidecar_image_starts_its_agent_beside_the_shim() -> testkit::Result
     let site = Site::new().await?;
     let base = ProgramImage::proxy(site.workload.path())?;
     let images = Images::build(Some(base.name()), std::process::id() + 1_000_000_000)?;
-    let admin = format!("{SOCKET}-envoy");
-    let mut bootstrap = Bootstrap::new("sleep.foo", SdsTransport::EnvoyGrpc)
-        .inbound(([127, 0, 0, 1], 9).into(), &[site.workload.spiffe_id()])
-        .build();
-    bootstrap["admin"]["address"]["pipe"]["path"] = admin.as_str().into();
-    let configuration = site.workload.path().join("envoy");
-    fs::create_dir(&configuration)
-        .and_then(|()| fs::write(configuration.join("envoy.json"), bootstrap.to_string()))
-        .or_fail("write Envoy's configuration")?;
-
-    let mut containment = Containment::new(&images.sidecar());
-    containment.memory = "256m".to_owned();
-    containment.shown.push((configuration, "/etc/envoy".to_owned()));
-    let sockets = site.workload.socket();
-    let sockets = sockets.parent().expect("it is in a directory");
-    fs::set_permissions(sockets, fs::Permissions::from_mode(0o777)).or_fail("open the socket's directory")?;
+    let containment = Containment::sidecar(&images.sidecar(), &site.workload)?;
     let mut builder = site.shim().contained(containment).env("SDS_SHIM_REQUIRE_LOCKED", "secret");
     builder = builder.env("SDS_SHIM_LOG", "debug");
-    for argument in ["-c", "/etc/envoy/envoy.json", "--concurrency", "1", "--disable-hot-restart"] {
+    for argument in ENVOY_ARGUMENTS {
         builder = builder.arg(argument);
     }
     let mut shim = Logged(builder.start()?);
@@ -205,7 +174,7 @@ async fn the_sidecar_image_starts_its_agent_beside_the_shim() -> testkit::Result
     for name in ["default", "ROOTCA"] {
         shim.wait_for_log(&format!("Envoy accepted resources=\"{name}\"")).await?;
     }
-    assert_eq!(stop(&mut shim).await?, Some(0));
+    assert_eq!(shim.terminate().await?.code(), Some(0));
     shim.wait_for_log("command exited: exit status: 0").await?;
     Ok(())
 }

@@ -6,25 +6,18 @@
 mod mount;
 
 use std::{
-    fs,
-    io::Write as _,
-    os::unix::fs::PermissionsExt,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use nix::sys::signal::Signal;
 use testkit::{
     Failure, OrFail, PATIENCE, POLL, confined,
-    container::{Containment, Images, Output, ProgramImage},
-    envoy::{Bootstrap, SdsTransport},
+    container::{Containment, ENVOY_ARGUMENTS, Images, Output, ProgramImage, SHIM, possible},
     fixture::{Logged, Site},
-    workload::SOCKET,
+    shim::ShimBuilder,
     workspace,
 };
 use tokio::time::{Instant, sleep};
-
-const SHIM: &str = "/usr/local/bin/sds-shim";
 
 fn runsc() -> Result<PathBuf, Failure> {
     let path = workspace().join("target/gvisor/runsc");
@@ -34,8 +27,7 @@ fn runsc() -> Result<PathBuf, Failure> {
 /// An image for gVisor, removed when this is dropped. `None` where there can be none.
 fn image(site: &Site, base: Option<&str>) -> Result<Option<ProgramImage>, Failure> {
     static NUMBER: AtomicU32 = AtomicU32::new(500_000_000);
-    if !confined::holds_sys_admin() {
-        let _ = writeln!(std::io::stderr(), "NOT TESTED: this machine lets us start no containers (no CAP_SYS_ADMIN)");
+    if !possible() {
         return Ok(None);
     }
     let images = Images::build(base, std::process::id() + NUMBER.fetch_add(100_000_000, Ordering::Relaxed))?;
@@ -48,14 +40,14 @@ fn sandbox(image: &str) -> Result<Containment, Failure> {
     Ok(Containment { gvisor: Some(runsc()?), ..Containment::new(image) })
 }
 
-/// Starts it with what gVisor cannot give accepted.
-fn start(site: &Site, containment: Containment, env: &[(&str, &str)]) -> Result<Logged, Failure> {
-    let sockets = site.workload.socket();
-    let sockets = sockets.parent().expect("it is in a directory");
-    fs::set_permissions(sockets, fs::Permissions::from_mode(0o777)).or_fail("open the socket's directory")?;
-    let builder = site.shim().contained(containment).env("SDS_SHIM_REQUIRE_LOCKED", "none");
+/// A shim in it, with what gVisor cannot give accepted.
+fn builder(site: &Site, containment: Containment) -> ShimBuilder {
     // There are no clients of ours: gVisor keeps its sockets to itself.
-    let builder = builder.without("SDS_SHIM_ALLOW_UIDS");
+    site.shim().contained(containment).env("SDS_SHIM_REQUIRE_LOCKED", "none").without("SDS_SHIM_ALLOW_UIDS")
+}
+
+fn start(site: &Site, containment: Containment, env: &[(&str, &str)]) -> Result<Logged, Failure> {
+    let builder = builder(site, containment);
     Ok(Logged(env.iter().fold(builder, |builder, (name, value)| builder.env(*name, *value)).start()?))
 }
 
@@ -65,11 +57,6 @@ async fn ask(shim: &Logged, command: &[&str]) -> Result<String, Failure> {
     let Output { code, lines } = shim.container().run(&words).await?;
     let text = lines.join("\n");
     if code == Some(0) { Ok(text) } else { Err(Failure::new(format!("{command:?} ended with {code:?}: {text}"))) }
-}
-
-async fn stop(shim: &mut Logged) -> Result<Option<i32>, Failure> {
-    shim.signal(Signal::SIGTERM)?;
-    Ok(shim.wait_exit().await?.code())
 }
 
 #[tokio::test]
@@ -108,7 +95,7 @@ async fn it_serves_renews_by_command_and_tells_what_gvisor_does_not_keep() -> te
         serde_json::from_str(&ask(&shim, &["status", "--json"]).await?).or_fail("parse the status")?;
     assert_eq!(status["memory"]["level"], "none");
     assert!(status["memory"]["locked_bytes"].is_null(), "{status}");
-    assert_eq!(stop(&mut shim).await?, Some(0));
+    assert_eq!(shim.terminate().await?.code(), Some(0));
     Ok(())
 }
 
@@ -164,7 +151,7 @@ async fn files_that_change_outside_are_followed() -> testkit::Result {
         };
         before = now;
     }
-    assert_eq!(stop(&mut shim).await?, Some(0));
+    assert_eq!(shim.terminate().await?.code(), Some(0));
     Ok(())
 }
 
@@ -178,7 +165,7 @@ async fn where_the_socket_is_open_to_others_nobody_is_taken_for_ourselves() -> t
     let answer = ask(&shim, &["get", "default"]).await;
     assert!(answer.is_err(), "{answer:?}");
     shim.wait_for_log("refused a connection to the SDS socket: this kernel does not tell who connects").await?;
-    assert_eq!(stop(&mut shim).await?, Some(0));
+    assert_eq!(shim.terminate().await?.code(), Some(0));
     Ok(())
 }
 
@@ -188,25 +175,10 @@ async fn the_sidecar_image_starts_its_agent_and_rotates() -> testkit::Result {
     let site = Site::new().await?;
     let base = ProgramImage::proxy(site.workload.path())?;
     let Some(image) = image(&site, Some(base.name()))? else { return Ok(()) };
-    let mut bootstrap = Bootstrap::new("sleep.foo", SdsTransport::EnvoyGrpc)
-        .inbound(([127, 0, 0, 1], 9).into(), &[site.workload.spiffe_id()])
-        .build();
-    bootstrap["admin"]["address"]["pipe"]["path"] = format!("{SOCKET}-envoy").into();
-    let configuration = site.workload.path().join("envoy");
-    fs::create_dir(&configuration)
-        .and_then(|()| fs::write(configuration.join("envoy.json"), bootstrap.to_string()))
-        .or_fail("write Envoy's configuration")?;
-    let mut containment = sandbox(image.name())?;
-    containment.memory = "256m".to_owned();
-    containment.shown.push((configuration, "/etc/envoy".to_owned()));
-    let sockets = site.workload.socket();
-    let sockets = sockets.parent().expect("it is in a directory");
-    fs::set_permissions(sockets, fs::Permissions::from_mode(0o777)).or_fail("open the socket's directory")?;
-    let mut builder = site.shim().contained(containment).env("SDS_SHIM_REQUIRE_LOCKED", "none");
-    builder = builder.env("SDS_SHIM_LOG", "debug").without("SDS_SHIM_ALLOW_UIDS");
-    for argument in ["-c", "/etc/envoy/envoy.json", "--concurrency", "1", "--disable-hot-restart"] {
-        builder = builder.arg(argument);
-    }
+    let containment = Containment::sidecar(image.name(), &site.workload)?;
+    let containment = Containment { gvisor: Some(runsc()?), ..containment };
+    let builder = builder(&site, containment).env("SDS_SHIM_LOG", "debug");
+    let builder = ENVOY_ARGUMENTS.iter().fold(builder, |builder, argument| builder.arg(*argument));
     let mut shim = Logged(builder.start()?);
     shim.wait_for_log("command started").await?;
     for name in ["default", "ROOTCA"] {
@@ -215,7 +187,7 @@ async fn the_sidecar_image_starts_its_agent_and_rotates() -> testkit::Result {
     let mark = shim.log().mark();
     assert!(ask(&shim, &["renew"]).await?.contains("serves a new certificate"));
     shim.wait_for_log_after(mark, "Envoy accepted resources=\"default\"").await?;
-    assert_eq!(stop(&mut shim).await?, Some(0));
+    assert_eq!(shim.terminate().await?.code(), Some(0));
     shim.wait_for_log("command exited: exit status: 0").await?;
     Ok(())
 }

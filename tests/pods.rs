@@ -8,13 +8,13 @@ mod scene;
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write,
     path::{Path, PathBuf},
 };
 
 use serde_json::{Value, json};
 use testkit::{
-    Failure, OrFail, confined,
+    Failure, OrFail,
+    container::{SHIM, possible},
     development_ca::{Fault, Outcome as CaOutcome},
     envoy::Admin,
     http,
@@ -33,16 +33,9 @@ const HEALTH: u16 = 15021;
 /// Where the root certificate is that a pod is given.
 const ROOT: &str = "/var/run/secrets/istio";
 
-fn containers_can_be_started() -> bool {
-    if !confined::holds_sys_admin() {
-        let _ = writeln!(std::io::stderr(), "NOT TESTED: this machine lets us start no containers (no CAP_SYS_ADMIN)");
-    }
-    confined::holds_sys_admin()
-}
-
 #[tokio::test]
 async fn four_pods_call_each_other_over_mutual_tls_without_a_secret_in_any_mount() -> testkit::Result {
-    if !containers_can_be_started() {
+    if !possible() {
         return Ok(());
     }
     let scene = Scene::start(Way::Listeners).await?;
@@ -73,7 +66,7 @@ async fn four_pods_call_each_other_over_mutual_tls_without_a_secret_in_any_mount
 /// As with Istio's CNI plugin: nobody is told of the sidecar, iptables leads there what goes out and what comes in.
 #[tokio::test]
 async fn the_same_pods_call_each_other_where_iptables_leads_through_the_sidecar() -> testkit::Result {
-    if !containers_can_be_started() {
+    if !possible() {
         return Ok(());
     }
     let scene = Scene::start(Way::Iptables).await?;
@@ -95,7 +88,7 @@ async fn the_same_pods_call_each_other_where_iptables_leads_through_the_sidecar(
 
 #[tokio::test]
 async fn the_application_starts_only_when_the_certificate_is_there() -> testkit::Result {
-    if !containers_can_be_started() {
+    if !possible() {
         return Ok(());
     }
     let scene = Scene::start(Way::Listeners).await?;
@@ -132,7 +125,7 @@ async fn the_application_starts_only_when_the_certificate_is_there() -> testkit:
 
 #[tokio::test]
 async fn a_pod_that_asks_for_what_is_not_understood_is_refused() -> testkit::Result {
-    if !containers_can_be_started() {
+    if !possible() {
         return Ok(());
     }
     let scene = Scene::start(Way::Listeners).await?;
@@ -184,7 +177,7 @@ async fn shim_is_confined(pod: &RunningPod) -> testkit::Result {
 }
 
 async fn status(pod: &RunningPod) -> Result<Value, Failure> {
-    let output = pod.exec("sds-shim", &["/usr/local/bin/sds-shim", "status", "--json"]).await?;
+    let output = pod.exec("sds-shim", &[SHIM, "status", "--json"]).await?;
     serde_json::from_str(&output.lines.join("\n")).or_fail("read the shim's status")
 }
 
@@ -266,7 +259,7 @@ async fn token_is_rewritten(pod: &RunningPod) -> testkit::Result {
     let (before, expiry) = (read()?, status(pod).await?["workloads"][0]["token_not_after"].clone());
     pod.refresh()?;
     assert_ne!(read()?, before);
-    let renewed = pod.exec("sds-shim", &["/usr/local/bin/sds-shim", "renew"]).await?;
+    let renewed = pod.exec("sds-shim", &[SHIM, "renew"]).await?;
     assert_eq!(renewed.code, Some(0), "{renewed:?}");
     let told = status(pod).await?["workloads"][0]["token_not_after"].clone();
     assert!(told.is_string() && told != expiry, "{told} after {expiry}");

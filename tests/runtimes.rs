@@ -7,7 +7,6 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write as _,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -22,14 +21,12 @@ use serde_json::{Value, json};
 use testkit::{
     Failure, OrFail,
     calls::{LOOKED_AT, STARTING},
-    confined,
-    container::{Containment, Images, podman},
+    container::{Containment, Images, SHIM, podman, possible},
     fixture::{Logged, Site},
     sds, workspace,
 };
 
 const PAGE: &str = "src/manual/evidence/runtimes.md";
-const SHIM: &str = "/usr/local/bin/sds-shim";
 
 /// A runtime at a version: its name, the file of its profile, and whose profile that is.
 const RUNTIMES: [(&str, &str, &str); 6] = [
@@ -41,10 +38,6 @@ const RUNTIMES: [(&str, &str, &str); 6] = [
     ("podman of Debian 12", "podman-12", "containers-common"),
 ];
 
-fn not_tested(what: &str) {
-    let _ = writeln!(std::io::stderr(), "NOT TESTED: {what}");
-}
-
 /// A profile and its version; `None` where it is not there.
 fn profile(name: &str) -> Result<Option<(PathBuf, String)>, Failure> {
     let directory = workspace().join("target/seccomp-profiles");
@@ -55,7 +48,8 @@ fn profile(name: &str) -> Result<Option<(PathBuf, String)>, Failure> {
         return cri_o(&directory);
     }
     let Ok(version) = fs::read_to_string(directory.join(format!("{name}.version"))) else {
-        not_tested(&format!("there is no profile of {name} here; `make seccomp-profiles` says why"));
+        let told = format!("NOT TESTED: there is no profile of {name} here; `make seccomp-profiles` says why");
+        let _ = writeln!(std::io::stderr(), "{told}");
         return Ok(None);
     };
     Ok(Some((directory.join(format!("{name}.json")), version.trim().trim_start_matches('v').to_owned())))
@@ -130,9 +124,6 @@ fn natives() -> &'static [&'static str] {
 }
 
 fn start(site: &Site, containment: Containment, arguments: &[&str]) -> Result<Logged, Failure> {
-    let sockets = site.workload.socket();
-    let sockets = sockets.parent().expect("it is in a directory");
-    fs::set_permissions(sockets, fs::Permissions::from_mode(0o777)).or_fail("open the socket's directory")?;
     let builder = site.shim().contained(containment);
     Ok(Logged(arguments.iter().fold(builder, |builder, argument| builder.arg(*argument)).start()?))
 }
@@ -180,8 +171,7 @@ fn row(runtime: &str, of: &str, version: &str, refused: &BTreeMap<String, i64>, 
 
 #[tokio::test]
 async fn the_image_serves_under_the_default_profile_of_each_runtime_as_the_table_says() -> testkit::Result {
-    if !confined::holds_sys_admin() {
-        not_tested("this machine lets us start no containers (no CAP_SYS_ADMIN)");
+    if !possible() {
         return Ok(());
     }
     let images = Images::build(None, std::process::id() + 750_000_000)?;
@@ -209,8 +199,7 @@ async fn the_image_serves_under_the_default_profile_of_each_runtime_as_the_table
 /// As all of them do for which neither their configuration nor the pod says otherwise.
 #[test]
 fn podman_hands_its_own_limit_of_locked_memory_on() -> testkit::Result {
-    if !confined::holds_sys_admin() {
-        not_tested("this machine lets us start no containers (no CAP_SYS_ADMIN)");
+    if !possible() {
         return Ok(());
     }
     let images = Images::build(None, std::process::id() + 800_000_000)?;

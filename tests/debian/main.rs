@@ -5,13 +5,4 @@ mod machine;
 mod packages;
 mod systemd;
 
-use std::io::Write as _;
-
-/// Whether there can be containers.
-fn possible() -> bool {
-    let possible = testkit::confined::holds_sys_admin();
-    if !possible {
-        let _ = writeln!(std::io::stderr(), "NOT TESTED: this machine lets us start no containers (no CAP_SYS_ADMIN)");
-    }
-    possible
-}
+use testkit::container::possible;

@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::symlink,
+    io::Write as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -15,11 +16,27 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    Failure, OrFail, PATIENCE, POLL,
-    confined::{MEMLOCK, UID, helper, own},
+    Failure, OrFail, PATIENCE, POLL, Workload,
+    confined::{MEMLOCK, UID, helper, holds_sys_admin, own},
+    envoy::{Bootstrap, SdsTransport},
     process::{Process, binary},
+    workload::SOCKET,
     workspace,
 };
+
+/// The shim in an image.
+pub const SHIM: &str = "/usr/local/bin/sds-shim";
+/// What the sidecar's image is started with, to have its Envoy run as [`Containment::sidecar`] has it configured.
+pub const ENVOY_ARGUMENTS: [&str; 5] = ["-c", "/etc/envoy/envoy.json", "--concurrency", "1", "--disable-hot-restart"];
+
+/// Whether this machine lets us start containers. Where it does not, that is said past the test harness.
+pub fn possible() -> bool {
+    let possible = holds_sys_admin();
+    if !possible {
+        let _ = writeln!(std::io::stderr(), "NOT TESTED: this machine lets us start no containers (no CAP_SYS_ADMIN)");
+    }
+    possible
+}
 
 /// What kubelet mounts into the pod, relative to its root, and whether the pod may write there.
 const VOLUMES: [(&str, &str); 3] =
@@ -60,6 +77,21 @@ impl Containment {
         }
     }
 
+    /// The sidecar's image with a configuration for its Envoy, which [`ENVOY_ARGUMENTS`] name.
+    pub fn sidecar(image: &str, workload: &Workload) -> Result<Self, Failure> {
+        let mut bootstrap = Bootstrap::new("sleep.foo", SdsTransport::EnvoyGrpc)
+            .inbound(([127, 0, 0, 1], 9).into(), &[workload.spiffe_id()])
+            .build();
+        bootstrap["admin"]["address"]["pipe"]["path"] = format!("{SOCKET}-envoy").into();
+        let configuration = workload.path().join("envoy");
+        fs::create_dir(&configuration)
+            .and_then(|()| fs::write(configuration.join("envoy.json"), bootstrap.to_string()))
+            .or_fail("write Envoy's configuration")?;
+        let mut containment = Self { memory: "256m".to_owned(), ..Self::new(image) };
+        containment.shown.push((configuration, "/etc/envoy".to_owned()));
+        Ok(containment)
+    }
+
     /// podman and its arguments; what follows them is for the image's entrypoint.
     pub(crate) fn command(
         &self,
@@ -72,11 +104,8 @@ impl Containment {
         let mut arguments: Vec<String> = match &self.gvisor {
             // Its sandbox would have a network of its own; ours has the CA.
             Some(path) => {
-                ["--runtime", &path.display().to_string(), "--runtime-flag", "network=host", "--runtime-flag"]
-                    .map(str::to_owned)
-                    .into_iter()
-                    .chain(["ignore-cgroups".to_owned()])
-                    .collect()
+                let [path, flag] = [&path.display().to_string(), "--runtime-flag"];
+                ["--runtime", path, flag, "network=host", flag, "ignore-cgroups"].map(str::to_owned).to_vec()
             }
             None => runtime().map(str::to_owned).to_vec(),
         };
@@ -94,6 +123,11 @@ impl Containment {
         for (volume, access) in VOLUMES {
             let path = directory.join(volume);
             own(&path, uid, gid).or_fail(format!("give {} to uid {uid}", path.display()))?;
+            if access == "rw" {
+                // Anybody may write there, as in kubelet's.
+                let open = fs::set_permissions(&path, fs::Permissions::from_mode(0o777));
+                open.or_fail(format!("open {}", path.display()))?;
+            }
             arguments.extend(["--volume".to_owned(), format!("{}:/{volume}:{access}", path.display())]);
         }
         for (path, inside) in &self.shown {
@@ -291,23 +325,14 @@ impl ProgramImage {
     /// Another image whose shim its user may read as well as execute, without which gVisor starts no program.
     pub fn readable(root: &Path, image: &str) -> Result<Self, Failure> {
         fs::create_dir_all(root).or_fail("lay out an image")?;
-        let shim = "/usr/local/bin/sds-shim";
-        Self::cook(root, &format!("FROM {image}\nCOPY --from={image} --chmod=0555 {shim} {shim}\n"))
+        Self::cook(root, &format!("FROM {image}\nCOPY --from={image} --chmod=0555 {SHIM} {SHIM}\n"))
     }
 
     fn cook(root: &Path, recipe: &str) -> Result<Self, Failure> {
         fs::write(root.join("Containerfile"), recipe).or_fail("write an image's recipe")?;
         let image = Self(format!("localhost/{}", unique("program")));
-        podman(&[
-            "build",
-            "--quiet",
-            "--layers=false",
-            "--network",
-            "none",
-            "--tag",
-            &image.0,
-            &root.display().to_string(),
-        ])?;
+        let build = ["build", "--quiet", "--layers=false", "--network", "none", "--tag", &image.0];
+        podman(&[&build[..], &[&root.display().to_string()]].concat())?;
         Ok(image)
     }
 
