@@ -244,7 +244,8 @@ impl RevocationList {
     pub(super) fn names(&self, certificate: &X509Ref) -> bool {
         let serial = certificate.serial_number().to_bn().map(|number| number.to_vec());
         // Where it cannot be read, nobody knows.
-        serial.map_or(true, |serial| parse::names(&self.der, &serial).unwrap_or(true))
+        let listed = self.der.get(self.parts.listed.clone());
+        listed.zip(serial.ok()).and_then(|(listed, serial)| parse::names(listed, &serial)).unwrap_or(true)
     }
 
     /// Whether it bears this CA's name.

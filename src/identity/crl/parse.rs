@@ -41,6 +41,8 @@ pub(super) struct Parts {
     pub(super) this_update: i64,
     pub(super) next_update: Option<i64>,
     pub(super) entries: usize,
+    /// What is in the sequence of entries; nothing where there is none.
+    pub(super) listed: Range<usize>,
     pub(super) key_id: Option<Vec<u8>>,
     pub(super) issuer_serial: Option<Vec<u8>>,
     pub(super) scope: Scope,
@@ -82,6 +84,7 @@ pub(super) fn parse(der: &[u8]) -> Option<Parts> {
         this_update,
         next_update,
         entries: 0,
+        listed: 0..0,
         key_id: None,
         issuer_serial: None,
         scope: Scope::All,
@@ -90,7 +93,9 @@ pub(super) fn parse(der: &[u8]) -> Option<Parts> {
         algorithm,
     };
     if fields.is(SEQUENCE) {
-        parts.entries(&mut fields.inside(SEQUENCE)?)?;
+        let mut entries = fields.inside(SEQUENCE)?;
+        parts.listed = entries.range();
+        parts.entries(&mut entries)?;
     }
     if has_extensions && fields.is(EXTENSIONS) {
         let mut explicit = fields.inside(EXTENSIONS)?;
@@ -101,23 +106,10 @@ pub(super) fn parse(der: &[u8]) -> Option<Parts> {
     Some(parts)
 }
 
-/// Whether a list that was read before has an entry with this number, as bytes without a sign; `None` when it is no list.
-pub(super) fn names(der: &[u8], serial: &[u8]) -> Option<bool> {
-    let mut fields = Reader::new(der).inside(SEQUENCE)?.inside(SEQUENCE)?;
-    if fields.is(INTEGER) {
-        fields.any()?;
-    }
-    // The algorithm, the issuer, and when it was written.
-    for _ in 0..3 {
-        fields.any()?;
-    }
-    if fields.is(UTC_TIME) || fields.is(GENERALIZED_TIME) {
-        fields.any()?;
-    }
-    if !fields.is(SEQUENCE) {
-        return Some(false);
-    }
-    let mut entries = fields.inside(SEQUENCE)?;
+/// Whether one of these entries, which were read before, has this number, as bytes without a sign; `None` when they are
+/// none.
+pub(super) fn names(listed: &[u8], serial: &[u8]) -> Option<bool> {
+    let mut entries = Reader::new(listed);
     while !entries.is_empty() {
         let number = entries.inside(SEQUENCE)?.inside(INTEGER)?.rest();
         if number.strip_prefix(&[0]).unwrap_or(number) == serial {
