@@ -1,6 +1,7 @@
 use std::{
     convert::Infallible,
     io::{self, Cursor},
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -84,7 +85,7 @@ async fn serve_through(
             }
         };
         let (peer, asked) = (stream.peer(), Arc::new(AtomicBool::new(false)));
-        let task = tokio::spawn(connection(stream, door.clone(), Arc::clone(&pages), Arc::clone(&asked)));
+        let task = tokio::spawn(connection(stream, peer, door.clone(), Arc::clone(&pages), Arc::clone(&asked)));
         places.take(Place { task: task.abort_handle(), asked, peer });
         // A request that is there already is answered before anybody else comes: nobody who comes can then take its
         // place.
@@ -92,12 +93,18 @@ async fn serve_through(
     }
 }
 
-async fn connection(mut stream: Accepted, door: Option<Arc<Door>>, pages: Arc<dyn Pages>, asked: Arc<AtomicBool>) {
+async fn connection(
+    mut stream: Accepted,
+    peer: Option<IpAddr>,
+    door: Option<Arc<Door>>,
+    pages: Arc<dyn Pages>,
+    asked: Arc<AtomicBool>,
+) {
     let mut visitor = None;
     if let Some(door) = door {
-        let Accepted::Tcp(tcp) = stream else { return };
+        let (Accepted::Tcp(tcp), Some(peer)) = (stream, peer) else { return };
         // Boxed, because what a task was made for stays until somebody else comes.
-        let Some((secured, known)) = Box::pin(door.admit(tcp)).await else { return };
+        let Some((secured, known)) = Box::pin(door.admit(tcp, peer)).await else { return };
         (stream, visitor) = (Accepted::Tls(Box::new(secured)), Some(known));
     }
     let began = Instant::now();
@@ -151,10 +158,13 @@ async fn answer(
     forbidden: Option<&str>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    let meant = if is_network { host::check(&request) } else { Ok(()) };
+    let meant = match forbidden {
+        Some(why) => Err((403, why)),
+        None if is_network => host::check(&request),
+        None => Ok(()),
+    };
     let plain = |status, text: String| Page { status, content_type: "text/plain", body: (text + "\n").into() };
     let Page { status, content_type, body } = match (meant, request.method()) {
-        _ if forbidden.is_some() => plain(403, forbidden.unwrap_or_default().to_owned()),
         (Err((status, reason)), _) => plain(status, reason.to_owned()),
         (Ok(()), &Method::GET | &Method::HEAD) => {
             let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());

@@ -79,8 +79,7 @@ impl Door {
     }
 
     /// Lets this one in, or tells why not.
-    pub(super) async fn admit(&self, stream: TcpStream) -> Option<(Secured, Visitor)> {
-        let peer = stream.peer_addr().ok()?.ip().to_canonical();
+    pub(super) async fn admit(&self, stream: TcpStream, peer: IpAddr) -> Option<(Secured, Visitor)> {
         match self.try_admit(stream, peer).await {
             Ok(admitted) => Some(admitted),
             Err(Some(why)) => {
