@@ -17,17 +17,14 @@ use crate::{
 const SHOWN: usize = 120;
 
 /// What it means that who started the program could read it, if so.
-pub fn attachable() -> Option<&'static str> {
-    let told = match locked::on_gvisor() {
-        // It starts no program that its user may not read.
-        true => "another process of the same user could have attached to this one before it closed itself to others",
-        false => {
-            "another process of the same user could have attached to this one before it closed itself to others: \
-             install the binary with mode 0111, owned by another user, and have it started without CAP_DAC_OVERRIDE \
-             (containers: drop ALL)"
-        }
-    };
-    locked::was_open_to_others().then_some(told)
+pub fn attachable() -> Option<String> {
+    const WHAT: &str =
+        "another process of the same user could have attached to this one before it closed itself to others";
+    const REMEDY: &str = ": install the binary with mode 0111, owned by another user, and have it started without \
+                          CAP_DAC_OVERRIDE (containers: drop ALL)";
+    // gVisor starts no program that its user may not read.
+    let remedy = if locked::on_gvisor() { "" } else { REMEDY };
+    locked::was_open_to_others().then(|| format!("{WHAT}{remedy}"))
 }
 
 /// What was found, for people.
