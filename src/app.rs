@@ -162,14 +162,15 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
     }
     config.notes.iter().for_each(|note| warn!("{note}"));
     info!(socket = %socket.path().display(), "serving SDS");
-    let sandbox = Sandbox::new(&config, config::termination_log(&ProcessEnv::capture()));
+    let sandbox = Sandbox::new(&config);
     let (sds, wait) = (config.sds.clone(), config.wait);
-    let confined = if launch.is_none() { Some(sandbox.enter(false)?) } else { None };
     let addresses = config.ca.addresses.iter().filter(|_| config.source.ca).map(ToString::to_string);
     let min_life = config.admin.min_life.as_secs() as i64;
     let status =
         Arc::new(Status::new(clock::now(), min_life, sources(&config), addresses).following(config.followed_files()));
-    confined.into_iter().for_each(|what| status.confined(what));
+    if launch.is_none() {
+        status.confined(sandbox.enter(false)?);
+    }
     let pages: Arc<dyn Pages> = Arc::new(AdminPages::new(Arc::clone(&status)));
     if let Some(address) = config.admin.listen.clone() {
         tokio::spawn(admin::serve(address, Arc::clone(&pages), Arc::clone(&status)));

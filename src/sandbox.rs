@@ -49,14 +49,16 @@ pub struct Sandbox {
     config: SandboxConfig,
     /// Directories, and what may be done below them.
     places: Vec<(PathBuf, u64)>,
+    /// The file for the reason of a fatal end.
     reason: PathBuf,
     ports: Vec<(u16, u64)>,
 }
 
 impl Sandbox {
-    /// What this configuration needs; `reason` is the file for the reason of a fatal end.
-    pub fn new(config: &Config, reason: PathBuf) -> Self {
-        let mut this = Self { config: config.sandbox, places: Vec::new(), reason, ports: vec![(DNS, CONNECT)] };
+    /// What this configuration needs.
+    pub fn new(config: &Config) -> Self {
+        let (reason, ports) = (config.termination_log.clone(), vec![(DNS, CONNECT)]);
+        let mut this = Self { config: config.sandbox, places: Vec::new(), reason, ports };
         this.beside(&config.sds.socket, WRITE);
         if let Some(output) = &config.output {
             this.places.push((output.directory.clone(), WRITE));

@@ -27,6 +27,8 @@ mod token;
 mod variables;
 mod wait;
 
+use std::path::PathBuf;
+
 use locked::Need;
 
 use crate::identity::{KeyAlgorithm, KeySpec};
@@ -90,6 +92,8 @@ pub struct Config {
     pub sandbox: SandboxConfig,
     /// What is logged.
     pub log: LogConfig,
+    /// Where the reason of a fatal end is written for Kubernetes.
+    pub termination_log: PathBuf,
     /// What is no mistake, and should be told.
     pub notes: Vec<&'static str>,
 }
@@ -129,6 +133,7 @@ impl Config {
             memory: memory::read(&mut reader),
             sandbox: sandbox::read(&mut reader),
             log: log::read(&mut reader),
+            termination_log: termination_log(env),
             source,
             token,
             notes: std::mem::take(&mut reader.notes),
