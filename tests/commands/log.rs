@@ -26,7 +26,7 @@ fn has_time(text: &str) -> bool {
 #[tokio::test]
 async fn each_failure_tells_what_happened_what_is_served_and_what_is_next() -> testkit::Result {
     let scene = Site::new().await?;
-    let shim = scene.shim().env("SDS_SHIM_CA_TIMEOUT", "1s").env("SDS_SHIM_CA_ANSWER_TIMEOUT", "1s").start()?;
+    let shim = scene.shim().start()?;
     shim.wait_for_log("certificate issued").await?;
     for (fault, cause) in [
         (status(Code::Unavailable), "the CA answered UNAVAILABLE: because of the test"),
