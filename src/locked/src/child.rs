@@ -11,14 +11,17 @@ use std::{
 use nix::{
     spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawnp},
     sys::{
-        resource::{Resource, getrlimit, rlim_t, setrlimit},
+        resource::{Resource, getrlimit, setrlimit},
         signal::{SigHandler, SigSet, Signal, signal},
         stat::{Mode, umask},
     },
     unistd::Pid,
 };
 
-use crate::landlock;
+use crate::{
+    landlock,
+    successor::{self, Taken},
+};
 
 /// A child that was started.
 #[derive(Debug)]
@@ -34,22 +37,22 @@ pub struct Started {
 /// gone there is no way back.
 #[derive(Debug)]
 pub struct Inherited {
-    umask: Mode,
-    core: (rlim_t, rlim_t),
-    blocked: SigSet,
+    taken: Taken,
     variables: Vec<(&'static str, OsString)>,
 }
 
 impl Inherited {
     /// Files for us alone, no core, none of the `variables`; the hard limit of cores stays until this is dropped,
-    /// because it cannot be raised again.
+    /// because it cannot be raised again. `before` is what a process that has crashed had taken already.
     #[expect(clippy::disallowed_methods, reason = "what is taken away and given back is no setting")]
-    pub(crate) fn take(variables: &[&'static str]) -> io::Result<Self> {
+    pub(crate) fn take(variables: &[&'static str], before: Option<Taken>) -> io::Result<Self> {
         let variables = variables.iter().filter_map(|name| Some((*name, env::var_os(name)?))).collect();
         let core = getrlimit(Resource::RLIMIT_CORE)?;
         setrlimit(Resource::RLIMIT_CORE, 0, core.1)?;
-        let blocked = SigSet::thread_get_mask()?;
-        Ok(Self { umask: umask(OURS), core, blocked, variables })
+        let found = Taken { umask: umask(OURS), core, blocked: successor::blocked()? };
+        let taken = before.unwrap_or(found);
+        successor::keep(taken);
+        Ok(Self { taken, variables })
     }
 
     /// Starts a program, found as a shell would find it, with our environment and standard streams, and with the
@@ -67,17 +70,20 @@ impl Inherited {
         // the stack in it; what posix_spawn starts has no memory before it has its own.
         let environment = self.environment()?;
         let words: Vec<_> = [program].into_iter().chain(arguments).map(text).collect::<Result<_, _>>()?;
-        umask(self.umask);
-        setrlimit(Resource::RLIMIT_CORE, self.core.0, self.core.1)?;
+        successor::pause();
+        umask(self.taken.umask);
+        setrlimit(Resource::RLIMIT_CORE, self.taken.core.0, self.taken.core.1)?;
         let (started, apart) = landlock::apart(|| {
             let mut attributes = PosixSpawnAttr::init()?;
             attributes.set_flags(PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF)?;
-            attributes.set_sigmask(&self.blocked)?;
+            attributes.set_sigmask(&successor::signal_set(self.taken.blocked))?;
             // Rust's runtime ignores it.
             attributes.set_sigdefault(&SigSet::from_iter([Signal::SIGPIPE]))?;
             posix_spawnp(&words[0], &PosixSpawnFileActions::init()?, &attributes, &words, &environment)
         });
-        Ok(Started { pid: started?, not_apart: apart.err() })
+        let pid = started?;
+        successor::hand_on_command(pid);
+        Ok(Started { pid, not_apart: apart.err() })
     }
 
     /// `NAME=VALUE` for each variable.
@@ -122,5 +128,8 @@ pub fn reap() -> Option<(Pid, ExitStatus)> {
     // Not nix's call: it fails for a child that was ended by a real-time signal, and how it ended is then lost.
     // SAFETY: the pointer is to a variable that outlives the call.
     let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    if pid > 0 {
+        successor::hand_on_end(pid, status);
+    }
     (pid > 0).then(|| (Pid::from_raw(pid), ExitStatus::from_raw(status)))
 }

@@ -39,6 +39,7 @@ mod scope;
 mod seccomp;
 mod secret;
 mod stack;
+mod successor;
 mod tables;
 mod tls;
 
@@ -70,4 +71,8 @@ pub use scope::secretly;
 pub use seccomp::{FOLLOWING_CALLS, NEWER_CALLS, OLDER_CALLS, SERVING_CALLS, restrict_system_calls};
 pub use secret::{Need, SecretUsage};
 pub use stack::{clear_idle_stack, on_arena_stack};
+pub use successor::{
+    Crash, Reached, hand_on_listener, hand_on_patience, inherited_command, inherited_listener, inherited_patience,
+    last_crash, stand_by, stand_down,
+};
 pub use tls::{AnchorsFor, find_anchors, limit_certificate_chain, negotiated_group};

@@ -18,7 +18,7 @@ use nix::{
     },
 };
 
-use crate::{arena::lock, child::Inherited, mapping::Refusal, report::Counting};
+use crate::{arena::lock, child::Inherited, mapping::Refusal, report::Counting, successor};
 
 /// Under a lock of future mappings, each of them fails once the limit is reached. A child that is
 /// started must still fit.
@@ -98,9 +98,9 @@ pub fn harden_process() -> io::Result<Inherited> {
     prctl::set_no_new_privs()?;
     let status = Status::read();
     ON_GVISOR.store(status.on_gvisor(), Ordering::Relaxed);
-    let inherited = Inherited::take(&BACKTRACES)?;
+    let inherited = Inherited::take(&BACKTRACES, successor::inherit())?;
     close_inherited_on_exec();
-    forgo_backtraces(&status);
+    forgo_variables(&status);
     Ok(inherited)
 }
 
@@ -123,11 +123,12 @@ pub fn was_open_to_others() -> bool {
 const BACKTRACES: [&str; 2] = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"];
 
 /// A backtrace needs more memory than the arena may have; and when the arena is full, the one that the standard
-/// library wants to print needs memory itself, and waits for itself for ever instead of ending the process.
+/// library wants to print needs memory itself, and waits for itself for ever instead of ending the process. And what was
+/// handed on by a process that has crashed is for nobody else.
 #[expect(clippy::disallowed_methods, reason = "this is the only thread, so nobody else reads the environment")]
-fn forgo_backtraces(status: &Status) {
+fn forgo_variables(status: &Status) {
     if status.threads == 1 {
-        for name in BACKTRACES {
+        for name in BACKTRACES.into_iter().chain([successor::NAME]) {
             // SAFETY: this is the only thread, so nobody else reads the environment.
             unsafe { env::remove_var(name) };
         }

@@ -1,0 +1,300 @@
+//! A crash that costs nothing: the handler executes the program anew in place, so that the process keeps its number and
+//! its children, and hands on the socket that is listened on and whom the process follows.
+
+mod crash;
+mod handler;
+mod record;
+
+use std::{
+    ffi::{CString, c_char},
+    io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::{ffi::OsStringExt as _, process::ExitStatusExt as _},
+    },
+    process::ExitStatus,
+    ptr,
+    sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sys::{signal::SigSet, stat::Mode},
+    unistd::Pid,
+};
+
+pub use crash::{Crash, Reached};
+use handler::{ARGUMENTS, ENVIRONMENT, PLACE};
+use record::{NONE, Record, Shared};
+
+/// The variable in which a successor finds the record.
+pub(crate) const NAME: &str = "SDS_SHIM_SUCCESSOR";
+const VARIABLE: &[u8; 19] = b"SDS_SHIM_SUCCESSOR=";
+/// The time, in milliseconds, within which the tenth crash ends the process.
+const PATIENCE: u64 = 10 * 60 * 1000;
+
+/// What the handler hands on; empty when a crash is to end the process.
+static SHARED: Shared = Shared::new();
+/// The same for those who change it.
+static OURS: Mutex<Ours> = Mutex::new(Ours { record: None, predecessor: None, taken: None, paused: false });
+
+struct Ours {
+    record: Option<Record>,
+    predecessor: Option<Record>,
+    taken: Option<Taken>,
+    /// Whether a crash ends the process for now.
+    paused: bool,
+}
+
+fn ours() -> MutexGuard<'static, Ours> {
+    OURS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Changes what is handed on, if anything is.
+fn change(change: impl FnOnce(&mut Record)) {
+    let mut ours = ours();
+    let Ours { record: Some(record), paused, .. } = &mut *ours else { return };
+    change(record);
+    if !*paused {
+        SHARED.set(record);
+    }
+}
+
+/// The last crash of this process, whose successor we are.
+#[must_use]
+pub fn last_crash() -> Option<Crash> {
+    let record = ours().predecessor?;
+    Some(Crash {
+        crashes: record.crashes,
+        signal: record.signal as i32,
+        code: record.code as i32,
+        offset: (record.offset != NONE).then_some(record.offset),
+        reached: match record.reached {
+            1 => Some(Reached::Null),
+            2 => Some(Reached::Stack),
+            3 => Some(Reached::Elsewhere),
+            _ => None,
+        },
+    })
+}
+
+/// The socket that the crashed process listened on, with device and inode of its file. Once.
+#[must_use]
+pub fn inherited_listener() -> Option<(OwnedFd, (u64, u64))> {
+    let mut ours = ours();
+    let record = ours.predecessor.as_mut()?;
+    let descriptor = i32::try_from(std::mem::replace(&mut record.listener, NONE)).ok()?;
+    let (mut listens, mut size): (libc::c_int, _) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+    let (level, place) = (libc::SOL_SOCKET, (&raw mut listens).cast());
+    // SAFETY: the kernel writes at most `size` bytes to each of two variables that outlive the call; a descriptor that is
+    // none is refused.
+    let asked = unsafe { libc::getsockopt(descriptor, level, libc::SO_ACCEPTCONN, place, &raw mut size) };
+    if asked < 0 || listens == 0 {
+        return None;
+    }
+    // SAFETY: it is open, the process that was before us had it for this alone, and it is taken once.
+    Some((unsafe { OwnedFd::from_raw_fd(descriptor) }, (record.device, record.inode)))
+}
+
+/// The command that the crashed process had started, and how it ended if that was known.
+#[must_use]
+pub fn inherited_command() -> Option<(Pid, Option<ExitStatus>)> {
+    let record = ours().predecessor?;
+    let pid = i32::try_from(record.command).ok().filter(|pid| *pid > 0)?;
+    let ended = (record.ended != NONE).then(|| ExitStatus::from_raw(record.ended as i32));
+    Some((Pid::from_raw(pid), ended))
+}
+
+/// From now on a crash of this process does not end it: it executes itself anew, with the socket that it listens on. The
+/// tenth crash within ten minutes ends it all the same, and so does a crash after [`stand_down`].
+///
+/// # Errors
+/// When the kernel refuses a part of it: a crash then ends the process.
+pub fn stand_by() -> io::Result<()> {
+    let mut ours = ours();
+    if let Some(record) = &mut ours.record {
+        record.mask = blocked()?;
+        SHARED.set(record);
+        return Ok(());
+    }
+    let taken = ours.taken.ok_or(io::ErrorKind::Unsupported)?;
+    let (image, (name, name_end)) = (open_image()?, process_name());
+    let record = Record {
+        pid: handler::process() as u64,
+        image: image as u64,
+        listener: NONE,
+        ended: NONE,
+        umask: u64::from(taken.umask.bits()),
+        core: taken.core.0,
+        core_most: taken.core.1,
+        blocked: taken.blocked,
+        mask: blocked()?,
+        name,
+        name_end,
+        ..Record::default()
+    };
+    handler::install()?;
+    SHARED.set(&record);
+    ours.record = Some(record);
+    Ok(())
+}
+
+/// From now on a crash ends the process: it is about to end.
+pub fn stand_down() {
+    ours().record = None;
+    SHARED.clear();
+}
+
+/// The command is being started: until its number is known, a crash ends the process. A successor would start another.
+pub(crate) fn pause() {
+    ours().paused = true;
+    SHARED.clear();
+}
+
+/// The socket that is listened on, and device and inode of its file. It stays open.
+pub fn hand_on_listener(socket: BorrowedFd<'_>, identity: (u64, u64)) {
+    change(|record| {
+        record.listener = socket.as_raw_fd() as u64;
+        (record.device, record.inode) = identity;
+    });
+}
+
+/// The command that was started.
+pub(crate) fn hand_on_command(pid: Pid) {
+    ours().paused = false;
+    change(|record| record.command = pid.as_raw() as u64);
+}
+
+/// For how long from now on the CA is not to be called, also by a successor.
+pub fn hand_on_patience(wait: Duration) {
+    change(|record| record.next_attempt = handler::milliseconds().saturating_add(wait.as_millis() as u64));
+}
+
+/// For how long the crashed process would not have called the CA.
+#[must_use]
+pub fn inherited_patience() -> Duration {
+    let until = ours().predecessor.map_or(0, |record| record.next_attempt);
+    Duration::from_millis(until.saturating_sub(handler::milliseconds()))
+}
+
+/// How it ended.
+pub(crate) fn hand_on_end(pid: libc::pid_t, status: i32) {
+    change(|record| {
+        if record.command == pid as u64 {
+            record.ended = status as u64 & 0xFFFF_FFFF;
+        }
+    });
+}
+
+/// What hardening took, for a command that is still to be started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taken {
+    pub(crate) umask: Mode,
+    pub(crate) core: (libc::rlim_t, libc::rlim_t),
+    /// Signals, as the kernel has them.
+    pub(crate) blocked: u64,
+}
+
+/// Keeps what a successor's command should have.
+pub(crate) fn keep(taken: Taken) {
+    ours().taken = Some(taken);
+}
+
+/// What the crashed process has handed on, if there was one. For the start of the process, before any other thread: from
+/// here on a crash counts.
+pub(crate) fn inherit() -> Option<Taken> {
+    let inherited = copy_environment();
+    let record = inherited.filter(|record| record.pid == handler::process() as u64)?;
+    restore_name(&record);
+    let mut ours = ours();
+    ours.predecessor = Some(record);
+    // Until the socket is served again, what was handed on to us is what we hand on.
+    ours.record = Some(record);
+    SHARED.set(&record);
+    drop(ours);
+    if handler::install().is_err() {
+        stand_down();
+    }
+    Some(Taken {
+        umask: Mode::from_bits_truncate(record.umask as libc::mode_t),
+        core: (record.core, record.core_most),
+        blocked: record.blocked,
+    })
+}
+
+unsafe extern "C" {
+    static environ: *const *const c_char;
+}
+
+/// Copies the arguments and the environment as they were handed to the process, for its successor, and takes the record
+/// out. Both stay for ever.
+#[expect(clippy::disallowed_methods, reason = "handed on as they are")]
+fn copy_environment() -> Option<Record> {
+    let words = std::env::args_os().filter_map(|word| CString::new(word.into_vec()).ok());
+    let mut arguments: Vec<*const c_char> = words.map(|word| word.into_raw().cast_const()).collect();
+    arguments.push(ptr::null());
+    let (mut environment, mut record) = (Vec::new(), None);
+    // SAFETY: this is the only thread, so nobody changes the environment meanwhile.
+    let mut next = unsafe { environ };
+    while !next.is_null() {
+        // SAFETY: it is one of an array of pointers that ends with null.
+        let entry = unsafe { next.read() };
+        if entry.is_null() {
+            break;
+        }
+        // SAFETY: each is a C string that stays for as long as the process.
+        let text = unsafe { std::ffi::CStr::from_ptr(entry) };
+        match text.to_bytes().strip_prefix(VARIABLE) {
+            Some(value) => record = std::str::from_utf8(value).ok().and_then(Record::read),
+            None => environment.push(entry),
+        }
+        // SAFETY: this was not the last.
+        next = unsafe { next.add(1) };
+    }
+    let place = environment.len();
+    environment.extend([ptr::null(); 2]);
+    let environment = Box::leak(environment.into_boxed_slice());
+    PLACE.store(&raw mut environment[place], Ordering::SeqCst);
+    ENVIRONMENT.store(environment.as_mut_ptr(), Ordering::SeqCst);
+    ARGUMENTS.store(Box::leak(arguments.into_boxed_slice()).as_mut_ptr(), Ordering::SeqCst);
+    record
+}
+
+/// The program itself, by a descriptor that stays: the file may be replaced meanwhile.
+fn open_image() -> Result<i32, Errno> {
+    // SAFETY: the path is a C string.
+    Errno::result(unsafe { libc::open(c"/proc/self/exe".as_ptr(), libc::O_PATH | libc::O_CLOEXEC) })
+}
+
+/// A set of signals as libc has it.
+pub(crate) fn signal_set(bits: u64) -> SigSet {
+    let mut set = *SigSet::empty().as_ref();
+    // SAFETY: the kernel's set is the first eight bytes of libc's.
+    unsafe { (&raw mut set).cast::<u64>().write(bits) };
+    // SAFETY: it is a whole set of libc's, with some bits set.
+    unsafe { SigSet::from_sigset_t_unchecked(set) }
+}
+
+/// The signals that are blocked now.
+pub(crate) fn blocked() -> Result<u64, Errno> {
+    let mut set = 0_u64;
+    let none = ptr::null::<u64>();
+    // SAFETY: the kernel writes eight bytes.
+    let got = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, none, &raw mut set, 8_usize) };
+    Errno::result(got).map(|_| set)
+}
+
+/// The name that the kernel has for the process, 15 bytes at the most.
+fn process_name() -> (u64, u64) {
+    let mut name = [0_u64; 2];
+    // SAFETY: the kernel writes 16 bytes at the most.
+    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    (name[0], name[1])
+}
+
+fn restore_name(record: &Record) {
+    let name = [record.name, record.name_end];
+    // SAFETY: the kernel reads 16 bytes at the most, up to a zero.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}

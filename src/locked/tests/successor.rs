@@ -1,0 +1,283 @@
+//! Crashes of all kinds, in processes of their own: what comes of each is executed anew in place, with all that was handed
+//! on. The processes are this program itself.
+
+use std::{
+    alloc::{GlobalAlloc as _, Layout},
+    env,
+    ffi::OsString,
+    hint::black_box,
+    os::{
+        fd::AsFd as _,
+        unix::{
+            net::UnixListener,
+            process::{CommandExt as _, ExitStatusExt as _},
+        },
+    },
+    panic,
+    process::{Command, ExitCode, Output},
+    thread,
+};
+
+use locked::{Crash, Inherited, LockedAllocator, Reached};
+use nix::{
+    sys::signal::{Signal, kill, raise},
+    unistd::{Pid, getpid},
+};
+
+#[global_allocator]
+static ALLOCATOR: LockedAllocator = LockedAllocator;
+
+const TESTS: &[(&str, fn())] = &[
+    ("every_kind_of_crash_has_a_successor", every_kind_of_crash_has_a_successor),
+    ("a_thread_may_crash_as_well", a_thread_may_crash_as_well),
+    ("the_socket_and_the_command_are_handed_on", the_socket_and_the_command_are_handed_on),
+    ("the_tenth_crash_ends_the_process", the_tenth_crash_ends_the_process),
+    ("who_does_not_stand_by_ends", who_does_not_stand_by_ends),
+    ("a_signal_that_was_sent_ends_the_process", a_signal_that_was_sent_ends_the_process),
+    ("a_record_of_another_process_is_not_taken", a_record_of_another_process_is_not_taken),
+];
+
+fn main() -> ExitCode {
+    if let Ok(what) = env::var("CRASH") {
+        return match locked::harden_process() {
+            Ok(inherited) => locked::on_arena_stack(|| live(&what, inherited)),
+            Err(error) => {
+                println!("hardening: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let filter = arguments.iter().find(|argument| !argument.starts_with('-')).map(String::as_str).unwrap_or_default();
+    let mut failed = 0;
+    for (name, test) in TESTS.iter().filter(|(name, _)| name.contains(filter)) {
+        let passed = panic::catch_unwind(test).is_ok();
+        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        failed += u32::from(!passed);
+    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The first life crashes, the second tells.
+fn live(what: &str, inherited: Inherited) -> ExitCode {
+    // The standard library's hook would look for symbols: with more memory than the arena has, so it would hang.
+    panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
+    if let Some(crash) = locked::last_crash()
+        && what != "loop"
+    {
+        tell(&crash);
+        return ExitCode::SUCCESS;
+    }
+    println!("life {} of {}", locked::last_crash().map_or(1, |crash| crash.crashes + 1), getpid());
+    if what == "forged" {
+        return ExitCode::SUCCESS;
+    }
+    locked::stand_by().expect("the kernel has what it takes");
+    if what == "handed-on" {
+        hand_on(inherited);
+    }
+    if what == "stood-down" {
+        locked::stand_down();
+    }
+    crash(what);
+    println!("alive after {what}");
+    ExitCode::FAILURE
+}
+
+fn hand_on(inherited: Inherited) {
+    let path = env::var("SOCKET").expect("a path");
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).expect("bind it");
+    locked::hand_on_listener(listener.as_fd(), (3, 5));
+    std::mem::forget(listener);
+    let arguments = ["-c", "sleep 0.2; umask; exit 5"].map(OsString::from);
+    let command = inherited.spawn("sh".into(), arguments.into()).expect("start a command");
+    println!("command {}", command.pid);
+}
+
+fn tell(crash: &Crash) {
+    println!("pid {} args {:?} crash {crash:?}", getpid(), env::args().skip(1).collect::<Vec<_>>());
+    println!("told: {crash}");
+    println!("variable {:?}", env::var("SDS_SHIM_SUCCESSOR"));
+    if let Some((pid, ended)) = locked::inherited_command() {
+        let reaped = (0..100).find_map(|_| {
+            thread::sleep(std::time::Duration::from_millis(20));
+            locked::reap()
+        });
+        println!("inherited {pid} {ended:?} {reaped:?}");
+    }
+    match locked::inherited_listener() {
+        Some((socket, identity)) => {
+            let path = UnixListener::from(socket).local_addr().expect("it is a socket");
+            println!("listener {:?} {identity:?}", path.as_pathname());
+        }
+        None => println!("no listener"),
+    }
+    println!("name {}", std::fs::read_to_string("/proc/self/comm").unwrap_or_default().trim());
+    println!("mask {:?}", nix::sys::signal::SigSet::thread_get_mask().map(|set| set.iter().count()));
+}
+
+fn crash(what: &str) {
+    match what {
+        "panic" => panic!("a mistake"),
+        "full" => {
+            let layout = Layout::from_size_align(1 << 30, 8).expect("a layout");
+            // SAFETY: the size is not 0.
+            let block = unsafe { ALLOCATOR.alloc(layout) };
+            assert!(block.is_null());
+            std::alloc::handle_alloc_error(layout);
+        }
+        "stack" => println!("depth {}", descend(0)),
+        "thread" => drop(thread::spawn(|| fault(8)).join()),
+        "fault" | "loop" | "stood-down" | "handed-on" => fault(8),
+        "elsewhere" => fault(0x7000_0000_1000),
+        "illegal" => illegal(),
+        "trap" => trap(),
+        "abort" => std::process::abort(),
+        "float" => drop(raise(Signal::SIGFPE)),
+        "bus" => drop(raise(Signal::SIGBUS)),
+        "sys" => drop(raise(Signal::SIGSYS)),
+        "sent" => {
+            let this = getpid().to_string();
+            let status = Command::new("kill").args(["-SEGV", &this]).status();
+            println!("sent: {status:?}");
+            thread::sleep(std::time::Duration::from_secs(10));
+        }
+        _ => println!("unknown: {what}"),
+    }
+}
+
+#[expect(unconditional_recursion, reason = "it is to overflow")]
+fn descend(depth: u64) -> u64 {
+    let room = black_box([depth; 64]);
+    descend(depth + 1) + black_box(room)[7]
+}
+
+fn fault(address: usize) {
+    // SAFETY: nothing is there, which is what is wanted.
+    let byte = unsafe { (black_box(address) as *const u8).read_volatile() };
+    println!("read {byte}");
+}
+
+fn illegal() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: it ends what runs.
+    unsafe {
+        std::arch::asm!("ud2");
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("udf #0");
+    }
+}
+
+fn trap() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: it ends what runs.
+    unsafe {
+        std::arch::asm!("int3");
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("brk #1");
+    }
+}
+
+struct Lived {
+    output: Output,
+    text: String,
+}
+
+fn lives(what: &str, edit: impl FnOnce(&mut Command)) -> Lived {
+    let mut command = Command::new(env::current_exe().expect("this program"));
+    command.args(["an argument", ""]).env("CRASH", what).env("RUST_BACKTRACE", "1").arg0("its-name");
+    edit(&mut command);
+    let output = command.output().expect("start it");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    Lived { output, text }
+}
+
+impl Lived {
+    fn expect(&self, text: &str) {
+        assert!(self.text.contains(text), "{text:?} is not in {}", self.text);
+    }
+
+    fn line(&self, begin: &str) -> &str {
+        self.text.lines().find_map(|line| line.strip_prefix(begin)).unwrap_or_else(|| panic!("{begin}: {}", self.text))
+    }
+}
+
+fn every_kind_of_crash_has_a_successor() {
+    let null = format!("{:?}", Some(Reached::Null));
+    for (what, signal, reached) in [
+        ("panic", Signal::SIGABRT, "None"),
+        ("full", Signal::SIGABRT, "None"),
+        ("abort", Signal::SIGABRT, "None"),
+        ("stack", Signal::SIGSEGV, "Some(Stack)"),
+        ("fault", Signal::SIGSEGV, &null),
+        ("elsewhere", Signal::SIGSEGV, "Some(Elsewhere)"),
+        ("illegal", Signal::SIGILL, "None"),
+        ("trap", Signal::SIGTRAP, "None"),
+        ("float", Signal::SIGFPE, "None"),
+        ("bus", Signal::SIGBUS, "None"),
+        ("sys", Signal::SIGSYS, "None"),
+    ] {
+        let lived = lives(what, |_| ());
+        assert!(lived.output.status.success(), "{what}: {}: {}", lived.output.status, lived.text);
+        let pid = lived.line("life 1 of ");
+        lived.expect(&format!(
+            "pid {pid} args [\"an argument\", \"\"] crash Crash {{ crashes: 1, signal: {}",
+            signal as i32
+        ));
+        lived.expect(&format!("reached: {reached}"));
+        lived.expect(&format!("told: crashed with {signal} (code "));
+        lived.expect("variable Err(NotPresent)");
+        lived.expect("mask Ok(0)");
+        lived.expect("no listener");
+        assert!(lived.line("name ").starts_with("successor-"), "{}", lived.text);
+    }
+}
+
+fn a_thread_may_crash_as_well() {
+    let lived = lives("thread", |_| ());
+    assert!(lived.output.status.success(), "{}: {}", lived.output.status, lived.text);
+    lived.expect("crashes: 1, signal: 11");
+}
+
+fn the_socket_and_the_command_are_handed_on() {
+    let path = env::temp_dir().join(format!("successor-{}", std::process::id()));
+    let lived = lives("handed-on", |command| _ = command.env("SOCKET", &path));
+    let _ = std::fs::remove_file(&path);
+    lived.expect(&format!("listener Some({path:?}) (3, 5)"));
+    let pid = lived.line("command ");
+    lived.expect(&format!("inherited {pid} None Some((Pid({pid}), ExitStatus(unix_wait_status(1280))))"));
+}
+
+fn the_tenth_crash_ends_the_process() {
+    let lived = lives("loop", |_| ());
+    assert_eq!(lived.output.status.signal(), Some(Signal::SIGSEGV as i32), "{}", lived.text);
+    lived.expect("life 10 of ");
+    lived.expect("10 crashes within 10 minutes");
+    assert!(!lived.text.contains("life 11 of"), "{}", lived.text);
+}
+
+fn who_does_not_stand_by_ends() {
+    let lived = lives("stood-down", |_| ());
+    assert_eq!(lived.output.status.signal(), Some(Signal::SIGSEGV as i32), "{}", lived.text);
+}
+
+fn a_signal_that_was_sent_ends_the_process() {
+    let lived = lives("sent", |_| ());
+    assert_eq!(lived.output.status.signal(), Some(Signal::SIGSEGV as i32), "{}", lived.text);
+    assert!(kill(Pid::from_raw(lived.line("life 1 of ").parse().expect("a number")), None).is_err());
+}
+
+fn a_record_of_another_process_is_not_taken() {
+    for record in ["", "0", "0000000000000001.0000000000000007"] {
+        let lived = lives("forged", |command| _ = command.env("SDS_SHIM_SUCCESSOR", record));
+        assert!(lived.output.status.success(), "{}", lived.text);
+        lived.expect("life 1 of ");
+    }
+}
