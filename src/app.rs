@@ -36,7 +36,7 @@ use crate::{
     sds::{self, BindError, SdsSocket, Served},
     status::{Pages, Sources, Status},
     store::{AttachError, Consumer, SecretStore, View, Workloads},
-    supervise::{Launch, LaunchError, Signals, Supervisor},
+    supervise::{self, Launch, LaunchError, Signals, Supervisor},
 };
 
 /// How long the socket's file may be missing before it is made anew.
@@ -145,10 +145,16 @@ fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
     check::attachable().into_iter().for_each(|note| warn!("{note}"));
     memory::protect(&config.memory, config.secret_memory())?;
     clock::tell_of_the_kernel();
+    supervise::stand_by();
     // Before anything else: whoever starts after us looks for the socket.
     let socket = SdsSocket::bind(&config.sds)?;
     locked::fill_openssl_tables();
-    runtime()?.block_on(serve_on(&socket, config, launch))
+    let ended = runtime()?.block_on(serve_on(&socket, config, launch));
+    // A crash from here on must not bring us back, but for the command's exit code.
+    if !matches!(ended, Ok(Some(_))) {
+        locked::stand_down();
+    }
+    ended
 }
 
 async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
@@ -186,6 +192,12 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
     let shown = Arc::clone(&status);
     let open_to_others = Arc::new(move |name: &str| access.is_open(name));
     let mut supervisor = Supervisor::new(launch, wait, view);
+    if let Some(ended) = supervisor.ended_before() {
+        return Ok(Some(ended));
+    }
+    if supervisor.is_running() {
+        shown.confined(sandbox.enter(true)?);
+    }
     let keeping = keep_in_place(socket);
     let serving = sds::serve(socket, &sds, Served { workloads, status, pages, open_to_others });
     tokio::pin!(serving, keeping);

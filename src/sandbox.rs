@@ -6,7 +6,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::AsFd as _,
+        fd::{AsFd as _, BorrowedFd},
         unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
@@ -20,8 +20,10 @@ use crate::config::{AdminAddress, AdminUrl, Config, Landlock, OnChange, SandboxC
 
 /// Rights to files, as in the kernel's `landlock.h`: to execute, write, remove, and make what is no device.
 const FILES: u64 = 0b1_1111_1111_0011;
+const EXECUTE: u64 = 1 << 0;
+const READ_FILE: u64 = 1 << 2;
 /// To read files and directories.
-const READ: u64 = 1 << 2 | 1 << 3;
+const READ: u64 = READ_FILE | 1 << 3;
 const WRITE_FILE: u64 = 1 << 1;
 /// Since version 3 (Linux 6.2).
 const TRUNCATE: u64 = 1 << 14;
@@ -109,34 +111,68 @@ impl Sandbox {
     }
 
     /// Enters it, and tells what holds: in the log, and as the answer. `following` is whether a command was started, which
-    /// is not bound, and which is still signalled; nothing can be started after this. Landlock is entered as far as the
-    /// kernel has it.
+    /// is not bound, and which is still signalled; nothing can be started after this but a successor of this process, and
+    /// that is in it from its first instruction. Landlock is entered as far as the kernel has it.
     ///
     /// # Errors
     /// When the kernel refuses a filter of system calls that `SDS_SHIM_SECCOMP` demands.
     pub fn enter(&self, following: bool) -> io::Result<String> {
-        let landlock = match self.config.landlock {
-            Landlock::Off => "Landlock is off (SDS_SHIM_LANDLOCK)".to_owned(),
-            _ => self.restrict(following).unwrap_or_else(|error| format!("no Landlock: {}", why(&error))),
+        let held = match locked::inherited_confinement() {
+            Some(bits) => Held::from_bits(bits),
+            None => {
+                let held = self.confine(following)?;
+                locked::hand_on_confinement(held.bits());
+                held
+            }
         };
-        let calls = match self.config.strict_calls {
-            Some(false) => "seccomp is off (SDS_SHIM_SECCOMP)".to_owned(),
-            strict => match locked::restrict_system_calls(following) {
-                Ok(()) => "seccomp rejects system calls that serving does not need".to_owned(),
-                Err(error) if strict.is_none() => format!("no seccomp filter: {}", why(&error)),
-                Err(error) => {
-                    let what = format!("cannot install the filter of SDS_SHIM_SECCOMP=strict: {}", why(&error));
-                    return Err(io::Error::new(error.kind(), what));
-                }
-            },
-        };
-        let told = format!("{calls}; {landlock}");
+        let told = self.describe(held);
         info!("{told}");
         Ok(told)
     }
 
-    /// Answers with what is restricted.
-    fn restrict(&self, following: bool) -> io::Result<String> {
+    fn confine(&self, following: bool) -> io::Result<Held> {
+        let strict = self.config.strict_calls == Some(true);
+        let image = locked::image().filter(|_| !strict);
+        let landlock = match self.config.landlock {
+            Landlock::Off => Err(0),
+            _ => self.restrict(following, image).map_err(|error| number(&error)),
+        };
+        let calls = match self.config.strict_calls {
+            Some(false) => return Ok(Held { landlock, calls: Err(0) }),
+            // Without a domain, what the filter leaves for a successor could execute any program.
+            _ => locked::restrict_system_calls(following, image.filter(|_| landlock.is_ok())),
+        };
+        match calls {
+            Err(error) if strict => {
+                let what = format!("cannot install the filter of SDS_SHIM_SECCOMP=strict: {}", why(number(&error)));
+                Err(io::Error::new(error.kind(), what))
+            }
+            calls => Ok(Held { landlock, calls: calls.map_err(|error| number(&error)) }),
+        }
+    }
+
+    fn describe(&self, held: Held) -> String {
+        let calls = match (self.config.strict_calls, held.calls) {
+            (Some(false), _) => "seccomp is off (SDS_SHIM_SECCOMP)".to_owned(),
+            (_, Ok(())) => "seccomp rejects system calls that serving does not need".to_owned(),
+            (_, Err(error)) => format!("no seccomp filter: {}", why(error)),
+        };
+        let landlock = match (self.config.landlock, held.landlock) {
+            (Landlock::Off, _) => "Landlock is off (SDS_SHIM_LANDLOCK)".to_owned(),
+            (_, Err(error)) => format!("no Landlock: {}", why(error)),
+            (_, Ok(version)) => {
+                let what = if self.restricts_reading() { "reading and writing" } else { "writing" };
+                let ports = if version >= 4 { " and TCP ports" } else { ", but not TCP ports, which takes Linux 6.7" };
+                format!("Landlock (version {version}) restricts {what}{ports}")
+            }
+        };
+        let strict = self.config.strict_calls == Some(true);
+        let ends = held.calls.is_ok() && (strict || held.landlock.is_err());
+        format!("{calls}; {landlock}{}", if ends { "; a crash ends the process" } else { "" })
+    }
+
+    /// Answers with the version of Landlock. `image` is what can still be executed.
+    fn restrict(&self, following: bool, image: Option<BorrowedFd<'_>>) -> io::Result<u16> {
         let version = locked::landlock_version()?;
         let since = |first, bits| if version >= first { bits } else { 0 };
         let files =
@@ -152,13 +188,42 @@ impl Sandbox {
         if let Ok(reason) = open(&self.reason, OFlag::empty()) {
             rules.allow_below(reason.as_fd(), files & (WRITE_FILE | TRUNCATE))?;
         }
+        if let Some(image) = image {
+            // The kernel opens it for reading as well. Where it cannot be named, as in a memfd, a crash ends the process.
+            let _ = rules.allow_below(image, files & (EXECUTE | READ_FILE));
+        }
         for (port, right) in self.ports.iter().filter(|_| version >= 4) {
             rules.allow_port(*port, *right)?;
         }
         rules.enter()?;
-        let what = if self.restricts_reading() { "reading and writing" } else { "writing" };
-        let ports = if version >= 4 { " and TCP ports" } else { ", but not TCP ports, which takes Linux 6.7" };
-        Ok(format!("Landlock (version {version}) restricts {what}{ports}"))
+        Ok(version as u16)
+    }
+}
+
+/// What came of it: the version of Landlock, and the numbers of errors. It fits into a word, for a successor to tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    landlock: Result<u16, u16>,
+    calls: Result<(), u16>,
+}
+
+impl Held {
+    const ENTERED: u64 = 1 << 63;
+    const DOMAIN: u64 = 1 << 62;
+    const FILTER: u64 = 1 << 61;
+
+    fn bits(self) -> u64 {
+        let (landlock, calls) =
+            (self.landlock.map_or_else(u64::from, |version| Self::DOMAIN | u64::from(version)), self.calls);
+        Self::ENTERED | landlock | calls.map_or_else(|error| u64::from(error) << 16, |()| Self::FILTER)
+    }
+
+    fn from_bits(bits: u64) -> Self {
+        let (landlock, calls) = (bits as u16, (bits >> 16) as u16);
+        Self {
+            landlock: if bits & Self::DOMAIN != 0 { Ok(landlock) } else { Err(landlock) },
+            calls: if bits & Self::FILTER != 0 { Ok(()) } else { Err(calls) },
+        }
     }
 }
 
@@ -194,12 +259,32 @@ fn open(path: &Path, kind: OFlag) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags((OFlag::O_PATH | kind).bits()).open(path)
 }
 
+fn number(error: &io::Error) -> u16 {
+    error.raw_os_error().and_then(|number| number.try_into().ok()).unwrap_or_default()
+}
+
 /// Why there is none, in words that say who could change it.
-fn why(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(libc::ENOSYS) => "this kernel does not have it".to_owned(),
-        Some(libc::EOPNOTSUPP) => "this kernel was started without it (lsm=)".to_owned(),
-        Some(libc::EPERM) => "the seccomp profile of the container or unit forbids it".to_owned(),
-        _ => error.to_string(),
+fn why(error: u16) -> String {
+    match error.into() {
+        libc::ENOSYS => "this kernel does not have it".to_owned(),
+        libc::EOPNOTSUPP => "this kernel was started without it (lsm=)".to_owned(),
+        libc::EPERM => "the seccomp profile of the container or unit forbids it".to_owned(),
+        error => io::Error::from_raw_os_error(error).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_successor_tells_what_its_predecessor_has_entered() {
+        for landlock in [Ok(1), Ok(7), Err(0), Err(libc::EOPNOTSUPP as u16)] {
+            for calls in [Ok(()), Err(0), Err(libc::EPERM as u16)] {
+                let held = Held { landlock, calls };
+                assert_ne!(held.bits(), 0);
+                assert_eq!(Held::from_bits(held.bits()), held);
+            }
+        }
     }
 }

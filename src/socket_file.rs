@@ -25,6 +25,16 @@ impl SocketFile {
         Ok(Self { path: path.to_owned(), inode: (found.dev(), found.ino()) })
     }
 
+    /// One that is listened on at `path` since a process that has crashed.
+    pub fn known(path: &Path, inode: (u64, u64)) -> Self {
+        Self { path: path.to_owned(), inode }
+    }
+
+    /// Device and number.
+    pub fn inode(&self) -> (u64, u64) {
+        self.inode
+    }
+
     /// Moves it to `path`, over whatever lies there.
     ///
     /// # Errors

@@ -254,6 +254,41 @@ mod probe {
         Ok(())
     }
 
+    /// What is left for a successor executes nothing but the shim: another descriptor and its replacement are the filter's
+    /// to refuse, and another path, which a filter cannot read, is the domain's.
+    #[tokio::test]
+    async fn code_in_a_process_executes_no_other_program_in_place_of_a_successor() -> testkit::Result {
+        if version().is_none() {
+            return Ok(());
+        }
+        let site = Site::new().await?;
+        let mut shim = Logged(site.shim().start()?);
+        shim.wait_for_log("sandbox: ").await?;
+        let program = testkit::shim::program()?.canonicalize().or_fail("find the shim")?;
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", shim.pid())).or_fail("list its descriptors")?;
+        let is_image = |entry: &fs::DirEntry| fs::read_link(entry.path()).is_ok_and(|target| target == program);
+        let image =
+            descriptors.flatten().find(is_image).and_then(|entry| entry.file_name().to_str()?.parse::<u64>().ok());
+        let image = image.ok_or_else(|| Failure::new("it has no descriptor of its program"))?;
+        let inside = Inside::of(shim.pid().cast_signed())?;
+        let (other, here, empty) = (Path::new("/bin/true"), libc::AT_FDCWD as u64, libc::AT_EMPTY_PATH as u64);
+        let open = inside.call(libc::SYS_openat, &[here, inside.path(other)?, libc::O_PATH as u64])?;
+        let opened = open.or_fail("open another program")?;
+        let exec = |descriptor: u64, path: &str, flags: u64| {
+            inside.call(libc::SYS_execveat, &[descriptor, inside.path(Path::new(path))?, 0, 0, flags])
+        };
+        assert_eq!(exec(image, "/bin/true", empty)?, Err(Errno::EACCES));
+        assert_eq!(exec(image, "true", empty)?, Err(Errno::ENOTDIR));
+        assert_eq!(exec(opened, "", empty)?, Err(Errno::EPERM));
+        assert_eq!(exec(image, "", 0)?, Err(Errno::EPERM));
+        assert_eq!(inside.call(libc::SYS_close, &[image])?, Err(Errno::EPERM));
+        assert_eq!(inside.call(libc::SYS_dup2, &[opened, image])?, Err(Errno::EPERM));
+        drop(inside);
+        assert_eq!(shim.admin("/status").await?.status, 200);
+        assert_eq!(shim.terminate().await?.code(), Some(0));
+        Ok(())
+    }
+
     #[tokio::test]
     async fn code_in_a_process_reaches_nothing_that_serving_does_not_need() -> testkit::Result {
         for (level, reads) in [("on", true), ("strict", false)] {

@@ -35,6 +35,7 @@ pub(super) fn document(status: &Status, now: i64) -> Value {
         "ready": readiness.is_ok(),
         "reason": readiness.err().map(|reason| reason.to_string()),
         "source": status.source(),
+        "last_crash": locked::last_crash().map(|crash| crash.to_string()),
         "workloads": workloads.iter().take(WORKLOADS).map(|one| workload(one, shown)).collect::<Vec<_>>(),
         "workload_count": workloads.len(),
         "renewals": { "issued": renewals.issued, "failed": failed },

@@ -21,6 +21,9 @@ pub fn render(status: &Value, now: i64, colour: bool) -> String {
     let _ =
         writeln!(out, "sds-shim {version}, process {}, up {}: {ready}", status["pid"], page.age(&status["started"]));
     let _ = writeln!(out, "source   {}", text(&status["source"]));
+    if let Some(crash) = status["last_crash"].as_str() {
+        let _ = writeln!(out, "crash    {}", page.paint("31", crash));
+    }
     for workload in list(&status["workloads"]) {
         out.push('\n');
         page.workload(&mut out, workload);

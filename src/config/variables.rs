@@ -159,8 +159,8 @@ variables! {
          memory (locked), or any (none).";
     SDS_SHIM_ARENA_KIB: "number of KiB" = "2320",
         "Size of the locked memory that holds all allocations but keys; a larger arena allows more streams and more trust anchors.";
-    SDS_SHIM_SECCOMP: "strict or off" else "strict, where the kernel allows it",
-        "strict makes the kernel reject every system call that serving does not need; when it is set and the filter cannot be installed, the shim does not start. With `sds-shim exec` the filter is installed after the program has started and does not bind it.";
+    SDS_SHIM_SECCOMP: "strict or off" else "a filter, where the kernel allows one",
+        "strict makes the kernel reject every system call that serving does not need; when it is set and the filter cannot be installed, the shim does not start, and a crash ends the process; by default the filter leaves the restart in place after a crash. With `sds-shim exec` the filter is installed after the program has started and does not bind it.";
     SDS_SHIM_LANDLOCK: "on, strict or off" = "on",
         "Landlock, as far as the kernel has it: on restricts writing to the directories of the sockets and OUTPUT_CERTS, and TCP to DNS and the ports in these variables. strict also restricts reading, to the directories of the files in these variables and SDS_SHIM_FILE_DIRECTORIES; files elsewhere cannot be named then (file-cert:, file-root:). The program of `sds-shim exec` is not bound.";
     SDS_SHIM_LOG: "levels" = "info",

@@ -171,6 +171,7 @@ impl<T: TokenSource> Renewal<T> {
     }
 
     async fn renew_for_ever(&mut self) -> RenewalEnded {
+        self.be_patient().await;
         loop {
             let svid = match self.renew().await {
                 Ok(svid) => svid,

@@ -1,8 +1,11 @@
 use std::{
     fs, io,
-    os::unix::{
-        fs::{FileTypeExt, MetadataExt},
-        net::{UnixListener, UnixStream},
+    os::{
+        fd::AsFd as _,
+        unix::{
+            fs::{FileTypeExt, MetadataExt},
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -62,7 +65,14 @@ impl SdsSocket {
         // Root needs no mode, and of the others the kernel keeps out whom it can. With users who are allowed beside
         // our own it cannot: then it is the look at the peer that does.
         let (path, mode) = (config.socket.clone(), if config.is_shared() { 0o666 } else { 0o600 });
-        let bound = watch::Sender::new(Arc::new(Bound::new(&path, mode)?));
+        // Clients wait in its queue since the process that had it crashed.
+        let inherited = locked::inherited_listener().and_then(|(socket, inode)| {
+            let listener = UnixListener::from(socket);
+            listener.set_nonblocking(true).ok().map(|()| Bound { listener, file: SocketFile::known(&path, inode) })
+        });
+        let bound = inherited.map_or_else(|| Bound::new(&path, mode), Ok)?;
+        bound.hand_on();
+        let bound = watch::Sender::new(Arc::new(bound));
         warn_of_others(directory(&path));
         Ok(Self { path, mode, bound })
     }
@@ -80,7 +90,9 @@ impl SdsSocket {
         if fs::symlink_metadata(&self.path).is_ok() {
             return Ok(false);
         }
-        self.bound.send_replace(Arc::new(Bound::new(&self.path, self.mode)?));
+        let bound = Bound::new(&self.path, self.mode)?;
+        bound.hand_on();
+        self.bound.send_replace(Arc::new(bound));
         Ok(true)
     }
 
@@ -111,6 +123,11 @@ pub(super) struct Listener {
 }
 
 impl Bound {
+    /// A successor of this process listens on it.
+    fn hand_on(&self) {
+        locked::hand_on_listener(self.listener.as_fd(), self.file.inode());
+    }
+
     fn new(path: &Path, mode: u32) -> Result<Self, BindError> {
         let directory = directory(path);
         let refused = |action, path: &Path| {

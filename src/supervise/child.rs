@@ -76,6 +76,12 @@ pub(super) struct Child {
 }
 
 impl Child {
+    /// What a process that has crashed had started: we are its successor, and the command our child.
+    pub(super) fn inherited(pid: Pid, name: String) -> Self {
+        info!(program = name, pid = pid.as_raw(), "still following the command");
+        Self { pid, name }
+    }
+
     pub(super) fn send(&self, signal: Signal) {
         // It is on the kernel's list until it is reaped, so this reaches nobody else; one that has ended needs none.
         let _ = kill(self.pid, signal);

@@ -3,8 +3,10 @@
 
 mod child;
 mod signals;
+mod successor;
 mod supervisor;
 
 pub use child::{Launch, LaunchError};
 pub use signals::{Event, Signals};
+pub use successor::stand_by;
 pub use supervisor::Supervisor;

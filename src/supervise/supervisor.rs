@@ -28,6 +28,9 @@ impl Supervisor {
     pub fn new(launch: Option<Launch>, wait: WaitFor, view: Option<watch::Receiver<View>>) -> Self {
         let Some(launch) = launch else { return Self(State::Alone) };
         launch.adopt_orphans();
+        if let Some((pid, _)) = locked::inherited_command() {
+            return Self(State::Running(Child::inherited(pid, launch.name())));
+        }
         let view = view.filter(|_| wait == WaitFor::Certificate);
         if view.is_some() {
             info!(program = launch.name(), "waiting for the first certificate before starting the command");
@@ -48,6 +51,20 @@ impl Supervisor {
             }
             State::Alone | State::Running(_) => pending().await,
         }
+    }
+
+    /// How the command ended while this process was crashing: nobody tells of it again.
+    pub fn ended_before(&self) -> Option<ExitStatus> {
+        let State::Running(child) = &self.0 else { return None };
+        let (_, known) = locked::inherited_command()?;
+        let status = known.or_else(|| reap(Some(child)))?;
+        info!(program = child.name(), "command exited: {status}");
+        Some(status)
+    }
+
+    /// Whether the command runs.
+    pub fn is_running(&self) -> bool {
+        matches!(self.0, State::Running(_))
     }
 
     /// Starts the command, if it was not yet.

@@ -1,6 +1,9 @@
 //! A filter through which the kernel refuses every system call that a serving process has no use for.
 
-use std::io;
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
 
 use libc::{
     AF_INET, AF_INET6, AF_UNIX, BPF_ABS, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W,
@@ -64,6 +67,18 @@ calls! {
     FOLLOWING, FOLLOWING_CALLS: SYS_kill SYS_wait4
 }
 
+/// What a start takes beside them: libc's, which says where the thread's number is cleared, and the arena and the process,
+/// which are locked in memory. For a successor, which is bound from its first instruction.
+const STARTING: &[libc::c_long] = &[libc::SYS_set_tid_address, libc::SYS_mlock, libc::SYS_mlock2, libc::SYS_mlockall];
+
+/// Calls that a start takes with one value of one argument: what is inherited is closed for others, and on x86-64 libc
+/// says where thread-local data is.
+const STARTING_WITH: &[(libc::c_long, u32, u32)] = &[
+    (libc::SYS_close_range, 2, libc::CLOSE_RANGE_CLOEXEC),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_arch_prctl, 0, 0x1002), // ARCH_SET_FS
+];
+
 const DENY: u32 = SECCOMP_RET_ERRNO | EPERM as u32;
 /// What makes libc fall back to `clone`, whose flags can be looked at.
 const UNKNOWN: u32 = SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
@@ -73,10 +88,15 @@ const UNKNOWN: u32 = SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 /// another libc or file system, must cost what it was for, and not the pod's traffic. There is no
 /// way back, and what is started later is bound as well: `following` is whether a command was started before.
 ///
+/// With `image`, a successor can be executed by this descriptor, and start: it is the only one that can be executed, and
+/// cannot be closed. A filter does not see the path beside it, and an absolute one would be executed in its place: it
+/// takes a Landlock domain that leaves nothing else to execute.
+///
 /// # Errors
 /// When the kernel has no such filters, or not for this architecture.
-pub fn restrict_system_calls(following: bool) -> io::Result<()> {
-    let program = program(ARCHITECTURE.ok_or(io::ErrorKind::Unsupported)?, following);
+pub fn restrict_system_calls(following: bool, image: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let image = image.map(|image| image.as_raw_fd().cast_unsigned());
+    let program = program(ARCHITECTURE.ok_or(Errno::ENOSYS)?, following, image);
     // gVisor does not know the flag for the log.
     match apply(&program, SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_LOG) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => apply(&program, SECCOMP_FILTER_FLAG_TSYNC),
@@ -93,7 +113,7 @@ const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
     None
 };
 
-fn program(architecture: u32, following: bool) -> Vec<sock_filter> {
+fn program(architecture: u32, following: bool, image: Option<u32>) -> Vec<sock_filter> {
     /// Offsets in `struct seccomp_data`.
     const NUMBER: u32 = 0;
     const MACHINE: u32 = 4;
@@ -109,6 +129,21 @@ fn program(architecture: u32, following: bool) -> Vec<sock_filter> {
     program.push(load(NUMBER));
     for call in if following { FOLLOWING } else { &[] } {
         program.extend([skip_unless(*call as u32, 1), answer(SECCOMP_RET_ALLOW)]);
+    }
+    if let Some(image) = image {
+        for call in STARTING {
+            program.extend([skip_unless(*call as u32, 1), answer(SECCOMP_RET_ALLOW)]);
+        }
+        for (call, argument, value) in STARTING_WITH {
+            program.extend([skip_unless(*call as u32, 4), load(ARGUMENTS + argument * 8)]);
+            program.extend([skip_unless(*value, 1), answer(SECCOMP_RET_ALLOW), answer(DENY)]);
+        }
+        program.extend([skip_unless(libc::SYS_execveat as u32, 6), load(ARGUMENTS), skip_unless(image, 3)]);
+        program.extend([load(ARGUMENTS + 4 * 8), skip_unless(libc::AT_EMPTY_PATH as u32, 1)]);
+        program.extend([answer(SECCOMP_RET_ALLOW), answer(DENY)]);
+        // What is opened next would get its number.
+        program.extend([skip_unless(libc::SYS_close as u32, 4), load(ARGUMENTS), skip_unless(image, 1)]);
+        program.extend([answer(DENY), answer(SECCOMP_RET_ALLOW)]);
     }
     program.extend([skip_unless(libc::SYS_clone3 as u32, 1), answer(UNKNOWN)]);
     // Threads, no processes: RSA keys are made in one.
@@ -176,7 +211,7 @@ fn apply(program: &[sock_filter], flags: libc::c_ulong) -> io::Result<()> {
     match Errno::result(answer)? {
         0 => Ok(()),
         // The number of a thread that has another filter.
-        _ => Err(io::ErrorKind::ResourceBusy.into()),
+        _ => Err(Errno::EBUSY.into()),
     }
 }
 
@@ -199,7 +234,7 @@ mod tests {
     fn bound<T: Send + 'static>(test: fn() -> T) -> T {
         let filtered = move || {
             prctl::set_no_new_privs().expect("no new privileges");
-            apply(&program(ARCHITECTURE.expect("a filter"), false), 0).expect("the kernel takes the filter");
+            apply(&program(ARCHITECTURE.expect("a filter"), false, None), 0).expect("the kernel takes the filter");
             test()
         };
         thread::spawn(filtered).join().expect("the thread ends")
@@ -225,7 +260,7 @@ mod tests {
     }
 
     /// What the kernel would do: the filter's answer to a call.
-    fn run(program: &[sock_filter], architecture: u32, number: u32, arguments: [u32; 3]) -> u32 {
+    fn run(program: &[sock_filter], architecture: u32, number: u32, arguments: [u32; 5]) -> u32 {
         let (mut at, mut loaded) = (0, 0);
         loop {
             let now = program[at];
@@ -251,35 +286,69 @@ mod tests {
     #[test]
     fn exactly_the_listed_calls_are_allowed() {
         let architecture = ARCHITECTURE.expect("a filter");
-        for following in [false, true] {
-            let program = program(architecture, following);
+        for (following, image) in [(false, None), (true, None), (true, Some(7))] {
+            let program = program(architecture, following, image);
             let listed = |call: &u32| {
-                let mut lists = SERVING.iter().chain(NATIVE).chain(if following { FOLLOWING } else { &[] });
+                let lists = SERVING.iter().chain(NATIVE).chain(if following { FOLLOWING } else { &[] });
+                let mut lists = lists.chain(if image.is_some() { STARTING } else { &[] });
                 lists.any(|listed| *listed as u32 == *call)
             };
             // All that there are, and x86-64's x32 forms of them.
             for call in (0..1024).flat_map(|call| [call, call | 0x4000_0000]) {
-                // With arguments that are refused wherever arguments are looked at: no thread, a signal, code.
-                let answer = run(&program, architecture, call, [0, 15, PROT_EXEC as u32]);
+                // With arguments that are refused wherever arguments are looked at: no thread, a signal, code, descriptors closed.
+                let answer = run(&program, architecture, call, [0, 15, PROT_EXEC as u32 | 8, 0, 0]);
                 let expected = match i64::from(call) {
                     _ if listed(&call) => SECCOMP_RET_ALLOW,
                     libc::SYS_clone3 => UNKNOWN,
                     _ => DENY,
                 };
-                assert_eq!(answer, expected, "{call}, following: {following}");
-                assert_eq!(run(&program, architecture ^ 1, call, [0; 3]), DENY, "{call} of another architecture");
+                assert_eq!(answer, expected, "{call}, following: {following}, {image:?}");
+                assert_eq!(run(&program, architecture ^ 1, call, [0; 5]), DENY, "{call} of another architecture");
             }
             for (call, arguments) in [
-                (libc::SYS_clone, [CLONE_THREAD as u32, 0, 0]),
-                (libc::SYS_kill, [1, 0, 0]),
-                (libc::SYS_mmap, [0, 0, libc::PROT_READ as u32]),
-                (libc::SYS_mprotect, [0, 0, libc::PROT_WRITE as u32]),
-                (libc::SYS_socket, [AF_UNIX as u32, 0, 0]),
-                (libc::SYS_socket, [AF_INET as u32, 0, 0]),
-                (libc::SYS_socket, [AF_INET6 as u32, 0, 0]),
+                (libc::SYS_clone, [CLONE_THREAD as u32, 0, 0, 0, 0]),
+                (libc::SYS_kill, [1, 0, 0, 0, 0]),
+                (libc::SYS_mmap, [0, 0, libc::PROT_READ as u32, 0, 0]),
+                (libc::SYS_mprotect, [0, 0, libc::PROT_WRITE as u32, 0, 0]),
+                (libc::SYS_socket, [AF_UNIX as u32, 0, 0, 0, 0]),
+                (libc::SYS_socket, [AF_INET as u32, 0, 0, 0, 0]),
+                (libc::SYS_socket, [AF_INET6 as u32, 0, 0, 0, 0]),
             ] {
                 assert_eq!(run(&program, architecture, call as u32, arguments), SECCOMP_RET_ALLOW, "{call}");
             }
+        }
+    }
+
+    #[test]
+    fn a_successor_is_executed_by_its_descriptor_alone_and_starts() {
+        let architecture = ARCHITECTURE.expect("a filter");
+        let (with, without) = (program(architecture, true, Some(7)), program(architecture, true, None));
+        let empty = libc::AT_EMPTY_PATH as u32;
+        for (call, arguments, allowed) in [
+            (libc::SYS_execveat, [7, 0, 0, 0, empty], true),
+            (libc::SYS_execveat, [8, 0, 0, 0, empty], false),
+            (libc::SYS_execveat, [libc::AT_FDCWD as u32, 0, 0, 0, 0], false),
+            (libc::SYS_execveat, [7, 0, 0, 0, 0], false),
+            (libc::SYS_execveat, [7, 0, 0, 0, empty | libc::AT_SYMLINK_NOFOLLOW as u32], false),
+            (libc::SYS_execve, [7, 0, 0, 0, empty], false),
+            (libc::SYS_close_range, [3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC, 0, 0], true),
+            (libc::SYS_close_range, [3, u32::MAX, 0, 0, 0], false),
+            (libc::SYS_dup3, [3, 7, 0, 0, 0], false),
+            #[cfg(target_arch = "x86_64")]
+            (libc::SYS_dup2, [3, 7, 0, 0, 0], false),
+            #[cfg(target_arch = "x86_64")]
+            (libc::SYS_arch_prctl, [0x1002, 0, 0, 0, 0], true),
+            // ARCH_SET_GS.
+            #[cfg(target_arch = "x86_64")]
+            (libc::SYS_arch_prctl, [0x1001, 0, 0, 0, 0], false),
+        ] {
+            let expected = if allowed { SECCOMP_RET_ALLOW } else { DENY };
+            assert_eq!(run(&with, architecture, call as u32, arguments), expected, "{call} {arguments:?}");
+            assert_eq!(run(&without, architecture, call as u32, arguments), DENY, "{call} {arguments:?}");
+        }
+        for (descriptor, expected) in [(7, DENY), (8, SECCOMP_RET_ALLOW)] {
+            let close = |program| run(program, architecture, libc::SYS_close as u32, [descriptor, 0, 0, 0, 0]);
+            assert_eq!((close(&with), close(&without)), (expected, SECCOMP_RET_ALLOW), "close {descriptor}");
         }
     }
 
@@ -293,7 +362,7 @@ mod tests {
             thread::spawn(|| {
                 prctl::set_no_new_privs().expect("no new privileges");
                 let root = File::open("/").expect("the root");
-                let program = program(ARCHITECTURE.expect("a filter"), false);
+                let program = program(ARCHITECTURE.expect("a filter"), true, Some(1 << 20));
                 let start = Instant::now();
                 // The rules of a sidecar: sockets, OUTPUT_CERTS, what is above them, and ports.
                 if crate::landlock_version().is_ok_and(|version| version >= 4) {

@@ -178,6 +178,25 @@ pub fn inherited_patience() -> Duration {
     Duration::from_millis(until.saturating_sub(handler::milliseconds()))
 }
 
+/// The descriptor that a successor is executed by, where a crash has one. It stays open.
+#[must_use]
+pub fn image() -> Option<BorrowedFd<'static>> {
+    let image = ours().record?.image as i32;
+    // SAFETY: it was opened for this, and nobody closes it.
+    Some(unsafe { BorrowedFd::borrow_raw(image) })
+}
+
+/// What the process has denied itself for ever, in the caller's words; not 0.
+pub fn hand_on_confinement(confined: u64) {
+    change(|record| record.confined = confined);
+}
+
+/// What the crashed process had denied itself, which binds us as well.
+#[must_use]
+pub fn inherited_confinement() -> Option<u64> {
+    ours().predecessor.map(|record| record.confined).filter(|confined| *confined != 0)
+}
+
 /// How it ended.
 pub(crate) fn hand_on_end(pid: libc::pid_t, status: i32) {
     change(|record| {

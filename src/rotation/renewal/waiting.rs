@@ -49,6 +49,9 @@ impl<T: TokenSource> Renewal<T> {
             false => self.failed(failure, wait, &format!("retrying in {:.1} s", wait.as_secs_f64())),
         }
         debug!(wait_ms = wait.as_millis() as u64, "waiting before the next attempt");
+        if matches!(class.setback(), Setback::Failed { strain, asked } if asked.is_some() || strain >= Strain::Late) {
+            locked::hand_on_patience(wait);
+        }
         let (since, clock_was_set) = (Instant::now(), Notify::new());
         let cure = self.cure(&class);
         let mut cured = None;
@@ -72,6 +75,19 @@ impl<T: TokenSource> Renewal<T> {
         }
         self.backoff.cut_short(wait.saturating_sub(since.elapsed()));
         Ok(())
+    }
+
+    /// A CA that has asked a crashed process for patience, or could not answer it, is not called sooner by its successor.
+    pub(super) async fn be_patient(&self) {
+        let wait = locked::inherited_patience();
+        if !T::FIXED && !wait.is_zero() {
+            info!("not calling the CA for {:.1} s: it was asked too much before the crash", wait.as_secs_f64());
+            tokio::select! {
+                biased;
+                () = self.force.notified() => info!("renewal requested by signal"),
+                () = self.timer.pause(wait, || self.store.look_again()) => {}
+            }
+        }
     }
 
     /// What would end the wait after a failure.

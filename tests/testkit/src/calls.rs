@@ -5,6 +5,7 @@ pub const STARTING: &[&str] = &[
     "arch_prctl",
     "close_range",
     "execve",
+    "execveat",
     "ftruncate",
     "landlock_add_rule",
     "landlock_create_ruleset",

@@ -82,6 +82,8 @@ record! {
     name_end,
     /// When the CA may be asked next, on the clock of `times`.
     next_attempt,
+    /// What the process has denied itself, in words of who did; 0 for nothing yet.
+    confined,
 }
 
 impl Record {

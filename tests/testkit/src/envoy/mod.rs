@@ -9,7 +9,7 @@ mod xds;
 
 use std::{
     ops::{Deref, DerefMut},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use serde_json::Value;
@@ -28,6 +28,11 @@ pub const ADMIN_SOCKET: &str = "admin.sock";
 /// The configuration, relative to Envoy's working directory.
 const CONFIG: &str = "envoy.json";
 
+/// The binary that `ENVOY_BINARY` names, else `target/envoy/envoy`.
+pub fn program() -> Result<PathBuf, Failure> {
+    binary("ENVOY_BINARY", "target/envoy/envoy", "run tests/testkit/install-envoy.sh")
+}
+
 /// A running Envoy; killed when it is dropped. Everything of [`Process`] can be asked of it.
 pub struct Envoy {
     process: Process,
@@ -35,11 +40,11 @@ pub struct Envoy {
 }
 
 impl Envoy {
-    /// Starts the binary that `ENVOY_BINARY` names, else `target/envoy/envoy`, in `directory` with this configuration.
+    /// Starts the [`program`] in `directory` with this configuration.
     ///
     /// `bootstrap` is made by [`Bootstrap::build`]. Relative paths in it are resolved against `directory`.
     pub fn start(name: &str, directory: &Path, bootstrap: &Value) -> Result<Self, Failure> {
-        let program = binary("ENVOY_BINARY", "target/envoy/envoy", "run tests/testkit/install-envoy.sh")?;
+        let program = program()?;
         let config = directory.join(CONFIG);
         std::fs::write(&config, format!("{bootstrap:#}")).or_fail(format!("write {}", config.display()))?;
         // Without hot restart an Envoy needs no base id and leaves no shared memory behind.
