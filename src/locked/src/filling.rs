@@ -1,7 +1,7 @@
 //! Has OpenSSL make all of its tables at the start, so that they lie where [`crate::tables`] keeps them.
 
 use std::{
-    ffi::{CStr, c_char, c_void},
+    ffi::{CStr, c_char, c_int, c_void},
     ptr,
 };
 
@@ -20,7 +20,28 @@ unsafe extern "C" {
     fn EVP_ASYM_CIPHER_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
     fn EVP_KEM_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
     fn OSSL_DECODER_fetch(context: *mut c_void, name: *const c_char, properties: *const c_char) -> *mut c_void;
+    fn OPENSSL_init_crypto(options: u64, settings: *const c_void) -> c_int;
+    fn EVP_add_digest(digest: *const openssl_sys::EVP_MD) -> c_int;
 }
+
+/// `OPENSSL_INIT_NO_ADD_ALL_CIPHERS` and `OPENSSL_INIT_NO_ADD_ALL_DIGESTS`.
+const NO_NAMES: u64 = 0x0000_0010 | 0x0000_0020;
+
+type Digest = unsafe extern "C" fn() -> *const openssl_sys::EVP_MD;
+
+/// The digests of signatures, which OpenSSL looks up by name when it verifies one. Its names of ciphers are for files
+/// that are encrypted, and we read none.
+const DIGESTS: [Digest; 9] = [
+    openssl_sys::EVP_sha1,
+    openssl_sys::EVP_sha224,
+    openssl_sys::EVP_sha256,
+    openssl_sys::EVP_sha384,
+    openssl_sys::EVP_sha512,
+    openssl_sys::EVP_sha3_224,
+    openssl_sys::EVP_sha3_256,
+    openssl_sys::EVP_sha3_384,
+    openssl_sys::EVP_sha3_512,
+];
 
 /// One algorithm of each kind: whoever wants one that is not known yet makes OpenSSL list all of its kind.
 const ALGORITHMS: [(Fetch, &CStr); 11] = [
@@ -42,7 +63,16 @@ const ALGORITHMS: [(Fetch, &CStr); 11] = [
 /// [`crate::adopt_openssl`]. Without it they lie in the arena.
 pub fn fill_openssl_tables() {
     lock().tables.open();
+    // Before anything else has all of its names listed, some hundreds.
+    // SAFETY: null is no settings.
+    unsafe { OPENSSL_init_crypto(NO_NAMES, ptr::null()) };
     openssl_sys::init();
+    for digest in DIGESTS {
+        // SAFETY: the call takes nothing.
+        let digest = unsafe { digest() };
+        // SAFETY: what each answers is there for as long as the process.
+        unsafe { EVP_add_digest(digest) };
+    }
     for (fetch, name) in ALGORITHMS {
         // What is returned is kept by OpenSSL in any case, for ever: nothing would be gained by giving it back.
         // SAFETY: null is the usual context and no wish for properties; the name is a C string.
