@@ -23,12 +23,12 @@ use testkit::{
 use tokio::{task::JoinSet, time::sleep};
 use tonic::Code;
 
-/// The CA's deadline in these tests, and an answer that comes after it.
-const TIMEOUT: &str = "1s";
-const TOO_LATE: Duration = Duration::from_millis(1500);
+/// The CA's deadline in these tests, which nothing else misses on a busy machine, and an answer that comes after it.
+const TIMEOUT: &str = "3s";
+const TOO_LATE: Duration = Duration::from_millis(3500);
 /// What is told when it passes.
-const LATE: &str = "no answer within 1 s (SDS_SHIM_CA_ANSWER_TIMEOUT)";
-const UNREACHED: &str = "not reached within 1 s (SDS_SHIM_CA_TIMEOUT)";
+const LATE: &str = "no answer within 3 s (SDS_SHIM_CA_ANSWER_TIMEOUT)";
+const UNREACHED: &str = "not reached within 3 s (SDS_SHIM_CA_TIMEOUT)";
 /// A way in which the CA fails.
 #[derive(Clone)]
 enum Trouble {
