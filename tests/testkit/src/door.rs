@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{
     io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::{JoinHandle, JoinSet},
 };
 
@@ -25,6 +25,8 @@ pub fn own_address() -> SocketAddr {
 /// The address. Each change of the way cuts the connections that are open.
 pub struct Door {
     address: SocketAddr,
+    /// Keeps the port from those who listen on all addresses while the door is closed.
+    _kept: TcpSocket,
     task: Option<JoinHandle<()>>,
 }
 
@@ -43,7 +45,11 @@ impl Door {
 
     /// The same at an address of the caller's choice.
     pub async fn at(address: SocketAddr, server: SocketAddr) -> Result<Self, Failure> {
-        let mut door = Self { address, task: None };
+        let kept = TcpSocket::new_v4().or_fail("make a socket")?;
+        kept.set_reuseaddr(true).or_fail("share an address")?;
+        kept.bind(address).or_fail(format!("take {address}"))?;
+        let address = kept.local_addr().or_fail("read an address")?;
+        let mut door = Self { address, _kept: kept, task: None };
         door.open(Way::To(server)).await?;
         Ok(door)
     }
@@ -75,7 +81,6 @@ impl Door {
     async fn open(&mut self, way: Way) -> Result<(), Failure> {
         self.close().await;
         let listener = TcpListener::bind(self.address).await.or_fail(format!("listen on {}", self.address))?;
-        self.address = listener.local_addr().or_fail("read an address")?;
         self.task = Some(tokio::spawn(accept(listener, way)));
         Ok(())
     }
