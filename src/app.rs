@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     fs::OpenOptions,
+    future,
     io::{self, IsTerminal as _, Write as _},
     ops::ControlFlow,
     os::unix::fs::OpenOptionsExt as _,
@@ -33,10 +34,11 @@ use crate::{
     on_change::Follower,
     rotation::{Forced, FrozenVolume, Mounted, ProjectedToken, Renewal, RenewalSettings, RequestBorne},
     sandbox::Sandbox,
-    sds::{self, BindError, SdsSocket, Served},
+    sds::{self, BindError, Clients, SdsSocket, Served},
     status::{Pages, Sources, Status},
     store::{AttachError, Consumer, SecretStore, View, Workloads},
     supervise::{self, Launch, LaunchError, Signals, Supervisor},
+    workload_api::{self, WorkloadApi},
 };
 
 /// How long the socket's file may be missing before it is made anew.
@@ -148,8 +150,14 @@ fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
     supervise::stand_by();
     // Before anything else: whoever starts after us looks for the socket.
     let socket = SdsSocket::bind(&config.sds)?;
+    let api = config.workload_api.as_ref().map(SdsSocket::bind).transpose()?;
+    let launch = launch.map(|launch| match &api {
+        Some(api) => launch.with_workload_api(api.path()),
+        None => launch,
+    });
     locked::fill_openssl_tables();
-    let ended = runtime()?.block_on(serve_on(&socket, config, launch));
+    let sockets = Sockets { sds: &socket, api: api.as_ref() };
+    let ended = runtime()?.block_on(serve_on(sockets, config, launch));
     // A crash from here on must not bring us back, but for the command's exit code.
     if !matches!(ended, Ok(Some(_))) {
         locked::stand_down();
@@ -157,7 +165,17 @@ fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
     ended
 }
 
-async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
+/// What is listened on, and made anew when somebody deletes it.
+struct Sockets<'a> {
+    sds: &'a SdsSocket,
+    api: Option<&'a SdsSocket>,
+}
+
+async fn serve_on(
+    sockets: Sockets<'_>,
+    config: Config,
+    launch: Option<Launch>,
+) -> Result<Option<ExitStatus>, AppError> {
     let signals = Signals::take(launch.is_some())?;
     let (force, mut forced) = (Arc::new(Notify::new()), Forced::new(config.rotation.forced_pause));
     if let Some(address) = config.ca.addresses.iter().find(|address| config.source.ca && address.is_plaintext()) {
@@ -167,13 +185,13 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
         );
     }
     config.notes.iter().for_each(|note| warn!("{note}"));
-    info!(socket = %socket.path().display(), "serving SDS");
+    info!(socket = %sockets.sds.path().display(), "serving SDS");
     let sandbox = Sandbox::new(&config);
-    let (sds, wait) = (config.sds.clone(), config.wait);
+    let (sds, api, wait) = (config.sds.clone(), config.workload_api.clone(), config.wait);
     let addresses = config.ca.addresses.iter().filter(|_| config.source.ca).map(ToString::to_string);
     let min_life = config.admin.min_life.as_secs() as i64;
-    let status =
-        Arc::new(Status::new(clock::now(), min_life, sources(&config), addresses).following(config.followed_files()));
+    let status = Status::new(clock::now(), min_life, sources(&config), addresses).following(config.followed_files());
+    let status = Arc::new(if api.is_some() { status.with_applications() } else { status });
     if launch.is_none() {
         status.confined(sandbox.enter(false)?);
     }
@@ -191,16 +209,18 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
     }
     let shown = Arc::clone(&status);
     let open_to_others = Arc::new(move |name: &str| access.is_open(name));
-    let mut supervisor = Supervisor::new(launch, wait, view);
+    let mut supervisor = Supervisor::new(launch, wait, view.clone());
     if let Some(ended) = supervisor.ended_before() {
         return Ok(Some(ended));
     }
     if supervisor.is_running() {
         shown.confined(sandbox.enter(true)?);
     }
-    let keeping = keep_in_place(socket);
-    let serving = sds::serve(socket, &sds, Served { workloads, status, pages, open_to_others });
-    tokio::pin!(serving, keeping);
+    let clients = Clients::default();
+    let applications = serve_applications(&clients, sockets.api.zip(api.as_ref()).zip(view), Arc::clone(&status));
+    let serving = clients.serve(sockets.sds, &sds, Served { workloads, status, pages, open_to_others });
+    let keeping = keep_in_place(sockets);
+    tokio::pin!(serving, applications, keeping);
     loop {
         tokio::select! {
             // Nothing that a client does may keep a signal from us; and what is to be started finds us serving.
@@ -212,6 +232,7 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
             () = forced.due() => force.notify_waiters(),
             () = changed.notified() => if let Some(OnChange::Signal(signal)) = on_change { supervisor.send(signal) },
             served = &mut serving => { served?; return Ok(None) }
+            served = &mut applications => { served?; return Ok(None) }
             never = &mut keeping => match never {},
             () = supervisor.due() => {
                 supervisor.start()?;
@@ -219,6 +240,19 @@ async fn serve_on(socket: &SdsSocket, config: Config, launch: Option<Launch>) ->
             }
         }
     }
+}
+
+/// Serves the Workload API for as long as it is polled, where it is to be served.
+async fn serve_applications(
+    clients: &Clients,
+    api: Option<((&SdsSocket, &SdsConfig), watch::Receiver<View>)>,
+    status: Arc<Status>,
+) -> io::Result<()> {
+    let Some(((socket, config), view)) = api else { return future::pending().await };
+    info!(socket = %socket.path().display(), "serving the SPIFFE Workload API");
+    let peers = status.applications.clone().unwrap_or_default();
+    let calls = Arc::new(WorkloadApi::new(view, Arc::clone(&status)));
+    clients.serve_other(socket, config, calls, status, peers).await
 }
 
 /// Where certificates come from, in words.
@@ -245,7 +279,7 @@ fn workloads(
     status: Arc<Status>,
     changed: Arc<Notify>,
 ) -> io::Result<Secrets> {
-    let Config { source, identity, key, token, ca, rotation, files, output, on_change, .. } = config;
+    let Config { source, identity, key, token, ca, rotation, files, output, on_change, workload_api, .. } = config;
     let (root_files, file_roots) = RootFiles::new(&rotation.roots);
     tokio::spawn(root_files.watch(files.check, Arc::clone(&force)));
     let (ca, asks) = (Arc::new(ca), source.ca);
@@ -254,7 +288,9 @@ fn workloads(
     let Some(file) = file else {
         return Ok((Arc::new(RequestBorne::new(audience, settings, sds::encode)), None));
     };
-    let (store, status) = (Arc::new(SecretStore::new(sds::encode)), Arc::clone(&settings.status));
+    let store = SecretStore::new(sds::encode);
+    let store = if workload_api.is_some() { store.with_svids(workload_api::encode) } else { store };
+    let (store, status) = (Arc::new(store), Arc::clone(&settings.status));
     match (identity.spiffe_id, &settings.mounted) {
         (Some(id), _) if asks => {
             let renewal = Renewal::new(
@@ -294,15 +330,20 @@ fn workloads(
     Ok((Arc::new(OneWorkload(store)), Some(view)))
 }
 
-/// Makes the socket's file anew when somebody deletes it: without it, an Envoy that reconnects finds nothing.
-async fn keep_in_place(socket: &SdsSocket) -> Infallible {
+/// Makes a socket's file anew when somebody deletes it: without it, an Envoy that reconnects finds nothing.
+async fn keep_in_place(Sockets { sds, api }: Sockets<'_>) -> Infallible {
+    let all = || [sds].into_iter().chain(api);
     // Whoever deletes it to put another in its place does that right after.
-    let mut changes = Changes::new(vec![socket.path().to_owned()], SUCCESSOR_PAUSE, FileCheck::Never);
+    let files = all().map(|socket| socket.path().to_owned()).collect();
+    let mut changes = Changes::new(files, SUCCESSOR_PAUSE, FileCheck::Never);
     loop {
-        match socket.restore() {
-            Ok(false) => {}
-            Ok(true) => warn!(socket = %socket.path().display(), "the SDS socket had been removed and was recreated"),
-            Err(error) => warn!("the SDS socket has been removed and cannot be recreated: {error}"),
+        for socket in all() {
+            let (name, path) = (socket.service().name(), socket.path().display());
+            match socket.restore() {
+                Ok(false) => {}
+                Ok(true) => warn!(socket = %path, "the {name} socket had been removed and was recreated"),
+                Err(error) => warn!("the {name} socket has been removed and cannot be recreated: {error}"),
+            }
         }
         changes.next().await;
     }

@@ -8,7 +8,7 @@ use locked::{Level, Need};
 
 use crate::{
     bounded::foreign_text,
-    config::{Config, Env, Mistake, MutualTls, RootsConfig, Schedule, ServerName, VARIABLES},
+    config::{Config, Env, Mistake, MutualTls, RootsConfig, Schedule, SdsConfig, ServerName, VARIABLES},
     identity::{KeyAlgorithm, KeyEncoding, KeySpec, SpiffeId},
     memory,
 };
@@ -103,7 +103,7 @@ impl Findings {
     }
 
     fn effective(&mut self, config: &Config) {
-        let Config { key, token, ca, rotation, output, sds, admin, .. } = config;
+        let Config { key, token, ca, rotation, output, sds, workload_api, admin, .. } = config;
         self.identity(config);
         match &token.file {
             Some(file) => self.line(&format!("  token    {}", file.display())),
@@ -142,8 +142,14 @@ impl Findings {
             )),
             None => self.line("  output   none: no key is written to a file"),
         }
-        let uids: Vec<_> = sds.allowed_uids.iter().map(|uid| format!(", {uid}")).collect();
-        self.line(&format!("  socket   {}, for our own user{}", sds.socket.display(), uids.concat()));
+        let told = |socket: &SdsConfig| {
+            let uids: Vec<_> = socket.allowed_uids.iter().map(|uid| format!(", {uid}")).collect();
+            format!("{}, for our own user{}", socket.socket.display(), uids.concat())
+        };
+        self.line(&format!("  socket   {}", told(sds)));
+        if let Some(api) = workload_api {
+            self.line(&format!("  API      {}: each of them gets the private key", told(api)));
+        }
         if !sds.allowed_uids.is_empty() {
             let directories: Vec<_> = sds.file_directories.iter().map(|path| path.display().to_string()).collect();
             let theirs = match directories.is_empty() {

@@ -48,3 +48,4 @@ pub mod status;
 pub mod store;
 pub mod supervise;
 pub mod wire;
+pub mod workload_api;

@@ -62,6 +62,9 @@ impl Sandbox {
         let (reason, ports) = (config.termination_log.clone(), vec![(DNS, CONNECT)]);
         let mut this = Self { config: config.sandbox, places: Vec::new(), reason, ports };
         this.beside(&config.sds.socket, WRITE);
+        if let Some(api) = &config.workload_api {
+            this.beside(&api.socket, WRITE);
+        }
         if let Some(output) = &config.output {
             this.places.push((output.directory.clone(), WRITE));
         }

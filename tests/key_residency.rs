@@ -98,6 +98,21 @@ async fn scrapes_over_mutual_tls_leave_no_copy_of_a_key() -> testkit::Result {
     Ok(())
 }
 
+/// An application that has each key over the Workload API costs one copy of it: its number in DER, which all streams share
+/// and which goes with the certificate.
+#[tokio::test]
+async fn the_workload_api_takes_one_copy_of_the_live_key() -> testkit::Result {
+    hidden(Kind { shared: true, ..P256 }, 30).await?;
+    hidden(Kind { shared: true, ..RSA_2048 }, 4).await?;
+    hidden(Kind { shared: true, ..RSA_4096 }, 2).await?;
+    hidden(Kind { shared: true, ..MOUNTED }, 10).await?;
+    let (found, live) = live_alone(Kind { shared: true, ..P256 }, 30).await?;
+    assert_eq!(found, HashMap::from([(live, 25 + 36 + 25)]), "once more than without");
+    let (found, live) = live_alone(Kind { shared: true, ..MOUNTED }, 10).await?;
+    assert_eq!(found, HashMap::from([(live, 36 + 25)]), "once more than without");
+    Ok(())
+}
+
 /// Of a key that is read from a file nothing is left but what is served.
 #[tokio::test]
 async fn readable_memory_holds_only_the_served_mounted_key() -> testkit::Result {

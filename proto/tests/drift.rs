@@ -4,12 +4,13 @@
 
 use std::{fs, path::Path};
 
-const ENTRY_POINTS: [&str; 5] = [
+const ENTRY_POINTS: [&str; 6] = [
     "envoy/service/secret/v3/sds.proto",
     "envoy/extensions/transport_sockets/tls/v3/secret.proto",
     "envoy/extensions/transport_sockets/tls/v3/tls_spiffe_validator_config.proto",
     "grpc/health/v1/health.proto",
     "istio/v1/auth/ca.proto",
+    "spiffe/workload.proto",
 ];
 
 #[test]
@@ -36,6 +37,11 @@ fn generated_code_matches_the_definitions() {
             ".envoy.service.discovery.v3.DiscoveryRequest",
             ".envoy.service.discovery.v3.DeltaDiscoveryRequest",
             ".google.rpc.Status",
+            ".X509SVID",
+            ".X509SVIDResponse",
+            ".JWTSVID",
+            ".JWTSVIDResponse",
+            ".ValidateJWTSVIDRequest",
         ]);
     tonic_prost_build::configure()
         .build_transport(false)

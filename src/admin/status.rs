@@ -48,6 +48,7 @@ pub(super) fn document(status: &Status, now: i64) -> Value {
         })),
         "admin": status.admin().map(|trouble| json!({ "trouble": trouble })),
         "sds": peers(&status.peers.view()),
+        "workload_api": status.applications.as_ref().map(|peers_of| peers(&peers_of.view())),
         "memory": memory_facts(),
         "sandbox": status.sandbox(),
     })

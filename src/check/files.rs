@@ -65,8 +65,8 @@ impl Findings {
         if let Some(directory) = &config.ca.provisioned {
             self.verdict(certificate(&directory.join("cert-chain.pem"), &directory.join("key.pem"), now, None).0);
         }
-        if let Some(directory) = config.sds.socket.parent() {
-            self.verdict(writable(directory));
+        for socket in config.workload_api.iter().chain([&config.sds]) {
+            self.verdict(writable(socket.socket.parent().unwrap_or(Path::new("."))));
         }
         self.places(config);
     }

@@ -43,6 +43,9 @@ pub fn render(status: &Value, now: i64, colour: bool) -> String {
         let _ = writeln!(out, "output   {}", page.paint("31", trouble));
     }
     page.sds(&mut out, &status["sds"]);
+    if !status["workload_api"].is_null() {
+        page.applications(&mut out, &status["workload_api"]);
+    }
     let memory = &status["memory"];
     let _ = writeln!(out, "\nmemory   {}", text(&memory["summary"]));
     for missing in list(&memory["missing"]) {
@@ -178,7 +181,19 @@ impl Page {
             let _ =
                 writeln!(out, "SDS      refused {} of uid {uid} (SDS_SHIM_ALLOW_UIDS)", many(refused, "connection"));
         }
-        let streams = list(&sds["streams"]);
+        self.streams(out, sds, "streams");
+    }
+
+    fn applications(&self, out: &mut String, api: &Value) {
+        for (uid, refused) in api["refused_uids"].as_object().into_iter().flatten() {
+            let refused = many(refused, "connection");
+            let _ = writeln!(out, "API      refused {refused} of uid {uid} (SDS_SHIM_WORKLOAD_API_UIDS)");
+        }
+        self.streams(out, api, "streams of the Workload API");
+    }
+
+    fn streams(&self, out: &mut String, on: &Value, what: &str) {
+        let streams = list(&on["streams"]);
         let mut rows = vec![["STREAM", "PID", "UID", "OPEN", "RESOURCE", "STATE"].map(str::to_owned)];
         for stream in streams {
             for resource in list(&stream["resources"]) {
@@ -194,11 +209,11 @@ impl Page {
         }
         out.push('\n');
         if rows.len() == 1 {
-            out.push_str("no streams\n");
+            let _ = writeln!(out, "no {what}");
         } else {
             table(out, &rows);
         }
-        further(out, &sds["stream_count"], streams.len(), "streams");
+        further(out, &on["stream_count"], streams.len(), what);
     }
 
     /// A moment in relation to now: `in 3 h 12 min`, `5 min ago`.
@@ -294,6 +309,11 @@ mod tests {
                 "streams": [{"call": "DeltaSecrets", "pid": null, "uid": 7, "since": "1970-01-01T00:00:30Z",
                     "resources": [{"name": "default", "state": "refused", "at": "1970-01-01T00:01:40Z"}]}],
             },
+            "workload_api": {
+                "refused_uids": {"2002": 2},
+                "streams": [{"call": "FetchX509SVID", "pid": 8, "uid": 9, "since": "1970-01-01T00:00:30Z",
+                    "resources": [{"name": "default", "state": "sent", "at": "1970-01-01T00:01:40Z"}]}],
+            },
             "memory": {"summary": "m", "missing": ["a larger limit"]},
             "sandbox": "no Landlock",
         });
@@ -314,6 +334,10 @@ SDS      refused 1 connection of uid 2001 (SDS_SHIM_ALLOW_UIDS)
 
 STREAM        PID  UID  OPEN        RESOURCE  STATE
 DeltaSecrets  ?    7    1 min 10 s  default   refused 0 s ago
+API      refused 2 connections of uid 2002 (SDS_SHIM_WORKLOAD_API_UIDS)
+
+STREAM         PID  UID  OPEN        RESOURCE  STATE
+FetchX509SVID  8    9    1 min 10 s  default   sent 0 s ago
 
 memory   m
 missing  a larger limit

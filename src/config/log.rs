@@ -34,8 +34,8 @@ pub enum LogLevel {
 }
 
 /// The modules that say something, as the log names them.
-pub const SCOPES: [&str; 9] =
-    ["admin", "app", "files", "memory", "on_change", "rotation", "sandbox", "sds", "supervise"];
+pub const SCOPES: [&str; 10] =
+    ["admin", "app", "files", "memory", "on_change", "rotation", "sandbox", "sds", "supervise", "workload_api"];
 
 const LEVELS: [(&str, LogLevel); 4] =
     [("error", LogLevel::Error), ("warn", LogLevel::Warn), ("info", LogLevel::Info), ("debug", LogLevel::Debug)];

@@ -50,7 +50,7 @@ pub use reader::Mistake;
 pub use roots::RootsConfig;
 pub use rotation::{GracePeriod, RotationConfig, Schedule};
 pub use sandbox::{Landlock, SandboxConfig};
-pub use sds::{SOCKET_DIRECTORY, SdsConfig, overflow_uid};
+pub use sds::{SOCKET_DIRECTORY, SdsConfig, Service, overflow_uid};
 pub use source::{MountedFiles, SourceConfig};
 pub use system_roots::system_roots;
 pub use termination::termination_log;
@@ -82,6 +82,8 @@ pub struct Config {
     pub on_change: Option<OnChange>,
     /// How SDS is served.
     pub sds: SdsConfig,
+    /// How the SPIFFE Workload API is served, if it is.
+    pub workload_api: Option<SdsConfig>,
     /// What a command is started after.
     pub wait: WaitFor,
     /// What is shown to whom.
@@ -119,6 +121,7 @@ impl Config {
         let source = source::read(&mut reader, token.file.is_none());
         let identity = identity::read(&mut reader, token.file.is_none(), source.ca);
         let roots = roots::read(&mut reader, &identity.trust_domain, &source, &ca.roots, proxy.ca_certificates);
+        let sds = sds::read(&mut reader);
         let config = Self {
             identity,
             key: key::read(&mut reader, compat),
@@ -127,7 +130,8 @@ impl Config {
             files: files::read(&mut reader),
             output: output::read(&mut reader, token.file.is_none()),
             on_change: on_change::read(&mut reader, token.file.is_none()),
-            sds: sds::read(&mut reader),
+            workload_api: sds::workload_api(&mut reader, token.file.is_none(), &sds),
+            sds,
             wait: wait::read(&mut reader, token.file.is_none()),
             admin: admin::read(&mut reader, token.file.is_none()),
             memory: memory::read(&mut reader),

@@ -1,17 +1,67 @@
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::{
     env::Env,
     reader::{Mistake, Reader},
-    variables,
+    variables::{self, Variable},
 };
 
 /// Directory of the workload SDS socket, relative to the working directory (contract with Istio's agent).
 pub const SOCKET_DIRECTORY: &str = "./var/run/secrets/workload-spiffe-uds";
 
-/// How SDS is served.
+/// A socket on which gRPC is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Service {
+    /// Envoy's SDS.
+    Sds,
+    /// The SPIFFE Workload API.
+    WorkloadApi,
+}
+
+impl Service {
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sds => "SDS",
+            Self::WorkloadApi => "Workload API",
+        }
+    }
+
+    /// Who comes to it.
+    pub fn clients(self) -> &'static str {
+        match self {
+            Self::Sds => "Envoy",
+            Self::WorkloadApi => "applications",
+        }
+    }
+
+    fn variables(self) -> [&'static Variable; 2] {
+        match self {
+            Self::Sds => [&variables::WORKLOAD_IDENTITY_SOCKET_FILE, &variables::SDS_SHIM_ALLOW_UIDS],
+            Self::WorkloadApi => [&variables::SDS_SHIM_WORKLOAD_API, &variables::SDS_SHIM_WORKLOAD_API_UIDS],
+        }
+    }
+
+    /// The variable that says where the socket is.
+    pub fn place(self) -> &'static str {
+        self.variables()[0].name
+    }
+
+    /// The variable with the users who may connect.
+    pub fn users(self) -> &'static str {
+        self.variables()[1].name
+    }
+}
+
+/// How SDS, or the Workload API, is served.
 #[derive(Clone, Debug)]
 pub struct SdsConfig {
+    /// Which of them.
+    pub service: Service,
     /// Path of the socket.
     pub socket: PathBuf,
     /// Users who may connect beside our own.
@@ -58,21 +108,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> SdsConfig {
             }
         })
         .unwrap_or_default();
-    let allowed_uids: BTreeSet<u32> = reader
-        .parse_with(&variables::SDS_SHIM_ALLOW_UIDS, |text| {
-            text.split(',')
-                .map(|uid| uid.trim().parse::<u32>().map_err(|_| "expected user IDs, such as 1337,2000"))
-                .collect::<Result<_, _>>()
-        })
-        .unwrap_or_default();
-    let nobody = overflow_uid();
-    if allowed_uids.contains(&nobody) {
-        let what = format!(
-            "{nobody} is what the kernel reports for every user that our user namespace does not map: all of them \
-             would be admitted; run Envoy as another user, in the shim's user namespace"
-        );
-        reader.mistake(&variables::SDS_SHIM_ALLOW_UIDS, what);
-    }
+    let allowed_uids = users(reader, Service::Sds);
     let file_directories = reader
         .parse_with(&variables::SDS_SHIM_FILE_DIRECTORIES, |text| {
             let directory = |text: &str| Some(PathBuf::from(text.trim())).filter(|directory| directory.is_absolute());
@@ -80,5 +116,63 @@ pub(super) fn read(reader: &mut Reader<'_>) -> SdsConfig {
             directories.ok_or("expected absolute paths of directories, such as /etc/certs,/run/credentials")
         })
         .unwrap_or_default();
-    SdsConfig { socket: PathBuf::from(SOCKET_DIRECTORY).join(file), allowed_uids, file_directories }
+    SdsConfig {
+        service: Service::Sds,
+        socket: PathBuf::from(SOCKET_DIRECTORY).join(file),
+        allowed_uids,
+        file_directories,
+    }
+}
+
+fn users(reader: &mut Reader<'_>, service: Service) -> BTreeSet<u32> {
+    let [_, variable] = service.variables();
+    let uids = reader.parse_with(variable, |text| {
+        text.split(',')
+            .map(|uid| uid.trim().parse::<u32>().map_err(|_| "expected user IDs, such as 1337,2000"))
+            .collect::<Result<BTreeSet<_>, _>>()
+    });
+    let (uids, nobody) = (uids.unwrap_or_default(), overflow_uid());
+    if uids.contains(&nobody) {
+        let what = format!(
+            "{nobody} is what the kernel reports for every user that our user namespace does not map: all of them \
+             would be admitted; run {} as another user, in the shim's user namespace",
+            match service {
+                Service::Sds => "Envoy",
+                Service::WorkloadApi => "the application",
+            }
+        );
+        reader.mistake(variable, what);
+    }
+    uids
+}
+
+/// Where the Workload API is served, if anywhere.
+pub(super) fn workload_api(reader: &mut Reader<'_>, from_request: bool, sds: &SdsConfig) -> Option<SdsConfig> {
+    let place = &variables::SDS_SHIM_WORKLOAD_API;
+    let socket = reader.parse_with(place, |text| match text.strip_prefix("unix:") {
+        _ if text == "off" => Ok(None),
+        // Some clients write an address as a URL, with an empty host.
+        Some(path) => match PathBuf::from(path.strip_prefix("//").unwrap_or(path)) {
+            path if path.is_absolute() && path.file_name().is_some() => Ok(Some(path)),
+            _ => Err("expected an absolute path, as in unix:/run/spiffe/agent.sock"),
+        },
+        None => Err("expected unix: and an absolute path, as in unix:/run/spiffe/agent.sock, or off"),
+    });
+    let allowed_uids = users(reader, Service::WorkloadApi);
+    let socket = socket.flatten()?;
+    if from_request {
+        reader.mistake(place, "with SDS_SHIM_TOKEN_SOURCE=request there is no certificate of our own");
+    }
+    if socket.file_name() == sds.socket.file_name()
+        && socket.parent().is_some_and(|parent| is_same(parent, &sds.socket))
+    {
+        reader.mistake(place, "that is the SDS socket: they need a socket each, because of who may connect");
+    }
+    Some(SdsConfig { service: Service::WorkloadApi, socket, allowed_uids, file_directories: Vec::new() })
+}
+
+/// Whether this is the directory of the file.
+fn is_same(directory: &Path, file: &Path) -> bool {
+    let found = file.parent().map(Path::canonicalize);
+    matches!((directory.canonicalize(), found), (Ok(one), Some(Ok(other))) if one == other)
 }

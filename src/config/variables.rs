@@ -142,6 +142,10 @@ variables! {
         "Users who may connect to the SDS socket besides our own. Its mode is then 0666, and they must be able to traverse the directories above it.";
     SDS_SHIM_FILE_DIRECTORIES: "directories, comma separated" else "none",
         "Directories below which users of SDS_SHIM_ALLOW_UIDS may name files (file-cert:, file-root:); our own user may name any file. Symbolic links that lead out of them are not followed.";
+    SDS_SHIM_WORKLOAD_API: "unix:PATH or off" = "off",
+        "Socket, by its absolute path, on which to serve the SPIFFE Workload API to applications: the same certificate with its private key, and the same trust anchors.";
+    SDS_SHIM_WORKLOAD_API_UIDS: "user ids, comma separated" else "none",
+        "Users who may connect to SDS_SHIM_WORKLOAD_API besides our own. Each of them gets the private key. The socket's mode is then 0666, and they must be able to traverse the directories above it.";
     SDS_SHIM_WAIT: "socket or certificate" = "socket",
         "What `sds-shim exec` waits for before it starts its program: the SDS socket or the first certificate.";
     SDS_SHIM_ADMIN: "address:port, unix:PATH or off" = "127.0.0.1:15022",

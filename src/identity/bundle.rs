@@ -34,7 +34,7 @@ impl TrustAnchor {
     }
 
     /// Its DER.
-    pub(super) fn der(&self) -> &[u8] {
+    pub fn der(&self) -> &[u8] {
         &self.der
     }
 

@@ -247,11 +247,11 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
 #[cfg(test)]
 mod tests {
     use super::super::crowd::Crowd;
-    use crate::status::Peer;
+    use crate::{config::Service, status::Peer};
 
     #[test]
     fn only_a_connection_that_does_something_has_no_end_in_sight() {
-        let membership = Crowd::new().admit(Peer::default()).expect("there is nobody else");
+        let membership = Crowd::new().admit(Service::Sds, Peer::default()).expect("there is nobody else");
         let account = &membership.account;
         let reason = || account.next_end().1.map(|(_, reason)| reason);
         assert_eq!(reason(), Some("its client sends nothing"));

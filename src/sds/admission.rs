@@ -11,7 +11,7 @@ use nix::{
 };
 use tracing::warn;
 
-use crate::config::{SdsConfig, overflow_uid};
+use crate::config::{SdsConfig, Service, overflow_uid};
 
 /// Who may connect to the socket.
 pub(super) struct Admission {
@@ -20,6 +20,7 @@ pub(super) struct Admission {
     nobody: Nobody,
     /// Whether the socket is open to users who are to be told apart.
     shared: bool,
+    service: Service,
 }
 
 /// Whether the kernel tells our own number of others as well: it has one for all users without a number in our user
@@ -59,7 +60,7 @@ impl Admission {
             };
             warn!(uid = own, "running as the overflow user: {peers}; run the shim and its Envoy as another user");
         }
-        Self { own, allowed: config.allowed_uids.clone(), nobody, shared: config.is_shared() }
+        Self { own, allowed: config.allowed_uids.clone(), nobody, shared: config.is_shared(), service: config.service }
     }
 
     /// Whether this is our own user, as far as the kernel tells.
@@ -69,21 +70,22 @@ impl Admission {
 
     /// # Errors
     /// Why this user may not connect, and what to do.
-    pub(super) fn admit(&self, socket: impl AsFd, pid: Option<i32>, uid: u32) -> Result<(), &'static str> {
+    pub(super) fn admit(&self, socket: impl AsFd, pid: Option<i32>, uid: u32) -> Result<(), String> {
         // Nobody is, so the kernel tells everybody as ourselves (gVisor before November 2025).
         if self.shared && pid == Some(Pid::this().as_raw()) {
-            return Err(
-                "this kernel does not tell who connects (gVisor): unset SDS_SHIM_ALLOW_UIDS and run Envoy as the \
-                        shim's own user",
-            );
+            return Err(format!(
+                "this kernel does not tell who connects (gVisor): unset {} and run {} as the shim's own user",
+                self.service.users(),
+                self.service.clients()
+            ));
         }
         if uid == self.own && self.nobody == Nobody::LookedAt && is_ours(socket, pid) == Some(false) {
-            return Err("our user namespace does not map its user");
+            return Err("our user namespace does not map its user".to_owned());
         }
         if uid == self.own || self.allowed.contains(&uid) {
             return Ok(());
         }
-        Err("to allow it, add the user to SDS_SHIM_ALLOW_UIDS")
+        Err(format!("to allow it, add the user to {}", self.service.users()))
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// What makes the responses of one call, one after the other.
-pub(super) trait Responses: Send {
+pub trait Responses: Send {
     /// The next response, or how the call ends: a status that is not OK as an error, an end in order as nothing.
     fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Pieces, Status>>>;
 }

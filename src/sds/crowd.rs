@@ -11,7 +11,7 @@ use super::{
     limits::{self, IDLE_UNDER_PRESSURE},
     pace::{Bucket, Lines},
 };
-use crate::{budget, status::Peer};
+use crate::{budget, config::Service, status::Peer};
 
 /// All who are connected. Places and memory are shared out by process, because the user is the same for all containers
 /// of a pod as a rule.
@@ -19,7 +19,7 @@ pub(super) struct Crowd(Mutex<Present>);
 
 struct Present {
     members: Vec<Arc<Account>>,
-    groups: BTreeMap<(Option<i32>, u32), Arc<Group>>,
+    groups: BTreeMap<(Service, Option<i32>, u32), Arc<Group>>,
     /// When somebody last had to make room.
     relieved: Option<Instant>,
 }
@@ -28,6 +28,8 @@ struct Present {
 /// are one group.
 pub(super) struct Group {
     peer: Peer,
+    /// The socket that it comes to.
+    service: Service,
     /// What it sends.
     units: Mutex<Bucket>,
     /// Its connections.
@@ -51,12 +53,12 @@ pub(super) struct Membership {
 }
 
 /// Why a connection is not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     TooMany,
     TooFast,
     /// Its user may have none, and why.
-    User(&'static str),
+    User(String),
 }
 
 impl Crowd {
@@ -64,17 +66,18 @@ impl Crowd {
         Arc::new(Self(Mutex::new(Present { members: Vec::new(), groups: BTreeMap::new(), relieved: None })))
     }
 
-    /// A place for a connection of this peer. Where there is none, whoever takes more than others may have to leave.
-    pub(super) fn admit(self: &Arc<Self>, peer: Peer) -> Result<Membership, Refusal> {
+    /// A place for a connection of this peer to one of the sockets. Each has its own, so that applications take none of
+    /// Envoy's; memory is the same for all. Where there is none, whoever takes more than others may have to leave.
+    pub(super) fn admit(self: &Arc<Self>, service: Service, peer: Peer) -> Result<Membership, Refusal> {
         let mut present = self.present();
-        let group = present.group(peer);
+        let group = present.group(service, peer);
         if !group.connects.lock().unwrap_or_else(PoisonError::into_inner).take(1, Instant::now()) {
             return Err(Refusal::TooFast);
         }
         let own = present.size(&group);
         // The last places are kept for those who have none, such as our own commands and probes.
         let most = limits::connections() + if own == 0 { limits::KEPT_CONNECTIONS } else { 0 };
-        if present.members.len() >= most && !present.make_place(&group, own) {
+        if present.of(service).count() >= most && !present.make_place(&group, own) {
             return Err(Refusal::TooMany);
         }
         let has_room = budget::has_room_for_connection() || own == 0 && budget::has_room_for_the_least();
@@ -106,7 +109,12 @@ impl Crowd {
 }
 
 impl Present {
-    fn group(&mut self, peer: Peer) -> Arc<Group> {
+    /// Those on one of the sockets.
+    fn of(&self, service: Service) -> impl Iterator<Item = &Arc<Account>> {
+        self.members.iter().filter(move |member| member.group.service == service)
+    }
+
+    fn group(&mut self, service: Service, peer: Peer) -> Arc<Group> {
         /// Groups that are remembered for their rates after they have left.
         const REMEMBERED: usize = 64;
         let now = Instant::now();
@@ -117,7 +125,11 @@ impl Present {
                 self.groups.retain(|_, group| Arc::strong_count(group) > 1);
             }
         }
-        Arc::clone(self.groups.entry((peer.pid, peer.uid)).or_insert_with(|| Arc::new(Group::new(peer, now))))
+        Arc::clone(
+            self.groups
+                .entry((service, peer.pid, peer.uid))
+                .or_insert_with(|| Arc::new(Group::new(service, peer, now))),
+        )
     }
 
     fn size(&self, group: &Arc<Group>) -> usize {
@@ -127,10 +139,11 @@ impl Present {
     /// Closes a connection that nothing is asked on, else one of a process that has more of them by far.
     fn make_place(&mut self, newcomer: &Arc<Group>, own: usize) -> bool {
         let idle = |member: &Arc<Account>| member.idle().filter(|idle| *idle >= IDLE_UNDER_PRESSURE);
-        let silent = self.members.iter().filter_map(|member| Some((self.size(&member.group), idle(member)?, member)));
+        let silent =
+            self.of(newcomer.service).filter_map(|member| Some((self.size(&member.group), idle(member)?, member)));
         let victim = silent.max_by_key(|(size, idle, _)| (*size, *idle)).map(|(_, _, member)| Arc::clone(member));
         let victim = victim.or_else(|| {
-            let greedy = self.members.iter().filter(|member| !Arc::ptr_eq(&member.group, newcomer));
+            let greedy = self.of(newcomer.service).filter(|member| !Arc::ptr_eq(&member.group, newcomer));
             // The last one of those who came later.
             let greedy = greedy.max_by_key(|member| self.size(&member.group))?;
             (self.size(&greedy.group) > own + 1).then(|| Arc::clone(greedy))
@@ -143,7 +156,8 @@ impl Present {
 
     fn relieve(&mut self) {
         let Some(victim) = self.greediest() else { return };
-        warn!(pid = victim.group.peer.pid, bytes = victim.held(), "SDS clients request more than fits in memory");
+        let clients = victim.group.service.name();
+        warn!(pid = victim.group.peer.pid, bytes = victim.held(), "{clients} clients request more than fits in memory");
         victim.end("it holds the most memory while others wait");
     }
 
@@ -182,9 +196,10 @@ impl Drop for Membership {
 }
 
 impl Group {
-    fn new(peer: Peer, now: Instant) -> Self {
+    fn new(service: Service, peer: Peer, now: Instant) -> Self {
         Self {
             peer,
+            service,
             units: Mutex::new(Bucket::new(limits::BURST, limits::RATE, now)),
             connects: Mutex::new(Bucket::new(limits::CONNECTION_BURST, limits::CONNECTION_RATE, now)),
             lines: Mutex::new([(); 3].map(|()| Lines::new(limits::LINES, now))),
@@ -233,18 +248,23 @@ mod tests {
     #[test]
     fn one_process_cannot_take_all_places() {
         let crowd = Crowd::new();
-        let mut greedy: Vec<_> = (0..limits::connections()).map(|_| crowd.admit(peer(1)).expect("a place")).collect();
+        let mut greedy: Vec<_> =
+            (0..limits::connections()).map(|_| crowd.admit(Service::Sds, peer(1)).expect("a place")).collect();
         greedy.iter().for_each(|one| one.account.opens_stream());
-        assert_eq!(crowd.admit(peer(1)).err(), Some(Refusal::TooMany));
+        assert_eq!(crowd.admit(Service::Sds, peer(1)).err(), Some(Refusal::TooMany));
         // Those who have none find one, without harm to anybody, and then at the cost of who has most.
-        let others: Vec<_> = (2..8).map(|pid| crowd.admit(peer(pid)).expect("a place for somebody else")).collect();
+        let others: Vec<_> =
+            (2..8).map(|pid| crowd.admit(Service::Sds, peer(pid)).expect("a place for somebody else")).collect();
         others.iter().for_each(|one| one.account.opens_stream());
         let ended = |one: &Membership| one.account.is_ended();
         assert_eq!(greedy.iter().filter(|one| ended(one)).count(), others.len() - limits::KEPT_CONNECTIONS);
         assert!(!others.iter().any(ended));
         greedy.retain(|one| !ended(one));
         assert_eq!(crowd.present().members.len(), limits::connections() + limits::KEPT_CONNECTIONS);
-        drop((greedy, others));
+        // Another socket has places of its own.
+        let application = crowd.admit(Service::WorkloadApi, peer(1)).expect("a place on the other socket");
+        assert!(!greedy.iter().chain(&others).any(ended));
+        drop((greedy, others, application));
         assert!(crowd.present().members.is_empty());
     }
 }

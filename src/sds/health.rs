@@ -20,7 +20,7 @@ pub(super) const CHECK: &str = "/grpc.health.v1.Health/Check";
 pub(super) const WATCH: &str = "/grpc.health.v1.Health/Watch";
 
 /// Services whose health can be asked for; the empty name is the whole process.
-const SERVICES: [&str; 2] = ["", "envoy.service.secret.v3.SecretDiscoveryService"];
+const SERVICES: [&str; 3] = ["", "envoy.service.secret.v3.SecretDiscoveryService", "SpiffeWorkloadAPI"];
 /// The clock may be set while somebody watches.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 

@@ -15,7 +15,7 @@ use crate::store::Piece;
 
 /// What a connection was given and has not written yet. A retired key lives on in it, so it must not stay for ever.
 #[derive(Clone, Default)]
-pub(super) struct Leases(Arc<Unwritten>);
+pub struct Leases(Arc<Unwritten>);
 
 #[derive(Default)]
 struct Unwritten {
@@ -36,7 +36,7 @@ struct Lease(Leases);
 
 impl Leases {
     /// The same pieces, not copied, which count as unwritten for as long as somebody holds them.
-    pub(super) fn lease(&self, pieces: Pieces) -> Pieces {
+    pub fn lease(&self, pieces: Pieces) -> Pieces {
         let lease = |piece| {
             self.0.unwritten.fetch_add(1, Ordering::Relaxed);
             let lease = Lease(self.clone());
@@ -52,7 +52,7 @@ impl Leases {
 
     /// Ready while the connection has few pieces to write: what it is to write lies in HTTP/2's store, which grows by
     /// doubling.
-    pub(super) fn poll_few(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_few(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.0.unwritten.load(Ordering::Relaxed) < MAX_UNWRITTEN {
             return Poll::Ready(());
         }

@@ -17,6 +17,8 @@ const MAX_CONNECTIONS: usize = 16;
 pub(super) const KEPT_CONNECTIONS: usize = 2;
 /// Streams at a time, over all connections, likewise. Envoy opens one for each secret.
 const MAX_STREAMS: usize = 256;
+/// The same of the Workload API: a library of an application opens one or two.
+const MAX_STREAMS_OF_APPLICATIONS: usize = 64;
 /// Streams at a time on one connection. What HTTP/2 remembers of them grows by doubling in one piece.
 const STREAMS_OF_ONE: usize = 100;
 /// Streams that were reset because of what the client did, over the life of a connection. HTTP/2 remembers them for a
@@ -126,6 +128,16 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Those of the Workload API: its own places, in the same memory.
+    pub(super) fn of_applications(&self) -> Self {
+        let places = |most: usize| Arc::new(Semaphore::new(most));
+        Self {
+            streams: places(MAX_STREAMS_OF_APPLICATIONS * budget::share()),
+            kept: places(connections() + KEPT_CONNECTIONS),
+            unstarted: Arc::clone(&self.unstarted),
+        }
+    }
+
     /// How many bytes a client may send us before we look again, possibly none: the arena has room for what they can
     /// become. A buffer that cannot be had would end the process, and the HTTP and gRPC layers do not ask before.
     pub(super) fn may_read(&self, account: &Account) -> usize {

@@ -23,7 +23,7 @@ const PREFIX: usize = 5;
 
 /// A response as it goes on the wire, in pieces: what is this stream's own, and between it the encoded secrets, which
 /// all streams share. So a key is encoded once and never copied, and it is gone when the last of its frames is.
-pub(super) type Pieces = VecDeque<Piece>;
+pub type Pieces = VecDeque<Piece>;
 
 /// A response of `StreamSecrets` and `FetchSecrets`, in which the secrets have this mark.
 pub(super) fn state_of_the_world(outcome: &Outcome, nonce: String, mark: u64) -> Pieces {

@@ -1,4 +1,5 @@
-//! Envoy's Secret Discovery Service on a Unix socket: protocol rules, streams, socket.
+//! Envoy's Secret Discovery Service on a Unix socket: protocol rules, streams, socket. Another service may have a socket
+//! of its own here, within the same limits.
 
 mod account;
 mod admission;
@@ -24,7 +25,10 @@ mod socket;
 mod stream;
 mod subscription;
 
+pub use body::Responses;
+pub use lease::Leases;
+pub use message::Pieces;
 pub use payload::encode;
-pub use server::serve;
-pub use service::Served;
+pub use server::Clients;
+pub use service::{Calls, Connected, MayLog, Served};
 pub use socket::{BindError, SdsSocket};

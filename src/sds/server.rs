@@ -17,13 +17,13 @@ use super::{
     lease::Leases,
     limits::{self, Limits},
     pace::{Bucket, Lines},
-    rights::Rights,
-    service::{SdsService, Served, Shared},
+    rights::{OpenToOthers, Rights},
+    service::{Calls, SdsService, Served, Shared},
     socket::{Listener, SdsSocket},
 };
 use crate::{
-    config::SdsConfig,
-    status::{Peer, Peers},
+    config::{SdsConfig, Service},
+    status::{Peer, Peers, Status},
 };
 
 /// Pause after the kernel had no descriptor for a new connection: there is no event to wait for.
@@ -34,38 +34,80 @@ const REFUSAL_RATE: u32 = 6000;
 /// Lines of the log about connections that are refused, in a minute.
 const LINES: u32 = 20;
 
-/// Serves SDS on the socket for as long as it is polled.
-///
-/// # Errors
-/// When the socket cannot be listened on; a connection's trouble never ends the server.
-pub async fn serve(socket: &SdsSocket, config: &SdsConfig, served: Served) -> io::Result<()> {
-    let mut listener = socket.listener()?;
-    let limits = Limits::default();
-    let (crowd, mut refusals) = (Crowd::new(), Refusals::new());
-    let peers = served.status.peers.clone();
-    let open_to_others = Arc::clone(&served.open_to_others);
-    let shared = Arc::new(Shared::new(served, limits.clone(), random()));
-    let admission = Admission::new(config);
-    loop {
-        let accepted = accept(socket, &mut listener, &admission, &peers, &mut refusals).await;
-        let Some((stream, peer)) = accepted else { continue };
-        match crowd.admit(peer) {
-            Ok(membership) => {
-                let leases = Leases::default();
-                let account = Arc::clone(&membership.account);
-                let rights = match admission.is_own(peer.uid) {
-                    true => Rights::Own,
-                    false => Rights::Other(peer.uid, Arc::clone(&open_to_others)),
-                };
-                let client = peers.connected(peer);
-                let service =
-                    SdsService::new(Arc::clone(&shared), client, rights, leases.clone(), Arc::clone(&account));
-                let intake = Intake::new(stream, account, Arc::clone(&crowd), limits.clone());
-                tokio::spawn(connection(intake, service, leases, membership));
-            }
-            Err(refusal) => {
-                drop(stream);
-                refusals.note(peer, &refusal).await;
+/// The clients of all sockets, who share one memory.
+pub struct Clients {
+    limits: Limits,
+    crowd: Arc<Crowd>,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self { limits: Limits::default(), crowd: Crowd::new() }
+    }
+}
+
+impl Clients {
+    /// Serves SDS on the socket for as long as it is polled.
+    ///
+    /// # Errors
+    /// When the socket cannot be listened on; a connection's trouble never ends the server.
+    pub async fn serve(&self, socket: &SdsSocket, config: &SdsConfig, served: Served) -> io::Result<()> {
+        let peers = served.status.peers.clone();
+        let open_to_others = Arc::clone(&served.open_to_others);
+        let shared = Shared::new(served, self.limits.clone(), random());
+        self.listen(socket, config, (shared, self.limits.clone()), peers, open_to_others).await
+    }
+
+    /// Serves other calls on a socket of their own, and shows who makes them as `peers`.
+    ///
+    /// # Errors
+    /// As for [`Clients::serve`].
+    pub async fn serve_other(
+        &self,
+        socket: &SdsSocket,
+        config: &SdsConfig,
+        calls: Arc<dyn Calls>,
+        status: Arc<Status>,
+        peers: Peers,
+    ) -> io::Result<()> {
+        let limits = self.limits.of_applications();
+        let shared = Shared::other(calls, status, limits.clone());
+        self.listen(socket, config, (shared, limits), peers, Arc::new(|_: &str| false)).await
+    }
+
+    async fn listen(
+        &self,
+        socket: &SdsSocket,
+        config: &SdsConfig,
+        (shared, limits): (Shared, Limits),
+        peers: Peers,
+        open_to_others: OpenToOthers,
+    ) -> io::Result<()> {
+        let mut listener = socket.listener()?;
+        let (crowd, service) = (&self.crowd, socket.service());
+        let mut refusals = Refusals::new(service);
+        let shared = Arc::new(shared);
+        let admission = Admission::new(config);
+        loop {
+            let accepted = accept(socket, &mut listener, &admission, &peers, &mut refusals).await;
+            let Some((stream, peer)) = accepted else { continue };
+            match crowd.admit(service, peer) {
+                Ok(membership) => {
+                    let leases = Leases::default();
+                    let account = Arc::clone(&membership.account);
+                    let rights = match admission.is_own(peer.uid) {
+                        true => Rights::Own,
+                        false => Rights::Other(peer.uid, Arc::clone(&open_to_others)),
+                    };
+                    let (shared, client) = (Arc::clone(&shared), peers.connected(peer));
+                    let answers = SdsService::new(shared, client, rights, leases.clone(), Arc::clone(&account));
+                    let intake = Intake::new(stream, account, Arc::clone(crowd), limits.clone());
+                    tokio::spawn(connection(service.name(), intake, answers, leases, membership));
+                }
+                Err(refusal) => {
+                    drop(stream);
+                    refusals.note(peer, &refusal).await;
+                }
             }
         }
     }
@@ -73,32 +115,37 @@ pub async fn serve(socket: &SdsSocket, config: &SdsConfig, served: Served) -> io
 
 /// Connections that are refused, one after the other.
 struct Refusals {
+    socket: &'static str,
     pace: Bucket,
     lines: Lines,
 }
 
 impl Refusals {
-    fn new() -> Self {
+    fn new(service: Service) -> Self {
         let now = Instant::now();
-        Self { pace: Bucket::new(REFUSALS, REFUSAL_RATE, now), lines: Lines::new(LINES, now) }
+        Self { socket: service.name(), pace: Bucket::new(REFUSALS, REFUSAL_RATE, now), lines: Lines::new(LINES, now) }
     }
 
     /// Tells of one, and returns when the next may be looked at.
     async fn note(&mut self, peer: Peer, refusal: &Refusal) {
-        let now = Instant::now();
+        let (socket, now) = (self.socket, Instant::now());
         let (told, left_out) = self.lines.next(now);
         if left_out > 0 {
-            warn!("refused {left_out} more connections to the SDS socket in a minute");
+            warn!("refused {left_out} more connections to the {socket} socket in a minute");
         }
         match refusal {
             _ if !told => {}
             Refusal::TooMany => {
-                warn!(pid = peer.pid, "SDS connection limit reached; refusing new connections");
+                warn!(pid = peer.pid, "{socket} connection limit reached; refusing new connections");
             }
             Refusal::TooFast => {
-                warn!(pid = peer.pid, uid = peer.uid, "a process connects to the SDS socket too often; refusing it");
+                warn!(
+                    pid = peer.pid,
+                    uid = peer.uid,
+                    "a process connects to the {socket} socket too often; refusing it"
+                );
             }
-            Refusal::User(reason) => warn!(uid = peer.uid, "refused a connection to the SDS socket: {reason}"),
+            Refusal::User(reason) => warn!(uid = peer.uid, "refused a connection to the {socket} socket: {reason}"),
         }
         self.pace.take(1, now);
         if let Some(wait) = self.pace.wait(now) {
@@ -119,7 +166,7 @@ async fn accept(
     let stream = match socket.accept(listener).await {
         Ok(stream) => stream,
         Err(error) => {
-            warn!("cannot accept a connection to the SDS socket: {error}");
+            warn!("cannot accept a connection to the {} socket: {error}", socket.service().name());
             tokio::time::sleep(DESCRIPTOR_PAUSE).await;
             return None;
         }
@@ -133,7 +180,7 @@ async fn accept(
     None
 }
 
-async fn connection(intake: Intake, service: SdsService, leases: Leases, membership: Membership) {
+async fn connection(socket: &'static str, intake: Intake, service: SdsService, leases: Leases, membership: Membership) {
     let account = &membership.account;
     let serve = || {
         http2::Builder::new(Streams(Arc::clone(account)))
@@ -148,12 +195,12 @@ async fn connection(intake: Intake, service: SdsService, leases: Leases, members
     };
     tokio::select! {
         ended = Measured::connection(Arc::clone(account), serve) => if let Err(error) = ended {
-            debug!("a connection on the SDS socket ended: {error}");
+            debug!("a connection on the {socket} socket ended: {error}");
         },
         () = leases.overdue(limits::READ_WITHIN) => {
-            warn!("closed a connection on the SDS socket: its client does not read what it requested");
+            warn!("closed a connection on the {socket} socket: its client does not read what it requested");
         }
-        reason = account.ended() => warn!("closed a connection on the SDS socket: {reason}"),
+        reason = account.ended() => warn!("closed a connection on the {socket} socket: {reason}"),
     }
 }
 

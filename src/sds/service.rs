@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{HeaderValue, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use hyper::body::Incoming;
 use prost::Message;
 use sds_shim_proto::{
@@ -21,6 +21,7 @@ use tonic::{Status, Streaming, codec::Codec, metadata::MetadataMap};
 use super::{
     account::Account,
     body::{Once, RequestBody, ResponseBody, Responses},
+    crowd::Cause,
     health::{self, Health},
     lease::Leases,
     limits::{FIRST_MESSAGE, Limits, MAX_REQUEST, Place},
@@ -33,7 +34,7 @@ use super::{
 use crate::{
     clock,
     identity::{BearerToken, TokenError},
-    status::{self, Client, Page, Pages},
+    status::{self, Client, Page, Pages, StreamHandle},
     store::{AttachError, Consumer, Piece, View, Workloads},
 };
 
@@ -59,21 +60,41 @@ pub(super) struct SdsService {
 }
 
 /// Who is at the other end of a connection, and what it was given.
-struct Connected {
+pub struct Connected {
     shown: Client,
     leases: Leases,
     rights: Rights,
     account: Arc<Account>,
 }
 
-/// What all connections have in common.
+/// What all connections to a socket have in common.
 pub(super) struct Shared {
-    workloads: Arc<dyn Workloads>,
     limits: Limits,
-    streams: AtomicU64,
     status: Arc<status::Status>,
+    offered: Offered,
+}
+
+/// What a socket is for.
+enum Offered {
+    Secrets(Secrets),
+    Other(Arc<dyn Calls>),
+}
+
+/// What SDS is served from.
+struct Secrets {
+    workloads: Arc<dyn Workloads>,
+    streams: AtomicU64,
     pages: Arc<dyn Pages>,
     told: Arc<Told>,
+}
+
+/// Another service on a socket of its own, whose calls bring one message at the most, and nothing in it.
+pub trait Calls: Send + Sync + 'static {
+    /// What answers the call at this path.
+    ///
+    /// # Errors
+    /// How the call ends instead.
+    fn call(&self, path: &str, headers: &HeaderMap, client: &Connected) -> Result<Box<dyn Responses>, Status>;
 }
 
 /// What is served: secrets, health, documents.
@@ -99,16 +120,37 @@ impl Shared {
     /// `first_stream` makes nonces and marks of this process differ from those of an earlier one.
     pub(super) fn new(served: Served, limits: Limits, first_stream: u64) -> Self {
         let Served { workloads, status, pages, open_to_others: _ } = served;
-        Self {
-            workloads,
-            limits,
-            streams: AtomicU64::new(first_stream),
-            status,
-            pages,
-            told: Arc::new(Told::new(first_stream)),
-        }
+        let told = Arc::new(Told::new(first_stream));
+        let secrets = Secrets { workloads, streams: AtomicU64::new(first_stream), pages, told };
+        Self { limits, status, offered: Offered::Secrets(secrets) }
+    }
+
+    /// Another service instead of SDS.
+    pub(super) fn other(calls: Arc<dyn Calls>, status: Arc<status::Status>, limits: Limits) -> Self {
+        Self { limits, status, offered: Offered::Other(calls) }
     }
 }
+
+impl Connected {
+    /// Shows a stream that begins now, for as long as what is returned is held.
+    pub fn stream(&self, call: &'static str) -> StreamHandle {
+        self.shown.stream(call, clock::now())
+    }
+
+    /// What it was given and has not taken yet.
+    pub fn leases(&self) -> Leases {
+        self.leases.clone()
+    }
+
+    /// Whether a line about something that was sent may be written for its process.
+    pub fn may_log(&self) -> MayLog {
+        let group = Arc::clone(&self.account.group);
+        Box::new(move || group.may_log(Cause::Sent))
+    }
+}
+
+/// Whether a line may be written now.
+pub type MayLog = Box<dyn Fn() -> bool + Send>;
 
 impl SdsService {
     pub(super) fn new(
@@ -164,32 +206,31 @@ impl Future for Answering {
 
 impl Shared {
     async fn answer(&self, client: &Connected, request: http::Request<Incoming>, place: Place) -> Answer {
-        let responses: Box<dyn Responses> = match request.uri().path().trim_start_matches(SERVICE) {
-            "StreamSecrets" => Box::new(self.stream::<StateOfTheWorld>(client, request)?),
-            "DeltaSecrets" => Box::new(self.stream::<Delta>(client, request)?),
-            FETCH => Box::new(Once(Some(self.fetch(client, request).await?))),
-            health::CHECK => Box::new(self.health(client, request, false).await?),
-            health::WATCH => Box::new(self.health(client, request, true).await?),
-            path if request.method() == http::Method::GET => return Ok(self.page(client, path, place)),
-            _ => {
-                return Err(Status::unimplemented(
-                    "unknown service; available: SecretDiscoveryService v3 and grpc.health.v1",
-                ));
+        let responses: Box<dyn Responses> = match (request.uri().path(), &self.offered) {
+            (health::CHECK, _) => Box::new(self.health(client, request, false).await?),
+            (health::WATCH, _) => Box::new(self.health(client, request, true).await?),
+            (path, Offered::Other(calls)) => {
+                let responses = calls.call(path, request.headers(), client)?;
+                // It has no field, as that of a health check has none where it is empty; others are skipped.
+                let (_, mut requests) = messages::<HealthCheckRequest>(request)?;
+                first(&mut requests, &client.account).await.transpose()?;
+                responses
             }
+            (path, Offered::Secrets(secrets)) => match path.trim_start_matches(SERVICE) {
+                "StreamSecrets" => Box::new(secrets.stream::<StateOfTheWorld>(client, request)?),
+                "DeltaSecrets" => Box::new(secrets.stream::<Delta>(client, request)?),
+                FETCH => Box::new(Once(Some(secrets.fetch(client, request).await?))),
+                path if request.method() == http::Method::GET => return Ok(secrets.page(client, path, place)),
+                _ => {
+                    return Err(Status::unimplemented(
+                        "unknown service; available: SecretDiscoveryService v3 and grpc.health.v1",
+                    ));
+                }
+            },
         };
         let mut response = http::Response::new(ResponseBody::new(responses, place));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         Ok(response)
-    }
-
-    /// What our own commands ask for (`sds-shim status` and its kin).
-    fn page(&self, client: &Connected, path: &str, place: Place) -> http::Response<ResponseBody> {
-        let Page { status, content_type, body } = self.pages.page(path, None);
-        let body = client.leases.lease(Pieces::from([Piece::Bytes(body)]));
-        let mut response = http::Response::new(ResponseBody::document(body, place));
-        *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        response
     }
 
     async fn health(
@@ -202,6 +243,18 @@ impl Shared {
         let request =
             first(&mut requests, &client.account).await.unwrap_or_else(|| Ok(HealthCheckRequest::default()))?;
         Health::new(&request, Arc::clone(&self.status), watch)
+    }
+}
+
+impl Secrets {
+    /// What our own commands ask for (`sds-shim status` and its kin).
+    fn page(&self, client: &Connected, path: &str, place: Place) -> http::Response<ResponseBody> {
+        let Page { status, content_type, body } = self.pages.page(path, None);
+        let body = client.leases.lease(Pieces::from([Piece::Bytes(body)]));
+        let mut response = http::Response::new(ResponseBody::document(body, place));
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        response
     }
 
     fn attach(&self, client: &Connected, call: &'static str, metadata: &MetadataMap) -> Result<Attached, Status> {

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::{
-    config::SdsConfig,
+    config::{SdsConfig, Service},
     socket_file::{SocketFile, is_dead},
 };
 
@@ -24,8 +24,8 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Something that is not a socket is in the way. It is left alone.
-    #[error("{path} exists and is not a socket: remove it or choose another WORKLOAD_IDENTITY_SOCKET_FILE", path = .0.display())]
-    NotASocket(PathBuf),
+    #[error("{path} exists and is not a socket: remove it or choose another {place}", path = .0.display(), place = .1.place())]
+    NotASocket(PathBuf, Service),
     /// The kernel refused.
     #[error("cannot {action} {path}: {cause} (we are uid {uid}; {directory})", path = .path.display())]
     Refused {
@@ -45,6 +45,7 @@ pub enum BindError {
 /// The listening socket; its file goes away with it, unless somebody else has put another in its place.
 pub struct SdsSocket {
     path: PathBuf,
+    service: Service,
     mode: u32,
     bound: watch::Sender<Arc<Bound>>,
 }
@@ -66,20 +67,26 @@ impl SdsSocket {
         // our own it cannot: then it is the look at the peer that does.
         let (path, mode) = (config.socket.clone(), if config.is_shared() { 0o666 } else { 0o600 });
         // Clients wait in its queue since the process that had it crashed.
-        let inherited = locked::inherited_listener().and_then(|(socket, inode)| {
+        let inherited = (config.service == Service::Sds).then(locked::inherited_listener).flatten();
+        let inherited = inherited.and_then(|(socket, inode)| {
             let listener = UnixListener::from(socket);
             listener.set_nonblocking(true).ok().map(|()| Bound { listener, file: SocketFile::known(&path, inode) })
         });
-        let bound = inherited.map_or_else(|| Bound::new(&path, mode), Ok)?;
-        bound.hand_on();
+        let bound = inherited.map_or_else(|| Bound::new(&path, mode, config.service), Ok)?;
+        bound.hand_on(config.service);
         let bound = watch::Sender::new(Arc::new(bound));
-        warn_of_others(directory(&path));
-        Ok(Self { path, mode, bound })
+        warn_of_others(directory(&path), config.service);
+        Ok(Self { path, service: config.service, mode, bound })
     }
 
     /// Where it listens.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What it serves.
+    pub fn service(&self) -> Service {
+        self.service
     }
 
     /// Listens anew when the file is gone. Whatever else is in its place stays there: it may be a successor's.
@@ -90,8 +97,8 @@ impl SdsSocket {
         if fs::symlink_metadata(&self.path).is_ok() {
             return Ok(false);
         }
-        let bound = Bound::new(&self.path, self.mode)?;
-        bound.hand_on();
+        let bound = Bound::new(&self.path, self.mode, self.service)?;
+        bound.hand_on(self.service);
         self.bound.send_replace(Arc::new(bound));
         Ok(true)
     }
@@ -124,11 +131,13 @@ pub(super) struct Listener {
 
 impl Bound {
     /// A successor of this process listens on it.
-    fn hand_on(&self) {
-        locked::hand_on_listener(self.listener.as_fd(), self.file.inode());
+    fn hand_on(&self, service: Service) {
+        if service == Service::Sds {
+            locked::hand_on_listener(self.listener.as_fd(), self.file.inode());
+        }
     }
 
-    fn new(path: &Path, mode: u32) -> Result<Self, BindError> {
+    fn new(path: &Path, mode: u32, service: Service) -> Result<Self, BindError> {
         let directory = directory(path);
         let refused = |action, path: &Path| {
             let path = path.to_owned();
@@ -137,7 +146,7 @@ impl Bound {
         };
         fs::create_dir_all(directory).map_err(refused("create the directory", directory))?;
         if fs::symlink_metadata(path).is_ok_and(|there| !there.file_type().is_socket()) {
-            return Err(BindError::NotASocket(path.to_owned()));
+            return Err(BindError::NotASocket(path.to_owned(), service));
         }
         let file = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = directory.join(format!(".{file}.{}", std::process::id()));
@@ -190,15 +199,17 @@ fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
 }
 
 /// Nothing that we do keeps those who may write to the directory from putting a socket of their own there.
-fn warn_of_others(directory: &Path) {
+fn warn_of_others(directory: &Path, service: Service) {
     const GROUP_AND_OTHERS: u32 = 0o022;
     const STICKY: u32 = 0o1000;
     let Ok(found) = fs::metadata(directory) else { return };
     let strangers = found.uid() != 0 && found.uid() != nix::unistd::geteuid().as_raw();
     if strangers || (found.mode() & GROUP_AND_OTHERS != 0 && found.mode() & STICKY == 0) {
         warn!(
-            "other users can replace the SDS socket with their own, and Envoy would accept what they serve: {}; give \
-             the directory to our user with mode 0755, or mount it nowhere else",
+            "other users can replace the {} socket with their own, and {} would accept what they serve: {}; give the \
+             directory to our user with mode 0755, or mount it nowhere else",
+            service.name(),
+            service.clients(),
             describe(directory)
         );
     }

@@ -26,8 +26,10 @@ pub use workload::{NotReady, RenewalFacts, RevocationFacts, Trouble, Workload};
 pub struct Status {
     /// When the process started, Unix seconds.
     pub started: i64,
-    /// Whose socket is served to whom.
+    /// Who is connected to the SDS socket.
     pub peers: Peers,
+    /// Who is connected to the Workload API, where that is served.
+    pub applications: Option<Peers>,
     min_life: i64,
     sources: Sources,
     /// Whether the CA has issued a certificate.
@@ -96,6 +98,7 @@ impl Status {
             by_ca: AtomicBool::new(false),
             started,
             peers: Peers::new(changes.clone()),
+            applications: None,
             min_life,
             endpoints: endpoints.into_iter().map(|address| Arc::new(Endpoint::new(address))).collect(),
             files: Vec::new(),
@@ -113,6 +116,12 @@ impl Status {
     #[must_use]
     pub fn following(self, files: Vec<PathBuf>) -> Self {
         Self { files, ..self }
+    }
+
+    /// The same, with the Workload API.
+    #[must_use]
+    pub fn with_applications(self) -> Self {
+        Self { applications: Some(Peers::new(self.changes.clone())), ..self }
     }
 
     /// The files that are followed, by the names that the configuration has for them.

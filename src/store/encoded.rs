@@ -2,7 +2,7 @@ use std::{any::Any, borrow::Cow, fmt, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::identity::TrustBundle;
+use crate::identity::{TrustAnchor, TrustBundle};
 
 /// Characters of a mark.
 pub const MARK: usize = 16;
@@ -33,10 +33,11 @@ pub enum Piece {
     Anchors(AnchorText),
 }
 
-/// Trust anchors in PEM. The text of hundreds would take as much memory again as they do, and as much for each stream.
+/// Trust anchors in PEM, or in DER. The text of hundreds would take as much memory again as they do, and as much for each stream.
 #[derive(Clone)]
 pub struct AnchorText {
     bundle: Arc<TrustBundle>,
+    der: bool,
     next: usize,
     /// Held until the last portion has been written.
     guard: Option<Arc<dyn Any + Send + Sync>>,
@@ -45,7 +46,12 @@ pub struct AnchorText {
 impl AnchorText {
     /// All of these.
     pub fn new(bundle: Arc<TrustBundle>) -> Self {
-        Self { bundle, next: 0, guard: None }
+        Self { bundle, der: false, next: 0, guard: None }
+    }
+
+    /// All of these, in DER.
+    pub fn der(bundle: Arc<TrustBundle>) -> Self {
+        Self { der: true, ..Self::new(bundle) }
     }
 
     /// Itself; each portion holds this until it has been written.
@@ -56,7 +62,7 @@ impl AnchorText {
 
     /// Bytes that are left.
     pub fn len(&self) -> usize {
-        self.bundle.anchors().iter().skip(self.next).map(|anchor| anchor.pem_len()).sum()
+        self.bundle.anchors().iter().skip(self.next).map(|anchor| self.len_of(anchor)).sum()
     }
 
     /// Whether none are.
@@ -64,11 +70,18 @@ impl AnchorText {
         self.next >= self.bundle.anchors().len()
     }
 
+    fn len_of(&self, anchor: &TrustAnchor) -> usize {
+        if self.der { anchor.der().len() } else { anchor.pem_len() }
+    }
+
     fn take(&mut self) -> Option<Vec<u8>> {
         let mut text = Vec::new();
         while let Some(anchor) = self.bundle.anchors().get(self.next).filter(|_| text.len() < PORTION) {
-            text.reserve_exact(anchor.pem_len());
-            anchor.write_pem(&mut text);
+            text.reserve_exact(self.len_of(anchor));
+            match self.der {
+                true => text.extend_from_slice(anchor.der()),
+                false => anchor.write_pem(&mut text),
+            }
             self.next += 1;
         }
         Some(text).filter(|text| !text.is_empty())

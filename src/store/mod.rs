@@ -14,7 +14,7 @@ use openssl::sha::Sha256;
 use tokio::sync::watch;
 
 use crate::identity::{
-    BearerToken, CertificateFacts, Certificates, RevocationList, TokenError, TrustBundle, TrustDomain,
+    BearerToken, CertificateFacts, Certificates, RevocationList, SpiffeId, TokenError, TrustBundle, TrustDomain,
 };
 use consumer::Receipts;
 
@@ -113,6 +113,17 @@ impl Content {
 /// Turns a content into the resource that consumers serve, given its name.
 pub type Encoder = fn(&str, Content) -> Encoded;
 
+/// The workload's own certificate as applications get it.
+pub struct Svid {
+    /// Whose it is.
+    pub id: SpiffeId,
+    /// The certificate and its key. For the Workload API's socket and nothing else.
+    pub encoded: Encoded,
+}
+
+/// Makes that of a chain and its key, both in PEM, or tells why there is none.
+pub type SvidEncoder = fn(&[u8], &[u8]) -> Result<Svid, String>;
+
 /// A resource as Envoy gets it. It never changes; a new content is a new secret.
 pub struct Secret {
     version: String,
@@ -122,6 +133,8 @@ pub struct Secret {
     facts: Vec<Arc<CertificateFacts>>,
     /// Of the trust anchors of the mesh: for those who verify peers themselves.
     validation: Option<Arc<Validation>>,
+    /// Of the workload's own certificate, where applications are served.
+    svid: Option<Arc<Result<Svid, String>>>,
 }
 
 impl Secret {
@@ -155,6 +168,11 @@ impl Secret {
         self.validation.clone()
     }
 
+    /// The certificate as applications get it, or why they get none, if this is the workload's own and they are served.
+    pub fn svid(&self) -> Option<&Result<Svid, String>> {
+        self.svid.as_deref()
+    }
+
     /// The encoded resource. It may hold a private key: for Envoy's socket and nothing else.
     pub fn resource(&self) -> &Encoded {
         &self.resource
@@ -183,6 +201,7 @@ pub enum View {
 pub struct SecretStore {
     view: watch::Sender<View>,
     encode: Encoder,
+    encode_svid: Option<SvidEncoder>,
     receipts: Arc<Receipts>,
     demand: Demand,
 }
@@ -191,7 +210,13 @@ impl SecretStore {
     /// An empty store.
     pub fn new(encode: Encoder) -> Self {
         let view = watch::Sender::new(View::Open(Snapshot::default()));
-        Self { view, encode, receipts: Arc::default(), demand: Demand::default() }
+        Self { view, encode, encode_svid: None, receipts: Arc::default(), demand: Demand::default() }
+    }
+
+    /// The same for applications as well, once for each certificate.
+    #[must_use]
+    pub fn with_svids(self, encode: SvidEncoder) -> Self {
+        Self { encode_svid: Some(encode), ..self }
     }
 
     /// Adds or replaces secrets, each with the moment (Unix seconds) from which on it is of no more use. Contents that
@@ -215,8 +240,14 @@ impl SecretStore {
                         }
                         Content::TlsCertificate { .. } => (false, None),
                     };
+                    let svid = match (&content, self.encode_svid) {
+                        (Content::TlsCertificate { chain, key }, Some(encode)) if name == CERTIFICATE => {
+                            Some(Arc::new(encode(&chain.pem, key)))
+                        }
+                        _ => None,
+                    };
                     let resource = (self.encode)(name, content);
-                    let secret = Secret { version, resource, not_after, is_anchors, facts, validation };
+                    let secret = Secret { version, resource, not_after, is_anchors, facts, validation, svid };
                     next.insert(name.to_owned(), Arc::new(secret));
                     modified = true;
                 }
@@ -240,6 +271,7 @@ impl SecretStore {
                 is_anchors: held.is_anchors,
                 facts: held.facts.clone(),
                 validation: held.validation.clone(),
+                svid: held.svid.clone(),
             };
             let mut next = (**snapshot).clone();
             next.insert(name.to_owned(), Arc::new(secret));

@@ -1,4 +1,4 @@
-use std::{ffi::OsString, io, process::ExitStatus};
+use std::{ffi::OsString, io, path::Path, process::ExitStatus};
 
 use locked::{Inherited, Started};
 use nix::{
@@ -35,6 +35,15 @@ impl Launch {
     /// The program, its arguments, and what it is to have that this process gave up.
     pub fn new(program: OsString, arguments: Vec<OsString>, inherited: Inherited) -> Self {
         Self { program, arguments, inherited }
+    }
+
+    /// Tells the program where it finds the Workload API, unless it was told already.
+    #[must_use]
+    pub fn with_workload_api(mut self, socket: &Path) -> Self {
+        let mut address = OsString::from("unix://");
+        address.push(socket);
+        self.inherited.offer("SPIFFE_ENDPOINT_SOCKET", address);
+        self
     }
 
     /// Adopts orphans from now on, as the first process of a container does anyway: what the command leaves behind

@@ -14,6 +14,7 @@ use testkit::{
     fixture::{Open, Site, renew},
     sds,
     shim::Shim,
+    workload_api::WorkloadApi,
     workspace,
 };
 use tokio::{
@@ -117,16 +118,19 @@ async fn until(shim: &mut Shim, name: &str, labels: &[(&str, &str)], least: f64)
 #[tokio::test]
 async fn a_scrape_tells_what_happened() -> testkit::Result {
     let scene = Site::new().await?;
+    let application = scene.workload.path().join("application.sock");
     let shim = scene
         .shim()
         .env("SECRET_TTL", "1h")
         .env("OUTPUT_CERTS", "./output")
-        .env("SDS_SHIM_ON_CHANGE", "http://127.0.0.1:1/x");
+        .env("SDS_SHIM_ON_CHANGE", "http://127.0.0.1:1/x")
+        .env("SDS_SHIM_WORKLOAD_API", format!("unix:{}", application.display()));
     let mut shim = shim.start()?;
     let mut default = Open::connect(&mut shim, "default").await?;
     let mut roots = Open::connect(&mut shim, "ROOTCA").await?;
     roots.next(&shim).await?;
     let first = default.next(&shim).await?;
+    let _of_application = WorkloadApi::wait_for(&application).await?.svid().await?;
     let client = shim.connect().await?;
     let waiting = client.stream();
     waiting.send(sds::request(&["unknown"]));
@@ -244,8 +248,8 @@ fn documented(scraped: &Scraped) -> testkit::Result {
     for (name, family) in &scraped.0 {
         let labels: BTreeSet<_> = family.samples.iter().flat_map(|(_, labels, _)| labels.keys().cloned()).collect();
         let labels: Vec<_> = labels.into_iter().filter(|label| label != "le").collect();
-        // Nothing of the scene has brought a sample of this one.
-        let labels = if name == "sds_shim_sds_refused_connections" { vec!["uid".to_owned()] } else { labels };
+        // Nothing of the scene has brought a sample of these.
+        let labels = if name.ends_with("_refused_connections") { vec!["uid".to_owned()] } else { labels };
         let name = if family.kind == "counter" { format!("{name}_total") } else { name.clone() };
         let name = if family.kind == "info" { format!("{name}_info") } else { name };
         expected.insert(format!("| `{name}` | {} | {} | {} |", family.kind, labels.join(", "), family.help));

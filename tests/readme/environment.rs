@@ -29,7 +29,7 @@ See also: [commands][commands] · [behaviour, case by case][behaviour] · [Kuber
 ";
 
 /// Headings, and the names below each, with `*` for the rest of a name.
-const GROUPS: [(&str, &str); 11] = [
+const GROUPS: [(&str, &str); 12] = [
     ("Identity", "TRUST_DOMAIN SDS_SHIM_TRUST_DOMAIN_FILE POD_NAMESPACE SERVICE_ACCOUNT"),
     (
         "The CA",
@@ -48,6 +48,7 @@ const GROUPS: [(&str, &str); 11] = [
         "The SDS socket and the entrypoint",
         "WORKLOAD_IDENTITY_SOCKET_FILE SDS_SHIM_ALLOW_UIDS SDS_SHIM_FILE_DIRECTORIES SDS_SHIM_WAIT",
     ),
+    ("The SPIFFE Workload API", "SDS_SHIM_WORKLOAD_API*"),
     ("Health, metrics and logs", "SDS_SHIM_ADMIN* SDS_SHIM_READY_* SDS_SHIM_LOG* SDS_SHIM_TERMINATION_LOG"),
     ("Memory and sandbox", "SDS_SHIM_REQUIRE_LOCKED SDS_SHIM_ARENA_KIB SDS_SHIM_SECCOMP SDS_SHIM_LANDLOCK"),
     ("Other", "*"),

@@ -29,6 +29,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("rotation", &["budget", "ca", "clock", "config", "files", "identity", "memory", "status", "store"]),
     ("sandbox", &["config"]),
     ("sds", &["bounded", "budget", "clock", "config", "identity", "socket_file", "status", "store"]),
+    ("workload_api", &["clock", "identity", "sds", "status", "store"]),
     ("on_change", &["clock", "config", "status", "store", "wire"]),
     ("supervise", &["config", "store"]),
 ];

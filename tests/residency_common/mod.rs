@@ -4,6 +4,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use nix::sys::signal::Signal;
+use sds_shim_proto::spiffe::X509svidResponse;
 use testkit::{
     Failure, OrFail, PATIENCE,
     confined::{Confinement, UID, own},
@@ -13,6 +14,7 @@ use testkit::{
     residency::{self, Needles},
     sds::{self, SdsStream},
     tls,
+    workload_api::{Updates, WorkloadApi},
 };
 use tokio::net::TcpStream;
 
@@ -43,10 +45,12 @@ pub(crate) struct Kind {
     pub(crate) secret: usize,
     /// Whether metrics are scraped over mutual TLS with each key.
     pub(crate) scraped: bool,
+    /// Whether an application has each of them over the Workload API as well.
+    pub(crate) shared: bool,
 }
 
 /// Made by the shim. From the second on, the one before it is presented to the CA as a client certificate.
-pub(crate) const P256: Kind = Kind { source: Source::Ca, variables: &[], secret: 32, scraped: false };
+pub(crate) const P256: Kind = Kind { source: Source::Ca, variables: &[], secret: 32, scraped: false, shared: false };
 pub(crate) const P384: Kind = Kind { variables: &[("ECC_CURVE", "P384")], ..P256 };
 pub(crate) const RSA_2048: Kind = Kind { variables: &[("WORKLOAD_RSA_KEY_SIZE", "2048")], secret: 64, ..P256 };
 pub(crate) const RSA_4096: Kind =
@@ -56,6 +60,7 @@ pub(crate) const MOUNTED: Kind = Kind {
     variables: &[("FILE_MOUNTED_CERTS", "true"), ("FILE_DEBOUNCE_DURATION", "10ms")],
     secret: 64,
     scraped: false,
+    shared: false,
 };
 pub(crate) const NAMED: Kind = Kind { source: Source::Names, variables: &[("FILE_DEBOUNCE_DURATION", "10ms")], ..P256 };
 /// A key in files that is presented to the CA at each call; and all that is served is written to files.
@@ -77,6 +82,7 @@ pub(crate) struct Subject {
     stream: SdsStream,
     /// Where it serves metrics over mutual TLS.
     port: u16,
+    application: Option<Updates<X509svidResponse>>,
 }
 
 impl Kind {
@@ -99,11 +105,21 @@ impl Kind {
                 .env("SDS_SHIM_ADMIN_TLS", format!("127.0.0.1:{port}"))
                 .env("SDS_SHIM_ADMIN_TLS_CLIENTS", "spiffe://cluster.local/*");
         }
+        let socket = site.workload.path().join("application/agent.sock");
+        if self.shared {
+            builder = builder
+                .env("SDS_SHIM_WORKLOAD_API", format!("unix:{}", socket.display()))
+                .env("SDS_SHIM_WORKLOAD_API_UIDS", nix::unistd::geteuid().to_string());
+        }
         let mut shim = Logged(builder.start()?);
         let stream = shim.connect().await?.stream();
         stream.send(sds::request(&[self.name()]));
-        let mut subject = Subject { kind: self, site, shim, needles, live: 0, mounted, stream, port };
+        let mut subject =
+            Subject { kind: self, site, shim, needles, live: 0, mounted, stream, port, application: None };
         subject.take(0).await?;
+        if self.shared {
+            subject.application = Some(WorkloadApi::wait_for(&socket).await?.svid().await?.1);
+        }
         Ok(subject)
     }
 
@@ -146,6 +162,9 @@ impl Subject {
         self.needles.add(key, &sds::secrets(&answer)?.remove(0).key_pem)?;
         self.stream.send(sds::ack(&answer, &[self.kind.name()]));
         self.live = key;
+        if let Some(application) = &mut self.application {
+            application.svid().await?;
+        }
         if self.kind.scraped { self.scrape().await } else { Ok(()) }
     }
 

@@ -55,6 +55,14 @@ impl Inherited {
         Ok(Self { taken, variables })
     }
 
+    /// Has the child find this variable, unless there is one of that name.
+    #[expect(clippy::disallowed_methods, reason = "handed on to the child, and no setting")]
+    pub fn offer(&mut self, name: &'static str, value: OsString) {
+        if env::var_os(name).is_none() {
+            self.variables.push((name, value));
+        }
+    }
+
     /// Starts a program, found as a shell would find it, with our environment and standard streams, and with the
     /// umask, core limit and signals that it would have without us.
     ///

@@ -6,7 +6,7 @@ use std::{
 };
 
 use openssl::{
-    base64::encode_block,
+    base64::{decode_block, encode_block},
     bn::{BigNum, BigNumContext},
     ec::{EcGroup, EcKey, EcPoint},
     error::ErrorStack,
@@ -175,6 +175,36 @@ pub fn write_private_key(key: &PKeyRef<Private>, structure: Structure) -> Result
         }),
         _ => encoded(key),
     }
+}
+
+/// The key in one PEM block as PKCS#8 in DER, in a vector that lies in secret memory. What is PKCS#8 already, or RSA, is
+/// not read for that: there may be no room for another RSA key.
+///
+/// # Errors
+/// What OpenSSL says.
+pub fn pkcs8(pem: &[u8]) -> Result<Vec<u8>, ErrorStack> {
+    if let Some(der) = secretly(|| content(pem, "PRIVATE KEY")) {
+        return Ok(der);
+    }
+    let rsa = || {
+        let key = content(pem, "RSA PRIVATE KEY")?;
+        Some(der::pkcs8(&[der::RSA_ENCRYPTION, der::NULL], &key))
+    };
+    if let Some(der) = secretly(rsa) {
+        return Ok(der);
+    }
+    let pem = write_private_key(&*read_private_key(pem)?, Structure::Pkcs8)?;
+    secretly(|| content(&pem, "PRIVATE KEY")).ok_or_else(ErrorStack::get)
+}
+
+/// What a PEM block with this label holds.
+fn content(pem: &[u8], label: &str) -> Option<Vec<u8>> {
+    let text = str::from_utf8(pem).ok()?.trim_ascii();
+    let edge = |what: &str| format!("-----{what} {label}-----");
+    let base64 = text.strip_prefix(&edge("BEGIN"))?.strip_suffix(&edge("END"))?;
+    let mut whole = String::with_capacity(base64.len());
+    whole.extend(base64.chars().filter(|character| !character.is_ascii_whitespace()));
+    decode_block(&whole).ok()
 }
 
 /// PKCS#8 of a key of another kind, by OpenSSL's encoders.
@@ -362,6 +392,7 @@ mod tests {
             assert!(public_half(&key).unwrap().public_eq(&key));
             for pem in [traditional, key.private_key_to_pem_pkcs8().unwrap()] {
                 assert!(read_private_key(&pem).unwrap().public_eq(&key));
+                assert_eq!(pkcs8(&pem).unwrap(), key.private_key_to_pkcs8().unwrap());
             }
         }
     }
@@ -370,6 +401,7 @@ mod tests {
     fn what_is_no_key_is_refused() {
         for text in ["", "text", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"] {
             assert!(read_private_key(text.as_bytes()).is_err(), "{text:?}");
+            assert!(pkcs8(text.as_bytes()).is_err() || text.contains("AAAA"), "{text:?}");
         }
     }
 }

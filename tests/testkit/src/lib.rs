@@ -42,6 +42,7 @@ pub mod swap;
 pub mod tls;
 pub mod unix;
 pub mod workload;
+pub mod workload_api;
 
 pub use development_ca;
 pub use failure::{Failure, OrFail, Result};

@@ -1,0 +1,164 @@
+use std::{mem, sync::Arc};
+
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+
+use crate::{
+    identity::{TrustBundle, TrustDomain},
+    sds::Pieces,
+    store::{AnchorText, Piece, Svid, Validation},
+};
+
+/// Field numbers of `X509SVIDResponse`, of `X509SVID`, of `X509BundlesResponse` and of an entry of a map.
+const SVIDS: u32 = 1;
+const FEDERATED_BUNDLES: u32 = 3;
+const BUNDLE: u32 = 4;
+const BUNDLES: u32 = 2;
+const ENTRY_KEY: u32 = 1;
+const ENTRY_VALUE: u32 = 2;
+/// Compression flag and length before each message ("gRPC over HTTP/2").
+const PREFIX: usize = 5;
+
+/// The certificate with the anchors of its trust domain, and those of others; `None` where there are none of its own,
+/// because clients refuse such a message.
+pub(super) fn svid(svid: &Svid, validation: &Validation) -> Option<Pieces> {
+    let own = svid.id.domain();
+    let bundle = validation.anchors_of(&own).filter(|bundle| !bundle.anchors().is_empty())?;
+    let mut message = Message::new();
+    let anchors = AnchorText::der(Arc::new(bundle.clone()));
+    message.open(SVIDS, svid.encoded.len() + field(anchors.len()));
+    message.cut();
+    message.pieces.extend(svid.encoded.pieces());
+    message.anchors(BUNDLE, anchors);
+    message.bundles(FEDERATED_BUNDLES, others(validation, &own));
+    Some(message.end())
+}
+
+/// The anchors of all trust domains, `None` where there are none of this one.
+pub(super) fn bundles(own: &TrustDomain, validation: &Validation) -> Option<Pieces> {
+    let bundle = validation.anchors_of(own).filter(|bundle| !bundle.anchors().is_empty())?;
+    let mut message = Message::new();
+    message.bundles(BUNDLES, [(own.to_string(), bundle)].into_iter().chain(others(validation, own)));
+    Some(message.end())
+}
+
+fn others<'a>(
+    validation: &'a Validation,
+    own: &TrustDomain,
+) -> impl Iterator<Item = (String, &'a TrustBundle)> + use<'a> {
+    let own = own.to_string();
+    let others = validation.domains.iter().filter(move |(name, _)| *name != own);
+    others.map(|(name, bundle)| (name.clone(), bundle))
+}
+
+/// Bytes of a field with so many in it. The keys of all fields here are one byte long.
+fn field(len: usize) -> usize {
+    1 + encoded_len_varint(len as u64) + len
+}
+
+/// A message that is written in pieces.
+struct Message {
+    pieces: Pieces,
+    /// What comes behind them.
+    last: Vec<u8>,
+}
+
+impl Message {
+    fn new() -> Self {
+        Self { pieces: Pieces::new(), last: vec![0; PREFIX] }
+    }
+
+    /// Key and length of a field.
+    fn open(&mut self, field: u32, len: usize) {
+        encode_key(field, WireType::LengthDelimited, &mut self.last);
+        encode_varint(len as u64, &mut self.last);
+    }
+
+    fn cut(&mut self) {
+        self.pieces.push_back(Piece::Bytes(mem::take(&mut self.last).into()));
+    }
+
+    fn anchors(&mut self, field: u32, anchors: AnchorText) {
+        self.open(field, anchors.len());
+        self.cut();
+        self.pieces.push_back(Piece::Anchors(anchors));
+    }
+
+    fn bundles<'a>(&mut self, map: u32, bundles: impl Iterator<Item = (String, &'a TrustBundle)>) {
+        for (domain, bundle) in bundles {
+            let (name, anchors) = (format!("spiffe://{domain}"), AnchorText::der(Arc::new(bundle.clone())));
+            self.open(map, field(name.len()) + field(anchors.len()));
+            self.open(ENTRY_KEY, name.len());
+            self.last.extend_from_slice(name.as_bytes());
+            self.anchors(ENTRY_VALUE, anchors);
+        }
+    }
+
+    fn end(mut self) -> Pieces {
+        let len = self.pieces.iter().map(Piece::len).sum::<usize>() - PREFIX;
+        if let Some(Piece::Bytes(first)) = self.pieces.front_mut() {
+            let mut head = Vec::from(mem::take(first));
+            // Messages are far below 4 GiB.
+            head[1..PREFIX].copy_from_slice(&(len as u32).to_be_bytes());
+            *first = head.into();
+        }
+        self.pieces
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message as _;
+    use sds_shim_proto::spiffe::{X509BundlesResponse, X509svidResponse};
+    use testkit::development_ca::{Leaf, Pki};
+
+    fn read(pieces: Pieces) -> Vec<u8> {
+        let bytes: Vec<u8> =
+            pieces.into_iter().flat_map(|mut piece| std::iter::from_fn(move || piece.take())).flatten().collect();
+        assert_eq!(bytes[0], 0, "not compressed");
+        assert_eq!(u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize, bytes.len() - PREFIX);
+        bytes[PREFIX..].to_vec()
+    }
+
+    fn bundle(count: usize) -> (TrustBundle, Vec<u8>) {
+        let text: String = (0..count).map(|number| Pki::new(&number.to_string()).root_pem()).collect();
+        let bundle = TrustBundle::from_pem(&text, 0).unwrap().0;
+        let der = bundle.anchors().iter().flat_map(|anchor| anchor.der()).copied().collect();
+        (bundle, der)
+    }
+
+    #[test]
+    fn messages_are_what_prost_would_read() {
+        let issued = Pki::new("message").issue(&Leaf::workload("spiffe://own/path", testkit::PATIENCE));
+        let of = super::super::encode(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes());
+        let of = of.unwrap_or_else(|why| panic!("{why}"));
+        // More than one portion.
+        let ((own, own_der), (other, other_der)) = (bundle(40), bundle(2));
+        let whole = Validation { anchors: own.clone(), ..Validation::default() };
+        let told = X509svidResponse::decode(read(svid(&of, &whole).unwrap()).as_slice()).unwrap();
+        assert_eq!((told.svids.len(), told.federated_bundles.len()), (1, 0));
+        assert_eq!(told.svids[0].spiffe_id, "spiffe://own/path");
+        assert!(told.svids[0].bundle == own_der && told.svids[0].x509_svid_key == of.encoded.key());
+
+        let domains = vec![("own".to_owned(), own.clone()), ("other".to_owned(), other)];
+        let several = Validation { anchors: own, domains, ..Validation::default() };
+        let told = X509svidResponse::decode(read(svid(&of, &several).unwrap()).as_slice()).unwrap();
+        assert!(told.svids[0].bundle == own_der);
+        let federated: Vec<_> = told.federated_bundles.into_iter().collect();
+        assert!(federated == [("spiffe://other".to_owned(), other_der.clone().into())]);
+        let told = bundles(&of.id.domain(), &several).unwrap();
+        let told: Vec<_> = X509BundlesResponse::decode(read(told).as_slice()).unwrap().bundles.into_iter().collect();
+        assert!(told == [("spiffe://other".to_owned(), other_der.into()), ("spiffe://own".to_owned(), own_der.into())]);
+    }
+
+    #[test]
+    fn without_anchors_there_is_no_message() {
+        let issued = Pki::new("message").issue(&Leaf::workload("spiffe://own/path", testkit::PATIENCE));
+        let of = super::super::encode(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes());
+        let of = of.unwrap_or_else(|why| panic!("{why}"));
+        let domains = vec![("other".to_owned(), bundle(1).0)];
+        for validation in [Validation::default(), Validation { domains, ..Validation::default() }] {
+            assert!(svid(&of, &validation).is_none() && bundles(&of.id.domain(), &validation).is_none());
+        }
+    }
+}

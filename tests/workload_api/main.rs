@@ -1,0 +1,11 @@
+//! The SPIFFE Workload API on a socket of its own.
+
+#[path = "../mount/mod.rs"]
+mod mount;
+
+mod access;
+mod content;
+mod crowds;
+mod refusals;
+mod scene;
+mod upkeep;
