@@ -35,13 +35,13 @@ RUST_COMMIT := $(shell rustc -vV | sed -n 's/^commit-hash: //p')
 PACKAGES := tests/testkit/install-packages.sh
 # What the tests run beside the shim.
 TEST_TOOLS := envoy gdb strace valgrind podman pod-network prometheus systemd pilot-agent istio-ca distribution lintian \
-  debian-roots gvisor seccomp-profiles
+  debian-roots gvisor seccomp-profiles workload-api
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
 .PHONY: help build others deb lintian debian-roots image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels kernel-guest \
   conformance-istio bench soak fleet recovery without-sandbox check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta \
-  strace gdb pilot-agent podman gvisor seccomp-profiles pod-network python prometheus istio-ca istio-injector curl kubernetes node systemd manual clean
+  strace gdb pilot-agent podman gvisor seccomp-profiles pod-network python prometheus workload-api istio-ca istio-injector curl kubernetes node systemd manual clean
 
 # Who installs something finds what the others have installed, and each has the processors for itself.
 .NOTPARALLEL:
@@ -214,6 +214,9 @@ python:
 
 prometheus:
 	@tests/testkit/install-prometheus.sh
+
+workload-api:
+	@tests/testkit/install-workload-api.sh
 
 istio-ca: ## Istio's own CA for the tests, at target/istio-ca/istio-ca
 	@tests/testkit/install-istio-ca.sh

@@ -57,7 +57,7 @@ async fn each_socket_has_its_own_users() -> testkit::Result {
     let status: serde_json::Value = serde_json::from_str(&status).or_fail("read the status")?;
     assert!(status["workload_api"]["refused_uids"]["0"].as_u64() > Some(0), "{}", status["workload_api"]);
     assert_eq!(status["sds"]["refused_uids"], serde_json::json!({}));
-    drop(shim);
+    shim.terminate().await?;
     let mut shim = start(|shim| shim.env("SDS_SHIM_WORKLOAD_API_UIDS", "0").env("SDS_SHIM_ALLOW_UIDS", "2000"))?;
     let client = WorkloadApi::wait_for(&api).await?;
     client.svid().await?;

@@ -4,6 +4,7 @@
 mod mount;
 
 mod access;
+mod clients;
 mod content;
 mod crowds;
 mod refusals;

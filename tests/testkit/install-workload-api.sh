@@ -1,0 +1,32 @@
+#!/bin/sh
+# Puts applications with the usual libraries for the SPIFFE Workload API into target/workload-api, for the tests: one with
+# go-spiffe, which tests/go/workload-api builds from Go's module proxy (go.sum has the checksums), and the package `spiffe`
+# of PyPI in a virtual environment (versions in tests/workload_api/requirements.txt). Quick when both are there.
+set -eu
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+source=$root/tests/go/workload-api
+directory=$root/target/workload-api
+
+hash=$(cd "$source" && cat go.mod go.sum main.go "$root/tests/workload_api/requirements.txt" \
+    "$root/tests/testkit/install-workload-api.sh" | sha256sum | cut -d ' ' -f 1)
+if [ "$(cat "$directory/sources" 2>/dev/null)" = "$hash" ] && [ -x "$directory/python/bin/python3" ]; then
+    exit 0
+fi
+. "$root/tests/testkit/install.sh"
+
+go=$("$root/tests/testkit/install-go.sh") || fail "there is no Go to build with"
+PATH=$go:$PATH
+export CGO_ENABLED=0 GOFLAGS=-mod=readonly
+mkdir -p "$directory"
+say "building an application with go-spiffe (half a minute the first time)"
+(cd "$source" && retry go build -p=2 -trimpath -ldflags="-s -w" -o "$directory/go-spiffe.new" .) \
+    || fail "go build failed in $source; its message is above"
+mv -f "$directory/go-spiffe.new" "$directory/go-spiffe"
+
+say "installing py-spiffe"
+rm -rf "$directory/python"
+python3 -m venv "$directory/python" || fail "python3 cannot make a virtual environment: install python3-venv"
+retry "$directory/python/bin/pip" install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+    -r "$root/tests/workload_api/requirements.txt" || fail "pip could not install py-spiffe"
+echo "$hash" >"$directory/sources"
