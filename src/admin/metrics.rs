@@ -1,3 +1,5 @@
+mod applications;
+
 use std::{
     collections::BTreeSet,
     fmt::{self, Debug},
@@ -16,7 +18,7 @@ use super::status::{certificates_shown, kind};
 use crate::{
     clock,
     identity::Flaw,
-    status::{BUCKETS, EndpointFacts, Reason, Status, Workload},
+    status::{BUCKETS, EndpointFacts, PeersView, Reason, Status, Workload},
     store::Secret,
 };
 
@@ -283,28 +285,11 @@ impl Writer<'_> {
         for (resource, streams) in view.pending() {
             sample(&mut metric, vec![("resource", resource)], streams as i64)?;
         }
-        let help = "Connections refused because of their user";
-        let mut metric = self.describe("sds_shim_sds_refused_connections", help, MetricType::Counter)?;
-        for (uid, refused) in &view.refused {
-            count(&mut metric, vec![("uid", uid)], *refused)?;
-        }
-        Ok(())
+        self.refused("sds_shim_sds_refused_connections", "Connections refused because of their user", &view)
     }
 
-    /// Nothing without SDS_SHIM_WORKLOAD_API.
-    fn applications(&mut self, status: &Status) -> fmt::Result {
-        let Some(peers) = &status.applications else { return Ok(()) };
-        let view = peers.view();
-        let (connections, streams) = (view.connections as i64, view.streams.len() as i64);
-        self.gauge("sds_shim_workload_api_connections", "Open connections on the Workload API's socket", connections)?;
-        self.gauge("sds_shim_workload_api_streams", "Open streams on the Workload API's socket", streams)?;
-        let help = "Messages sent over the Workload API: certificates (default) and bundles alone (ROOTCA)";
-        let mut metric = self.describe("sds_shim_workload_api_pushes", help, MetricType::Counter)?;
-        for (resource, counts) in &view.resources {
-            count(&mut metric, vec![("resource", resource)], counts.pushes)?;
-        }
-        let help = "Connections to the Workload API's socket refused because of their user";
-        let mut metric = self.describe("sds_shim_workload_api_refused_connections", help, MetricType::Counter)?;
+    fn refused(&mut self, name: &str, help: &str, view: &PeersView) -> fmt::Result {
+        let mut metric = self.describe(name, help, MetricType::Counter)?;
         for (uid, refused) in &view.refused {
             count(&mut metric, vec![("uid", uid)], *refused)?;
         }
