@@ -51,6 +51,7 @@ fn combinations() -> Result<Vec<(Value, usize)>, Failure> {
 fn more() -> Value {
     json!({
         "trustDomainAliases": ["example.org"],
+        "workloadAPI": { "enabled": true, "uids": [1000, 2000] },
         "extraVolumes": [
             { "name": "mesh", "configMap": { "name": "mesh", "optional": true } },
             { "name": "key", "secret": { "secretName": "key", "defaultMode": 288 } },

@@ -56,6 +56,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and .metrics.tlsClients (not .metrics.enabled) }}
 {{- fail "metrics.tlsClients needs metrics.enabled, and then replaces the port without TLS" }}
 {{- end }}
+{{- if and .workloadAPI.uids (not .workloadAPI.enabled) }}
+{{- fail "workloadAPI.uids needs workloadAPI.enabled" }}
+{{- end }}
 {{- if and .podMonitor.enabled (not .metrics.enabled) }}
 {{- fail "podMonitor.enabled needs metrics.enabled: Prometheus does not reach the shims' loopback address" }}
 {{- end }}
@@ -72,6 +75,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   (list .developmentCA.enabled "developmentCA.enabled" "with mode istio the CA is istiod, or the one that ca.address names")
   (list (ne .ca.root.source "configMap") "ca.root.source" "Istio's sidecar has the root that istiod gives it, or that env.CA_ROOT_CA names")
   (list (ne .ca.audience "istio-ca") "ca.audience" "Istio's sidecar asks for the audience global.sds.token.aud of istiod's chart, and the shim follows")
+  (list .workloadAPI.enabled "workloadAPI.enabled" "for Istio's sidecar set env.SDS_SHIM_WORKLOAD_API, and mount a volume there")
   (list .mutualTLS.networkPolicy "mutualTLS.networkPolicy" "Istio's sidecar takes what comes to any port")
   (list .trustDomainAliases "trustDomainAliases" "Istio has meshConfig.trustDomainAliases")
   (list (or .proxy.outbound .proxy.allowedClients .proxy.probePaths) "proxy" "Istio's sidecar is configured by istiod")

@@ -50,6 +50,10 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
   - name: sds-shim-ca-root
     mountPath: /var/run/secrets/istio
     readOnly: true
+{{- if .Values.workloadAPI.enabled }}
+  - name: sds-shim-workload-api
+    mountPath: /run/spiffe
+{{- end }}
 {{- with .Values.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -149,6 +153,14 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
 {{- $_ := set $set "SDS_SHIM_ADMIN" $address }}
 {{- end }}
 {{- end }}
+{{- with .Values.workloadAPI }}
+{{- if .enabled }}{{ $_ := set $set "SDS_SHIM_WORKLOAD_API" "unix:/run/spiffe/agent.sock" }}{{ end }}
+{{- if .uids }}
+{{- $uids := list }}
+{{- range .uids }}{{ $uids = append $uids (. | int64 | toString) }}{{ end }}
+{{- $_ := set $set "SDS_SHIM_WORKLOAD_API_UIDS" (join "," $uids) }}
+{{- end }}
+{{- end }}
 {{- range $name, $value := .Values.env }}{{ $_ := set $set $name $value }}{{ end }}
 {{- toYaml $set }}
 {{- end }}
@@ -223,6 +235,12 @@ others start when it holds the first certificate. @APP_PORT@ stands for the appl
   emptyDir:
     medium: Memory
     sizeLimit: 1Mi
+{{- if .Values.workloadAPI.enabled }}
+- name: sds-shim-workload-api
+  emptyDir:
+    medium: Memory
+    sizeLimit: 1Mi
+{{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
 {{- end }}
