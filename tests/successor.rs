@@ -27,6 +27,7 @@ use testkit::{
     sds,
     shim::Shim,
     tls,
+    workload_api::WorkloadApi,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -99,6 +100,27 @@ async fn a_crash_keeps_the_process_its_socket_and_its_command() -> testkit::Resu
     assert!(status.contains("crashed with SIGSEGV"), "{status}");
     assert_eq!(pod.shim.terminate().await?.code(), Some(7));
     assert!(!pod.shim.socket().exists());
+    Ok(())
+}
+
+/// Applications wait in the queue of a socket of their own meanwhile.
+#[tokio::test]
+async fn the_socket_of_applications_is_kept_as_well() -> testkit::Result {
+    let site = Site::new().await?;
+    let socket = site.workload.path().join("application/agent.sock");
+    let shim = site.shim().env("SDS_SHIM_WORKLOAD_API", format!("unix:{}", socket.display()));
+    let mut pod = site.serve_with(shim).await?;
+    let mut updates = WorkloadApi::wait_for(&socket).await?.svid().await?.1;
+    let file = fs::metadata(&socket).or_fail("look at the socket")?.ino();
+    for _ in 0..3 {
+        break_and_see(&pod.shim).await?;
+        assert!(updates.svid().await.is_err(), "its connection ended with the crash");
+        updates = WorkloadApi::wait_for(&socket).await?.svid().await?.1;
+        assert_eq!(fs::metadata(&socket).or_fail("look at the socket")?.ino(), file);
+        served(&mut pod.shim).await?;
+    }
+    assert_eq!(pod.shim.terminate().await?.code(), Some(0));
+    assert!(!socket.exists());
     Ok(())
 }
 

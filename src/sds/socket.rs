@@ -67,8 +67,7 @@ impl SdsSocket {
         // our own it cannot: then it is the look at the peer that does.
         let (path, mode) = (config.socket.clone(), if config.is_shared() { 0o666 } else { 0o600 });
         // Clients wait in its queue since the process that had it crashed.
-        let inherited = (config.service == Service::Sds).then(locked::inherited_listener).flatten();
-        let inherited = inherited.and_then(|(socket, inode)| {
+        let inherited = locked::inherited_listener(place_of(config.service)).and_then(|(socket, inode)| {
             let listener = UnixListener::from(socket);
             listener.set_nonblocking(true).ok().map(|()| Bound { listener, file: SocketFile::known(&path, inode) })
         });
@@ -132,9 +131,7 @@ pub(super) struct Listener {
 impl Bound {
     /// A successor of this process listens on it.
     fn hand_on(&self, service: Service) {
-        if service == Service::Sds {
-            locked::hand_on_listener(self.listener.as_fd(), self.file.inode());
-        }
+        locked::hand_on_listener(place_of(service), self.listener.as_fd(), self.file.inode());
     }
 
     fn new(path: &Path, mode: u32, service: Service) -> Result<Self, BindError> {
@@ -176,6 +173,14 @@ impl Bound {
 impl Drop for SdsSocket {
     fn drop(&mut self) {
         self.bound.borrow().file.remove();
+    }
+}
+
+/// Where a successor finds it.
+fn place_of(service: Service) -> locked::Listener {
+    match service {
+        Service::Sds => locked::Listener::First,
+        Service::WorkloadApi => locked::Listener::Second,
     }
 }
 

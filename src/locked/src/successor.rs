@@ -1,5 +1,5 @@
 //! A crash that costs nothing: the handler executes the program anew in place, so that the process keeps its number and
-//! its children, and hands on the socket that is listened on and whom the process follows.
+//! its children, and hands on the sockets that are listened on and whom the process follows.
 
 mod crash;
 mod handler;
@@ -47,6 +47,25 @@ struct Ours {
     paused: bool,
 }
 
+/// Which of the sockets that are listened on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// The one that is always there.
+    First,
+    /// One beside it.
+    Second,
+}
+
+impl Listener {
+    /// Its descriptor, and device and inode of its file.
+    fn fields(self, record: &mut Record) -> (&mut u64, &mut u64, &mut u64) {
+        match self {
+            Self::First => (&mut record.listener, &mut record.device, &mut record.inode),
+            Self::Second => (&mut record.second, &mut record.second_device, &mut record.second_inode),
+        }
+    }
+}
+
 fn ours() -> MutexGuard<'static, Ours> {
     OURS.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -79,12 +98,12 @@ pub fn last_crash() -> Option<Crash> {
     })
 }
 
-/// The socket that the crashed process listened on, with device and inode of its file. Once.
+/// A socket that the crashed process listened on, with device and inode of its file. Once.
 #[must_use]
-pub fn inherited_listener() -> Option<(OwnedFd, (u64, u64))> {
+pub fn inherited_listener(which: Listener) -> Option<(OwnedFd, (u64, u64))> {
     let mut ours = ours();
-    let record = ours.predecessor.as_mut()?;
-    let descriptor = i32::try_from(std::mem::replace(&mut record.listener, NONE)).ok()?;
+    let (socket, device, inode) = which.fields(ours.predecessor.as_mut()?);
+    let (descriptor, identity) = (i32::try_from(std::mem::replace(socket, NONE)).ok()?, (*device, *inode));
     let (mut listens, mut size): (libc::c_int, _) = (0, size_of::<libc::c_int>() as libc::socklen_t);
     let (level, place) = (libc::SOL_SOCKET, (&raw mut listens).cast());
     // SAFETY: the kernel writes at most `size` bytes to each of two variables that outlive the call; a descriptor that is
@@ -94,7 +113,7 @@ pub fn inherited_listener() -> Option<(OwnedFd, (u64, u64))> {
         return None;
     }
     // SAFETY: it is open, the process that was before us had it for this alone, and it is taken once.
-    Some((unsafe { OwnedFd::from_raw_fd(descriptor) }, (record.device, record.inode)))
+    Some((unsafe { OwnedFd::from_raw_fd(descriptor) }, identity))
 }
 
 /// The command that the crashed process had started, and how it ended if that was known.
@@ -106,7 +125,7 @@ pub fn inherited_command() -> Option<(Pid, Option<ExitStatus>)> {
     Some((Pid::from_raw(pid), ended))
 }
 
-/// From now on a crash of this process does not end it: it executes itself anew, with the socket that it listens on. The
+/// From now on a crash of this process does not end it: it executes itself anew, with the sockets that it listens on. The
 /// tenth crash within ten minutes ends it all the same, and so does a crash after [`stand_down`].
 ///
 /// # Errors
@@ -124,6 +143,7 @@ pub fn stand_by() -> io::Result<()> {
         pid: handler::process() as u64,
         image: image as u64,
         listener: NONE,
+        second: NONE,
         ended: NONE,
         umask: u64::from(taken.umask.bits()),
         core: taken.core.0,
@@ -152,11 +172,11 @@ pub(crate) fn pause() {
     SHARED.clear();
 }
 
-/// The socket that is listened on, and device and inode of its file. It stays open.
-pub fn hand_on_listener(socket: BorrowedFd<'_>, identity: (u64, u64)) {
+/// A socket that is listened on, and device and inode of its file. It stays open.
+pub fn hand_on_listener(which: Listener, socket: BorrowedFd<'_>, identity: (u64, u64)) {
     change(|record| {
-        record.listener = socket.as_raw_fd() as u64;
-        (record.device, record.inode) = identity;
+        let (place, device, inode) = which.fields(record);
+        (*place, (*device, *inode)) = (socket.as_raw_fd() as u64, identity);
     });
 }
 

@@ -18,7 +18,7 @@ use std::{
     thread,
 };
 
-use locked::{Crash, Inherited, LockedAllocator, Reached};
+use locked::{Crash, Inherited, Listener, LockedAllocator, Reached};
 use nix::{
     sys::signal::{Signal, kill, raise},
     unistd::{Pid, getpid},
@@ -88,7 +88,12 @@ fn hand_on(inherited: Inherited) {
     let path = env::var("SOCKET").expect("a path");
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).expect("bind it");
-    locked::hand_on_listener(listener.as_fd(), (3, 5));
+    locked::hand_on_listener(Listener::First, listener.as_fd(), (3, 5));
+    std::mem::forget(listener);
+    let path = format!("{path}-2");
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).expect("bind another");
+    locked::hand_on_listener(Listener::Second, listener.as_fd(), (7, 9));
     std::mem::forget(listener);
     let arguments = ["-c", "sleep 0.2; umask; exit 5"].map(OsString::from);
     let command = inherited.spawn("sh".into(), arguments.into()).expect("start a command");
@@ -106,12 +111,14 @@ fn tell(crash: &Crash) {
         });
         println!("inherited {pid} {ended:?} {reaped:?}");
     }
-    match locked::inherited_listener() {
-        Some((socket, identity)) => {
-            let path = UnixListener::from(socket).local_addr().expect("it is a socket");
-            println!("listener {:?} {identity:?}", path.as_pathname());
+    for which in [Listener::First, Listener::Second] {
+        match locked::inherited_listener(which) {
+            Some((socket, identity)) => {
+                let path = UnixListener::from(socket).local_addr().expect("it is a socket");
+                println!("listener {which:?} {:?} {identity:?}", path.as_pathname());
+            }
+            None => println!("no listener {which:?}"),
         }
-        None => println!("no listener"),
     }
     println!("name {}", std::fs::read_to_string("/proc/self/comm").unwrap_or_default().trim());
     println!("mask {:?}", nix::sys::signal::SigSet::thread_get_mask().map(|set| set.iter().count()));
@@ -235,7 +242,8 @@ fn every_kind_of_crash_has_a_successor() {
         lived.expect(&format!("told: crashed with {signal} (code "));
         lived.expect("variable Err(NotPresent)");
         lived.expect("mask Ok(0)");
-        lived.expect("no listener");
+        lived.expect("no listener First");
+        lived.expect("no listener Second");
         assert!(lived.line("name ").starts_with("successor-"), "{}", lived.text);
     }
 }
@@ -249,8 +257,12 @@ fn a_thread_may_crash_as_well() {
 fn the_socket_and_the_command_are_handed_on() {
     let path = env::temp_dir().join(format!("successor-{}", std::process::id()));
     let lived = lives("handed-on", |command| _ = command.env("SOCKET", &path));
-    let _ = std::fs::remove_file(&path);
-    lived.expect(&format!("listener Some({path:?}) (3, 5)"));
+    let second = format!("{}-2", path.display());
+    for path in [path.clone(), (&second).into()] {
+        let _ = std::fs::remove_file(path);
+    }
+    lived.expect(&format!("listener First Some({path:?}) (3, 5)"));
+    lived.expect(&format!("listener Second Some({second:?}) (7, 9)"));
     let pid = lived.line("command ");
     lived.expect(&format!("inherited {pid} None Some((Pid({pid}), ExitStatus(unix_wait_status(1280))))"));
 }

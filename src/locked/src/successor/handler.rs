@@ -140,7 +140,7 @@ fn succeed(signal: c_int, info: &libc::siginfo_t, context: &libc::ucontext_t) {
     }
     // SAFETY: it is the last but one of the environment's places, and this thread is the only one here.
     unsafe { place.write(text.as_ptr().cast()) };
-    for descriptor in [record.image, record.listener] {
+    for descriptor in [record.image, record.listener, record.second] {
         if descriptor != NONE {
             // SAFETY: the call takes numbers; a descriptor that is none is refused.
             unsafe { libc::fcntl(descriptor as c_int, libc::F_SETFD, 0) };

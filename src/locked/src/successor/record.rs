@@ -55,10 +55,13 @@ record! {
     pid,
     /// The descriptor of the program.
     image,
-    /// The descriptor of the socket that is listened on, and which file that is.
+    /// The descriptors of the sockets that are listened on, and which files those are.
     listener,
     device,
     inode,
+    second,
+    second_device,
+    second_inode,
     /// The command's process; 0 for none.
     command,
     /// How it ended, as `waitpid` tells it; `NONE` for not yet.
