@@ -34,9 +34,9 @@ use crate::{
     on_change::Follower,
     rotation::{Forced, FrozenVolume, Mounted, ProjectedToken, Renewal, RenewalSettings, RequestBorne},
     sandbox::Sandbox,
-    sds::{self, BindError, Clients, SdsSocket, Served},
+    sds::{self, BindError, Clients, Names, SdsSocket, Served},
     status::{Pages, Sources, Status},
-    store::{AttachError, Consumer, SecretStore, View, Workloads},
+    store::{AttachError, CERTIFICATE, Consumer, ROOTS, SecretStore, View, Workloads},
     supervise::{self, Launch, LaunchError, Signals, Supervisor},
     workload_api::{self, WorkloadApi},
 };
@@ -79,6 +79,26 @@ struct OneWorkload(Arc<SecretStore>);
 impl Workloads for OneWorkload {
     fn attach(&self, _: Option<BearerToken>) -> Result<Consumer, AttachError> {
         Ok(self.0.consumer())
+    }
+}
+
+/// The workload's own names, and those of files where there is one workload alone.
+struct KnownNames {
+    access: FileAccess,
+    files: bool,
+}
+
+impl Names for KnownNames {
+    fn is_known(&self, name: &str) -> bool {
+        [CERTIFICATE, ROOTS].contains(&name) || self.is_file(name)
+    }
+
+    fn is_file(&self, name: &str) -> bool {
+        self.files && self.access.resource(name).is_some()
+    }
+
+    fn is_open(&self, name: &str) -> bool {
+        self.access.is_open(name)
     }
 }
 
@@ -208,7 +228,7 @@ async fn serve_on(
         tokio::spawn(admin::serve_tls(tls, view, Arc::clone(&pages), Arc::clone(&status)));
     }
     let shown = Arc::clone(&status);
-    let open_to_others = Arc::new(move |name: &str| access.is_open(name));
+    let names = Arc::new(KnownNames { access, files: view.is_some() });
     let mut supervisor = Supervisor::new(launch, wait, view.clone());
     if let Some(ended) = supervisor.ended_before() {
         return Ok(Some(ended));
@@ -218,7 +238,7 @@ async fn serve_on(
     }
     let clients = Clients::default();
     let applications = serve_applications(&clients, sockets.api.zip(api.as_ref()).zip(view), Arc::clone(&status));
-    let serving = clients.serve(sockets.sds, &sds, Served { workloads, status, pages, open_to_others });
+    let serving = clients.serve(sockets.sds, &sds, Served { workloads, status, pages, names });
     let keeping = keep_in_place(sockets);
     tokio::pin!(serving, applications, keeping);
     loop {

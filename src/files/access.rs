@@ -31,10 +31,15 @@ impl FileAccess {
         Self(directories)
     }
 
+    /// The files that a name stands for, if it is one of files.
+    pub fn resource(&self, name: &str) -> Option<FileResource> {
+        FileResource::parse(name)
+    }
+
     /// Whether a name may be asked for by users beside our own.
     pub fn is_open(&self, name: &str) -> bool {
         let below = |files: FileResource| files.paths().into_iter().all(|path| self.directory(path).is_some());
-        name == SYSTEM_ROOTS || FileResource::parse(name).is_some_and(below)
+        name == SYSTEM_ROOTS || self.resource(name).is_some_and(below)
     }
 
     /// Opens those of the files that lie below the directories.

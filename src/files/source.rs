@@ -63,17 +63,9 @@ impl FileSource {
     }
 
     /// Serves these names until others are wanted.
-    async fn serve(&mut self, names: &BTreeSet<String>) {
-        let mut resources = Vec::new();
-        for name in names {
-            match FileResource::parse(name) {
-                Some(files) => resources.push((name.as_str(), files)),
-                None => {
-                    let trouble = "expected file-cert:CHAIN~KEY or file-root:FILE; Envoy keeps waiting";
-                    self.tell(name, Some(trouble.to_owned()));
-                }
-            }
-        }
+    async fn serve<'a>(&mut self, names: &'a BTreeSet<String>) {
+        let resource = |name: &'a String| Some((name.as_str(), self.access.resource(name)?));
+        let resources: Vec<_> = names.iter().filter_map(resource).collect();
         let paths = resources.iter().flat_map(|(_, files)| files.paths()).map(Path::to_owned).collect();
         let mut changes = Changes::new(paths, self.config.debounce, self.config.check);
         let demand = self.demand.clone();

@@ -29,6 +29,7 @@ pub use body::Responses;
 pub use lease::Leases;
 pub use message::Pieces;
 pub use payload::encode;
+pub use rights::Names;
 pub use server::Clients;
 pub use service::{Calls, Connected, MayLog, Served};
 pub use socket::{BindError, SdsSocket};

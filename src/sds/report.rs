@@ -19,12 +19,14 @@ use super::{
 use crate::{
     clock,
     status::{Refusal, StreamHandle},
-    store::{CERTIFICATE, MAX_NAMES, ROOTS, Snapshot, is_on_demand},
+    store::{MAX_NAMES, Snapshot},
 };
 
-/// Whether somebody may ask for a name before it is held.
-pub(super) fn is_expected(name: &str) -> bool {
-    name == CERTIFICATE || name == ROOTS || is_on_demand(name)
+fn unknown(name: &str) -> &'static str {
+    match name.starts_with("file-") {
+        true => "unknown resource requested: expected file-cert:CHAIN~KEY or file-root:FILE",
+        false => "unknown resource requested",
+    }
 }
 
 /// Names that are remembered, so that each is warned about once for one reason.
@@ -109,11 +111,13 @@ impl Report {
         if let Some((name, why)) = outcome.left_out.as_ref().filter(|_| !self.fetched) {
             self.warn_once(name, &format!("unknown resource requested: {why}; its stream stays open"));
         }
-        for name in subscription.pending(snapshot).filter(|name| !self.fetched && !is_expected(name)) {
-            let trouble = "unknown resource requested; its stream stays open without a response";
-            self.warn_once(name, trouble);
+        for name in subscription.pending(snapshot).filter(|name| !self.fetched && !self.rights.is_known(name)) {
+            self.warn_once(name, &format!("{}; its stream stays open without a response", unknown(name)));
         }
-        self.refuse(subscription);
+        for name in outcome.removed.iter().filter(|name| !self.rights.is_known(name)) {
+            self.warn_once(name, &format!("{}; answered as removed", unknown(name)));
+        }
+        self.refuse(subscription.names().chain(outcome.removed.iter().map(String::as_str)));
     }
 
     pub(super) fn response(&self, outcome: &Outcome) {
@@ -145,16 +149,15 @@ impl Report {
     }
 
     /// Files that are not open to the client's user. Its stream stays open: there may be more on it.
-    fn refuse(&self, subscription: &Subscription) {
+    fn refuse<'a>(&self, names: impl Iterator<Item = &'a str>) {
         // Whoever fetches is answered so.
         if self.fetched {
             return;
         }
-        let Some((uid, names)) = self.rights.refused(subscription.names()) else { return };
+        let Some((uid, names)) = self.rights.refused(names) else { return };
         for name in names {
             let trouble = format!(
-                "requested by uid {uid}, which may name only files below SDS_SHIM_FILE_DIRECTORIES; its stream stays \
-                 open without a response"
+                "requested by uid {uid}, which may name only files below SDS_SHIM_FILE_DIRECTORIES; not served"
             );
             self.warn_once(name, &trouble);
         }

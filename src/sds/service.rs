@@ -26,8 +26,8 @@ use super::{
     lease::Leases,
     limits::{FIRST_MESSAGE, Limits, MAX_REQUEST, Place},
     message::Pieces,
-    report::{Report, Told, is_expected},
-    rights::Rights,
+    report::{Report, Told},
+    rights::{Names, Rights},
     stream::{Delta, SecretStream, StateOfTheWorld, Variant},
     subscription::Subscription,
 };
@@ -105,8 +105,8 @@ pub struct Served {
     pub status: Arc<status::Status>,
     /// The documents.
     pub pages: Arc<dyn Pages>,
-    /// Whether users beside our own may have the files that a name stands for.
-    pub open_to_others: Arc<dyn Fn(&str) -> bool + Send + Sync>,
+    /// What names there are.
+    pub names: Arc<dyn Names>,
 }
 
 /// What a request is served with.
@@ -119,7 +119,7 @@ struct Attached {
 impl Shared {
     /// `first_stream` makes nonces and marks of this process differ from those of an earlier one.
     pub(super) fn new(served: Served, limits: Limits, first_stream: u64) -> Self {
-        let Served { workloads, status, pages, open_to_others: _ } = served;
+        let Served { workloads, status, pages, names: _ } = served;
         let told = Arc::new(Told::new(first_stream));
         let secrets = Secrets { workloads, streams: AtomicU64::new(first_stream), pages, told };
         Self { limits, status, offered: Offered::Secrets(secrets) }
@@ -261,7 +261,7 @@ impl Secrets {
         let token = token(metadata).map_err(AttachError::from)?;
         // A token that comes for the first time begins renewals that outlive its connection.
         let consumer = client.account.exempt(|| self.workloads.attach(token))?;
-        let subscription = Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed));
+        let subscription = Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed)).of(client.rights.clone());
         let shown = client.shown.stream(call, clock::now());
         let report = Report::new(shown, client.rights.clone(), Arc::clone(&self.told), &client.account, call == FETCH);
         Ok(Attached { consumer, subscription, report })
@@ -301,8 +301,8 @@ impl Secrets {
                 report.response(&outcome);
                 return Ok(client.leases.lease(response));
             }
-            consumer.wants(subscription.names().filter(|name| client.rights.may_have(name)));
-            if !request.resource_names.iter().any(|name| is_expected(name) && client.rights.may_have(name)) {
+            consumer.wants(client.rights.files(subscription.names()));
+            if !request.resource_names.iter().any(|name| client.rights.can_have(name)) {
                 if client.rights.refused(subscription.names()).is_some() {
                     return Err(Status::permission_denied(
                         "SDS_SHIM_FILE_DIRECTORIES does not allow this user to name these files",

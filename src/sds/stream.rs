@@ -152,8 +152,7 @@ impl<V: Variant> Responses for SecretStream<V> {
                         Ok(outcome) => {
                             self.report.request(&outcome, &self.subscription, &snapshot);
                             let rights = self.report.rights();
-                            let wanted = self.subscription.names().filter(|name| rights.may_have(name));
-                            self.report.put_off(&self.consumer.wants(wanted));
+                            self.report.put_off(&self.consumer.wants(rights.files(self.subscription.names())));
                             outcome
                         }
                         Err(error) => return Poll::Ready(Some(Err(Status::invalid_argument(error.to_string())))),

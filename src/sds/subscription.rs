@@ -13,6 +13,7 @@ use sds_shim_proto::{
     google::rpc::Status,
 };
 
+use super::rights::Rights;
 use crate::{
     bounded::foreign_text,
     store::{CERTIFICATE, ROOTS, Secret, Snapshot},
@@ -28,6 +29,8 @@ pub(super) enum ProtocolError {
     TypeUrl(String),
 }
 
+/// Asks for everything in other xDS services (delta).
+const WILDCARD: &str = "*";
 /// Names that one stream may subscribe to.
 pub(super) const MAX_NAMES: usize = 64;
 /// Length of a name: `file-cert:` names hold two paths.
@@ -68,6 +71,8 @@ impl Outcome {
 /// One stream's subscriptions. The same for all three RPCs: they differ only in how they name what they want.
 pub(super) struct Subscription {
     names: BTreeMap<String, Known>,
+    /// What there can be for this client; `None` for all names.
+    rights: Option<Rights>,
     /// Makes nonces differ from those of every other stream, which a client may still carry after a reconnect.
     stream: u64,
     /// Responses sent on this stream.
@@ -96,7 +101,12 @@ struct Known {
 impl Subscription {
     /// `stream` is unique among the streams of this process and unlikely to be that of an earlier one.
     pub(super) fn new(stream: u64) -> Self {
-        Self { names: BTreeMap::new(), stream, sent: 0, answered_to: 0 }
+        Self { names: BTreeMap::new(), rights: None, stream, sent: 0, answered_to: 0 }
+    }
+
+    /// The same for a client that is told at once, where the variant has words for it, what it can never have.
+    pub(super) fn of(self, rights: Rights) -> Self {
+        Self { rights: Some(rights), ..self }
     }
 
     /// A request of `StreamSecrets` or `FetchSecrets`: it names all that the client wants. `now` is Unix seconds.
@@ -119,7 +129,7 @@ impl Subscription {
             return Ok(Outcome { verdict: self.verdict(said), ..Outcome::default() });
         }
         let verdict = self.verdict(said);
-        let (wanted, left_out) = bounded(&request.resource_names, &BTreeMap::new());
+        let (wanted, left_out) = bounded(request.resource_names.iter().collect(), &BTreeMap::new());
         self.names.retain(|name, known| {
             if initial {
                 *known = Known { in_flight: known.in_flight, held: known.held, ..Known::default() };
@@ -129,7 +139,7 @@ impl Subscription {
         for name in wanted {
             self.names.entry(name.clone()).or_default();
         }
-        Ok(Outcome { verdict, left_out, ..self.due(snapshot, now) })
+        Ok(Outcome { verdict, left_out, ..self.due(snapshot, now, Vec::new()) })
     }
 
     /// A request of `DeltaSecrets`: it names what changes in what the client wants.
@@ -150,6 +160,7 @@ impl Subscription {
         for name in request.resource_names_unsubscribe.iter().filter(|name| !subscribed.contains(name)) {
             self.names.remove(name);
         }
+        let (subscribed, never): (Vec<_>, Vec<_>) = subscribed.iter().partition(|name| self.is_possible(name));
         let (subscribed, left_out) = bounded(subscribed, &self.names);
         for name in subscribed {
             // Named again, it is wanted again; on a reconnect the client tells what it holds.
@@ -159,12 +170,19 @@ impl Subscription {
             let held = answered || before.is_some_and(|known| known.held);
             self.names.insert(name.clone(), Known { version, present: false, answered, held, in_flight });
         }
-        Ok(Outcome { verdict, left_out, ..self.due(snapshot, now) })
+        // It takes no place, and is answered as often as it is asked for: whoever connects to an Envoy may choose it.
+        let never = never.into_iter().filter(|name| name.len() <= MAX_NAME_BYTES).take(MAX_NAMES);
+        Ok(Outcome { verdict, left_out, ..self.due(snapshot, now, never.cloned().collect()) })
+    }
+
+    /// Whether there may ever be something under a name for this client. `*` is no name.
+    fn is_possible(&self, name: &str) -> bool {
+        name == WILDCARD || self.rights.as_ref().is_none_or(|rights| rights.can_have(name))
     }
 
     /// What a change of secrets makes us send.
     pub(super) fn changed(&mut self, snapshot: &Snapshot, now: i64) -> Outcome {
-        self.due(snapshot, now)
+        self.due(snapshot, now, Vec::new())
     }
 
     /// Names that are asked for and not held, for a warning or a look at what is pending.
@@ -197,8 +215,9 @@ impl Subscription {
         format!("{:x}-{number}", self.stream)
     }
 
-    fn due(&mut self, snapshot: &Snapshot, now: i64) -> Outcome {
-        let mut outcome = Outcome::default();
+    /// What is to be sent, beside the removal of names that were never there.
+    fn due(&mut self, snapshot: &Snapshot, now: i64, never: Vec<String>) -> Outcome {
+        let mut outcome = Outcome { removed: never, ..Outcome::default() };
         for (name, known) in &mut self.names {
             let secret = snapshot.get(name);
             match secret {
@@ -276,13 +295,14 @@ fn check_type(type_url: &str) -> Result<(), ProtocolError> {
 /// Those of the names that a stream which has subscribed to `held` may subscribe to as well, and one that it may not,
 /// with the reason. Nothing could be held of that one; the stream goes on for the sake of the others.
 fn bounded<'a>(
-    names: &'a [String],
+    names: Vec<&'a String>,
     held: &BTreeMap<String, Known>,
 ) -> (BTreeSet<&'a String>, Option<(String, String)>) {
     let cut = |name: &String| name.chars().take(ERROR_TEXT).collect();
     let (mut wanted, mut left_out) = (BTreeSet::new(), None);
     // What every sidecar needs comes before whatever else a client has thought of.
-    let (first, rest): (Vec<_>, Vec<_>) = names.iter().partition(|name| [CERTIFICATE, ROOTS].contains(&name.as_str()));
+    let (first, rest): (Vec<_>, Vec<_>) =
+        names.into_iter().partition(|name| [CERTIFICATE, ROOTS].contains(&name.as_str()));
     let mut room = MAX_NAMES.saturating_sub(held.len());
     for name in first.into_iter().chain(rest) {
         let known = held.contains_key(name) || wanted.contains(name);

@@ -53,7 +53,7 @@ impl Consumer {
         Self { views, receipts: Arc::clone(receipts), id, wanted: Wanted::new(demand) }
     }
 
-    /// Says which names it wants, so that those that stand for files are read. Returns those that are new and have to
+    /// Says which names it wants that stand for files, so that those are read. Returns those that are new and have to
     /// wait, because as many others are held as can be.
     pub fn wants<'a>(&mut self, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
         self.wanted.set(names)

@@ -114,10 +114,9 @@ impl Wanted {
         Self { demand: demand.clone(), names: BTreeSet::new() }
     }
 
-    /// From now on it wants these, of which only names of files count. Returns those that are new and have to wait.
+    /// From now on it wants these. Returns those that are new and have to wait.
     pub(super) fn set<'a>(&mut self, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-        let (asked, mut names) = (names, BTreeSet::<&'a str>::new());
-        names.extend(asked.filter(|name| is_on_demand(name)));
+        let names: BTreeSet<&'a str> = names.collect();
         self.names.retain(|name| {
             let kept = names.contains(name.as_str());
             if !kept {

@@ -6,6 +6,7 @@ mod fetch;
 mod file_names;
 mod file_places;
 mod file_rights;
+mod on_demand;
 mod socket;
 mod socket_directory;
 mod socket_users;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::{
     identity::TrustBundle,
+    sds::Names,
     store::{Content, Encoded, Piece, SecretStore, Validation, View},
 };
 use bytes::Bytes;
@@ -286,4 +287,52 @@ fn a_clock_that_is_set_back_brings_the_streams_what_had_seemed_expired() {
     assert!(!before.changed(&held, NOW).is_response(), "it has it already");
     store.look_again();
     assert!(!whole.changed(&held, NOW).is_response(), "once is enough");
+}
+
+/// What somebody serves who has names that begin so, and nothing else.
+struct Prefix(&'static str);
+
+impl Names for Prefix {
+    fn is_known(&self, name: &str) -> bool {
+        name.starts_with(self.0)
+    }
+
+    fn is_file(&self, _: &str) -> bool {
+        true
+    }
+
+    fn is_open(&self, name: &str) -> bool {
+        name.ends_with("open")
+    }
+}
+
+#[test]
+fn delta_removes_at_once_what_can_never_be_had_and_forgets_it() {
+    let held = snapshot(&[("a-open", "a")]);
+    let names: Arc<dyn Names> = Arc::new(Prefix("a-"));
+    let mut stream = Subscription::new(1).of(Rights::new(Arc::clone(&names), None));
+    for nonce in ["", "1-0", "elsewhere"] {
+        let outcome = stream.delta_request(&delta(&["b", "a-open", "a-later"], &[], nonce), &held, NOW).unwrap();
+        assert_eq!((sent(&outcome), &outcome.removed[..]), (vec!["a-open"], &["b".to_owned()][..]));
+        assert_eq!(stream.names().collect::<Vec<_>>(), ["a-later", "a-open"]);
+    }
+    let ack = stream.delta_request(&delta(&[], &[], &stream.nonce()), &held, NOW).unwrap();
+    assert_eq!((ack.is_response(), ack.verdict), (false, Some((Verdict::Ack, vec!["a-open".to_owned()]))));
+    // An answer of removals alone has its nonce and its verdict as any other.
+    let outcome = stream.delta_request(&delta(&["b", "*"], &[], ""), &held, NOW).unwrap();
+    assert_eq!((sent(&outcome).len(), &outcome.removed[..]), (0, &["b".to_owned()][..]));
+    let ack = stream.delta_request(&delta(&[], &[], &stream.nonce()), &held, NOW).unwrap();
+    assert_eq!((ack.is_response(), ack.verdict), (false, Some((Verdict::Ack, Vec::new()))));
+    // Never more of them than there can be names, and none that is too long.
+    let (long, many): (String, Vec<_>) = ("x".repeat(MAX_NAME_BYTES + 1), (0..200).map(|at| at.to_string()).collect());
+    let many: Vec<_> = many.iter().map(String::as_str).chain([long.as_str()]).collect();
+    assert_eq!(stream.delta_request(&delta(&many, &[], ""), &held, NOW).unwrap().removed.len(), MAX_NAMES);
+    assert!(!stream.delta_request(&delta(&[&long], &[], ""), &held, NOW).unwrap().is_response());
+    // Others may have less.
+    let mut other = Subscription::new(2).of(Rights::new(names, Some(7)));
+    let outcome = other.delta_request(&delta(&["a-open", "a-later"], &[], ""), &held, NOW).unwrap();
+    assert_eq!((sent(&outcome), &outcome.removed[..]), (vec!["a-open"], &["a-later".to_owned()][..]));
+    // The state of the world has no word for it.
+    let mut stream = Subscription::new(3).of(Rights::new(Arc::new(Prefix("a-")), None));
+    assert!(!stream.request(&request(&["b"], ""), &held, NOW).unwrap().is_response());
 }

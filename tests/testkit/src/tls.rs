@@ -37,6 +37,15 @@ pub async fn connect_for(
     Ok(stream)
 }
 
+/// The same, telling the server which name is wanted (SNI).
+pub async fn connect_to(name: &str, stream: TcpStream, root_pem: &str) -> Result<SslStream<TcpStream>, Failure> {
+    let mut ssl = context(b"", root_pem, None).and_then(|context| Ssl::new(&context)).or_fail("prepare TLS")?;
+    ssl.set_hostname(name).or_fail("set the name")?;
+    let mut stream = SslStream::new(ssl, stream).or_fail("prepare TLS")?;
+    Pin::new(&mut stream).connect().await.or_fail("open TLS")?;
+    Ok(stream)
+}
+
 fn context(
     protocol: &[u8],
     root_pem: &str,
