@@ -219,7 +219,7 @@ async fn serve_on(
     if let Some(address) = config.admin.listen.clone() {
         tokio::spawn(admin::serve(address, Arc::clone(&pages), Arc::clone(&status)));
     }
-    let access = FileAccess::new(sds.file_directories.clone());
+    let access = FileAccess::new(&sds);
     let (changed, on_change) = (Arc::new(Notify::new()), config.on_change.clone());
     let over_tls = config.admin.tls.clone();
     let (workloads, view) =

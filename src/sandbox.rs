@@ -101,6 +101,9 @@ impl Sandbox {
         files.extend([config.ca.roots_file(), system_roots()]);
         files.extend(config.ca.provisioned.iter().map(|directory| directory.join("key.pem")));
         files.extend(RESOLVER.map(PathBuf::from));
+        // Of names in full, which may have two paths.
+        let named = config.sds.names.values().filter_map(|name| name.split_once(':'));
+        files.extend(named.flat_map(|(_, paths)| paths.split('~')).map(PathBuf::from));
         for file in files {
             self.beside(&file, READ);
             if let Ok(target) = file.canonicalize() {

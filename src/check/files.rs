@@ -52,6 +52,12 @@ impl Findings {
         for (_, file) in &config.rotation.roots.domains {
             self.verdict(anchors(file, now, false));
         }
+        for files in config.sds.names.values().filter_map(|name| Some(name.split_once(':')?.1)) {
+            match files.split_once('~') {
+                Some((chain, key)) => self.verdict(certificate(Path::new(chain), Path::new(key), now, None).0),
+                None => self.verdict(anchors(Path::new(files), now, false)),
+            }
+        }
         self.revocation(&config.rotation.roots, &served, now);
         self.all_anchors(&served);
         if let Some(file) = &config.rotation.roots.trust_domain_file {

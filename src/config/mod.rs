@@ -9,6 +9,7 @@ mod identity;
 mod key;
 mod log;
 mod memory;
+mod names;
 mod on_change;
 mod output;
 mod proxy_config;

@@ -1,11 +1,12 @@
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
 
 use super::{
     env::Env,
+    names,
     reader::{Mistake, Reader},
     variables::{self, Variable},
 };
@@ -68,6 +69,8 @@ pub struct SdsConfig {
     pub allowed_uids: BTreeSet<u32>,
     /// Where files lie that these users may have by their names.
     pub file_directories: Vec<PathBuf>,
+    /// Names of the user's own, each with the name in full of the files that it stands for.
+    pub names: BTreeMap<String, String>,
 }
 
 impl SdsConfig {
@@ -121,6 +124,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> SdsConfig {
         socket: PathBuf::from(SOCKET_DIRECTORY).join(file),
         allowed_uids,
         file_directories,
+        names: names::read(reader),
     }
 }
 
@@ -168,7 +172,8 @@ pub(super) fn workload_api(reader: &mut Reader<'_>, from_request: bool, sds: &Sd
     {
         reader.mistake(place, "that is the SDS socket: they need a socket each, because of who may connect");
     }
-    Some(SdsConfig { service: Service::WorkloadApi, socket, allowed_uids, file_directories: Vec::new() })
+    let (file_directories, names) = Default::default();
+    Some(SdsConfig { service: Service::WorkloadApi, socket, allowed_uids, file_directories, names })
 }
 
 /// Whether this is the directory of the file.

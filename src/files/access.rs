@@ -1,13 +1,15 @@
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use nix::fcntl::OFlag;
 
 use super::FileResource;
-use crate::bounded;
+use crate::{bounded, config::SdsConfig};
 
 /// The name whose file is of our choosing.
 const SYSTEM_ROOTS: &str = "file-root:system";
@@ -16,7 +18,10 @@ const SYSTEM_ROOTS: &str = "file-root:system";
 /// `SDS_SHIM_FILE_DIRECTORIES`. Whoever may write there could have a link lead to any file that we can read; so what
 /// lies below them by its name must do so as well when all links are resolved, whoever asks for it.
 #[derive(Clone)]
-pub struct FileAccess(Vec<PathBuf>);
+pub struct FileAccess {
+    directories: Vec<PathBuf>,
+    names: Arc<BTreeMap<String, String>>,
+}
 
 /// Files of a resource that are held open, and the names by which they are read then.
 pub(super) struct Opened {
@@ -26,20 +31,20 @@ pub(super) struct Opened {
 }
 
 impl FileAccess {
-    /// With these directories, which are absolute.
-    pub fn new(directories: Vec<PathBuf>) -> Self {
-        Self(directories)
+    /// With the directories, which are absolute, and names of this configuration.
+    pub fn new(config: &SdsConfig) -> Self {
+        Self { directories: config.file_directories.clone(), names: Arc::new(config.names.clone()) }
     }
 
     /// The files that a name stands for, if it is one of files.
     pub fn resource(&self, name: &str) -> Option<FileResource> {
-        FileResource::parse(name)
+        FileResource::parse(self.names.get(name).map_or(name, String::as_str))
     }
 
     /// Whether a name may be asked for by users beside our own.
     pub fn is_open(&self, name: &str) -> bool {
         let below = |files: FileResource| files.paths().into_iter().all(|path| self.directory(path).is_some());
-        name == SYSTEM_ROOTS || self.resource(name).is_some_and(below)
+        name == SYSTEM_ROOTS || self.names.contains_key(name) || self.resource(name).is_some_and(below)
     }
 
     /// Opens those of the files that lie below the directories.
@@ -72,7 +77,7 @@ impl FileAccess {
     fn directory(&self, path: &Path) -> Option<&Path> {
         let path = std::path::absolute(path).ok()?;
         let climbs = path.components().any(|part| part == Component::ParentDir);
-        self.0.iter().map(PathBuf::as_path).find(|directory| path.starts_with(directory) && !climbs)
+        self.directories.iter().map(PathBuf::as_path).find(|directory| path.starts_with(directory) && !climbs)
     }
 }
 
@@ -108,7 +113,12 @@ mod tests {
 
     #[test]
     fn only_what_lies_below_the_directories_is_open() {
-        let access = FileAccess::new(vec!["/etc/certs".into(), "/run/more/".into()]);
+        let access = |directories: Vec<PathBuf>| FileAccess {
+            directories,
+            names: Arc::new([("shop".to_owned(), "file-root:/shop.pem".to_owned())].into()),
+        };
+        let none = access(Vec::new());
+        let access = access(vec!["/etc/certs".into(), "/run/more/".into()]);
         for (name, expected) in [
             ("file-cert:/etc/certs/c.pem~/etc/certs/k.pem", true),
             ("file-cert:/etc/certs/c.pem~/run/more/deep/k.pem", true),
@@ -121,9 +131,13 @@ mod tests {
             ("file-root:etc/certs/r.pem", false),
             ("file-root:", false),
             ("file-other:/etc/certs/r.pem", false),
+            ("shop", true),
+            ("shop-cacert", false),
+            ("file-root:/shop.pem", false),
         ] {
             assert_eq!(access.is_open(name), expected, "{name}");
         }
-        assert!(!FileAccess::new(Vec::new()).is_open("file-root:/etc/certs/r.pem"));
+        assert!(!none.is_open("file-root:/etc/certs/r.pem") && none.is_open("shop"));
+        assert_eq!(none.resource("shop"), FileResource::parse("file-root:/shop.pem"));
     }
 }

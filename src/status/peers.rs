@@ -149,6 +149,14 @@ impl PeersView {
         }
     }
 
+    /// Of what was sent: nobody outside has thought of its name.
+    fn count_sent(&mut self, name: &str) -> &mut ResourceCounts {
+        if self.resources.len() < COUNTED && !self.resources.contains_key(name) {
+            self.resources.insert(name.to_owned(), ResourceCounts::default());
+        }
+        self.count(name)
+    }
+
     fn count(&mut self, name: &str) -> &mut ResourceCounts {
         let label = label(name, &self.resources).to_owned();
         self.resources.entry(label).or_default()
@@ -248,7 +256,7 @@ impl StreamHandle {
     /// These were sent.
     pub fn sent<'a>(&self, names: impl Iterator<Item = &'a str>, now: i64) {
         for name in names {
-            self.peers.lock().count(name).pushes += 1;
+            self.peers.lock().count_sent(name).pushes += 1;
             self.set(name, Requested::Sent, now);
         }
     }

@@ -91,7 +91,7 @@ async fn whoever_calls_is_told_what_there_is_and_the_log_is_not() -> testkit::Re
     pod.ask(&["default"]).await?;
     let refused = refusal(&pod, sds::request(&["nobody"])).await?;
     assert!(
-        refused.message().ends_with(" default, ROOTCA, file-cert:CHAIN~KEY, file-root:FILE and file-root:system"),
+        refused.message().ends_with(" default, ROOTCA, file-cert:CHAIN~KEY, file-root:FILE, file-root:system and those of SDS_SHIM_NAMES"),
         "{refused:?}"
     );
     let refused = refusal(&pod, sds::request(&[])).await?;

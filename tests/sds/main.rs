@@ -7,6 +7,7 @@ mod file_names;
 mod file_places;
 mod file_rights;
 mod on_demand;
+mod own_names;
 mod socket;
 mod socket_directory;
 mod socket_users;
