@@ -110,7 +110,7 @@ impl Sandbox {
                 self.beside(&target, READ);
             }
         }
-        for directory in &config.sds.file_directories {
+        for directory in config.sds.file_directories.iter().chain(&config.sds.token_directories) {
             self.places.push((directory.clone(), READ));
         }
         self.places.push((KERNEL.into(), READ));

@@ -19,7 +19,7 @@ use crate::{
     clock,
     identity::Flaw,
     status::{BUCKETS, EndpointFacts, PeersView, Reason, Status, Workload},
-    store::Secret,
+    store::{Kind, Secret},
 };
 
 /// What OpenMetrics calls itself.
@@ -86,7 +86,7 @@ impl Writer<'_> {
     fn certificates(&mut self, workloads: &[Arc<Workload>], now: i64) -> fmt::Result {
         let mut metric = self.describe(
             "sds_shim_not_after_timestamp_seconds",
-            "NotAfter of each served certificate and of the service-account token, and NextUpdate of each CRL",
+            "NotAfter of each served certificate and token, and of the service-account token, and NextUpdate of each CRL",
             MetricType::Gauge,
         )?;
         let shown = certificates_shown(workloads);
@@ -105,7 +105,15 @@ impl Writer<'_> {
                         ("identity", renewal.identity.as_str()),
                         ("resource", name),
                         ("kind", kind(secret, at)),
-                        ("serial", if facts.is_crl { &facts.issuer } else { &facts.serial }),
+                        (
+                            "serial",
+                            match secret.kind() {
+                                // Whom it is for.
+                                Kind::Token => &facts.subject,
+                                _ if facts.is_crl => &facts.issuer,
+                                _ => &facts.serial,
+                            },
+                        ),
                         ("sha256", sha256.get(..FINGERPRINT).unwrap_or_default()),
                     ];
                     sample(&mut metric, labels, facts.not_after)?;
@@ -387,7 +395,7 @@ fn histogram(metric: &mut MetricEncoder<'_>, address: &str, facts: &EndpointFact
 }
 
 fn leaf(secret: &Secret) -> Option<&crate::identity::CertificateFacts> {
-    secret.facts().first().filter(|_| !secret.is_anchors()).map(AsRef::as_ref)
+    secret.facts().first().filter(|_| secret.kind() == Kind::Certificate).map(AsRef::as_ref)
 }
 
 /// `VmRSS` in bytes.

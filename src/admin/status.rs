@@ -8,7 +8,7 @@ use crate::{
     identity::CertificateFacts,
     memory,
     status::{EndpointFacts, PeersView, RenewalFacts, RevocationFacts, Status, Workload},
-    store::Secret,
+    store::{Kind, Secret},
 };
 
 /// What is shown one by one, of streams, of workloads, and of certificates over all secrets (but two of each): the
@@ -118,21 +118,26 @@ fn secret(name: &str, secret: &Secret, shown: usize) -> Value {
     })
 }
 
+/// The kind of a token.
+const TOKEN: &str = "token";
+
 /// What a certificate is for in a secret, by its place.
 pub(super) fn kind(secret: &Secret, at: usize) -> &'static str {
-    match (secret.is_anchors(), at) {
+    match (secret.kind(), at) {
         _ if secret.facts().get(at).is_some_and(|facts| facts.is_crl) => "crl",
-        (true, _) => "root",
-        (false, 0) => "leaf",
-        (false, _) => "intermediate",
+        (Kind::Anchors, _) => "root",
+        (Kind::Certificate, 0) => "leaf",
+        (Kind::Certificate, _) => "intermediate",
+        (Kind::Token, _) => TOKEN,
     }
 }
 
 fn certificate(kind: &str, facts: &CertificateFacts) -> Value {
     json!({
         "kind": kind,
-        "serial": facts.serial,
-        "subject": facts.subject,
+        "serial": (kind != TOKEN).then_some(&facts.serial),
+        "subject": (kind != TOKEN).then_some(&facts.subject),
+        "audience": (kind == TOKEN).then_some(&facts.subject),
         "issuer": facts.issuer,
         "not_before": rfc3339(facts.not_before),
         "not_after": rfc3339(facts.not_after),

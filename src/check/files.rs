@@ -19,6 +19,14 @@ use crate::{
 /// Bytes of one file with certificates.
 const MAX_FILE: usize = 384 * 1024;
 
+fn token(file: &Path, audience: Option<&str>, now: i64) -> Result<String, String> {
+    let token = BearerToken::read(file).and_then(|token| {
+        token.check(audience, now)?;
+        Ok(format!("{}: {}", file.display(), token.describe(now)))
+    });
+    token.map_err(|error| format!("{}: {error}", file.display()))
+}
+
 impl Findings {
     pub(super) fn files(&mut self, config: &Config) {
         let now = clock::now();
@@ -31,11 +39,7 @@ impl Findings {
             flaws.into_iter().for_each(|flaw| self.verdict(Err(format!("{}: {flaw}", files.chain.display()))));
         }
         if let Some(file) = config.token.file.as_ref().filter(|_| config.source.ca) {
-            let token = BearerToken::read(file).and_then(|token| {
-                token.check(config.token.audience.as_deref(), now)?;
-                Ok(format!("{}: {}", file.display(), token.describe(now)))
-            });
-            self.verdict(token.map_err(|error| format!("{}: {error}", file.display())));
+            self.verdict(token(file, config.token.audience.as_deref(), now));
         }
         if let Err(error) = enlarged {
             self.verdict(Err(format!("the arena cannot be extended to SDS_SHIM_ARENA_KIB: {error}")));
@@ -52,11 +56,13 @@ impl Findings {
         for (_, file) in &config.rotation.roots.domains {
             self.verdict(anchors(file, now, false));
         }
-        for files in config.sds.names.values().filter_map(|name| Some(name.split_once(':')?.1)) {
-            match files.split_once('~') {
-                Some((chain, key)) => self.verdict(certificate(Path::new(chain), Path::new(key), now, None).0),
-                None => self.verdict(anchors(Path::new(files), now, false)),
-            }
+        for (kind, files) in config.sds.names.values().filter_map(|name| name.split_once(':')) {
+            let file = Path::new(files);
+            self.verdict(match files.split_once('~') {
+                Some((chain, key)) => certificate(Path::new(chain), Path::new(key), now, None).0,
+                None if kind == "file-token" => token(file, None, now),
+                None => anchors(file, now, false),
+            });
         }
         self.revocation(&config.rotation.roots, &served, now);
         self.all_anchors(&served);

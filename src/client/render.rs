@@ -101,7 +101,11 @@ impl Page {
                 rows.push([
                     text(&secret["name"]).to_owned(),
                     text(&certificate["kind"]).to_owned(),
-                    cut(text(&certificate["serial"]), SERIAL),
+                    // Of a token, whom it is for.
+                    cut(
+                        text(certificate.get("serial").filter(|it| it.is_string()).unwrap_or(&certificate["audience"])),
+                        SERIAL,
+                    ),
                     cut(issuer(text(&certificate["issuer"])), ISSUER),
                     self.when(&certificate["not_before"]),
                     self.when(&certificate["not_after"]),

@@ -69,6 +69,8 @@ pub struct SdsConfig {
     pub allowed_uids: BTreeSet<u32>,
     /// Where files lie that these users may have by their names.
     pub file_directories: Vec<PathBuf>,
+    /// Where tokens lie that may be named.
+    pub token_directories: Vec<PathBuf>,
     /// Names of the user's own, each with the name in full of the files that it stands for.
     pub names: BTreeMap<String, String>,
 }
@@ -112,20 +114,24 @@ pub(super) fn read(reader: &mut Reader<'_>) -> SdsConfig {
         })
         .unwrap_or_default();
     let allowed_uids = users(reader, Service::Sds);
-    let file_directories = reader
-        .parse_with(&variables::SDS_SHIM_FILE_DIRECTORIES, |text| {
-            let directory = |text: &str| Some(PathBuf::from(text.trim())).filter(|directory| directory.is_absolute());
-            let directories: Option<Vec<_>> = text.split(',').map(directory).collect();
-            directories.ok_or("expected absolute paths of directories, such as /etc/certs,/run/credentials")
-        })
-        .unwrap_or_default();
+    let token_directories = directories(reader, &variables::SDS_SHIM_TOKEN_DIRECTORIES);
     SdsConfig {
         service: Service::Sds,
         socket: PathBuf::from(SOCKET_DIRECTORY).join(file),
         allowed_uids,
-        file_directories,
-        names: names::read(reader),
+        file_directories: directories(reader, &variables::SDS_SHIM_FILE_DIRECTORIES),
+        names: names::read(reader, &token_directories),
+        token_directories,
     }
+}
+
+fn directories(reader: &mut Reader<'_>, variable: &Variable) -> Vec<PathBuf> {
+    let directories = reader.parse_with(variable, |text| {
+        let directory = |text: &str| Some(PathBuf::from(text.trim())).filter(|directory| directory.is_absolute());
+        let directories: Option<Vec<_>> = text.split(',').map(directory).collect();
+        directories.ok_or("expected absolute paths of directories, such as /etc/certs,/run/credentials")
+    });
+    directories.unwrap_or_default()
 }
 
 fn users(reader: &mut Reader<'_>, service: Service) -> BTreeSet<u32> {
@@ -172,8 +178,9 @@ pub(super) fn workload_api(reader: &mut Reader<'_>, from_request: bool, sds: &Sd
     {
         reader.mistake(place, "that is the SDS socket: they need a socket each, because of who may connect");
     }
-    let (file_directories, names) = Default::default();
-    Some(SdsConfig { service: Service::WorkloadApi, socket, allowed_uids, file_directories, names })
+    let (file_directories, token_directories, names) = Default::default();
+    let service = Service::WorkloadApi;
+    Some(SdsConfig { service, socket, allowed_uids, file_directories, token_directories, names })
 }
 
 /// Whether this is the directory of the file.

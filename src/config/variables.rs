@@ -142,8 +142,10 @@ variables! {
         "Users who may connect to the SDS socket besides our own. Its mode is then 0666, and they must be able to traverse the directories above it.";
     SDS_SHIM_FILE_DIRECTORIES: "directories, comma separated" else "none",
         "Directories below which users of SDS_SHIM_ALLOW_UIDS may name files (file-cert:, file-root:); our own user may name any file. Symbolic links that lead out of them are not followed.";
+    SDS_SHIM_TOKEN_DIRECTORIES: "directories, comma separated" else "none",
+        "Directories below which tokens may be named (file-token:), which Envoy then gets as a generic secret, whoever of those who may connect to the SDS socket asks. Symbolic links that lead out of them are not followed.";
     SDS_SHIM_NAMES: "NAME=CHAIN~KEY or NAME=FILE, comma separated" else "none",
-        "Names of your own for files, so that no path stands in Envoy's configuration: a certificate with its key, or trust anchors, which Istio's Envoys request as NAME-cacert. Every user who may connect to the SDS socket may have them.";
+        "Names of your own for files, so that no path stands in Envoy's configuration: a certificate with its key, or trust anchors, which Istio's Envoys request as NAME-cacert, or file-token:FILE. Every user who may connect to the SDS socket may have them.";
     SDS_SHIM_WORKLOAD_API: "unix:PATH or off" = "off",
         "Socket, by its absolute path, on which to serve the SPIFFE Workload API to applications: the same certificate with its private key, and the same trust anchors.";
     SDS_SHIM_WORKLOAD_API_UIDS: "user ids, comma separated" else "none",

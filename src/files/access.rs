@@ -20,6 +20,8 @@ const SYSTEM_ROOTS: &str = "file-root:system";
 #[derive(Clone)]
 pub struct FileAccess {
     directories: Vec<PathBuf>,
+    /// Where tokens lie that may be named, by whomever.
+    tokens: Vec<PathBuf>,
     names: Arc<BTreeMap<String, String>>,
 }
 
@@ -33,17 +35,26 @@ pub(super) struct Opened {
 impl FileAccess {
     /// With the directories, which are absolute, and names of this configuration.
     pub fn new(config: &SdsConfig) -> Self {
-        Self { directories: config.file_directories.clone(), names: Arc::new(config.names.clone()) }
+        Self {
+            directories: config.file_directories.clone(),
+            tokens: config.token_directories.clone(),
+            names: Arc::new(config.names.clone()),
+        }
     }
 
     /// The files that a name stands for, if it is one of files.
     pub fn resource(&self, name: &str) -> Option<FileResource> {
-        FileResource::parse(self.names.get(name).map_or(name, String::as_str))
+        let files = FileResource::parse(self.names.get(name).map_or(name, String::as_str))?;
+        // Envoy sends it to others: which those may be was for whoever has made it to say.
+        match &files {
+            FileResource::Token(path) => below(&self.tokens, path).map(|_| files),
+            _ => Some(files),
+        }
     }
 
     /// Whether a name may be asked for by users beside our own.
     pub fn is_open(&self, name: &str) -> bool {
-        let below = |files: FileResource| files.paths().into_iter().all(|path| self.directory(path).is_some());
+        let below = |files: FileResource| files.paths().into_iter().all(|path| self.directory(&files, path).is_some());
         name == SYSTEM_ROOTS || self.names.contains_key(name) || self.resource(name).is_some_and(below)
     }
 
@@ -54,9 +65,9 @@ impl FileAccess {
     pub(super) fn open(&self, files: &FileResource) -> Result<Opened, String> {
         let mut opened = Opened { files: files.clone(), held: Vec::new() };
         for path in files.paths() {
-            let Some(directory) = self.directory(path) else { continue };
+            let Some((directory, variable)) = self.directory(files, path) else { continue };
             if !opened.held.iter().any(|(name, ..)| name == path) {
-                let (place, file) = open_below(directory, path)?;
+                let (place, file) = open_below(directory, path, variable)?;
                 opened.held.push((path.to_owned(), place, file));
             }
         }
@@ -69,15 +80,18 @@ impl FileAccess {
                 FileResource::Certificate { chain: place(chain), key: place(key) }
             }
             FileResource::Roots(path) => FileResource::Roots(place(path)),
+            FileResource::Token(path) => FileResource::Token(place(path)),
         };
         Ok(opened)
     }
 
-    /// The directory that a path lies below, by its text alone.
-    fn directory(&self, path: &Path) -> Option<&Path> {
-        let path = std::path::absolute(path).ok()?;
-        let climbs = path.components().any(|part| part == Component::ParentDir);
-        self.directories.iter().map(PathBuf::as_path).find(|directory| path.starts_with(directory) && !climbs)
+    /// The directory that a path lies below, by its text alone, and the variable that names it.
+    fn directory(&self, files: &FileResource, path: &Path) -> Option<(&Path, &'static str)> {
+        let (directories, variable) = match files {
+            FileResource::Token(_) => (&self.tokens, "SDS_SHIM_TOKEN_DIRECTORIES"),
+            _ => (&self.directories, "SDS_SHIM_FILE_DIRECTORIES"),
+        };
+        Some((below(directories, path)?, variable))
     }
 }
 
@@ -91,18 +105,22 @@ impl Opened {
     }
 }
 
+fn below<'a>(directories: &'a [PathBuf], path: &Path) -> Option<&'a Path> {
+    let path = std::path::absolute(path).ok()?;
+    let climbs = path.components().any(|part| part == Component::ParentDir);
+    directories.iter().map(PathBuf::as_path).find(|directory| path.starts_with(directory) && !climbs)
+}
+
 /// Only where the kernel has found the file counts: names can change at any time. Nothing happens to what is opened so,
 /// be it a device or a pipe, before it is opened anew by the name that is answered.
-fn open_below(directory: &Path, path: &Path) -> Result<(PathBuf, File), String> {
+fn open_below(directory: &Path, path: &Path, variable: &str) -> Result<(PathBuf, File), String> {
     let told = |error| bounded::describe(path, &error);
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(path).map_err(told)?;
     let place = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     let (found, below) = (fs::read_link(&place).map_err(told)?, fs::canonicalize(directory).map_err(told)?);
     if !found.starts_with(&below) {
         let (path, directory) = (path.display(), directory.display());
-        return Err(format!(
-            "{path}: a symbolic link leads out of {directory}, which SDS_SHIM_FILE_DIRECTORIES does not allow"
-        ));
+        return Err(format!("{path}: a symbolic link leads out of {directory}, which {variable} does not allow"));
     }
     Ok((place, file))
 }
@@ -115,6 +133,7 @@ mod tests {
     fn only_what_lies_below_the_directories_is_open() {
         let access = |directories: Vec<PathBuf>| FileAccess {
             directories,
+            tokens: vec!["/run/tokens".into()],
             names: Arc::new([("shop".to_owned(), "file-root:/shop.pem".to_owned())].into()),
         };
         let none = access(Vec::new());
@@ -131,6 +150,10 @@ mod tests {
             ("file-root:etc/certs/r.pem", false),
             ("file-root:", false),
             ("file-other:/etc/certs/r.pem", false),
+            ("file-token:/run/tokens/a/b", true),
+            ("file-token:/etc/certs/token", false),
+            ("file-token:/run/tokens/../token", false),
+            ("file-root:/run/tokens/a", false),
             ("shop", true),
             ("shop-cacert", false),
             ("file-root:/shop.pem", false),
@@ -138,6 +161,10 @@ mod tests {
             assert_eq!(access.is_open(name), expected, "{name}");
         }
         assert!(!none.is_open("file-root:/etc/certs/r.pem") && none.is_open("shop"));
+        assert!(
+            none.resource("file-token:/etc/certs/token").is_none()
+                && none.resource("file-token:/run/tokens/t").is_some()
+        );
         assert_eq!(none.resource("shop"), FileResource::parse("file-root:/shop.pem"));
     }
 }

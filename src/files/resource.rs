@@ -17,6 +17,8 @@ pub enum FileResource {
     },
     /// `file-root:PATH` and `file-root:system`.
     Roots(PathBuf),
+    /// `file-token:PATH`.
+    Token(PathBuf),
 }
 
 impl FileResource {
@@ -26,6 +28,9 @@ impl FileResource {
         if let Some(files) = name.strip_prefix("file-cert:") {
             let (chain, key) = files.split_once(SEPARATOR)?;
             return (!key.contains(SEPARATOR)).then_some(Self::Certificate { chain: path(chain)?, key: path(key)? });
+        }
+        if let Some(file) = name.strip_prefix("file-token:") {
+            return path(file).map(Self::Token);
         }
         match name.strip_prefix("file-root:")? {
             "system" => Some(Self::Roots(system_roots())),
@@ -37,7 +42,7 @@ impl FileResource {
     pub fn paths(&self) -> Vec<&Path> {
         match self {
             Self::Certificate { chain, key } => vec![chain, key],
-            Self::Roots(file) => vec![file],
+            Self::Roots(file) | Self::Token(file) => vec![file],
         }
     }
 }
@@ -60,6 +65,8 @@ mod tests {
             ("file-cert:c~", None),
             ("file-root:a~b", None),
             ("file-root:", None),
+            ("file-token:/var/run/token", Some(FileResource::Token("/var/run/token".into()))),
+            ("file-token:", None),
             ("file-other:a", None),
             ("default", None),
             ("sds://default", None),

@@ -14,7 +14,7 @@ use super::{Changes, FileAccess, resource::FileResource};
 use crate::{
     bounded, budget, clock,
     config::FilesConfig,
-    identity::{Credential, KeyText, TrustBundle, TrustDomain},
+    identity::{BearerToken, Credential, KeyText, TokenError, TrustBundle, TrustDomain},
     memory,
     store::{Content, Demand, SecretStore},
 };
@@ -141,7 +141,22 @@ fn read(files: &FileResource) -> Result<(Content, i64, Option<String>), String> 
             let trouble = (!bad.is_empty()).then(|| format!("{}: {bad}", path.display()));
             Ok((Content::anchors(bundle), i64::MAX, trouble))
         }
+        FileResource::Token(path) => {
+            let (token, end) = token(path).map_err(|error| match error {
+                TokenError::Unreadable { .. } => error.to_string(),
+                _ => format!("{}: {error}", path.display()),
+            })?;
+            Ok((Content::Token(token), end, None))
+        }
     }
+}
+
+/// A token that somebody else could still accept, and its end.
+fn token(path: &Path) -> Result<(BearerToken, i64), TokenError> {
+    let token = BearerToken::read(path)?;
+    token.check(None, clock::now())?;
+    let end = token.expires().ok_or(TokenError::Endless)?;
+    Ok((token, end))
 }
 
 /// A key and its certificate chain, both of one generation.

@@ -4,6 +4,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use openssl::sha::sha256;
 use serde_json::Value;
 
+use super::CertificateFacts;
 use crate::{
     bounded::{self, foreign_text},
     clock,
@@ -50,6 +51,9 @@ pub enum TokenError {
         /// What was looked for.
         wanted: String,
     },
+    /// It has no `exp` claim.
+    #[error("the token never expires (no exp): it is not served")]
+    Endless,
     /// The `sub` claim is not that of a service account.
     #[error("the token's subject is not a service account")]
     Subject,
@@ -153,6 +157,25 @@ impl BearerToken {
         let (issuer, subject) = (named(&self.claims.issuer), named(&self.claims.subject));
         let audiences: Vec<_> = self.claims.audiences.iter().take(4).map(|one| foreign_text(one, CLAIM)).collect();
         format!("the token is for the audience {audiences:?}, of {subject}, from {issuer}, and {end}")
+    }
+
+    /// What everybody may know of it, in place of a certificate's: its audiences as the subject, its issuer, its life.
+    pub fn facts(&self) -> CertificateFacts {
+        let named = |claim: &str| foreign_text(claim, CLAIM);
+        CertificateFacts {
+            serial: String::new(),
+            subject: named(&self.claims.audiences.join(", ")),
+            issuer: named(self.claims.issuer.as_deref().unwrap_or_default()),
+            not_before: self.claims.begins.unwrap_or_default(),
+            not_after: self.claims.expires.unwrap_or(i64::MAX),
+            fingerprint: self.digest().0,
+            is_crl: false,
+        }
+    }
+
+    /// All of it, for those that it is for.
+    pub fn text(&self) -> &str {
+        &self.jwt
     }
 
     /// The service account that the `sub` claim names.

@@ -1,7 +1,7 @@
 //! Which secret a refusal is about. Envoy makes what it needs of all its secrets once the last of them has come, and
 //! whatever is wrong with one of them it says of that last one; of each later one, too, for as long as it is so.
 
-use crate::store::{CERTIFICATE, ROOTS, Snapshot};
+use crate::store::{CERTIFICATE, Kind, ROOTS, Snapshot};
 
 /// How the names begin of anchors that stand for a file.
 const FILE_ROOT: &str = "file-root:";
@@ -27,7 +27,7 @@ pub(super) fn about(
         _ => return sent.to_vec(),
     };
     let is_meant = |name: &String| match snapshot.get(name) {
-        Some(secret) => secret.is_anchors() == anchors,
+        Some(secret) => secret.kind() == if anchors { Kind::Anchors } else { Kind::Certificate },
         None => (name == ROOTS || name.starts_with(FILE_ROOT)) == anchors,
     };
     let own: Vec<_> = sent.iter().filter(|name| is_meant(name)).cloned().collect();

@@ -17,6 +17,8 @@ const SPIFFE_VALIDATOR_URL: &str =
 const SECRET_NAME: u32 = 1;
 const SECRET_TLS_CERTIFICATE: u32 = 2;
 const SECRET_VALIDATION_CONTEXT: u32 = 4;
+const SECRET_GENERIC: u32 = 5;
+const GENERIC_SECRET: u32 = 1;
 const CRL: u32 = 7;
 const CUSTOM_VALIDATOR: u32 = 12;
 /// Field 14, a boolean that is true.
@@ -54,6 +56,7 @@ pub fn encode(name: &str, content: Content) -> Encoded {
     match content {
         Content::TlsCertificate { chain, key } => certificate(name, &chain.pem, &key),
         Content::ValidationContext(validation) => anchors(name, validation),
+        Content::Token(token) => generic(name, token.text()),
     }
 }
 
@@ -82,6 +85,12 @@ fn certificate(name: &str, chain: &[u8], key: &[u8]) -> Encoded {
     });
     let place = secret.len() - key.len()..secret.len();
     Encoded::with_key(first.to_vec().into(), secret.into(), 0..chain.len(), place).opened(opening.into(), mark)
+}
+
+/// `name`, then `generic_secret` with the text.
+fn generic(name: &str, text: &str) -> Encoded {
+    let (opening, mark) = opening(name, [SECRET_GENERIC, GENERIC_SECRET], text.len(), 0);
+    Encoded::public(vec![Piece::Bytes(text.as_bytes().to_vec().into())]).opened(opening.into(), mark)
 }
 
 /// A secret up to the bytes of its certificates, with the place of its mark. It has `name`, and in one field after the

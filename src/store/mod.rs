@@ -38,6 +38,8 @@ pub enum Content {
     },
     /// What peers are verified against.
     ValidationContext(Validation),
+    /// A token that Envoy sends to others.
+    Token(BearerToken),
 }
 
 /// What peers are verified against; all of it is public.
@@ -80,14 +82,16 @@ impl Content {
                 all.extend(validation.lists.iter().map(|list| Arc::new(list.facts())));
                 all
             }
+            Self::Token(token) => vec![Arc::new(token.facts())],
         }
     }
 
-    /// A digest of the public part: it changes exactly when the content does, also over a restart.
+    /// A digest of the public part, or of a token, which is signed and so cannot be guessed from it: it changes exactly when the content does, also over a restart.
     fn version(&self) -> String {
         let mut digest = Sha256::new();
         match self {
             Self::TlsCertificate { chain, .. } => digest.update(&chain.pem),
+            Self::Token(token) => digest.update(token.text().as_bytes()),
             Self::ValidationContext(Validation { anchors, lists, whole_chain, domains }) => {
                 anchors.anchors().iter().for_each(|anchor| digest.update(anchor.digest()));
                 // What separates one part from the next is no digest of an anchor, and no text.
@@ -124,12 +128,23 @@ pub struct Svid {
 /// Makes that of a chain and its key, both in PEM, or tells why there is none.
 pub type SvidEncoder = fn(&[u8], &[u8]) -> Result<Svid, String>;
 
+/// What a secret is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A key with its chain.
+    Certificate,
+    /// Trust anchors.
+    Anchors,
+    /// A token.
+    Token,
+}
+
 /// A resource as Envoy gets it. It never changes; a new content is a new secret.
 pub struct Secret {
     version: String,
     resource: Encoded,
     not_after: i64,
-    is_anchors: bool,
+    kind: Kind,
     facts: Vec<Arc<CertificateFacts>>,
     /// Of the trust anchors of the mesh: for those who verify peers themselves.
     validation: Option<Arc<Validation>>,
@@ -153,12 +168,17 @@ impl Secret {
         self.not_after
     }
 
-    /// Whether it holds trust anchors; else it is a key with its chain.
-    pub fn is_anchors(&self) -> bool {
-        self.is_anchors
+    /// What it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
-    /// What everybody may know of its certificates, in their order.
+    /// Whether it holds trust anchors.
+    pub fn is_anchors(&self) -> bool {
+        self.kind == Kind::Anchors
+    }
+
+    /// What everybody may know of its certificates, in their order, or of its token.
     pub fn facts(&self) -> &[Arc<CertificateFacts>] {
         &self.facts
     }
@@ -173,7 +193,7 @@ impl Secret {
         self.svid.as_deref()
     }
 
-    /// The encoded resource. It may hold a private key: for Envoy's socket and nothing else.
+    /// The encoded resource. It may hold a private key or a token: for Envoy's socket and nothing else.
     pub fn resource(&self) -> &Encoded {
         &self.resource
     }
@@ -234,11 +254,12 @@ impl SecretStore {
                 let version = content.version();
                 if next.get(name).is_none_or(|held| held.version() != version) {
                     let facts = content.facts();
-                    let (is_anchors, validation) = match &content {
+                    let (kind, validation) = match &content {
                         Content::ValidationContext(validation) => {
-                            (true, (name == ROOTS).then(|| Arc::new(validation.clone())))
+                            (Kind::Anchors, (name == ROOTS).then(|| Arc::new(validation.clone())))
                         }
-                        Content::TlsCertificate { .. } => (false, None),
+                        Content::TlsCertificate { .. } => (Kind::Certificate, None),
+                        Content::Token(_) => (Kind::Token, None),
                     };
                     let svid = match (&content, self.encode_svid) {
                         (Content::TlsCertificate { chain, key }, Some(encode)) if name == CERTIFICATE => {
@@ -247,7 +268,7 @@ impl SecretStore {
                         _ => None,
                     };
                     let resource = (self.encode)(name, content);
-                    let secret = Secret { version, resource, not_after, is_anchors, facts, validation, svid };
+                    let secret = Secret { version, resource, not_after, kind, facts, validation, svid };
                     next.insert(name.to_owned(), Arc::new(secret));
                     modified = true;
                 }
@@ -268,7 +289,7 @@ impl SecretStore {
                 version: held.version.clone(),
                 resource: held.resource.clone(),
                 not_after,
-                is_anchors: held.is_anchors,
+                kind: held.kind,
                 facts: held.facts.clone(),
                 validation: held.validation.clone(),
                 svid: held.svid.clone(),

@@ -104,6 +104,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("SDS_SHIM_ALLOW_UIDS", "1337,65534"),
     ("SDS_SHIM_FILE_DIRECTORIES", "private/value"),
     ("SDS_SHIM_FILE_DIRECTORIES", "/a,"),
+    ("SDS_SHIM_TOKEN_DIRECTORIES", "private/value"),
     ("SDS_SHIM_NAMES", "private-value"),
     ("SDS_SHIM_NAMES", "default=private-value"),
     ("SDS_SHIM_LOG", "private-value"),

@@ -91,7 +91,9 @@ async fn whoever_calls_is_told_what_there_is_and_the_log_is_not() -> testkit::Re
     pod.ask(&["default"]).await?;
     let refused = refusal(&pod, sds::request(&["nobody"])).await?;
     assert!(
-        refused.message().ends_with(" default, ROOTCA, file-cert:CHAIN~KEY, file-root:FILE, file-root:system and those of SDS_SHIM_NAMES"),
+        refused.message().ends_with(
+            ", file-root:system, file-token:FILE below SDS_SHIM_TOKEN_DIRECTORIES, and those of SDS_SHIM_NAMES"
+        ),
         "{refused:?}"
     );
     let refused = refusal(&pod, sds::request(&[])).await?;

@@ -202,7 +202,7 @@ async fn a_name_that_stands_for_no_files_is_named_and_gets_nothing() -> testkit:
     let pod = Pod::new().await?;
     let mut stream = pod.client.stream();
     stream.send(sds::request(&["file-cert:/only/one", "sds://default"]));
-    pod.shim.wait_for_log("expected file-cert:CHAIN~KEY or file-root:FILE").await?;
+    pod.shim.wait_for_log("expected file-cert:CHAIN~KEY, file-root:FILE").await?;
     stream.expect_silence(QUIET).await?;
     Ok(())
 }

@@ -12,3 +12,4 @@ mod socket;
 mod socket_directory;
 mod socket_users;
 mod stream;
+mod tokens;
