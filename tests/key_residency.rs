@@ -65,6 +65,27 @@ async fn root_finds_no_byte_of_a_provisioned_key_nor_of_those_that_are_written_t
     hidden(PROVISIONED, 30).await
 }
 
+/// Keys that were handed on over crashes, those of them that were renewed then, and what they were handed on in.
+#[tokio::test]
+async fn root_finds_no_byte_of_a_key_that_was_handed_on() -> testkit::Result {
+    for kind in [P256, P384, RSA_2048] {
+        let mut subject = kind.start(Confinement::CLOSED).await?;
+        subject.rotate(2).await?;
+        for _ in 0..2 {
+            subject.crash().await?;
+            let Search { found, readable, refused } = subject.search()?;
+            assert_eq!((found.len(), refused), (0, kind.secret << 10), "windows found, by key: {found:?}");
+            assert!(readable > 4 << 20, "the rest was not read");
+            subject.rotate(1).await?;
+            assert!(subject.search()?.found.is_empty());
+        }
+        let status = subject.shim.admin("/status").await?.text();
+        let status: serde_json::Value = serde_json::from_str(&status).or_fail("read it")?;
+        assert_eq!(status["memory"]["keys_outside_of_secret_memory_bytes"], 0, "{status}");
+    }
+    Ok(())
+}
+
 /// The same search where keys are in memory that can be read: it must find the live key, or it could find nothing at
 /// all; and no key that was retired. Returns how often it finds which key, and which is the live one.
 async fn live_alone(kind: Kind, rotations: usize) -> Result<(HashMap<usize, usize>, usize), Failure> {

@@ -17,6 +17,10 @@ const PROBE: Duration = Duration::from_secs(4);
 const PROBED_FOR: Duration = Duration::from_secs(32 * 60);
 const PROBE_SHARE: u32 = 2;
 
+/// Bits for the milliseconds that were waited, and more failures than the longest bound takes.
+const WAITED: u32 = 48;
+const MOST_FAILURES: u64 = 16;
+
 /// Exponential back-off with jitter, so that those who failed together do not come back together.
 #[derive(Debug, Default)]
 pub struct Backoff {
@@ -72,6 +76,17 @@ impl Backoff {
         *self = Self::default();
     }
 
+    /// Itself as a number, for a successor of the process.
+    pub fn as_word(&self) -> u64 {
+        u64::from(self.failures) << WAITED | (self.waited.as_millis() as u64).min((1 << WAITED) - 1)
+    }
+
+    /// What [`Backoff::as_word`] had.
+    pub fn from_word(word: u64) -> Self {
+        let waited = Duration::from_millis(word & ((1 << WAITED) - 1));
+        Self { failures: (word >> WAITED).min(MOST_FAILURES) as u32, waited }
+    }
+
     fn draw(&mut self, cap: Duration, most: Duration, random: f64) -> Duration {
         let cap = cap.min(LONGEST);
         let (grown, bound) = (self.bound(), self.bound().min(cap).min(most));
@@ -105,6 +120,7 @@ mod tests {
         Failure { strained: bool, random: f64, most: Duration },
         Overload(Duration),
         Success,
+        Crash,
     }
 
     fn event() -> impl Strategy<Value = Event> {
@@ -113,7 +129,8 @@ mod tests {
         prop_oneof![
             8 => failure.prop_map(|(strained, random, most)| Event::Failure { strained, random, most }),
             1 => seconds(600).prop_map(Event::Overload),
-            1 => Just(Event::Success)
+            1 => Just(Event::Success),
+            1 => Just(Event::Crash)
         ]
     }
 
@@ -143,6 +160,10 @@ mod tests {
                     Event::Success => {
                         backoff.reset();
                         (grown, waited) = (FIRST, Duration::ZERO);
+                    }
+                    Event::Crash => {
+                        backoff = Backoff::from_word(backoff.as_word());
+                        waited = Duration::from_millis(waited.as_millis() as u64);
                     }
                 }
             }

@@ -18,7 +18,7 @@ use crate::{
     clock::{self, WallTimer},
     config::RootsConfig,
     files::MountedCertificate,
-    identity::{Issued, PeerTrust, RevocationList, TrustBundle, TrustDomain, same_domains},
+    identity::{Issued, PeerTrust, RevocationList, TrustAnchor, TrustBundle, TrustDomain, same_domains},
     status::{RevocationFacts, Workload},
     store::{CERTIFICATE, Content, ROOTS, SecretStore, Validation},
 };
@@ -113,6 +113,16 @@ impl Publisher {
         }
         contents.push(certificate);
         self.store.publish(contents);
+    }
+
+    /// Anchors that no source has any more, each with its last moment (Unix seconds).
+    pub(super) fn leaving(&self) -> Vec<(Arc<TrustAnchor>, i64)> {
+        self.lock().roots.leaving()
+    }
+
+    /// The same as it was before a crash; they are published with the certificate.
+    pub(super) fn still_leaving(&self, leaving: Vec<(Arc<TrustAnchor>, i64)>) {
+        self.lock().roots.still_leaving(leaving);
     }
 
     /// The anchors that peers are verified with.

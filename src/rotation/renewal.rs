@@ -1,5 +1,6 @@
 //! The one loop that keeps a certificate fresh.
 
+mod resuming;
 mod telling;
 mod waiting;
 
@@ -171,7 +172,10 @@ impl<T: TokenSource> Renewal<T> {
     }
 
     async fn renew_for_ever(&mut self) -> RenewalEnded {
-        self.be_patient().await;
+        match self.resume().await {
+            Some(wait) => self.sleep_until_renewal(wait).await,
+            None => self.be_patient().await,
+        }
         loop {
             let svid = match self.renew().await {
                 Ok(svid) => svid,
@@ -191,6 +195,8 @@ impl<T: TokenSource> Renewal<T> {
             self.shown.renewed(now, self.due);
             self.warn_of_short_life(Duration::from_secs((not_after - now).max(0) as u64));
             (self.held, self.received) = (Some(svid), now);
+            self.hand_on_patience(Duration::ZERO);
+            self.hand_on();
             match self.refused.take() {
                 None => self.sleep_until_renewal(wait).await,
                 Some(failure) => {
@@ -230,6 +236,7 @@ impl<T: TokenSource> Renewal<T> {
             self.identity = wanted.clone();
         }
         self.shown.identify(self.identity.as_str(), wanted.as_str());
+        self.hand_on_for_an_attempt();
         requests.retain(|(id, _)| [&self.identity, &self.configured, &wanted].contains(&id));
         let failure = match self.attempt_as(&wanted, requests).await {
             Ok(svid) => {

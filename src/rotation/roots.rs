@@ -74,6 +74,21 @@ impl Roots {
         std::mem::take(&mut self.ended)
     }
 
+    /// What is served although no source has it any more, each with its last moment (Unix seconds).
+    pub(super) fn leaving(&self) -> Vec<(Arc<TrustAnchor>, i64)> {
+        let mut leaving = Vec::new();
+        leaving.extend(self.served.values().filter_map(|served| Some((Arc::clone(&served.anchor), served.until?))));
+        leaving
+    }
+
+    /// The same as it was before a crash. For the moment before the answer of the CA that was served with it.
+    pub(super) fn still_leaving(&mut self, leaving: Vec<(Arc<TrustAnchor>, i64)>) {
+        for (anchor, until) in leaving {
+            let served = Served { anchor, leaf_end: i64::MIN, until: Some(until) };
+            self.served.entry(*served.anchor.digest()).or_insert(served);
+        }
+    }
+
     /// What is to be served: what the CA answered first, and last what its sources have dropped.
     pub(super) fn bundle(&self) -> TrustBundle {
         let sources = self.answered.anchors().iter().chain(self.files.anchors());

@@ -161,6 +161,16 @@ impl Workload {
         self.status.changed(|renewals| renewals.issued += 1);
     }
 
+    /// What was issued at `received`, before a crash, is served and is renewed at `next`.
+    pub fn resumed(&self, received: i64, next: i64) {
+        let mut facts = self.lock();
+        facts.last_success = Some(received);
+        facts.next_attempt = Some(next);
+        drop(facts);
+        self.status.by_ca.store(true, Ordering::Relaxed);
+        self.status.changed(|_| {});
+    }
+
     /// What is held is renewed at `next`, which is another time than before.
     pub fn renews(&self, next: i64) {
         self.lock().next_attempt = Some(next);

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use sds_shim_proto::spiffe::X509svidResponse;
 use testkit::{
     Failure, OrFail, PATIENCE,
-    confined::{Confinement, UID, own},
+    confined::{self, Confinement, UID, own},
     development_ca::{Issued, Leaf, Pki, ProjectedVolume},
     fixture::{Logged, QUIET, Site},
     http, port,
@@ -153,6 +153,17 @@ impl Subject {
             self.finish().await?;
         }
         // The last acknowledgement is taken.
+        self.stream.expect_silence(QUIET).await
+    }
+
+    /// Crashes it, and takes from its successor the key that was served before.
+    pub(crate) async fn crash(&mut self) -> Result<(), Failure> {
+        let mark = self.shim.log().mark();
+        confined::crash(self.shim.pid())?;
+        self.shim.wait_for_log_after(mark, "still serving the certificate from before the crash").await?;
+        self.stream = self.shim.connect().await?.stream();
+        self.stream.send(sds::request(&[self.kind.name()]));
+        self.take(self.live).await?;
         self.stream.expect_silence(QUIET).await
     }
 

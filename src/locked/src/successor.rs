@@ -4,6 +4,7 @@
 mod crash;
 mod handler;
 mod record;
+mod vault;
 
 use std::{
     ffi::{CString, c_char},
@@ -26,7 +27,9 @@ use nix::{
 
 pub use crash::{Crash, Reached};
 use handler::{ARGUMENTS, ENVIRONMENT, PLACE};
-use record::{NONE, Record, Shared};
+use record::{NONE, Record, Shared, checksum_of};
+use vault::Vault;
+pub use vault::{hand_on_key, hand_on_no_key, inherited_key, room_beside};
 
 /// The variable in which a successor finds the record.
 pub(crate) const NAME: &str = "SDS_SHIM_SUCCESSOR";
@@ -37,12 +40,16 @@ const PATIENCE: u64 = 10 * 60 * 1000;
 /// What the handler hands on; empty when a crash is to end the process.
 static SHARED: Shared = Shared::new();
 /// The same for those who change it.
-static OURS: Mutex<Ours> = Mutex::new(Ours { record: None, predecessor: None, taken: None, paused: false });
+static OURS: Mutex<Ours> =
+    Mutex::new(Ours { record: None, predecessor: None, taken: None, vault: None, start: 0, paused: false });
 
 struct Ours {
     record: Option<Record>,
     predecessor: Option<Record>,
     taken: Option<Taken>,
+    vault: Option<Vault>,
+    /// The checksum of arguments and environment.
+    start: u64,
     /// Whether a crash ends the process for now.
     paused: bool,
 }
@@ -145,6 +152,7 @@ pub fn stand_by() -> io::Result<()> {
         listener: NONE,
         second: NONE,
         ended: NONE,
+        start: ours.start,
         umask: u64::from(taken.umask.bits()),
         core: taken.core.0,
         core_most: taken.core.1,
@@ -186,16 +194,18 @@ pub(crate) fn hand_on_command(pid: Pid) {
     change(|record| record.command = pid.as_raw() as u64);
 }
 
-/// For how long from now on the CA is not to be called, also by a successor.
-pub fn hand_on_patience(wait: Duration) {
-    change(|record| record.next_attempt = handler::milliseconds().saturating_add(wait.as_millis() as u64));
+/// For how long from now on the CA is not to be called, also by a successor, and how often it has failed, in the caller's
+/// words.
+pub fn hand_on_patience(wait: Duration, failures: u64) {
+    let next_attempt = handler::milliseconds().saturating_add(wait.as_millis() as u64);
+    change(|record| (record.next_attempt, record.failures) = (next_attempt, failures));
 }
 
-/// For how long the crashed process would not have called the CA.
+/// For how long the crashed process would not have called the CA, and how often that had failed.
 #[must_use]
-pub fn inherited_patience() -> Duration {
-    let until = ours().predecessor.map_or(0, |record| record.next_attempt);
-    Duration::from_millis(until.saturating_sub(handler::milliseconds()))
+pub fn inherited_patience() -> (Duration, u64) {
+    let (until, failures) = ours().predecessor.map_or((0, 0), |record| (record.next_attempt, record.failures));
+    (Duration::from_millis(until.saturating_sub(handler::milliseconds())), failures)
 }
 
 /// The descriptor that a successor is executed by, where a crash has one. It stays open.
@@ -243,10 +253,15 @@ pub(crate) fn keep(taken: Taken) {
 /// What the crashed process has handed on, if there was one. For the start of the process, before any other thread: from
 /// here on a crash counts.
 pub(crate) fn inherit() -> Option<Taken> {
-    let inherited = copy_environment();
-    let record = inherited.filter(|record| record.pid == handler::process() as u64)?;
+    let (inherited, start) = copy_environment();
+    ours().start = start;
+    let mut record = inherited.filter(|record| record.pid == handler::process() as u64)?;
+    let unchanged = record.start == start;
+    let vault = Vault::take(&mut record, unchanged);
+    record.start = start;
     restore_name(&record);
     let mut ours = ours();
+    ours.vault = vault;
     ours.predecessor = Some(record);
     // Until the socket is served again, what was handed on to us is what we hand on.
     ours.record = Some(record);
@@ -267,13 +282,16 @@ unsafe extern "C" {
 }
 
 /// Copies the arguments and the environment as they were handed to the process, for its successor, and takes the record
-/// out. Both stay for ever.
+/// out. Both stay for ever. Answers with the record, and with the checksum of all else.
 #[expect(clippy::disallowed_methods, reason = "handed on as they are")]
-fn copy_environment() -> Option<Record> {
+fn copy_environment() -> (Option<Record>, u64) {
     let words = std::env::args_os().filter_map(|word| CString::new(word.into_vec()).ok());
     let mut arguments: Vec<*const c_char> = words.map(|word| word.into_raw().cast_const()).collect();
-    arguments.push(ptr::null());
     let (mut environment, mut record) = (Vec::new(), None);
+    let text = |entry: &*const c_char| {
+        // SAFETY: each is a C string that stays for as long as the process.
+        unsafe { std::ffi::CStr::from_ptr(*entry) }.to_bytes_with_nul()
+    };
     // SAFETY: this is the only thread, so nobody changes the environment meanwhile.
     let mut next = unsafe { environ };
     while !next.is_null() {
@@ -282,22 +300,22 @@ fn copy_environment() -> Option<Record> {
         if entry.is_null() {
             break;
         }
-        // SAFETY: each is a C string that stays for as long as the process.
-        let text = unsafe { std::ffi::CStr::from_ptr(entry) };
-        match text.to_bytes().strip_prefix(VARIABLE) {
-            Some(value) => record = std::str::from_utf8(value).ok().and_then(Record::read),
+        match text(&entry).strip_prefix(VARIABLE) {
+            Some(value) => record = std::str::from_utf8(&value[..value.len() - 1]).ok().and_then(Record::read),
             None => environment.push(entry),
         }
         // SAFETY: this was not the last.
         next = unsafe { next.add(1) };
     }
+    let start = checksum_of(arguments.iter().chain(&environment).flat_map(text));
+    arguments.push(ptr::null());
     let place = environment.len();
     environment.extend([ptr::null(); 2]);
     let environment = Box::leak(environment.into_boxed_slice());
     PLACE.store(&raw mut environment[place], Ordering::SeqCst);
     ENVIRONMENT.store(environment.as_mut_ptr(), Ordering::SeqCst);
     ARGUMENTS.store(Box::leak(arguments.into_boxed_slice()).as_mut_ptr(), Ordering::SeqCst);
-    record
+    (record, start)
 }
 
 /// The program itself, by a descriptor that stays: the file may be replaced meanwhile.

@@ -9,6 +9,7 @@ use std::{
     os::{
         fd::AsFd as _,
         unix::{
+            fs::PermissionsExt as _,
             net::UnixListener,
             process::{CommandExt as _, ExitStatusExt as _},
         },
@@ -18,11 +19,13 @@ use std::{
     thread,
 };
 
-use locked::{Crash, Inherited, Listener, LockedAllocator, Reached};
+use locked::{Crash, Inherited, Listener, LockedAllocator, Need, Reached, Structure};
 use nix::{
+    libc,
     sys::signal::{Signal, kill, raise},
-    unistd::{Pid, getpid},
+    unistd::{Pid, geteuid, getpid},
 };
+use openssl::nid::Nid;
 
 #[global_allocator]
 static ALLOCATOR: LockedAllocator = LockedAllocator;
@@ -35,6 +38,10 @@ const TESTS: &[(&str, fn())] = &[
     ("who_does_not_stand_by_ends", who_does_not_stand_by_ends),
     ("a_signal_that_was_sent_ends_the_process", a_signal_that_was_sent_ends_the_process),
     ("a_record_of_another_process_is_not_taken", a_record_of_another_process_is_not_taken),
+    ("a_key_is_handed_on_where_nobody_could_have_read_it", a_key_is_handed_on_where_nobody_could_have_read_it),
+    ("a_start_that_crashes_hands_the_key_on_once_more", a_start_that_crashes_hands_the_key_on_once_more),
+    ("what_was_overwritten_is_not_taken", what_was_overwritten_is_not_taken),
+    ("a_key_is_handed_on_until_another_takes_its_place", a_key_is_handed_on_until_another_takes_its_place),
 ];
 
 fn main() -> ExitCode {
@@ -65,6 +72,9 @@ fn live(what: &str, inherited: Inherited) -> ExitCode {
     if let Some(crash) = locked::last_crash()
         && what != "loop"
     {
+        if what.starts_with("key") {
+            find_key(what, crash.crashes);
+        }
         tell(&crash);
         return ExitCode::SUCCESS;
     }
@@ -78,6 +88,9 @@ fn live(what: &str, inherited: Inherited) -> ExitCode {
     }
     if what == "stood-down" {
         locked::stand_down();
+    }
+    if what.starts_with("key") {
+        hand_on_key(what);
     }
     crash(what);
     println!("alive after {what}");
@@ -98,6 +111,62 @@ fn hand_on(inherited: Inherited) {
     let arguments = ["-c", "sleep 0.2; umask; exit 5"].map(OsString::from);
     let command = inherited.spawn("sh".into(), arguments.into()).expect("start a command");
     println!("command {}", command.pid);
+}
+
+const TEXT: &str = "what belongs to it";
+
+/// Hands on a key, and overwrites what is said.
+fn hand_on_key(what: &str) {
+    locked::open_secret_memory(Need::Usual);
+    let key = locked::generate_ec_key(Nid::X9_62_PRIME256V1).expect("make a key");
+    println!("made {:?}", key.public_key_to_der().expect("its public half"));
+    let hand_on = |text: Vec<u8>| {
+        let pem = locked::write_private_key(&key, Structure::Pkcs8).expect("write it");
+        let places = [pem.as_ptr(), text.as_ptr()];
+        locked::hand_on_key(pem, Some(text));
+        places.map(<*const u8>::cast_mut)
+    };
+    if what == "key-twice" {
+        hand_on(b"what belonged to it".to_vec());
+    }
+    let length = if what == "key-large" { locked::room_beside(241) } else { TEXT.len() };
+    let [pem, text] = hand_on(TEXT.bytes().cycle().take(length).collect());
+    let flipped = match what {
+        // Its last character before the padding, which stands in the public half, or the first of the private one.
+        "key-flipped" => Some(pem.wrapping_add(80)),
+        "key-text-flipped" => Some(text),
+        // SAFETY: the name is a C string, and nobody changes the environment.
+        "key-start-flipped" => Some(unsafe { libc::getenv(c"FLIPPED".as_ptr()) }.cast()),
+        _ => None,
+    };
+    if let Some(place) = flipped {
+        // SAFETY: it is a byte that stays there for as long as the process, and nobody else uses.
+        unsafe { *place ^= 1 };
+    }
+}
+
+fn find_key(what: &str, crashes: u64) {
+    if what == "key-again" && crashes == 1 {
+        fault(8);
+    }
+    locked::open_secret_memory(Need::Usual);
+    let links = || std::fs::read_dir("/proc/self/fd").expect("our descriptors").flatten();
+    let secret = links()
+        .filter(|link| std::fs::read_link(link.path()).is_ok_and(|link| link.to_string_lossy().contains("secretmem")));
+    println!("descriptors {}", secret.count());
+    match locked::inherited_key() {
+        Some(Ok((key, text))) => println!("found {:?} {text}", key.public_key_to_der().expect("its public half")),
+        Some(Err(why)) => println!("lost: {why}"),
+        None => println!("nothing"),
+    }
+    println!("again {}", locked::inherited_key().is_some());
+    if what == "key-forgotten" {
+        locked::hand_on_no_key();
+    }
+    if ["key-forgotten", "key-found"].contains(&what) && crashes == 1 {
+        locked::stand_by().expect("the kernel has what it takes");
+        fault(8);
+    }
 }
 
 fn tell(crash: &Crash) {
@@ -137,6 +206,7 @@ fn crash(what: &str) {
         "stack" => println!("depth {}", descend(0)),
         "thread" => drop(thread::spawn(|| fault(8)).join()),
         "fault" | "loop" | "stood-down" | "handed-on" => fault(8),
+        _ if what.starts_with("key") => fault(8),
         "elsewhere" => fault(0x7000_0000_1000),
         "illegal" => illegal(),
         "trap" => trap(),
@@ -199,7 +269,28 @@ struct Lived {
 
 fn lives(what: &str, edit: impl FnOnce(&mut Command)) -> Lived {
     let mut command = Command::new(env::current_exe().expect("this program"));
-    command.args(["an argument", ""]).env("CRASH", what).env("RUST_BACKTRACE", "1").arg0("its-name");
+    command.arg0("its-name");
+    run(what, command, edit)
+}
+
+/// The same of a copy that its user cannot read, so that others of that user cannot attach to it.
+fn closed_lives(what: &str) -> Lived {
+    let copy = env::temp_dir().join(format!("successor-{}-{what}", std::process::id()));
+    std::fs::copy(env::current_exe().expect("this program"), &copy).expect("copy it");
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o111)).expect("close it");
+    let mut command = Command::new(&copy);
+    if geteuid().is_root() {
+        // Root reads what it likes, and setpriv still is root when it starts a program.
+        command = Command::new("setpriv");
+        command.args(["--reuid=1337", "--regid=1337", "--clear-groups", "--inh-caps=-all", "env"]).arg(&copy);
+    }
+    let lived = run(what, command, |command| _ = command.env("FLIPPED", "no"));
+    let _ = std::fs::remove_file(&copy);
+    lived
+}
+
+fn run(what: &str, mut command: Command, edit: impl FnOnce(&mut Command)) -> Lived {
+    command.args(["an argument", ""]).env("CRASH", what).env("RUST_BACKTRACE", "1");
     edit(&mut command);
     let output = command.output().expect("start it");
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -291,5 +382,46 @@ fn a_record_of_another_process_is_not_taken() {
         let lived = lives("forged", |command| _ = command.env("SDS_SHIM_SUCCESSOR", record));
         assert!(lived.output.status.success(), "{}", lived.text);
         lived.expect("life 1 of ");
+    }
+}
+
+fn a_key_is_handed_on_where_nobody_could_have_read_it() {
+    for (what, text) in [("key", TEXT.to_owned()), ("key-twice", TEXT.to_owned()), ("key-large", TEXT.repeat(2000))] {
+        let lived = closed_lives(what);
+        let made = lived.line("made ");
+        let found = lived.line("found ");
+        let (key, found) = found.split_at(made.len());
+        assert_eq!(key, made, "{what}: {}", lived.text);
+        assert!(text.starts_with(found.trim_start()), "{what}: {found}");
+        assert!(found.len() > TEXT.len() && (what != "key-large" || found.len() > 32 * 1024 - 300), "{what}: {found}");
+        lived.expect("descriptors 0");
+        lived.expect("again false");
+    }
+    let lived = lives("key", |_| ());
+    lived.expect("lost: another process of the same user could have read it");
+    lived.expect("descriptors 0");
+}
+
+fn a_start_that_crashes_hands_the_key_on_once_more() {
+    let lived = closed_lives("key-again");
+    lived.expect(&format!("found {} {TEXT}", lived.line("made ")));
+    lived.expect("crashes: 2");
+}
+
+fn what_was_overwritten_is_not_taken() {
+    for what in ["key-flipped", "key-text-flipped", "key-start-flipped"] {
+        let lived = closed_lives(what);
+        lived.expect("lost: it was overwritten");
+        lived.expect("descriptors 0");
+    }
+}
+
+/// Who crashes with what it has found, hands it on as well; but not what it has refused.
+fn a_key_is_handed_on_until_another_takes_its_place() {
+    for (what, found) in [("key-found", 2), ("key-forgotten", 1)] {
+        let lived = closed_lives(what);
+        assert_eq!(lived.text.matches("found ").count(), found, "{what}: {}", lived.text);
+        assert_eq!(lived.text.matches("nothing").count(), 2 - found, "{what}: {}", lived.text);
+        lived.expect("crashes: 2");
     }
 }

@@ -49,9 +49,10 @@ impl<T: TokenSource> Renewal<T> {
             false => self.failed(failure, wait, &format!("retrying in {:.1} s", wait.as_secs_f64())),
         }
         debug!(wait_ms = wait.as_millis() as u64, "waiting before the next attempt");
-        if matches!(class.setback(), Setback::Failed { strain, asked } if asked.is_some() || strain >= Strain::Late) {
-            locked::hand_on_patience(wait);
-        }
+        // Who has nothing to serve and meets no strained CA asks again after a crash, as after any start.
+        let spared = self.held.is_some()
+            || matches!(class.setback(), Setback::Failed { strain, asked } if asked.is_some() || strain >= Strain::Late);
+        self.hand_on_patience(if spared { wait } else { Duration::ZERO });
         let (since, clock_was_set) = (Instant::now(), Notify::new());
         let cure = self.cure(&class);
         let mut cured = None;
@@ -79,9 +80,9 @@ impl<T: TokenSource> Renewal<T> {
 
     /// A CA that has asked a crashed process for patience, or could not answer it, is not called sooner by its successor.
     pub(super) async fn be_patient(&self) {
-        let wait = locked::inherited_patience();
+        let (wait, _) = locked::inherited_patience();
         if !T::FIXED && !wait.is_zero() {
-            info!("not calling the CA for {:.1} s: it was asked too much before the crash", wait.as_secs_f64());
+            info!("not calling the CA for {:.1} s: it had failed before the crash", wait.as_secs_f64());
             tokio::select! {
                 biased;
                 () = self.force.notified() => info!("renewal requested by signal"),
@@ -192,6 +193,7 @@ impl<T: TokenSource> Renewal<T> {
                     if let Some(wait) = self.look_at_paths() {
                         deadline = clock::wall_clock() + wait;
                     }
+                    self.hand_on();
                 }
                 () = self.until(deadline) => return,
             }

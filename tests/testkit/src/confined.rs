@@ -2,9 +2,9 @@
 
 use std::{
     fs,
-    os::unix::fs::lchown,
+    os::unix::fs::{PermissionsExt as _, lchown},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
@@ -35,6 +35,8 @@ pub struct Confinement {
     pub without_inotify: bool,
     /// Whether it may make no thread and no process; its user is then one that nobody else is.
     pub alone: bool,
+    /// Whether its binary is root's, with mode 0111, as it is to be installed: nobody can attach to it at any time.
+    pub closed: bool,
     /// The `cgroup.procs` file of a control group in which it starts.
     pub cgroup: Option<PathBuf>,
 }
@@ -56,8 +58,12 @@ impl Confinement {
         nothing_left_out_of_cores: false,
         without_inotify: false,
         alone: false,
+        closed: false,
         cgroup: None,
     };
+
+    /// The same with a binary that its user cannot read.
+    pub const CLOSED: Self = Self { closed: true, ..Self::DEFAULT };
 
     /// The program and arguments that start `binary` in `directory` confined so. The directory and all in it becomes
     /// the user's, with a copy of the binary, because the user may not be able to reach ours.
@@ -91,8 +97,17 @@ impl Confinement {
             arguments.push("./filtered".to_owned());
             arguments.extend(filters.into_iter().chain(["--"]).map(str::to_owned));
         }
+        if self.closed {
+            // setpriv still has root's capabilities when it starts a program, and so would have read it.
+            arguments.push("env".to_owned());
+        }
         arguments.push("./sds-shim".to_owned());
         own(directory, user, user).or_fail(format!("give {} to uid {user}", directory.display()))?;
+        if self.closed {
+            let binary = directory.join("sds-shim");
+            own(&binary, 0, 0).or_fail("take the binary back")?;
+            fs::set_permissions(&binary, fs::Permissions::from_mode(0o111)).or_fail("close the binary")?;
+        }
         Ok((PathBuf::from(arguments.remove(0)), arguments))
     }
 
@@ -125,6 +140,15 @@ pub fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new(format!("cannot copy {}", from.display())))
+}
+
+/// Has a process execute where nothing is, which is a crash of its own making. Needs root.
+pub fn crash(pid: u32) -> Result<(), Failure> {
+    let status = Command::new(helper("breaker")?).arg(pid.to_string()).stdin(Stdio::null()).status();
+    match status.or_fail("start the breaker")?.success() {
+        true => Ok(()),
+        false => Err(Failure::new("the breaker failed")),
+    }
 }
 
 /// Whether this process may do what root may do to the system, such as mounting.

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use super::{
     PATIENCE, SHARED, VARIABLE,
     record::{NONE, REMEMBERED, TEXT},
+    vault,
 };
 
 /// The signals of a process that has made a mistake.
@@ -128,6 +129,7 @@ fn succeed(signal: c_int, info: &libc::siginfo_t, context: &libc::ucontext_t) {
     }
     (record.signal, record.code) = (signal as u64, info.si_code as u64);
     (record.offset, record.reached) = place(signal, info, context);
+    vault::fill(&mut record, now);
     let mut text = [0; VARIABLE.len() + TEXT];
     let (name, value) = text.split_at_mut(VARIABLE.len());
     name.copy_from_slice(VARIABLE);

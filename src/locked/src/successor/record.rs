@@ -83,8 +83,20 @@ record! {
     /// The name of the process, which an exec by descriptor loses.
     name,
     name_end,
-    /// When the CA may be asked next, on the clock of `times`.
+    /// What there is of a key (`vault`), and while there is one: the checksum, the key and the text, where they are.
+    kept,
+    sum,
+    key,
+    key_len,
+    text,
+    text_len,
+    /// The descriptor that they are handed on by.
+    vault,
+    /// When the CA may be asked next, on the clock of `times`; and how often it has failed, in words of who asks it.
     next_attempt,
+    failures,
+    /// The checksum of arguments and environment.
+    start,
     /// What the process has denied itself, in words of who did; 0 for nothing yet.
     confined,
 }
@@ -123,6 +135,13 @@ impl Record {
         self.times[0] = now;
         self.crashes += 1;
     }
+}
+
+/// The same over bytes.
+pub(super) fn checksum_of<'a>(bytes: impl IntoIterator<Item = &'a u8>) -> u64 {
+    bytes
+        .into_iter()
+        .fold(0xCBF2_9CE4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3))
 }
 
 /// FNV-1a over words. It is to find what was overwritten by mistake, not by intent.

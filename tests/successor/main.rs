@@ -1,15 +1,15 @@
 //! A crash of the shim: the process executes itself anew in place, and keeps its number, its socket and its command. Faults
 //! are made by a tracer, so these tests need root.
 
+mod key;
+mod renewals;
+mod thief;
+mod traffic;
+
 use std::{
-    cell::Cell,
-    convert::Infallible,
     fs,
-    net::Ipv4Addr,
     os::unix::{fs::MetadataExt as _, process::ExitStatusExt as _},
     path::Path,
-    process::{Command, Stdio},
-    time::Duration,
 };
 
 use nix::{
@@ -17,44 +17,26 @@ use nix::{
     unistd::Pid,
 };
 use testkit::{
-    Failure, OrFail, PATIENCE, POLL,
-    confined::helper,
+    Failure, OrFail,
+    confined::crash,
     development_ca::Fault,
-    envoy::{self, ADMIN_SOCKET, Admin, Bootstrap, SdsTransport},
-    fixture::{Pod, Site, names, plain_serial, serial},
-    httpbin::Httpbin,
+    fixture::{Pod, Site, names, serial},
     process::Process,
-    sds,
+    sds::{self, Secret},
     shim::Shim,
-    tls,
     workload_api::WorkloadApi,
-};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::{Instant, interval, sleep},
 };
 use tonic::{
     Code, Status,
     metadata::{MetadataMap, MetadataValue},
 };
 
-const CLIENT: &str = "spiffe://cluster.local/ns/foo/sa/client";
 const RESTARTED: &str = "restarted in place";
 
-/// Has this process execute where nothing is.
-fn break_at_once(pid: u32) -> testkit::Result {
-    let status = Command::new(helper("breaker")?).arg(pid.to_string()).stdin(Stdio::null()).status();
-    match status.or_fail("start the breaker")?.success() {
-        true => Ok(()),
-        false => Err(Failure::new("the breaker failed")),
-    }
-}
-
-/// The same, and waits until there is a successor.
+/// Crashes the process, and waits until there is a successor.
 async fn break_and_see(shim: &Process) -> Result<String, Failure> {
     let mark = shim.log().mark();
-    break_at_once(shim.pid())?;
+    crash(shim.pid())?;
     let line = shim.wait_for_log_after(mark, RESTARTED).await?;
     shim.wait_for_log_after(mark, "serving SDS").await?;
     Ok(line)
@@ -67,6 +49,15 @@ async fn served(shim: &mut Shim) -> Result<String, Failure> {
     let answer = stream.recv().await?;
     assert_eq!(names(&answer)?, ["default"]);
     serial(&answer)
+}
+
+/// The same with its key, which fits.
+async fn certificate(shim: &mut Shim) -> Result<Secret, Failure> {
+    let mut stream = shim.connect().await?.stream();
+    stream.send(sds::request(&["default"]));
+    let secret = sds::secrets(&stream.recv().await?)?.remove(0);
+    assert!(secret.key_fits_leaf()?);
+    Ok(secret)
 }
 
 #[tokio::test]
@@ -130,7 +121,7 @@ async fn the_tenth_crash_within_ten_minutes_ends_the_process() -> testkit::Resul
     for _ in 0..9 {
         break_and_see(&pod.shim).await?;
     }
-    break_at_once(pod.shim.pid())?;
+    crash(pod.shim.pid())?;
     assert_eq!(pod.shim.wait_exit().await?.signal(), Some(Signal::SIGSEGV as i32));
     assert!(pod.shim.log().contains("sds-shim: 10 crashes within 10 minutes: giving up"));
     Ok(())
@@ -182,7 +173,7 @@ async fn a_filter_that_allows_no_exec_tells_so_and_a_crash_ends_the_process() ->
         let mut pod = site.serve_with(shim).await?;
         let line = pod.shim.wait_for_log("sandbox: seccomp rejects system calls").await?;
         assert!(line.ends_with("; a crash ends the process"), "{line}");
-        break_at_once(pod.shim.pid())?;
+        crash(pod.shim.pid())?;
         assert_eq!(pod.shim.wait_exit().await?.signal(), Some(Signal::SIGSEGV as i32));
         assert!(pod.shim.log().contains("sds-shim: crashed, and cannot be executed anew"));
     }
@@ -238,7 +229,7 @@ async fn a_command_that_ends_during_a_crash_is_followed() -> testkit::Result {
         pod.shim.wait_for_log("command started").await?;
         pod.shim.signal(Signal::SIGTERM)?;
         // It may have ended before it can crash.
-        let _ = break_at_once(pod.shim.pid());
+        let _ = crash(pod.shim.pid());
         assert_eq!(pod.shim.wait_exit().await?.code(), Some(9));
     }
     Ok(())
@@ -293,7 +284,7 @@ async fn the_first_process_of_a_namespace_keeps_its_children() -> testkit::Resul
     let first = first_child(pod.shim.pid())?;
     for _ in 0..3 {
         let mark = pod.shim.log().mark();
-        break_at_once(first)?;
+        crash(first)?;
         pod.shim.wait_for_log_after(mark, RESTARTED).await?;
         served(&mut pod.shim).await?;
     }
@@ -301,89 +292,5 @@ async fn the_first_process_of_a_namespace_keeps_its_children() -> testkit::Resul
     pod.shim.wait_for_log("reaped an orphan: exit status: 3").await?;
     kill(Pid::from_raw(first.cast_signed()), Signal::SIGTERM).or_fail("signal the first process")?;
     assert_eq!(pod.shim.wait_exit().await?.code(), Some(8));
-    Ok(())
-}
-
-/// Full handshakes with the command's own certificate, twenty a second; `count` says how many there were. Ends with the
-/// first one that fails.
-async fn shake_hands(port: u16, site: &Site, count: &Cell<usize>) -> Result<Infallible, Failure> {
-    const EVERY: Duration = Duration::from_millis(50);
-    let (client, mut ticks) = (site.issue(CLIENT), interval(EVERY));
-    loop {
-        ticks.tick().await;
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.or_fail("connect to Envoy")?;
-        let mut stream = tls::connect(stream, &site.ca.root_pem(), Some(&client)).await?;
-        // In TLS 1.3 it is the answer that tells whether Envoy has taken the client's certificate.
-        stream.write_all(b"GET /ip HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.or_fail("ask")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.or_fail("read the answer")?;
-        if !answer.starts_with("HTTP/1.1 200 ") {
-            return Err(Failure::new(format!("after {} handshakes: {answer:?}", count.get())));
-        }
-        count.set(count.get() + 1);
-    }
-}
-
-/// Crashes the shim so often, each time after some more handshakes; after how long each time a new client was served.
-async fn crash_often(shim: &mut Shim, crashes: usize, handshakes: &Cell<usize>) -> Result<Vec<Duration>, Failure> {
-    let mut spans = Vec::new();
-    for crash in 1..=crashes {
-        let start = Instant::now();
-        while handshakes.get() < 10 * crash {
-            assert!(start.elapsed() < PATIENCE, "{} handshakes", handshakes.get());
-            sleep(POLL).await;
-        }
-        let start = Instant::now();
-        break_and_see(shim).await?;
-        served(shim).await?;
-        spans.push(start.elapsed());
-    }
-    Ok(spans)
-}
-
-/// With all settings as they are by default. Ten crashes of one process within ten minutes would end it.
-#[tokio::test]
-async fn an_envoy_as_the_command_serves_through_twenty_crashes() -> testkit::Result {
-    let program = envoy::program()?;
-    let (mut spans, mut handshakes) = (Vec::new(), 0);
-    for crashes in [7, 7, 6] {
-        let (site, application) = (Site::new().await?, Httpbin::start().await?);
-        let port = testkit::port::unshared().or_fail("find a port")?;
-        let bootstrap = Bootstrap::new("sleep.foo", SdsTransport::EnvoyGrpc).port(port);
-        let bootstrap = bootstrap.inbound(application.address(), &[CLIENT.to_owned()]).build();
-        fs::write(site.workload.path().join("envoy.json"), bootstrap.to_string()).or_fail("configure Envoy")?;
-        let command =
-            [&program.display().to_string(), "-c", "envoy.json", "--concurrency", "1", "--disable-hot-restart"];
-        let shim = site.shim().exec(&command);
-        let mut pod = site.serve_with(shim).await?;
-        let admin = Admin::at(&pod.site.workload.path().join(ADMIN_SOCKET));
-        let start = Instant::now();
-        while !admin.is_ready().await {
-            assert!(start.elapsed() < PATIENCE, "Envoy is not ready");
-            sleep(POLL).await;
-        }
-        let children = children(pod.shim.pid())?;
-        let count = Cell::new(0);
-        spans.extend(tokio::select! {
-            served = crash_often(&mut pod.shim, crashes, &count) => served?,
-            failed = shake_hands(port, &pod.site, &count) => match failed? {},
-        });
-        handshakes += count.get();
-        assert_eq!(self::children(pod.shim.pid())?, children);
-        let calls = pod.site.ca.calls().len();
-        assert!(calls <= 1 + crashes, "{calls} calls in {crashes} crashes");
-        // Envoy has what the last successor has got.
-        let last = served(&mut pod.shim).await?;
-        let start = Instant::now();
-        while !admin.certificates().await?.iter().any(|certificate| certificate.serial == plain_serial(&last)) {
-            assert!(start.elapsed() < PATIENCE, "Envoy has another certificate than {last}");
-            sleep(POLL).await;
-        }
-        kill(Pid::from_raw(first_child(pod.shim.pid())?.cast_signed()), Signal::SIGKILL).or_fail("kill Envoy")?;
-        assert_eq!(pod.shim.wait_exit().await?.code(), Some(128 + Signal::SIGKILL as i32));
-        assert_eq!(pod.shim.log().count("command started"), 1);
-    }
-    spans.sort();
-    println!("{} crashes, {handshakes} handshakes, 0 failed; served again after {:?} (median)", spans.len(), spans[10]);
     Ok(())
 }
