@@ -74,6 +74,6 @@ pub use stack::{clear_idle_stack, on_arena_stack};
 pub use successor::{
     Crash, Listener, Reached, hand_on_confinement, hand_on_key, hand_on_listener, hand_on_no_key, hand_on_patience,
     image, inherited_command, inherited_confinement, inherited_key, inherited_listener, inherited_patience, last_crash,
-    room_beside, stand_by, stand_down,
+    stand_by, stand_down,
 };
 pub use tls::{AnchorsFor, find_anchors, limit_certificate_chain, negotiated_group};

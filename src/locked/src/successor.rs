@@ -29,7 +29,7 @@ pub use crash::{Crash, Reached};
 use handler::{ARGUMENTS, ENVIRONMENT, PLACE};
 use record::{NONE, Record, Shared, checksum_of};
 use vault::Vault;
-pub use vault::{hand_on_key, hand_on_no_key, inherited_key, room_beside};
+pub use vault::{hand_on_key, hand_on_no_key, inherited_key};
 
 /// The variable in which a successor finds the record.
 pub(crate) const NAME: &str = "SDS_SHIM_SUCCESSOR";

@@ -115,6 +115,9 @@ fn hand_on(inherited: Inherited) {
 
 const TEXT: &str = "what belongs to it";
 
+/// 32 KiB without a checksum and the PEM of a P-256 key.
+const LARGE: usize = (32 << 10) - 8 - 241;
+
 /// Hands on a key, and overwrites what is said.
 fn hand_on_key(what: &str) {
     locked::open_secret_memory(Need::Usual);
@@ -123,13 +126,21 @@ fn hand_on_key(what: &str) {
     let hand_on = |text: Vec<u8>| {
         let pem = locked::write_private_key(&key, Structure::Pkcs8).expect("write it");
         let places = [pem.as_ptr(), text.as_ptr()];
-        locked::hand_on_key(pem, Some(text));
+        locked::hand_on_key(pem, |room| {
+            println!("room {room}");
+            Some(text)
+        });
         places.map(<*const u8>::cast_mut)
     };
     if what == "key-twice" {
         hand_on(b"what belonged to it".to_vec());
     }
-    let length = if what == "key-large" { locked::room_beside(241) } else { TEXT.len() };
+    // As much as there is room for beside a key of this kind, and one byte more.
+    let length = match what {
+        "key-large" => LARGE,
+        "key-too-large" => LARGE + 1,
+        _ => TEXT.len(),
+    };
     let [pem, text] = hand_on(TEXT.bytes().cycle().take(length).collect());
     let flipped = match what {
         // Its last character before the padding, which stands in the public half, or the first of the private one.
@@ -393,11 +404,15 @@ fn a_key_is_handed_on_where_nobody_could_have_read_it() {
         let (key, found) = found.split_at(made.len());
         assert_eq!(key, made, "{what}: {}", lived.text);
         assert!(text.starts_with(found.trim_start()), "{what}: {found}");
-        assert!(found.len() > TEXT.len() && (what != "key-large" || found.len() > 32 * 1024 - 300), "{what}: {found}");
+        let len = found.len() - 1;
+        assert_eq!(len, if what == "key-large" { LARGE } else { TEXT.len() }, "{what}");
         lived.expect("descriptors 0");
         lived.expect("again false");
     }
+    closed_lives("key-too-large").expect("lost: certificate and trust anchors take more than 32 KiB");
     let lived = lives("key", |_| ());
+    // Nobody was asked for a text.
+    assert!(!lived.text.contains("room "), "{}", lived.text);
     lived.expect("lost: another process of the same user could have read it");
     lived.expect("descriptors 0");
 }

@@ -40,7 +40,7 @@ const REASONS: [&str; 8] = [
     "it cannot be read",
     "another process of the same user could have read it (the binary's mode is not 0111, or we have all capabilities)",
     "its key was not in secret memory",
-    "certificate and trust anchors take more than 32 KiB",
+    "certificate and trust anchors take more than 32 KiB, or found no room in the arena",
     "there were 3 crashes within a minute, which it may be the cause of",
     "the limit of locked memory had no room to hand it on",
     "it was overwritten",
@@ -56,17 +56,19 @@ struct Kept {
 
 static KEPT: Mutex<Option<Kept>> = Mutex::new(None);
 
-/// Hands on a private key, as PEM that lies in secret memory, and a text that belongs to it and is no secret; `None` where
-/// that would be more than [`room_beside`]. Nothing is handed on where another process of the user could read a
-/// successor's memory, and where a key is outside of secret memory; nor is what was handed on before.
-pub fn hand_on_key(key: impl AsRef<[u8]> + Send + 'static, text: Option<Vec<u8>>) {
+/// Hands on a private key, as PEM that lies in secret memory, and a text that belongs to it and is no secret: what `write`
+/// answers, which is told how long it may be, and asked only where it is needed. Nothing is handed on without a text,
+/// where another process of the user could read a successor's memory, and where a key is outside of secret memory; nor
+/// is what was handed on before.
+pub fn hand_on_key(key: impl AsRef<[u8]> + Send + 'static, write: impl FnOnce(usize) -> Option<Vec<u8>>) {
     let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-    let len = key.as_ref().len();
-    let (state, text) = match text {
-        _ if was_open_to_others() => (OPEN, Vec::new()),
-        _ if !keys_are_secret() => (NOT_SECRET, Vec::new()),
-        Some(text) if text.len() <= room_beside(len) => (HANDED_ON, text),
-        _ => (TOO_LARGE, Vec::new()),
+    let room = room_beside(key.as_ref().len());
+    let (state, text) = if was_open_to_others() {
+        (OPEN, Vec::new())
+    } else if !keys_are_secret() {
+        (NOT_SECRET, Vec::new())
+    } else {
+        write(room).filter(|text| text.len() <= room).map_or((TOO_LARGE, Vec::new()), |text| (HANDED_ON, text))
     };
     let new = (state == HANDED_ON).then(|| {
         let sum = secretly(|| Box::new(checksum_of(key.as_ref().iter().chain(&text))));
@@ -96,8 +98,7 @@ pub fn hand_on_no_key() {
 }
 
 /// How long a text may be that is handed on beside a key of so many bytes.
-#[must_use]
-pub fn room_beside(key: usize) -> usize {
+fn room_beside(key: usize) -> usize {
     MOST.saturating_sub(size_of::<u64>() + key)
 }
 
