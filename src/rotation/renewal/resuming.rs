@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use super::{Renewal, TokenSource, waiting::check_start};
 use crate::{
     clock,
-    identity::{Answer, Issued, PemError, SpiffeId, SvidError, TrustAnchor, TrustBundle, X509Svid},
+    identity::{Answer, Issued, SpiffeId, SvidError, TrustAnchor, TrustBundle, X509Svid},
     memory,
     rotation::backoff::Backoff,
     store::{CERTIFICATE, Content, Secret},
@@ -34,8 +34,6 @@ enum Distrust {
     Clock(i64, i64),
     #[error("{0}")]
     Svid(#[from] SvidError),
-    #[error("a trust anchor of before: {0}")]
-    Anchor(#[from] PemError),
 }
 
 /// A key where it lies to be served to Envoy.
@@ -80,7 +78,8 @@ impl Generation {
         for part in parts {
             let (until, pem) = part.split_once('\n').ok_or(Distrust::Malformed)?;
             let until = until.parse().map_err(|_| Distrust::Malformed)?;
-            let (bundle, _) = TrustBundle::from_pem(pem, now)?;
+            // It may have ended meanwhile.
+            let bundle = TrustBundle::from_pem(pem, now).map(|(bundle, _)| bundle).unwrap_or_default();
             leaving.extend(bundle.anchors().iter().map(|anchor| (Arc::clone(anchor), until)));
         }
         Ok(Self { received, due, id, issued, leaving })
@@ -194,7 +193,7 @@ impl<T: TokenSource> Renewal<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use testkit::development_ca::{Leaf, Pki};
+    use testkit::development_ca::{Leaf, Lifetime, Pki, PkiOptions};
 
     const OURS: &str = "spiffe://td.example/ns/foo/sa/sleep";
 
@@ -248,5 +247,16 @@ mod tests {
         for leaving in ["soon\n", "17"] {
             assert_eq!(refused(&format!("{}\n{leaving}", of(OURS)), &key, now), "it was written in another form");
         }
+    }
+
+    /// One that was on its way out may have ended meanwhile.
+    #[test]
+    fn an_anchor_that_has_ended_costs_no_certificate() {
+        let (now, (key, chain, root)) = (clock::now(), issue(OURS));
+        let ended = PkiOptions { root: Lifetime { not_before: -60, not_after: -1 }, ..PkiOptions::new("ended") };
+        let (ended, lasting) = (Pki::with_options(&ended).root_pem(), Pki::new("lasting").root_pem());
+        let text = format!("{FORMAT}{now} {now} {OURS}\n\n{chain}\n{root}\n9\n{ended}\n{}\n{lasting}", now + 9);
+        let read = read(&text, &key, now).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(read.leaving.iter().map(|(_, until)| *until).collect::<Vec<_>>(), [now + 9]);
     }
 }
