@@ -5,17 +5,17 @@ use std::{env, time::Duration};
 use nix::sys::signal::Signal;
 use testkit::{
     confined::{Confinement, crash},
-    fixture::Site,
+    fixture::{Site, serial},
     rng::Rng,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{RESTARTED, certificate, served};
 
 /// So many crashes; `SUCCESSOR_CRASHES` has more of them (200 take some minutes).
 const CRASHES: usize = 12;
-/// A renewal takes less, unless the machine is busy.
-const RENEWAL: u64 = 12_000;
+/// A crash comes within so many times what a renewal takes without one.
+const RENEWALS: f64 = 1.0;
 
 fn crashes() -> usize {
     env::var("SUCCESSOR_CRASHES").ok().and_then(|count| count.parse().ok()).unwrap_or(CRASHES)
@@ -29,13 +29,16 @@ async fn key_and_certificate_fit_whenever_a_renewal_crashes() -> testkit::Result
         let site = Site::new().await?;
         let shim = site.shim().confined(Confinement::CLOSED);
         let mut pod = site.serve_with(shim).await?;
-        let mut before = served(&mut pod.shim).await?;
+        served(&mut pod.shim).await?;
+        let start = Instant::now();
+        let answer = pod.rotate_and_see().await?;
+        let (renewal, mut before) = (start.elapsed().mul_f64(RENEWALS), serial(&answer)?);
         // The third crash within a minute would cost the key.
         for _ in 0..left.min(2) {
             left -= 1;
             let (mark, asked) = (pod.shim.log().mark(), pod.site.ca.calls().len());
             pod.rotate()?;
-            sleep(Duration::from_micros(rng.below(RENEWAL))).await;
+            sleep(Duration::from_micros(rng.below(renewal.as_micros() as u64))).await;
             crash(pod.shim.pid())?;
             pod.shim.wait_for_log_after(mark, RESTARTED).await?;
             pod.shim.wait_for_log_after(mark, "still serving the certificate").await?;
