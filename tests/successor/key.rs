@@ -37,6 +37,13 @@ fn descriptors(pid: u32) -> Result<Vec<String>, Failure> {
     Ok(found)
 }
 
+/// The most that it has mapped since it was executed, in KiB.
+fn peak(pid: u32) -> Result<u64, Failure> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).or_fail("read its status")?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:")?.trim().strip_suffix(" kB")?.parse().ok());
+    peak.ok_or_else(|| Failure::new("its status has no VmPeak"))
+}
+
 /// The warning with which it was lost, of which there must be one, and the serial number of the next certificate.
 async fn lost(pod: &mut Pod) -> Result<(String, String), Failure> {
     let mark = pod.shim.log().mark();
@@ -63,11 +70,14 @@ async fn a_crash_keeps_the_key_and_the_certificate() -> testkit::Result {
             assert!(certificate(&mut pod.shim).await? == before);
             let descriptors = descriptors(pod.shim.pid())?;
             assert!(!descriptors.iter().any(|link| link.contains("secretmem")), "{descriptors:#?}");
+            let peak = peak(pod.shim.pid())?;
+            assert!(peak <= 8192, "{peak} KiB mapped");
             let status = pod.shim.admin("/status").await?.text();
             let status: serde_json::Value = serde_json::from_str(&status).or_fail("read the status")?;
             assert_eq!(status["memory"]["level"], "secret", "{status}");
         }
         assert_eq!(pod.site.ca.calls().len(), 1);
+        println!("{variables:?}: {} KiB mapped at the most by a successor", peak(pod.shim.pid())?);
         // What was handed on is a certificate like any other: it is renewed.
         let mark = pod.shim.log().mark();
         pod.rotate()?;
