@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     ca::{CitadelClient, Way},
+    clock,
     config::{CaAddress, CaConfig},
     identity::{Answer, SvidError},
     status::Status,
@@ -99,6 +100,21 @@ impl Failover {
     /// The ways to all of them as they are now.
     pub(super) fn ways(&self) -> Vec<Way> {
         self.upstreams.iter().map(|upstream| upstream.caller.way()).collect()
+    }
+
+    /// Until when each of them asked to be left alone, Unix seconds; 0 for those that did not.
+    pub(super) fn patience(&self) -> impl Iterator<Item = i64> {
+        let left = |upstream: &Upstream| upstream.health.patience?.checked_duration_since(Instant::now());
+        let until = |left: Duration| clock::now().saturating_add(left.as_secs() as i64 + 1);
+        self.upstreams.iter().map(move |upstream| left(upstream).map_or(0, until))
+    }
+
+    /// The same as it was before a crash.
+    pub(super) fn still_patient(&mut self, until: &[i64]) {
+        for (upstream, until) in self.upstreams.iter_mut().zip(until) {
+            let left = Duration::from_secs(until.saturating_sub(clock::now()).max(0) as u64);
+            upstream.health.patience = Instant::now().checked_add(left).filter(|_| !left.is_zero());
+        }
     }
 
     /// Asks all of them the next time, whatever they said.

@@ -1,12 +1,12 @@
 //! The key and the certificate over a crash: kept where nobody else could have read them, and only then.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use testkit::{
     Failure, OrFail,
     confined::Confinement,
-    development_ca::Fault,
-    fixture::{Pod, QUIET, Site},
+    development_ca::{CaOptions, DevelopmentCa, Fault},
+    fixture::{Pod, QUIET, Site, tokens, within},
     shim::ShimBuilder,
 };
 use tokio::time::sleep;
@@ -155,15 +155,19 @@ async fn what_has_expired_is_not_served_again() -> testkit::Result {
     Ok(())
 }
 
+/// The CA wants to be left alone.
+fn later() -> Fault {
+    let mut metadata = MetadataMap::new();
+    metadata.insert("retry-after", MetadataValue::from_static("60"));
+    Fault::Refuse(Box::new(Status::with_metadata(Code::Unavailable, "later", metadata)))
+}
+
 /// A renewal that is due while the CA asks for patience: the certificate is served on, and the CA is asked no earlier.
 #[tokio::test]
 async fn a_crash_in_an_outage_keeps_the_certificate_and_the_cas_patience() -> testkit::Result {
     let mut pod = serve(Confinement::CLOSED, |shim| shim).await?;
     let before = served(&mut pod.shim).await?;
-    let mut metadata = MetadataMap::new();
-    metadata.insert("retry-after", MetadataValue::from_static("60"));
-    let later = Status::with_metadata(Code::Unavailable, "later", metadata);
-    pod.site.ca.set_fault(Some(Fault::Refuse(Box::new(later))));
+    pod.site.ca.set_fault(Some(later()));
     pod.rotate()?;
     pod.shim.wait_for_log("retrying in").await?;
     let calls = pod.site.ca.calls().len();
@@ -177,6 +181,31 @@ async fn a_crash_in_an_outage_keeps_the_certificate_and_the_cas_patience() -> te
     }
     sleep(QUIET).await;
     assert_eq!(pod.site.ca.calls().len(), calls);
+    Ok(())
+}
+
+/// Of two addresses one has asked for patience: a successor asks the other alone.
+#[tokio::test]
+async fn a_successor_asks_no_address_that_wants_to_be_left_alone() -> testkit::Result {
+    let site = Site::new().await?;
+    let other = DevelopmentCa::start(Arc::clone(&site.pki), tokens(), CaOptions::default()).await;
+    let other = other.or_fail("start another CA")?;
+    let addresses = [site.ca.address(), other.address()].map(|address| format!("localhost:{}", address.port()));
+    let shim = site.shim().env("CA_ADDR", addresses.join(", ")).confined(Confinement::CLOSED);
+    let mut pod = site.serve_with(shim).await?;
+    served(&mut pod.shim).await?;
+    pod.site.ca.set_fault(Some(later()));
+    other.set_fault(Some(Fault::Status(Code::Unavailable, "down".to_owned())));
+    pod.rotate()?;
+    pod.shim.wait_for_log("retrying in").await?;
+    assert_eq!(pod.site.ca.calls().len(), 2);
+    let mark = pod.shim.log().mark();
+    break_and_see(&pod.shim).await?;
+    pod.shim.wait_for_log_after(mark, KEPT).await?;
+    let asked = other.calls().len();
+    pod.rotate()?;
+    within(&pod.shim, "a call to the other CA", other.wait_for_calls(asked + 1)).await?;
+    assert_eq!(pod.site.ca.calls().len(), 2);
     Ok(())
 }
 

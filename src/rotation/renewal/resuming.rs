@@ -54,6 +54,8 @@ struct Generation {
     issued: Issued,
     /// What was served although no source had it any more, until when.
     leaving: Vec<(Arc<TrustAnchor>, i64)>,
+    /// Until when each address of the CA asked to be left alone.
+    patience: Vec<i64>,
 }
 
 impl Generation {
@@ -66,6 +68,10 @@ impl Generation {
         let mut time = || fields.next().and_then(|time| time.parse::<i64>().ok()).ok_or(Distrust::Malformed);
         let (received, due) = (time()?, time()?);
         let id = fields.next().and_then(SpiffeId::parse).ok_or(Distrust::Malformed)?;
+        let mut patience = Vec::new();
+        for until in fields {
+            patience.push(until.parse().map_err(|_| Distrust::Malformed)?);
+        }
         if ours.in_domain(&id.domain()) != id {
             return Err(Distrust::Identity(id.to_string()));
         }
@@ -82,7 +88,7 @@ impl Generation {
             let bundle = TrustBundle::from_pem(pem, now).map(|(bundle, _)| bundle).unwrap_or_default();
             leaving.extend(bundle.anchors().iter().map(|anchor| (Arc::clone(anchor), until)));
         }
-        Ok(Self { received, due, id, issued, leaving })
+        Ok(Self { received, due, id, issued, leaving, patience })
     }
 }
 
@@ -101,7 +107,9 @@ impl<T: TokenSource> Renewal<T> {
         /// A time in digits, and what separates it.
         const MOMENT: usize = 24;
         let (chain, leaving) = (held.chain().ok()?.pem, self.roots.leaving());
-        let mut head = format!("{FORMAT}{} {} {}{NEXT}", self.received, self.due, self.identity);
+        let mut head = format!("{FORMAT}{} {} {}", self.received, self.due, self.identity);
+        self.failover.patience().for_each(|until| _ = write!(head, " {until}"));
+        head.push_str(NEXT);
         let anchors = self.answered.anchors().iter().map(|anchor| anchor.pem_len());
         let others = leaving.iter().map(|(anchor, _)| anchor.pem_len() + MOMENT);
         let len = head.len() + chain.len() + 1 + anchors.chain(others).sum::<usize>();
@@ -162,7 +170,7 @@ impl<T: TokenSource> Renewal<T> {
                 return None;
             }
         };
-        let Generation { received, due, id, mut issued, leaving } = read;
+        let Generation { received, due, id, mut issued, leaving, patience: unasked } = read;
         // Where another trust domain is wanted by now, that is asked for at once.
         (self.received, self.due, self.asked) = (received, due, id.domain());
         self.answered = issued.roots.clone();
@@ -171,6 +179,7 @@ impl<T: TokenSource> Renewal<T> {
         }
         self.shown.identify(id.as_str(), id.in_domain(&self.file_roots.borrow().own).as_str());
         self.identity = id;
+        self.failover.still_patient(&unasked);
         self.roots.still_leaving(leaving);
         self.roots.publish(&issued, self.identity.domain(), certificate).await;
         memory::look_again();
@@ -215,9 +224,10 @@ mod tests {
         // It may be in the trust domain from which we move to another.
         for id in [OURS, "spiffe://before.example/ns/foo/sa/sleep"] {
             let (key, chain, root) = issue(id);
-            let text = format!("{FORMAT}{} {} {id}\n\n{chain}\n{root}\n{}\n{leaving}", now - 5, now + 9, now + 60);
+            let text = format!("{FORMAT}{} {} {id} 0 77\n\n{chain}\n{root}\n{}\n{leaving}", now - 5, now + 9, now + 60);
             let read = read(&text, &key, now).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!((read.received, read.due, read.id.as_str()), (now - 5, now + 9, id));
+            assert_eq!(read.patience, [0, 77]);
             assert_eq!((read.issued.roots.anchors().len(), read.leaving.len()), (1, 1));
             assert_eq!(read.leaving[0].1, now + 60);
         }
@@ -241,7 +251,14 @@ mod tests {
         assert!(refused(&of(other), &key, now).contains("the leaf's URI SAN is"));
         let stranger = of(OURS).replace(&root, &Pki::new("stranger").root_pem());
         assert!(refused(&stranger, &key, now).contains("the chain does not lead to a root"));
-        for text in ["", FORMAT, "certificate 2 1 1 x", &of(OURS)[..FORMAT.len() + 20], &of("no identity")] {
+        for text in [
+            "",
+            FORMAT,
+            "certificate 2 1 1 x",
+            &of(OURS)[..FORMAT.len() + 20],
+            &of("no identity"),
+            &of("spiffe://td.example/ns/foo/sa/sleep x"),
+        ] {
             assert_eq!(refused(text, &key, now), "it was written in another form", "{text:?}");
         }
         for leaving in ["soon\n", "17"] {

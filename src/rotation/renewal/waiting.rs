@@ -53,6 +53,7 @@ impl<T: TokenSource> Renewal<T> {
         let spared = self.held.is_some()
             || matches!(class.setback(), Setback::Failed { strain, asked } if asked.is_some() || strain >= Strain::Late);
         self.hand_on_patience(if spared { wait } else { Duration::ZERO });
+        self.hand_on();
         let (since, clock_was_set) = (Instant::now(), Notify::new());
         let cure = self.cure(&class);
         let mut cured = None;
