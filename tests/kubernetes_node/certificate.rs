@@ -3,9 +3,12 @@
 use std::time::Instant;
 
 use openssl::{
-    asn1::{Asn1Time, Asn1TimeRef},
     base64,
     x509::{X509, X509Req},
+};
+use sds_shim::{
+    clock::{now, rfc3339},
+    identity::unix_seconds,
 };
 use serde_json::{Value, json};
 use testkit::{Failure, OrFail, POLL, development_ca::Leaf, node::KUBELET};
@@ -66,9 +69,12 @@ pub(crate) async fn a_pod_certificate_is_served_and_a_refused_one_is_told(mesh: 
     mesh.remove(SLEEP).await?;
     mesh.deploy(SLEEP, "/var/run/mesh").await?;
     let request = self::request(mesh).await?;
-    let now = now()?;
     let condition = json!({
-        "type": "Denied", "status": "True", "reason": "Policy", "message": "not for this pod", "lastTransitionTime": now,
+        "type": "Denied",
+        "status": "True",
+        "reason": "Policy",
+        "message": "not for this pod",
+        "lastTransitionTime": rfc3339(now()),
     });
     answer(mesh, &request, &json!({ "conditions": [condition] })).await?;
     println!("a refused PodCertificate: {}", event(mesh, "FailedMount").await?);
@@ -103,17 +109,21 @@ fn issue(mesh: &Mesh, request: &Value) -> Result<Value, Failure> {
     let key = key.public_key_to_pem().or_fail("write the key")?;
     let chain = mesh.certify(&leaf, &String::from_utf8_lossy(&key))?;
     let leaf = X509::from_pem(chain.as_bytes()).or_fail("read the certificate")?;
-    let now = now()?;
-    let refresh = Asn1Time::from_unix(seconds(leaf.not_before())? + hour).or_fail("take a time")?;
+    let [begin, end] = [leaf.not_before(), leaf.not_after()].map(unix_seconds);
+    let (begin, end) = (begin.or_fail("read its beginning")?, end.or_fail("read its end")?);
     let condition = json!({
-        "type": "Issued", "status": "True", "reason": "Issued", "message": "here it is", "lastTransitionTime": now,
+        "type": "Issued",
+        "status": "True",
+        "reason": "Issued",
+        "message": "here it is",
+        "lastTransitionTime": rfc3339(now()),
     });
     Ok(json!({
         "conditions": [condition],
         "certificateChain": chain,
-        "notBefore": time(leaf.not_before())?,
-        "beginRefreshAt": time(&refresh)?,
-        "notAfter": time(leaf.not_after())?,
+        "notBefore": rfc3339(begin),
+        "beginRefreshAt": rfc3339(begin + hour),
+        "notAfter": rfc3339(end),
     }))
 }
 
@@ -141,24 +151,4 @@ async fn event(mesh: &Mesh, reason: &str) -> Result<String, Failure> {
         }
         tokio::time::sleep(POLL).await;
     }
-}
-
-fn now() -> Result<String, Failure> {
-    let now = Asn1Time::days_from_now(0).or_fail("take the time")?;
-    time(&now)
-}
-
-fn seconds(time: &Asn1TimeRef) -> Result<i64, Failure> {
-    let since = Asn1Time::from_unix(0).and_then(|begin| begin.diff(time)).or_fail("compare times")?;
-    Ok(i64::from(since.days) * 86400 + i64::from(since.secs))
-}
-
-/// As the API writes it: OpenSSL's is `Nov 29 10:54:02 2026 GMT`.
-fn time(time: &Asn1TimeRef) -> Result<String, Failure> {
-    const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
-    let text = time.to_string();
-    let words: Vec<_> = text.split_whitespace().collect();
-    let [month, day, clock, year, _] = words[..] else { return Err(Failure::new(format!("{text:?} is no time"))) };
-    let month = MONTHS.find(month).ok_or_else(|| Failure::new(format!("{text:?} has no month")))? / 3 + 1;
-    Ok(format!("{year}-{month:02}-{day:0>2}T{clock}Z"))
 }
