@@ -11,7 +11,7 @@ use sds_shim::{
     identity::unix_seconds,
 };
 use serde_json::{Value, json};
-use testkit::{Failure, OrFail, POLL, development_ca::Leaf, node::KUBELET};
+use testkit::{Failure, OrFail, development_ca::Leaf, node::KUBELET};
 
 use crate::{
     kubernetes_stage::CHART,
@@ -83,18 +83,12 @@ pub(crate) async fn a_pod_certificate_is_served_and_a_refused_one_is_told(mesh: 
 
 /// The request that nobody has answered yet.
 async fn request(mesh: &Mesh) -> Result<Value, Failure> {
-    let begun = Instant::now();
-    loop {
+    let look = async || {
         let mut all = mesh.cluster.get(&["podcertificaterequests", "-n", SLEEP.0]).await?;
         let open = |one: &&mut Value| one["status"]["conditions"].as_array().is_none_or(Vec::is_empty);
-        if let Some(found) = all["items"].as_array_mut().into_iter().flatten().find(open) {
-            return Ok(found.take());
-        }
-        if begun.elapsed() > KUBELET {
-            return Err(mesh.explain(Failure::new("kubelet has asked for no certificate")).await);
-        }
-        tokio::time::sleep(POLL).await;
-    }
+        Ok(all["items"].as_array_mut().into_iter().flatten().find(open).map(Value::take))
+    };
+    mesh.eventually("a request of kubelet's for a certificate", KUBELET, look).await.map(|(request, _)| request)
 }
 
 /// What a signer says to it: a certificate of the mesh's CA for the pod's service account.
@@ -137,18 +131,11 @@ async fn answer(mesh: &Mesh, request: &Value, status: &Value) -> Result<(), Fail
 
 /// What the last event of this kind says, once there is one of a refusal.
 async fn event(mesh: &Mesh, reason: &str) -> Result<String, Failure> {
-    let begun = Instant::now();
     let reason = format!("reason={reason}");
-    loop {
+    let look = async || {
         let events = mesh.cluster.get(&["events", "-n", SLEEP.0, "--field-selector", &reason]).await?;
-        let events = events["items"].as_array().cloned().unwrap_or_default();
-        let mut told = events.iter().filter_map(|event| event["message"].as_str());
-        if let Some(found) = told.find(|text| text.to_lowercase().contains("denied")) {
-            return Ok(found.to_owned());
-        }
-        if begun.elapsed() > KUBELET {
-            return Err(mesh.explain(Failure::new(format!("no event tells of a refusal: {events:?}"))).await);
-        }
-        tokio::time::sleep(POLL).await;
-    }
+        let mut told = events["items"].as_array().into_iter().flatten().filter_map(|event| event["message"].as_str());
+        Ok(told.find(|text| text.to_lowercase().contains("denied")).map(str::to_owned))
+    };
+    mesh.eventually("an event that tells of a refusal", KUBELET, look).await.map(|(told, _)| told)
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use testkit::{
-    Failure, POLL,
+    Failure,
     node::{Program, possible},
 };
 
@@ -50,17 +50,13 @@ async fn a_restarted_kubelet_renews_all_tokens(mesh: &Mesh) -> Result<Instant, F
     let begun = Instant::now();
     mesh.node.kill(Program::Kubelet).await?;
     for (of, before) in [SLEEP, HTTPBIN].into_iter().zip(before) {
-        while mesh.token(of).await? == before {
-            if begun.elapsed() > SYNC {
-                return Err(mesh.explain(Failure::new(format!("{} has its old token", of.1))).await);
-            }
-            tokio::time::sleep(POLL).await;
-        }
+        let look = async || Ok((mesh.token(of).await? != before).then_some(()));
+        mesh.eventually(&format!("another token for {}", of.1), SYNC, look).await?;
     }
     let tokens = begun.elapsed();
     mesh.shim(HTTPBIN, &["renew"]).await?;
     // What has a readiness probe is not ready for a kubelet that has just started, until it has probed.
-    mesh.until(HTTPBIN, "ready", Duration::ZERO, is_ready).await?;
+    mesh.until(HTTPBIN, "ready", is_ready).await?;
     let ready = begun.elapsed();
     let handshakes = traffic.stop().await?;
     println!("kubelet's restart: new tokens for all after {tokens:.1?}, pods ready after {ready:.1?},");
@@ -88,8 +84,8 @@ async fn a_killed_shim_comes_back(mesh: &Mesh) -> Result<(), Failure> {
     let before = mesh.status(HTTPBIN).await?;
     mesh.kill(HTTPBIN, SHIM).await?;
     let again = |pod: &_| restarts(pod, SHIM) == 1;
-    let seen = mesh.until(HTTPBIN, "started again", Duration::ZERO, again).await?;
-    let ready = mesh.until(HTTPBIN, "ready", Duration::ZERO, is_ready).await?;
+    let seen = mesh.until(HTTPBIN, "started again", again).await?;
+    let ready = mesh.until(HTTPBIN, "ready", is_ready).await?;
     let handshakes = traffic.stop().await?;
     println!(
         "a killed shim: restarted after {seen:.1?}, ready after {ready:.1?} more, {handshakes} handshakes, 0 failed"
@@ -102,10 +98,10 @@ async fn a_killed_shim_comes_back(mesh: &Mesh) -> Result<(), Failure> {
 async fn a_killed_envoy_comes_back(mesh: &Mesh) -> Result<(), Failure> {
     let begun = Instant::now();
     mesh.kill(HTTPBIN, ENVOY).await?;
-    mesh.until(HTTPBIN, "started again", Duration::ZERO, |pod| restarts(pod, ENVOY) == 1).await?;
+    mesh.until(HTTPBIN, "started again", |pod| restarts(pod, ENVOY) == 1).await?;
     traffic::until(mesh, true, SYNC).await?;
     println!("a killed Envoy: handshakes again after {:.1?}", begun.elapsed());
-    mesh.until(HTTPBIN, "ready", Duration::ZERO, is_ready).await?;
+    mesh.until(HTTPBIN, "ready", is_ready).await?;
     assert_eq!(restarts(&mesh.pod(HTTPBIN).await?, SHIM), 1, "the shim goes on");
     Ok(())
 }
@@ -156,7 +152,7 @@ async fn little_lockable_memory_is_told(mesh: &Mesh) -> Result<(), Failure> {
     mesh.node.limit_locked_memory(64).await?;
     mesh.deploy(SLEEP, SHIM).await?;
     let ended = |pod: &Value| terminated(pod, SHIM)["exitCode"] == 71;
-    mesh.until(SLEEP, "ended for want of memory", Duration::ZERO, ended).await?;
+    mesh.until(SLEEP, "ended for want of memory", ended).await?;
     let told = terminated(&mesh.pod(SLEEP).await?, SHIM)["message"].clone();
     println!("64 KiB of lockable memory: {told}");
     assert!(told.to_string().contains("LimitMEMLOCK=) is 64 KiB: raise it to at least"), "{told}");
@@ -168,12 +164,8 @@ async fn little_lockable_memory_is_told(mesh: &Mesh) -> Result<(), Failure> {
 
 async fn kubelet_renews_a_token_and_it_is_used(mesh: &Mesh, since: Instant) -> Result<(), Failure> {
     let before = mesh.token(HTTPBIN).await?;
-    while mesh.token(HTTPBIN).await? == before {
-        if since.elapsed() > TOKEN {
-            return Err(mesh.explain(Failure::new("kubelet has not renewed a token of 600 s")).await);
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+    let look = async || Ok((mesh.token(HTTPBIN).await? != before).then_some(()));
+    mesh.eventually("another token, of 600 s", TOKEN, look).await?;
     let renewed = since.elapsed();
     let known = mesh.status(HTTPBIN).await?["token_not_after"].clone();
     mesh.shim(HTTPBIN, &["renew"]).await?;

@@ -163,26 +163,35 @@ impl Mesh {
         (self.pki.issue(&Leaf::workload("spiffe://cluster.local/ns/foo/sa/sleep", ttl)), self.pki.root_pem())
     }
 
-    /// Looks at a pod until something is so, and says how long that took.
-    pub(crate) async fn until(
+    /// Looks until there is something to see; returns it and how long that took. `what` is what there should be.
+    pub(crate) async fn eventually<T>(
         &self,
-        of: Of,
         what: &str,
         bound: Duration,
-        look: impl Fn(&Value) -> bool,
-    ) -> Result<Duration, Failure> {
+        mut look: impl AsyncFnMut() -> Result<Option<T>, Failure>,
+    ) -> Result<(T, Duration), Failure> {
         let begun = Instant::now();
         loop {
-            let pod = self.pod(of).await?;
-            if look(&pod) {
-                return Ok(begun.elapsed());
+            let seen = match look().await {
+                Ok(seen) => seen,
+                Err(failure) => return Err(self.explain(failure.context(what)).await),
+            };
+            match (seen, begun.elapsed()) {
+                (Some(seen), took) => return Ok((seen, took)),
+                (None, took) if took > bound => {
+                    return Err(self.explain(Failure::new(format!("not {what} within {bound:?}"))).await);
+                }
+                // What takes minutes need not be told to the millisecond, and each look is a process or two.
+                (None, took) => tokio::time::sleep(POLL.max(took / 100)).await,
             }
-            if begun.elapsed() > bound.max(KUBELET) {
-                let failure = Failure::new(format!("{} is not {what} after {:?}", of.1, begun.elapsed()));
-                return Err(self.explain(failure).await);
-            }
-            tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Looks at a pod until something is so, and says how long that took.
+    pub(crate) async fn until(&self, of: Of, what: &str, look: impl Fn(&Value) -> bool) -> Result<Duration, Failure> {
+        let what = format!("{} {what}", of.1);
+        let look = async || Ok(look(&self.pod(of).await?).then_some(()));
+        self.eventually(&what, KUBELET, look).await.map(|((), took)| took)
     }
 }
 

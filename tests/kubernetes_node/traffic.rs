@@ -1,9 +1,6 @@
 //! Mutual TLS with a pod, one handshake after the other.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Duration};
 
 use testkit::{Failure, OrFail, POLL, development_ca::Issued, http, tls};
 use tokio::{
@@ -56,16 +53,10 @@ impl Traffic {
 
 /// Calls until the answer is as wanted, and says how long that took.
 pub(crate) async fn until(mesh: &Mesh, answered: bool, bound: Duration) -> Result<Duration, Failure> {
-    let (begun, server, (client, root)) = (Instant::now(), server(mesh).await?, mesh.client());
-    while call(server, &client, &root).await.is_ok() != answered {
-        if begun.elapsed() > bound {
-            let failure =
-                Failure::new(format!("for {bound:?}, calls were {}answered", if answered { "not " } else { "" }));
-            return Err(mesh.explain(failure).await);
-        }
-        sleep(POLL).await;
-    }
-    Ok(begun.elapsed())
+    let (server, (client, root)) = (server(mesh).await?, mesh.client());
+    let look = async || Ok((call(server, &client, &root).await.is_ok() == answered).then_some(()));
+    let what = if answered { "calls answered" } else { "calls refused" };
+    mesh.eventually(what, bound, look).await.map(|((), took)| took)
 }
 
 async fn server(mesh: &Mesh) -> Result<SocketAddr, Failure> {
