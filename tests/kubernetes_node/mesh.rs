@@ -153,8 +153,7 @@ impl Mesh {
     pub(crate) async fn kill(&self, of: Of, container: &str) -> Result<(), Failure> {
         let id = sidecar(&self.pod(of).await?, container)["containerID"].clone();
         let id = id.as_str().unwrap_or_default().trim_start_matches("containerd://").to_owned();
-        let ctr = ["ctr", "--address", "/run/containerd/containerd.sock", "--namespace", "k8s.io"];
-        self.node.exec(&[&ctr[..], &["tasks", "kill", "--signal", "SIGKILL", &id]].concat()).await.map(drop)
+        self.node.ctr(&["tasks", "kill", "--signal", "SIGKILL", &id]).await.map(drop)
     }
 
     /// A certificate of the mesh's CA for `sleep`, and its root.

@@ -46,7 +46,8 @@ impl Node {
         fs::remove_dir_all(&scratch).or_fail("remove the images' archive")
     }
 
-    async fn ctr(&self, arguments: &[&str]) -> Result<String, Failure> {
+    /// Runs containerd's client for the containers of kubelet, as [`exec`](Self::exec) does.
+    pub async fn ctr(&self, arguments: &[&str]) -> Result<String, Failure> {
         let command = ["ctr", "--address", "/run/containerd/containerd.sock", "--namespace", "k8s.io"];
         self.exec(&[&command[..], arguments].concat()).await
     }
