@@ -1,5 +1,7 @@
 //! What a real API server makes of pods once the chart is installed: `make test-kubernetes`.
 
+#[path = "kubernetes_injection/order.rs"]
+mod order;
 #[path = "kubernetes_injection/pods.rs"]
 mod pods;
 
