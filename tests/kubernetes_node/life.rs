@@ -2,20 +2,31 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::{
-    Failure,
+    Failure, OrFail,
     node::{Program, possible},
 };
 
 use crate::{
-    certificate::a_pod_certificate_is_served_and_a_refused_one_is_told,
+    authority::a_ca_that_is_away_or_refuses_is_told,
+    certificate,
+    crash::a_crashed_shim_goes_on_in_its_container,
+    kubernetes_stage::CHART,
+    logs,
     mesh::{ENVOY, HTTPBIN, Mesh, SHIM, SLEEP, is_ready, restarts, terminated},
+    node_life::{
+        a_killed_containerd_costs_nothing, a_rebooted_node_has_its_mesh_again, a_shim_without_memory_is_started_again,
+    },
+    refresh,
     traffic::{self, Traffic},
 };
 
 /// kubelet looks at the volumes of a pod after 60 to 90 s; this only bounds failures.
-const SYNC: Duration = Duration::from_secs(240);
+pub(crate) const SYNC: Duration = Duration::from_secs(240);
+
+/// How long the CA is away, or refuses, besides what it takes for kubelet to tell.
+const AWAY: Duration = Duration::from_secs(120);
 
 /// A token of 600 s is renewed after 480 s, at the next look; the same.
 const TOKEN: Duration = Duration::from_secs(900);
@@ -26,25 +37,63 @@ async fn sidecars_live_through_what_a_kubelet_does() -> Result<(), Failure> {
     if !possible() {
         return Ok(());
     }
-    let values = ["developmentCA.verify=jwks", "ca.tokenSeconds=600", "env.SECRET_TTL=10m0s"];
-    let mesh = Mesh::start(&values).await?;
-    let since = a_restarted_kubelet_renews_all_tokens(&mesh).await?;
-    a_changed_config_map_reaches_envoy(&mesh).await?;
-    a_killed_shim_comes_back(&mesh).await?;
-    a_killed_envoy_comes_back(&mesh).await?;
-    a_pod_that_ends_has_its_mesh_to_the_end(&mesh).await?;
-    little_lockable_memory_is_told(&mesh).await?;
-    a_pod_certificate_is_served_and_a_refused_one_is_told(&mesh).await?;
-    if std::env::var_os("NODE_SHORT").is_some_and(|set| !set.is_empty()) {
-        eprintln!("NOT TESTED: that kubelet renews a token, which takes it eight minutes, because NODE_SHORT is set");
-    } else {
-        kubelet_renews_a_token_and_it_is_used(&mesh, since).await?;
-    }
-    mesh.stop().await
+    let values = ["developmentCA.verify=jwks", "ca.tokenSeconds=600", "env.SECRET_TTL=10m0s", "metrics.enabled=true"];
+    let mesh_ = Mesh::start(&values).await?;
+    let mesh = &mesh_;
+    play("kubelet", a_restarted_kubelet_renews_all_tokens(mesh)).await?;
+    play("config", a_changed_config_map_reaches_envoy(mesh)).await?;
+    play("crash", a_crashed_shim_goes_on_in_its_container(mesh)).await?;
+    play("shim", a_killed_shim_comes_back(mesh)).await?;
+    play("envoy", a_killed_envoy_comes_back(mesh)).await?;
+    play("memory", a_shim_without_memory_is_started_again(mesh)).await?;
+    play("containerd", a_killed_containerd_costs_nothing(mesh)).await?;
+    play("reboot", a_rebooted_node_has_its_mesh_again(mesh)).await?;
+    play("ca", a_ca_that_is_away_or_refuses_is_told(mesh, if short() { Duration::ZERO } else { AWAY })).await?;
+    play("end", a_pod_that_ends_has_its_mesh_to_the_end(mesh)).await?;
+    play("memlock", little_lockable_memory_is_told(mesh)).await?;
+    play("certificate", certificates(mesh)).await?;
+    logs::hold_no_secrets(mesh)?;
+    mesh_.stop().await
 }
 
-/// When its new token was made.
-async fn a_restarted_kubelet_renews_all_tokens(mesh: &Mesh) -> Result<Instant, Failure> {
+/// What kubelet does for PodCertificates, and while it takes its time for one of them, for a token.
+async fn certificates(mesh: &Mesh) -> Result<(), Failure> {
+    certificate::prepare(mesh).await?;
+    certificate::a_pod_certificate_is_served_and_a_refused_one_is_told(mesh).await?;
+    refresh::a_pod_certificate_is_renewed_under_traffic(mesh).await?;
+    if short() {
+        eprintln!("NOT TESTED: what takes kubelet minutes, because NODE_SHORT is set");
+        return refresh::a_refused_refresh_leaves_what_there_is(mesh).await;
+    }
+    mesh.upgrade(&json!({ "env": { "SDS_SHIM_LOG": "debug" } })).await?;
+    mesh.deploy(SLEEP, "SDS_SHIM_LOG").await?;
+    mesh.rolled_out(SLEEP).await?;
+    let token = kubelet_renews_a_token_and_it_is_used(mesh);
+    tokio::try_join!(token, refresh::kubelet_refreshes_a_pod_certificate(mesh))?;
+    refresh::a_refused_refresh_leaves_what_there_is(mesh).await?;
+    // The anchors are in a volume of their own, which goes on.
+    refresh::a_changed_trust_bundle_reaches_envoy(mesh).await
+}
+
+/// Whether what takes kubelet minutes is left out.
+fn short() -> bool {
+    std::env::var_os("NODE_SHORT").is_some_and(|set| !set.is_empty())
+}
+
+/// Plays one of the scenes; `NODE_SCENES=crash,reboot` chooses some.
+async fn play(name: &str, scene: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let chosen = std::env::var("NODE_SCENES").unwrap_or_default();
+    if !chosen.is_empty() && !chosen.split(',').any(|chosen| chosen == name) {
+        eprintln!("NOT TESTED: {name}, which is not in NODE_SCENES");
+        return Ok(());
+    }
+    let begun = Instant::now();
+    scene.await.map_err(|failure| failure.context(name))?;
+    println!("({name}: {:.0?})", begun.elapsed());
+    Ok(())
+}
+
+async fn a_restarted_kubelet_renews_all_tokens(mesh: &Mesh) -> Result<(), Failure> {
     let before = [mesh.token(SLEEP).await?, mesh.token(HTTPBIN).await?];
     let traffic = Traffic::start(mesh).await?;
     let begun = Instant::now();
@@ -63,14 +112,13 @@ async fn a_restarted_kubelet_renews_all_tokens(mesh: &Mesh) -> Result<Instant, F
     println!("  {handshakes} handshakes, 0 failed");
     let pod = mesh.pod(HTTPBIN).await?;
     assert_eq!(restarts(&pod, SHIM) + restarts(&pod, ENVOY), 0, "sidecars were started again");
-    Ok(begun)
+    Ok(())
 }
 
 async fn a_changed_config_map_reaches_envoy(mesh: &Mesh) -> Result<(), Failure> {
     for (client, answered) in [("other", false), ("sleep", true)] {
         let allowed = format!("proxy.allowedClients={{spiffe://cluster.local/ns/foo/sa/{client}}}");
-        let chart = crate::kubernetes_stage::CHART;
-        let upgrade = ["upgrade", "sds-shim", chart, "-n", "sds-shim", "--reset-then-reuse-values", "--set", &allowed];
+        let upgrade = ["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reset-then-reuse-values", "--set", &allowed];
         mesh.cluster.helm(&upgrade).await?;
         let took = traffic::until(mesh, answered, SYNC).await?;
         println!("a changed ConfigMap reached Envoy after {took:.1?} (calls answered: {answered})");
@@ -81,9 +129,9 @@ async fn a_changed_config_map_reaches_envoy(mesh: &Mesh) -> Result<(), Failure> 
 /// Envoy keeps its certificate: who calls does not notice, but the pod is not ready until the shim has one again.
 async fn a_killed_shim_comes_back(mesh: &Mesh) -> Result<(), Failure> {
     let traffic = Traffic::start(mesh).await?;
-    let before = mesh.status(HTTPBIN).await?;
+    let (before, restarts_before) = (mesh.status(HTTPBIN).await?, restarts(&mesh.pod(HTTPBIN).await?, SHIM));
     mesh.kill(HTTPBIN, SHIM).await?;
-    let again = |pod: &_| restarts(pod, SHIM) == 1;
+    let again = |pod: &_| restarts(pod, SHIM) == restarts_before + 1;
     let seen = mesh.until(HTTPBIN, "started again", again).await?;
     let ready = mesh.until(HTTPBIN, "ready", is_ready).await?;
     let handshakes = traffic.stop().await?;
@@ -96,13 +144,14 @@ async fn a_killed_shim_comes_back(mesh: &Mesh) -> Result<(), Failure> {
 }
 
 async fn a_killed_envoy_comes_back(mesh: &Mesh) -> Result<(), Failure> {
-    let begun = Instant::now();
+    let (before, begun) = (mesh.pod(HTTPBIN).await?, Instant::now());
+    let again = |pod: &_| restarts(pod, ENVOY) == restarts(&before, ENVOY) + 1;
     mesh.kill(HTTPBIN, ENVOY).await?;
-    mesh.until(HTTPBIN, "started again", |pod| restarts(pod, ENVOY) == 1).await?;
+    mesh.until(HTTPBIN, "started again", again).await?;
     traffic::until(mesh, true, SYNC).await?;
     println!("a killed Envoy: handshakes again after {:.1?}", begun.elapsed());
     mesh.until(HTTPBIN, "ready", is_ready).await?;
-    assert_eq!(restarts(&mesh.pod(HTTPBIN).await?, SHIM), 1, "the shim goes on");
+    assert_eq!(restarts(&mesh.pod(HTTPBIN).await?, SHIM), restarts(&before, SHIM), "the shim goes on");
     Ok(())
 }
 
@@ -162,15 +211,26 @@ async fn little_lockable_memory_is_told(mesh: &Mesh) -> Result<(), Failure> {
     mesh.remove(SLEEP).await
 }
 
-async fn kubelet_renews_a_token_and_it_is_used(mesh: &Mesh, since: Instant) -> Result<(), Failure> {
-    let before = mesh.token(HTTPBIN).await?;
-    let look = async || Ok((mesh.token(HTTPBIN).await? != before).then_some(()));
+async fn kubelet_renews_a_token_and_it_is_used(mesh: &Mesh) -> Result<(), Failure> {
+    let before = mesh.token(SLEEP).await?;
+    let issued = issued(&before)?;
+    let look = async || Ok((mesh.token(SLEEP).await? != before).then_some(()));
     mesh.eventually("another token, of 600 s", TOKEN, look).await?;
-    let renewed = since.elapsed();
-    let known = mesh.status(HTTPBIN).await?["token_not_after"].clone();
-    mesh.shim(HTTPBIN, &["renew"]).await?;
-    let used = mesh.status(HTTPBIN).await?["token_not_after"].clone();
-    println!("a token of 600 s was renewed after {renewed:.1?}, and used: it ends {used}, the one before {known}");
+    let renewed = sds_shim::clock::now() - issued;
+    let known = mesh.status(SLEEP).await?["token_not_after"].clone();
+    mesh.shim(SLEEP, &["renew"]).await?;
+    let used = mesh.status(SLEEP).await?["token_not_after"].clone();
+    println!("a token of 600 s was renewed after {renewed} s, and used: it ends {used}, the one before {known}");
     assert_ne!(used, known);
     Ok(())
+}
+
+/// When a token was issued, in Unix seconds.
+fn issued(token: &str) -> Result<i64, Failure> {
+    let payload = token.split('.').nth(1).unwrap_or_default();
+    let mut text = payload.replace('-', "+").replace('_', "/");
+    text.extend(std::iter::repeat_n('=', text.len().next_multiple_of(4) - text.len()));
+    let payload = openssl::base64::decode_block(&text).or_fail("decode the token")?;
+    let payload = testkit::kubernetes::object(&String::from_utf8_lossy(&payload))?;
+    payload["iat"].as_i64().ok_or_else(|| Failure::new("the token has no iat"))
 }

@@ -1,17 +1,25 @@
 //! The chart's mesh on a node: `sleep` in `foo` calls `httpbin` in `bar`.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use testkit::{
     Failure, OrFail, POLL,
     development_ca::{Issued, Leaf, Pki, state},
+    http,
     kubernetes::Cluster,
     node::{KUBELET, Node},
     scratch::Scratch,
 };
+use tokio::net::TcpStream;
 
-use crate::kubernetes_stage::{CHART, authority, simple_pod};
+use crate::{
+    kubernetes_stage::{CHART, authority, simple_pod},
+    logs,
+};
 
 /// The shim's container.
 pub(crate) const SHIM: &str = "sds-shim";
@@ -28,6 +36,8 @@ pub(crate) struct Mesh {
     pub(crate) node: Node,
     pki: Pki,
     scratch: Scratch,
+    /// What helm was told of the release.
+    chart: Vec<String>,
 }
 
 impl Mesh {
@@ -39,12 +49,13 @@ impl Mesh {
             cluster.restricted_namespace(namespace).await?;
         }
         let samples = format!("{CHART}/samples/values.yaml");
-        let install = ["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "-f", &samples];
         let set = values.iter().flat_map(|value| ["--set", value]);
-        cluster.helm(&install.into_iter().chain(set).collect::<Vec<_>>()).await?;
+        let chart: Vec<_> = ["sds-shim", CHART, "-n", "sds-shim", "-f", &samples].into_iter().chain(set).collect();
+        cluster.helm(&[&["install", "--create-namespace"], &chart[..]].concat()).await?;
+        let chart = chart.into_iter().map(str::to_owned).collect();
         let scratch = Scratch::new("kubernetes-node")?;
         let (pki, _) = state::open_or_create(&authority(&cluster, scratch.path()).await?).or_fail("read the CA")?;
-        let mesh = Self { cluster, node, pki, scratch };
+        let mesh = Self { cluster, node, pki, scratch, chart };
         for of in [HTTPBIN, SLEEP] {
             mesh.deploy(of, "sds-shim-token").await?;
         }
@@ -53,6 +64,15 @@ impl Mesh {
             mesh.tell_starts(of).await?;
         }
         Ok(mesh)
+    }
+
+    /// The release as it was at the start, but with these values as well.
+    pub(crate) async fn upgrade(&self, values: &Value) -> Result<(), Failure> {
+        let path = self.cluster.path().join("values.json");
+        std::fs::write(&path, values.to_string()).or_fail("write the values")?;
+        let path = path.display().to_string();
+        let chart: Vec<_> = self.chart.iter().map(String::as_str).collect();
+        self.cluster.helm(&[&["upgrade", "--reset-values"], &chart[..], &["-f", &path]].concat()).await.map(drop)
     }
 
     /// Makes one of the samples, once pods get sidecars with this in them.
@@ -74,7 +94,8 @@ impl Mesh {
 
     /// Deletes one of them, and waits until its pods are gone.
     pub(crate) async fn remove(&self, (namespace, name): Of) -> Result<(), Failure> {
-        self.cluster.kubectl(&["delete", "deployment", name, "-n", namespace]).await?;
+        logs::hold_no_secrets(self)?;
+        self.cluster.kubectl(&["delete", "deployment", name, "-n", namespace, "--ignore-not-found"]).await?;
         let label = format!("app={name}");
         let wait = ["wait", "--for=delete", "pod", "-l", &label, "-n", namespace, "--timeout=280s"];
         self.cluster.kubectl(&wait).await.map(drop)
@@ -151,9 +172,25 @@ impl Mesh {
 
     /// SIGKILL for the process of one of its sidecars.
     pub(crate) async fn kill(&self, of: Of, container: &str) -> Result<(), Failure> {
-        let id = sidecar(&self.pod(of).await?, container)["containerID"].clone();
-        let id = id.as_str().unwrap_or_default().trim_start_matches("containerd://").to_owned();
+        let id = container_id(&sidecar(&self.pod(of).await?, container));
         self.node.ctr(&["tasks", "kill", "--signal", "SIGKILL", &id]).await.map(drop)
+    }
+
+    /// The first process of one of its sidecars, as the node counts processes.
+    pub(crate) async fn process(&self, of: Of, container: &str) -> Result<String, Failure> {
+        let id = container_id(&sidecar(&self.pod(of).await?, container));
+        let tasks = self.node.ctr(&["tasks", "ls"]).await?;
+        let mut tasks = tasks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let pid =
+            tasks.find_map(|task| (task.first() == Some(&id.as_str())).then(|| task.get(1).map(|pid| pid.to_string())));
+        pid.flatten().ok_or_else(|| Failure::new(format!("{container} of {} does not run", of.1)))
+    }
+
+    /// The shim's metrics (value `metrics.enabled`).
+    pub(crate) async fn metrics(&self, of: Of) -> Result<String, Failure> {
+        let address = address(&self.pod(of).await?)?;
+        let stream = TcpStream::connect((address, 15022)).await.or_fail("connect to the metrics")?;
+        Ok(http::get(stream, &address.to_string(), "/metrics").await?.text())
     }
 
     /// A certificate of the mesh's CA for `sleep`, and its root.
@@ -200,6 +237,17 @@ pub(crate) fn sidecar(pod: &Value, name: &str) -> Value {
     all.into_iter().find(|one| one["name"] == name).unwrap_or_default()
 }
 
+/// What containerd calls it.
+pub(crate) fn container_id(container: &Value) -> String {
+    container["containerID"].as_str().unwrap_or_default().trim_start_matches("containerd://").to_owned()
+}
+
+/// The pod's own address.
+pub(crate) fn address(pod: &Value) -> Result<IpAddr, Failure> {
+    let address = pod["status"]["podIP"].as_str().unwrap_or_default();
+    address.parse().or_fail(format!("read the address {address:?}"))
+}
+
 /// Whether all of a pod is ready.
 pub(crate) fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
@@ -226,8 +274,7 @@ impl Mesh {
         let containers = [sidecar(&pod, SHIM), sidecar(&pod, ENVOY), application];
         let log = self.node.log("containerd");
         let [shim, envoy, application] = containers.map(|container| {
-            let id =
-                container["containerID"].as_str().unwrap_or_default().trim_start_matches("containerd://").to_owned();
+            let id = container_id(&container);
             let line = log.iter().find(|line| line.contains(&format!("StartContainer for \\\"{id}\\\" returns")));
             line.and_then(|line| second_of_day(line)).unwrap_or_default()
         });

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use openssl::x509::X509Ref;
 use testkit::{Failure, OrFail, POLL, development_ca::Issued, http, tls};
 use tokio::{
     net::TcpStream,
@@ -10,7 +11,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::mesh::{HTTPBIN, Mesh};
+use crate::mesh::{HTTPBIN, Mesh, address};
 
 /// How long one handshake and its request may take.
 const LONGEST: Duration = Duration::from_secs(10);
@@ -53,16 +54,39 @@ impl Traffic {
 
 /// Calls until the answer is as wanted, and says how long that took.
 pub(crate) async fn until(mesh: &Mesh, answered: bool, bound: Duration) -> Result<Duration, Failure> {
-    let (server, (client, root)) = (server(mesh).await?, mesh.client());
-    let look = async || Ok((call(server, &client, &root).await.is_ok() == answered).then_some(()));
+    until_for(mesh, &mesh.client().0, answered, bound).await
+}
+
+/// The same for somebody else than `sleep`.
+pub(crate) async fn until_for(
+    mesh: &Mesh,
+    client: &Issued,
+    answered: bool,
+    bound: Duration,
+) -> Result<Duration, Failure> {
+    let (server, (_, root)) = (server(mesh).await?, mesh.client());
+    let look = async || Ok((call(server, client, &root).await.is_ok() == answered).then_some(()));
     let what = if answered { "calls answered" } else { "calls refused" };
     mesh.eventually(what, bound, look).await.map(|((), took)| took)
 }
 
+/// The serial number of the certificate that it presents, in hexadecimal.
+pub(crate) async fn presented(mesh: &Mesh) -> Result<String, Failure> {
+    let (server, (client, root)) = (server(mesh).await?, mesh.client());
+    let stream = TcpStream::connect(server).await.or_fail("connect")?;
+    let stream = tls::connect(stream, &root, Some(&client)).await?;
+    let certificate = stream.ssl().peer_certificate().ok_or_else(|| Failure::new("it presents no certificate"))?;
+    serial(&certificate)
+}
+
+/// Of a certificate, in hexadecimal.
+pub(crate) fn serial(certificate: &X509Ref) -> Result<String, Failure> {
+    let number = certificate.serial_number().to_bn().and_then(|number| number.to_hex_str());
+    Ok(number.or_fail("read a serial number")?.to_string())
+}
+
 async fn server(mesh: &Mesh) -> Result<SocketAddr, Failure> {
-    let pod = mesh.pod(HTTPBIN).await?;
-    let address = pod["status"]["podIP"].as_str().unwrap_or_default();
-    Ok((address.parse::<std::net::IpAddr>().or_fail(format!("read the address {address:?}"))?, 15006).into())
+    Ok((address(&mesh.pod(HTTPBIN).await?)?, 15006).into())
 }
 
 async fn call(server: SocketAddr, client: &Issued, root: &str) -> Result<(), Failure> {

@@ -5,6 +5,7 @@
 
 mod files;
 mod images;
+mod reboot;
 
 use std::{
     fs,
@@ -155,6 +156,11 @@ impl Node {
         fs::write(self.directory.join("memlock"), format!("{kib}\n")).or_fail("write the limit")?;
         self.kill(Program::Containerd).await?;
         self.containerd().await
+    }
+
+    /// The directory in which kubelet keeps what containers write.
+    pub fn container_logs(&self) -> PathBuf {
+        self.directory.join("pods")
     }
 
     /// The log of one of its programs.
