@@ -133,6 +133,11 @@ impl Credential {
         flaws
     }
 
+    /// The beginning of the leaf in Unix seconds.
+    pub fn not_before(&self) -> i64 {
+        self.chain.first().map_or(i64::MAX, |leaf| validity(leaf).0)
+    }
+
     /// The end of the leaf in Unix seconds.
     pub fn not_after(&self) -> i64 {
         self.chain.first().map_or(i64::MIN, |leaf| validity(leaf).1)

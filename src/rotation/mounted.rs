@@ -1,11 +1,16 @@
-use std::{convert::Infallible, future, sync::Arc};
+use std::{
+    convert::Infallible,
+    future,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::{publisher::Publisher, settings::RenewalSettings};
 use crate::{
-    clock,
+    clock::{self, WallTimer},
     config::{FilesConfig, MountedFiles},
     files::{Changes, MountedCertificate, read_certificate},
     identity::Credential,
@@ -26,6 +31,24 @@ pub struct Mounted {
     /// Whether there is no CA whose certificates are shown as well.
     alone: bool,
     told: Option<String>,
+    /// When (Unix seconds) it is to be told that nobody has renewed the certificate.
+    overdue: Option<i64>,
+}
+
+/// When (Unix seconds) whoever mounts a certificate should have mounted the next one. Kubelet asks for a PodCertificate
+/// up to 6.5 minutes after its signer meant it to, and signers may mean ten minutes before its end, or half an hour of a
+/// day: a warning at a fifth, as for a token, would come for every one of theirs.
+fn overdue(begins: i64, ends: i64) -> i64 {
+    const MOST: i64 = 1200;
+    ends.saturating_sub((ends.saturating_sub(begins).max(0) / 10).min(MOST))
+}
+
+/// Waits for that.
+async fn due(timer: Option<&WallTimer>, overdue: Option<i64>) {
+    match timer.zip(overdue) {
+        Some((timer, due)) => timer.at(UNIX_EPOCH + Duration::from_secs(due.max(0) as u64)).await,
+        None => future::pending().await,
+    }
 }
 
 impl Mounted {
@@ -45,7 +68,7 @@ impl Mounted {
         shown: Arc<Workload>,
     ) -> Self {
         let (config, force) = (settings.files, Arc::clone(&settings.force));
-        Self { files, config, force, roots, store, shown, alone: false, told: None }
+        Self { files, config, force, roots, store, shown, alone: false, told: None, overdue: None }
     }
 
     /// Serves it, and the trust anchors, for as long as it is polled.
@@ -64,6 +87,8 @@ impl Mounted {
         let mut changes = Changes::new(vec![chain, key], self.config.debounce, self.config.check);
         let force = Arc::clone(&self.force);
         let mut asked = false;
+        let timer =
+            WallTimer::new().inspect_err(|error| warn!("a certificate that nobody renews is not told: {error}")).ok();
         loop {
             // Watched and listened to before they are read, so that no change and no signal falls in between.
             let forced = force.notified();
@@ -75,7 +100,10 @@ impl Mounted {
                 self.shown.looked();
             }
             asked = tokio::select! {
+                biased;
                 () = changes.next() => false,
+                // It is read again before it is told.
+                () = due(timer.as_ref(), self.overdue) => false,
                 () = forced => {
                     if self.roots.by_ca() {
                         continue;
@@ -96,13 +124,14 @@ impl Mounted {
             return false;
         }
         let now = clock::now();
+        let overdue = self.overdue.take_if(|due| *due <= now);
         memory::before_a_key();
         let read = read_certificate(&self.files.chain, &self.files.key).and_then(|read| match read.not_after() {
-            end if end > now => Ok((MountedCertificate::new(&read)?, self.flaws(&read, now))),
+            end if end > now => Ok((MountedCertificate::new(&read)?, self.flaws(&read, now), read.not_before())),
             end => Err(format!("{}: the certificate expired at {}", self.files.chain.display(), clock::rfc3339(end))),
         });
         match read {
-            Ok((read, flaws)) => {
+            Ok((read, flaws, begins)) => {
                 let (version, end, identity) = (self.version(), read.not_after, read.identity.clone());
                 if !self.roots.publish_mounted(read).await {
                     return false;
@@ -117,11 +146,15 @@ impl Mounted {
                     );
                 }
                 if is_new {
+                    self.overdue = Some(self::overdue(begins, end));
                     info!(
                         file = %self.files.chain.display(),
                         not_after = clock::rfc3339(end),
                         "serving the mounted certificate"
                     );
+                }
+                if !is_new && overdue.is_some() {
+                    self.tell_overdue(end, now);
                 }
                 if let Some(identity) = identity.filter(|_| self.alone) {
                     self.shown.identify(&identity, &identity);
@@ -143,6 +176,17 @@ impl Mounted {
         true
     }
 
+    fn tell_overdue(&self, end: i64, now: i64) {
+        let written = clock::written(&self.files.chain).unwrap_or(now);
+        warn!(
+            "{}: the certificate expires in {} min and its file has not changed for {} min: nobody has renewed it; \
+             a PodCertificate that was refused once freezes its volume: see the events in `kubectl describe pod`",
+            self.files.chain.display(),
+            end.saturating_sub(now) / 60,
+            now.saturating_sub(written) / 60
+        );
+    }
+
     /// What peers will not like about it, who have the anchors beside it or those that are served.
     fn flaws(&self, read: &Credential, now: i64) -> Vec<(&'static str, String)> {
         let flaws = read.flaws(&self.files.roots, &self.roots.anchors(), now);
@@ -151,5 +195,20 @@ impl Mounted {
 
     fn version(&self) -> Option<String> {
         self.shown.secrets().get(CERTIFICATE).map(|held| held.version().to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::overdue;
+
+    #[test]
+    fn signers_of_pod_certificates_have_their_time_before_one_is_overdue() {
+        // The shortest that kubelet takes, a day, and what a signer means by a day.
+        for (life, left) in [(3600, 360), (7200, 720), (86_400, 1200), (86_400 * 365, 1200), (0, 0), (-5, 0)] {
+            assert_eq!(overdue(1000, 1000 + life), 1000 + life - left, "of {life} s");
+        }
+        assert_eq!(overdue(i64::MIN, i64::MAX), i64::MAX - 1200);
+        assert_eq!(overdue(i64::MAX, 0), 0);
     }
 }

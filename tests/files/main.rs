@@ -11,5 +11,6 @@ mod mounted_failures;
 mod mounted_flaws;
 mod output_certs;
 mod output_full;
+mod overdue;
 mod pem_forms;
 mod refused;

@@ -38,11 +38,20 @@ impl Mount {
     }
 
     pub(crate) fn write(&self, pki: &Pki, roots: &str) -> Result<String, Failure> {
-        let Issued { chain_pem, key_pem } = issue(pki);
-        let contents = [chain_pem.as_str(), &key_pem, roots];
+        self.write_issued(&issue(pki), roots)
+    }
+
+    /// A certificate that lives otherwise.
+    pub(crate) fn write_leaf(&self, leaf: &Leaf) -> Result<String, Failure> {
+        self.write_issued(&self.pki.issue(leaf), &self.pki.root_pem())
+    }
+
+    fn write_issued(&self, issued: &Issued, roots: &str) -> Result<String, Failure> {
+        let Issued { chain_pem, key_pem } = issued;
+        let contents = [chain_pem.as_str(), key_pem, roots];
         let files: Vec<_> = self.names.into_iter().zip(contents).collect();
         self.volume.replace(&files).or_fail("write the volume")?;
-        serial(&chain_pem)
+        serial(chain_pem)
     }
 }
 
