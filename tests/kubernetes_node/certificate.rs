@@ -37,6 +37,8 @@ fn values() -> Value {
             "SDS_SHIM_SOURCE": "files",
             "SDS_SHIM_CREDENTIAL_BUNDLE": "/var/run/mesh/bundle.pem",
             "SDS_SHIM_TRUST_ANCHORS": "/var/run/roots/roots.pem",
+            // Else an anchor that is gone from the bundle is served until what it has certified has ended.
+            "SDS_SHIM_ROOT_GRACE": "0s",
         },
         "extraVolumes": [
             { "name": "mesh", "projected": { "sources": [{ "podCertificate": certificate }] } },

@@ -12,11 +12,13 @@ use crate::{
     authority::a_ca_that_is_away_or_refuses_is_told,
     certificate,
     crash::a_crashed_shim_goes_on_in_its_container,
+    crowd,
     kubernetes_stage::CHART,
     logs,
     mesh::{ENVOY, HTTPBIN, Mesh, SHIM, SLEEP, is_ready, restarts, terminated},
     node_life::{
         a_killed_containerd_costs_nothing, a_rebooted_node_has_its_mesh_again, a_shim_without_memory_is_started_again,
+        an_absent_containerd_costs_nothing,
     },
     refresh,
     traffic::{self, Traffic},
@@ -49,6 +51,10 @@ async fn sidecars_live_through_what_a_kubelet_does() -> Result<(), Failure> {
     play("containerd", a_killed_containerd_costs_nothing(mesh)).await?;
     play("reboot", a_rebooted_node_has_its_mesh_again(mesh)).await?;
     play("ca", a_ca_that_is_away_or_refuses_is_told(mesh, if short() { Duration::ZERO } else { AWAY })).await?;
+    if !short() {
+        play("absence", an_absent_containerd_costs_nothing(mesh)).await?;
+        play("crowd", crowd::many_pods_have_their_keys_in_secret_memory(mesh)).await?;
+    }
     play("end", a_pod_that_ends_has_its_mesh_to_the_end(mesh)).await?;
     play("memlock", little_lockable_memory_is_told(mesh)).await?;
     play("certificate", certificates(mesh)).await?;
@@ -69,10 +75,11 @@ async fn certificates(mesh: &Mesh) -> Result<(), Failure> {
     mesh.deploy(SLEEP, "SDS_SHIM_LOG").await?;
     mesh.rolled_out(SLEEP).await?;
     let token = kubelet_renews_a_token_and_it_is_used(mesh);
-    tokio::try_join!(token, refresh::kubelet_refreshes_a_pod_certificate(mesh))?;
+    let bundle = refresh::a_changed_trust_bundle_reaches_envoy(mesh, &[true, false]);
+    tokio::try_join!(token, refresh::kubelet_refreshes_a_pod_certificate(mesh), bundle)?;
     refresh::a_refused_refresh_leaves_what_there_is(mesh).await?;
     // The anchors are in a volume of their own, which goes on.
-    refresh::a_changed_trust_bundle_reaches_envoy(mesh).await
+    refresh::a_changed_trust_bundle_reaches_envoy(mesh, &[true]).await
 }
 
 /// Whether what takes kubelet minutes is left out.

@@ -4,6 +4,7 @@
 mod authority;
 mod certificate;
 mod crash;
+mod crowd;
 #[path = "../kubernetes_stage/mod.rs"]
 mod kubernetes_stage;
 mod life;

@@ -188,9 +188,7 @@ impl Mesh {
 
     /// The shim's metrics (value `metrics.enabled`).
     pub(crate) async fn metrics(&self, of: Of) -> Result<String, Failure> {
-        let address = address(&self.pod(of).await?)?;
-        let stream = TcpStream::connect((address, 15022)).await.or_fail("connect to the metrics")?;
-        Ok(http::get(stream, &address.to_string(), "/metrics").await?.text())
+        metrics_at(address(&self.pod(of).await?)?).await
     }
 
     /// A certificate of the mesh's CA for `sleep`, and its root.
@@ -235,6 +233,12 @@ impl Mesh {
 pub(crate) fn sidecar(pod: &Value, name: &str) -> Value {
     let all = pod["status"]["initContainerStatuses"].as_array().cloned().unwrap_or_default();
     all.into_iter().find(|one| one["name"] == name).unwrap_or_default()
+}
+
+/// The metrics of the shim in the pod with this address.
+pub(crate) async fn metrics_at(address: IpAddr) -> Result<String, Failure> {
+    let stream = TcpStream::connect((address, 15022)).await.or_fail("connect to the metrics")?;
+    Ok(http::get(stream, &address.to_string(), "/metrics").await?.text())
 }
 
 /// What containerd calls it.

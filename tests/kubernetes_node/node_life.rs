@@ -38,6 +38,34 @@ pub(crate) async fn a_killed_containerd_costs_nothing(mesh: &Mesh) -> Result<(),
     Ok(())
 }
 
+/// Until kubelet says that its node is not ready, and longer.
+pub(crate) async fn an_absent_containerd_costs_nothing(mesh: &Mesh) -> Result<(), Failure> {
+    let before = mesh.pod(HTTPBIN).await?;
+    let (traffic, begun) = (Traffic::start(mesh).await?, Instant::now());
+    mesh.node.hold(Program::Containerd).await?;
+    let ready = async |expected: &str| {
+        let nodes = mesh.cluster.get(&["nodes"]).await?;
+        let conditions = nodes["items"][0]["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let ready = conditions.into_iter().find(|one| one["type"] == "Ready").unwrap_or_default();
+        Ok((ready["status"] == expected).then(|| ready["message"].clone()))
+    };
+    let (told, seen) = mesh.eventually("a node that is not ready", KUBELET, async || ready("False").await).await?;
+    let during = is_ready(&mesh.pod(HTTPBIN).await?);
+    mesh.node.release(Program::Containerd).await?;
+    mesh.eventually("a node that is ready", KUBELET, async || ready("True").await).await?;
+    mesh.until(HTTPBIN, "ready", is_ready).await?;
+    mesh.shim(HTTPBIN, &["renew"]).await?;
+    let handshakes = traffic.stop().await?;
+    println!("no containerd: the node not ready after {seen:.1?} ({told}), its pods then ready: {during};");
+    println!("  all ready after {:.1?}, {handshakes} handshakes, 0 failed", begun.elapsed());
+    let after = mesh.pod(HTTPBIN).await?;
+    for container in [SHIM, ENVOY] {
+        let ids = [&after, &before].map(|pod| sidecar(pod, container)["containerID"].clone());
+        assert_eq!(ids[0], ids[1], "{container}");
+    }
+    Ok(())
+}
+
 /// All containers end at once, what was in memory is gone, and containerd and kubelet start again.
 pub(crate) async fn a_rebooted_node_has_its_mesh_again(mesh: &Mesh) -> Result<(), Failure> {
     let before = [mesh.pod(SLEEP).await?, mesh.pod(HTTPBIN).await?];

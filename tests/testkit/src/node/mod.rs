@@ -31,9 +31,6 @@ use crate::{
 /// Its address, for itself and for the API server.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 
-/// While this is in its directory, kubelet is not started (tests/node/init.sh).
-const HELD: &str = "kubelet.held";
-
 /// Where nodes have their files.
 const PLACE: &str = "target/node";
 
@@ -100,7 +97,7 @@ impl Node {
         let cluster = Cluster::start_with_node(ADDRESS).await?;
         let [directory, name] = [remains.directory.clone(), remains.name.clone().into()];
         files::write(&directory, NODE_NAME, ADDRESS, [&program("kubernetes", "kubelet")?, &plugins()?])?;
-        fs::write(directory.join(HELD), "").or_fail("hold kubelet back")?;
+        fs::write(directory.join("kubelet.held"), "").or_fail("hold kubelet back")?;
         std::os::unix::fs::symlink(plugins()?, directory.join("plugins")).or_fail("name the plugins")?;
         for (from, to) in cluster.kubeconfigs().iter().zip(["admin.kubeconfig", "node.kubeconfig"]) {
             fs::copy(from, directory.join(to)).or_fail(format!("copy {to}"))?;
@@ -192,7 +189,7 @@ impl Node {
         // two minutes later, and until then the node is not ready.
         let object = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": NODE_NAME } });
         cluster.create(&object).await?;
-        fs::remove_file(self.directory.join(HELD)).or_fail("let kubelet start")?;
+        self.release(Program::Kubelet).await?;
         // Pods come once a controller has seen it as well: the scheduler waits for that.
         let node = format!("node/{NODE_NAME}");
         cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=280s", &node]).await.map(drop)
@@ -208,6 +205,11 @@ impl Node {
             sleep(POLL).await;
         }
         Ok(())
+    }
+
+    /// While this is there, the program is not started (tests/node/init.sh).
+    fn held(&self, program: Program) -> PathBuf {
+        self.directory.join(format!("{}.held", program.name()))
     }
 
     fn pid(&self, program: Program) -> Option<String> {

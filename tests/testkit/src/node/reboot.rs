@@ -1,4 +1,5 @@
-//! A reboot, as far as it can be played where the kernel is the machine's.
+//! Programs of the node that are away for a time, and a reboot, as far as it can be played where the kernel is the
+//! machine's.
 
 use std::fs;
 
@@ -9,21 +10,30 @@ impl Node {
     /// Ends kubelet, containerd and all containers at once, takes away what a node has in memory alone, and starts kubelet
     /// and containerd again. Its kernel, its name server and kube-proxy go on.
     pub async fn reboot(&self) -> Result<(), Failure> {
-        let programs = [Program::Kubelet, Program::Containerd];
-        let held = programs.map(|program| self.directory.join(format!("{}.held", program.name())));
-        for (program, held) in programs.into_iter().zip(&held) {
-            fs::write(held, "").or_fail("hold a program back")?;
-            if let Some(pid) = self.pid(program) {
-                self.exec(&["kill", "-KILL", &pid]).await?;
-            }
-            self.until(&format!("no {}", program.name()), || self.pid(program).is_none().then_some(())).await?;
+        for program in [Program::Kubelet, Program::Containerd] {
+            self.hold(program).await?;
         }
         self.exec(&["bash", "-c", END]).await?;
-        for held in held.iter().rev() {
-            fs::remove_file(held).or_fail("let a program start")?;
+        for program in [Program::Containerd, Program::Kubelet] {
+            self.release(program).await?;
         }
-        self.until("containerd", || self.pid(Program::Containerd)).await?;
         self.containerd().await
+    }
+
+    /// SIGKILL for one of its programs, which is not started again until it is released.
+    pub async fn hold(&self, program: Program) -> Result<(), Failure> {
+        fs::write(self.held(program), "").or_fail("hold a program back")?;
+        if let Some(pid) = self.pid(program) {
+            self.exec(&["kill", "-KILL", &pid]).await?;
+        }
+        let what = format!("no {}", program.name());
+        self.until(&what, || self.pid(program).is_none().then_some(())).await
+    }
+
+    /// Lets a program start that was held.
+    pub async fn release(&self, program: Program) -> Result<(), Failure> {
+        fs::remove_file(self.held(program)).or_fail("let a program start")?;
+        self.until(program.name(), || self.pid(program)).await.map(drop)
     }
 }
 
