@@ -12,12 +12,24 @@ use crate::{
     bounded::{self, Opened},
     budget, clock,
     config::{CaRoots, Config, RootsConfig},
-    identity::{BearerToken, Credential, CrlState, Flaw, KeyText, RevocationList, TrustBundle, TrustDomain},
+    identity::{BearerToken, BundleMap, Credential, CrlState, Flaw, KeyText, RevocationList, TrustBundle, TrustDomain},
     memory,
 };
 
 /// Bytes of one file with certificates.
 const MAX_FILE: usize = 384 * 1024;
+/// Bytes of one with a bundle map, as they are read while serving.
+const MAX_MAP: usize = 128 * 1024;
+
+fn bundle_map(file: &Path, now: i64) -> Result<String, String> {
+    let opened =
+        bounded::open(file, MAX_MAP).and_then(Opened::text).map_err(|error| bounded::describe(file, &error))?;
+    let map = BundleMap::read(&opened, now, |_| true).map_err(|error| format!("{}: {error}", file.display()))?;
+    match map.bad.is_empty() {
+        true => Ok(format!("{}: trust anchors of {} trust domains", file.display(), map.domains.len())),
+        false => Err(format!("{}: left out: {}", file.display(), map.bad.join("; "))),
+    }
+}
 
 fn token(file: &Path, audience: Option<&str>, now: i64) -> Result<String, String> {
     let token = BearerToken::read(file).and_then(|token| {
@@ -56,6 +68,9 @@ impl Findings {
         for (_, file) in &config.rotation.roots.domains {
             self.verdict(anchors(file, now, false));
         }
+        if let Some(file) = &config.rotation.roots.bundle_map {
+            self.verdict(bundle_map(file, now));
+        }
         for (kind, files) in config.sds.names.values().filter_map(|name| name.split_once(':')) {
             let file = Path::new(files);
             self.verdict(match files.split_once('~') {
@@ -87,7 +102,7 @@ impl Findings {
     fn places(&mut self, config: &Config) {
         let roots = &config.rotation.roots;
         let mounted = config.source.files.iter().flat_map(|files| [&files.chain, &files.key, &files.roots]);
-        let others = roots.files.iter().chain(roots.domains.iter().map(|(_, file)| file));
+        let others = roots.files.iter().chain(roots.domains.iter().map(|(_, file)| file)).chain(&roots.bundle_map);
         let token = config.token.file.iter().filter(|_| config.source.ca);
         let all = token.chain(mounted).chain(others).chain(&roots.crl).chain(&roots.trust_domain_file);
         for file in all.collect::<BTreeSet<_>>() {
@@ -106,7 +121,7 @@ impl Findings {
     /// The lists of revoked certificates, as they are read while serving.
     fn revocation(&mut self, roots: &RootsConfig, anchors: &TrustBundle, now: i64) {
         let Some(file) = &roots.crl else { return };
-        let lists = match RevocationList::read(file, !roots.domains.is_empty()) {
+        let lists = match RevocationList::read(file, roots.tells_apart()) {
             Ok(lists) if lists.is_empty() => {
                 return self
                     .line(&format!("  note     {}: it is empty, so no revocation lists are served", file.display()));

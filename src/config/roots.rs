@@ -25,11 +25,20 @@ pub struct RootsConfig {
     pub trust_domain_file: Option<PathBuf>,
     /// Other trust domains, each with the PEM file of its anchors.
     pub domains: Vec<(TrustDomain, PathBuf)>,
+    /// The file with a SPIFFE bundle map of other trust domains. It is watched.
+    pub bundle_map: Option<PathBuf>,
     /// PEM texts.
     pub inline: Vec<String>,
     /// How long an anchor that all its sources have dropped is still served; `None` until the last leaf seen under
     /// it would have expired.
     pub grace: Option<Duration>,
+}
+
+impl RootsConfig {
+    /// Whether trust domains are told apart.
+    pub fn tells_apart(&self) -> bool {
+        !self.domains.is_empty() || self.bundle_map.is_some()
+    }
 }
 
 /// What peers are verified with beside what the CA answers.
@@ -45,7 +54,12 @@ pub(super) fn read(
     let trust_domain_file = reader.text(&variables::SDS_SHIM_TRUST_DOMAIN_FILE).map(PathBuf::from);
     // Who may move to another trust domain names where peers are before and after.
     let fixed = Some(trust_domain).filter(|_| trust_domain_file.is_none());
-    let domains = reader.parse_with(&variables::SDS_SHIM_BUNDLES, |text| bundles(text, fixed));
+    let domains = reader.parse_with(&variables::SDS_SHIM_BUNDLES, |text| match text.trim().strip_prefix('@') {
+        Some("") => Err("expected a file after @, as in @/bundles/spiffe-bundle-map.json"),
+        Some(map) => Ok((Vec::new(), Some(PathBuf::from(map)))),
+        None => bundles(text, fixed).map(|domains| (domains, None)),
+    });
+    let (domains, bundle_map) = domains.unwrap_or_default();
     let mounted = source.files.as_ref().map(|files| files.roots.clone());
     let output = reader.text(&variables::OUTPUT_CERTS).and_then(|directory| path::absolute(directory).ok());
     // What we have written there comes from the other sources: taken for one, it would keep alive what they drop.
@@ -65,7 +79,8 @@ pub(super) fn read(
         crl_leaf_only: reader.boolean(&variables::SDS_SHIM_CRL_LEAF_ONLY).unwrap_or_default(),
         trust_domain: trust_domain.clone(),
         trust_domain_file,
-        domains: domains.unwrap_or_default(),
+        domains,
+        bundle_map,
         inline,
         grace: reader.duration(&variables::SDS_SHIM_ROOT_GRACE),
     }

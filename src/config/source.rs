@@ -73,6 +73,7 @@ impl Config {
         roots.crl.iter().for_each(&mut add);
         roots.trust_domain_file.iter().for_each(&mut add);
         roots.domains.iter().for_each(|(_, file)| add(file));
+        roots.bundle_map.iter().for_each(&mut add);
         files
     }
 }

@@ -130,6 +130,7 @@ fn every_variable_has_an_effect() {
         trust_domain: "td".parse().unwrap(),
         trust_domain_file: Some("/td".into()),
         domains: vec![("one".parse().unwrap(), "/one.pem".into()), ("two.example".parse().unwrap(), "/two.pem".into())],
+        bundle_map: None,
         inline: vec!["pem".to_owned()],
         grace: Some(Duration::ZERO),
     };
@@ -156,6 +157,9 @@ fn our_own_trust_domain_is_no_other_one_unless_it_may_change() {
     assert!(config(&[bundles]).unwrap_err()[0].to_string().contains("our own trust domain"));
     let movable = config(&[bundles, ("SDS_SHIM_TRUST_DOMAIN_FILE", "./td")]).unwrap();
     assert_eq!(movable.rotation.roots.domains.len(), 2);
+    let map = config(&[("SDS_SHIM_BUNDLES", "@/map.json")]).unwrap().rotation.roots;
+    assert!(map.domains.is_empty() && map.tells_apart() && map.bundle_map == Some("/map.json".into()));
+    assert!(config(&[("SDS_SHIM_BUNDLES", "@")]).is_err());
 }
 
 #[test]

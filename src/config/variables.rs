@@ -86,8 +86,8 @@ variables! {
         "Minimum time between two renewals requested by SIGUSR1 or `sds-shim renew`; requests in between are merged.";
     SDS_SHIM_EXTRA_ROOTS: "files, comma separated" else "none",
         "Additional trust anchors for ROOTCA, PEM, beside those of the CA's answer and of CA_ROOT_CA; changes are pushed immediately.";
-    SDS_SHIM_BUNDLES: "trust-domain=file, comma separated" else "none",
-        "Trust anchors of other trust domains, PEM, each trusted for its own trust domain only: ROOTCA becomes Envoy's SPIFFE validator, with all other anchors for our own trust domain.";
+    SDS_SHIM_BUNDLES: "trust-domain=file, comma separated, or @file" else "none",
+        "Trust anchors of other trust domains, PEM, or all of them in a SPIFFE bundle map (@file, JSON), each trusted for its own trust domain only: ROOTCA becomes Envoy's SPIFFE validator, with all other anchors for our own trust domain.";
     SDS_SHIM_CRL: "file" = "./var/run/secrets/istio/crl/ca-crl.pem",
         "Certificate revocation lists, PEM or one as DER, served in ROOTCA; there must be one from each CA that issues workload certificates. The file may be missing unless this is set; a file of 0 bytes withdraws the lists.";
     SDS_SHIM_CRL_FAIL_OPEN: "true or false" = "false",
@@ -111,7 +111,7 @@ variables! {
     SDS_SHIM_FILE_CHECK: "Go duration" = "30s",
         "How often to check followed files for changes without being notified: mounted and named ones, token, trust anchors, revocation lists, trust domain. By default only on file systems that do not report changes (NFS, FUSE, virtiofs, 9p); 0s means never.";
     OUTPUT_CERTS: "directory" else "unset",
-        "Write key.pem, cert-chain.pem and root-cert.pem to this directory, each generation atomically. Note that this puts the key into a file, which SDS otherwise avoids.";
+        "Write key.pem, cert-chain.pem, root-cert.pem and spiffe-bundle-map.json to this directory, each generation atomically. Note that this puts the key into a file, which SDS otherwise avoids.";
     SDS_SHIM_OUTPUT_MODE: "octal mode" = "0640",
         "Mode of key.pem in OUTPUT_CERTS; the other files have 0644.";
     SDS_SHIM_OUTPUT_GID: "group id" else "our own",

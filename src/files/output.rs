@@ -6,6 +6,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown, symlink},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,6 +14,7 @@ use nix::{
     fcntl::OFlag,
     sys::statfs::{TMPFS_MAGIC, statfs},
 };
+use openssl::x509::X509;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -20,7 +22,8 @@ use crate::{
     bounded::describe,
     clock,
     config::OutputConfig,
-    store::{CERTIFICATE, Encoded, ROOTS, Snapshot, View},
+    identity::{TrustBundle, spiffe_id_of, write_bundle_map},
+    store::{CERTIFICATE, Encoded, ROOTS, Snapshot, Validation, View},
 };
 
 /// The link that makes a generation the current one, as kubelet names it.
@@ -29,6 +32,8 @@ const CURRENT: &str = "..data";
 const KEY: &str = "key.pem";
 const CHAIN: &str = "cert-chain.pem";
 const ANCHORS: &str = "root-cert.pem";
+/// The anchors by trust domain, for gRPC (proposal A87).
+const BUNDLES: &str = "spiffe-bundle-map.json";
 /// How certificates are protected: they are public.
 const PUBLIC: u32 = 0o644;
 /// Pause after a failure, such as a full disk: nothing tells when it is over.
@@ -51,19 +56,32 @@ pub struct OutputWriter {
     generation: u64,
 }
 
-/// The three files of a generation, as they lie in what is served: a key is not copied on its way to the file.
+/// The files of a generation, as they lie in what is served: a key is not copied on its way to the file.
 struct Generation<'a> {
     chain: &'a Encoded,
     key: &'a [u8],
     anchors: &'a Encoded,
+    validation: Option<Arc<Validation>>,
 }
 
 impl<'a> Generation<'a> {
     /// Nothing as long as a part is missing.
     fn of(snapshot: &'a Snapshot) -> Option<Self> {
         let certificate = snapshot.get(CERTIFICATE).filter(|secret| !secret.is_anchors())?.resource();
-        let anchors = snapshot.get(ROOTS).filter(|secret| secret.is_anchors())?.resource();
-        Some(Self { chain: certificate, key: certificate.key(), anchors })
+        let anchors = snapshot.get(ROOTS).filter(|secret| secret.is_anchors())?;
+        let (chain, key, validation) = (certificate, certificate.key(), anchors.validation());
+        Some(Self { chain, key, anchors: anchors.resource(), validation })
+    }
+
+    /// Trust domains with their anchors: where they are not told apart, that of the certificate with all of them.
+    fn bundles(&self) -> Vec<(String, TrustBundle)> {
+        let Some(validation) = &self.validation else { return Vec::new() };
+        if !validation.domains.is_empty() {
+            return validation.domains.clone();
+        }
+        let chain: Vec<u8> = self.chain.certificates().flat_map(Cow::into_owned).collect();
+        let id = X509::from_pem(&chain).ok().and_then(|leaf| spiffe_id_of(&leaf).ok());
+        id.map(|id| (id.domain().to_string(), validation.anchors.clone())).into_iter().collect()
     }
 }
 
@@ -182,6 +200,7 @@ impl OutputWriter {
         file(KEY, self.config.mode, &mut [Cow::Borrowed(generation.key)].into_iter())?;
         file(CHAIN, PUBLIC, &mut generation.chain.certificates())?;
         file(ANCHORS, PUBLIC, &mut generation.anchors.certificates())?;
+        file(BUNDLES, PUBLIC, &mut write_bundle_map(generation.bundles()).map(Cow::Owned))?;
         open_to_all(place).and_then(|opened| opened.sync_all()).map_err(|error| describe(place, &error))
     }
 
@@ -266,7 +285,7 @@ fn make_current(directory: &Path, name: &str) -> io::Result<Option<PathBuf>> {
 
 /// Makes the names lead through the link.
 fn lead_names(directory: &Path) -> Result<(), String> {
-    for file in [KEY, CHAIN, ANCHORS] {
+    for file in [KEY, CHAIN, ANCHORS, BUNDLES] {
         let (path, target) = (directory.join(file), Path::new(CURRENT).join(file));
         // Files that Istio's agent has left give way, each at once.
         if fs::read_link(&path).ok().as_deref() != Some(&target) {

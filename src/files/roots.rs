@@ -17,7 +17,7 @@ use crate::{
     bounded::{self, Opened},
     budget, clock,
     config::{FileCheck, RootsConfig},
-    identity::{PeerTrust, TrustBundle, TrustDomain},
+    identity::{BundleMap, PeerTrust, TrustBundle, TrustDomain},
 };
 
 /// Bytes of one file with revocation lists or a trust domain.
@@ -32,6 +32,9 @@ pub struct RootFiles {
     inline: TrustBundle,
     crl: Option<CrlFile>,
     domains: Vec<(TrustDomain, File<TrustBundle>)>,
+    map: Option<File<Vec<(TrustDomain, TrustBundle)>>>,
+    /// Whether our own trust domain may become one of the others.
+    moves: bool,
     changes: watch::Sender<PeerTrust>,
 }
 
@@ -55,6 +58,8 @@ impl RootFiles {
             inline: read_inline(&config.inline),
             crl: config.crl.as_deref().map(|path| CrlFile::new(path, config)),
             domains: config.domains.iter().map(domain).collect(),
+            map: config.bundle_map.as_deref().map(File::new),
+            moves: config.trust_domain_file.is_some(),
             changes,
         };
         all.read();
@@ -65,6 +70,7 @@ impl RootFiles {
     /// that `force` asks for it.
     pub async fn watch(mut self, check: FileCheck, force: Arc<Notify>) -> Infallible {
         let others = self.crl.iter().map(|file| &file.path).chain(self.own_file.iter().map(|file| &file.path));
+        let others = others.chain(self.map.iter().map(|file| &file.path));
         let paths: Vec<_> = self.anchors().map(|file| &file.path).chain(others).cloned().collect();
         if paths.is_empty() {
             return future::pending().await;
@@ -89,15 +95,26 @@ impl RootFiles {
     fn read(&mut self) -> bool {
         self.files.iter_mut().for_each(File::read_anchors);
         self.domains.iter_mut().for_each(|(_, file)| file.read_anchors());
+        self.map.iter_mut().for_each(File::read_map);
         let soon = self.crl.as_mut().is_some_and(CrlFile::read);
         self.own_file.iter_mut().for_each(File::read_trust_domain);
         let in_files = self.files.iter().flat_map(|file| file.held.anchors());
         let anchors = in_files.chain(self.inline.anchors()).cloned().collect();
+        let own = self.own_file.as_ref().map_or(&self.own, |file| &file.held).clone();
+        let mut domains: Vec<_> =
+            self.domains.iter().map(|(domain, file)| (domain.clone(), file.held.clone())).collect();
+        if let Some(map) = &self.map {
+            // What vouches for our own comes from elsewhere; and it is told apart also where there are no others yet.
+            domains.extend(map.held.iter().filter(|(domain, _)| self.moves || *domain != own).cloned());
+            if domains.is_empty() {
+                domains.push((own.clone(), TrustBundle::default()));
+            }
+        }
         let trust = PeerTrust {
-            own: self.own_file.as_ref().map_or(&self.own, |file| &file.held).clone(),
+            own,
             roots: TrustBundle::new(anchors),
             revocation: self.crl.as_ref().map(|file| file.revocation().clone()).unwrap_or_default(),
-            domains: self.domains.iter().map(|(domain, file)| (domain.clone(), file.held.clone())).collect(),
+            domains,
         };
         self.changes.send_if_modified(|held| {
             let changed = !held.is_same(&trust);
@@ -161,6 +178,25 @@ impl File<TrustBundle> {
         };
         let then = format!("{} in use", self.held.anchors().len());
         self.tell("trust anchors", trouble, &then);
+    }
+}
+
+impl File<Vec<(TrustDomain, TrustBundle)>> {
+    fn read_map(&mut self) {
+        let read = self.text().and_then(|text| BundleMap::read(&text, clock::now(), budget::has_room_for_anchor));
+        let trouble = match read {
+            Ok(mut map) => {
+                // One that is named and cannot be used keeps what it had.
+                let kept = |held: &&(TrustDomain, TrustBundle)| map.unusable.contains(&held.0);
+                map.domains.extend(self.held.iter().filter(kept).cloned().collect::<Vec<_>>());
+                map.domains.sort_by(|(one, _), (other, _)| one.cmp(other));
+                self.held = map.domains;
+                (!map.bad.is_empty()).then(|| format!("left out: {}", map.bad.join("; ")))
+            }
+            Err(error) => Some(error),
+        };
+        let then = format!("trust anchors of {} trust domains in use", self.held.len());
+        self.tell("the bundle map", trouble, &then);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod anchors;
 mod bundle;
+mod bundle_map;
 mod credential;
 mod crl;
 mod der;
@@ -23,6 +24,7 @@ mod validity;
 
 pub use anchors::Answer;
 pub use bundle::{BadAnchor, BadAnchors, TrustAnchor, TrustBundle, may_have_issued};
+pub use bundle_map::{BundleMap, write as write_bundle_map};
 pub use credential::{Credential, CredentialError, Flaw};
 pub use crl::{CrlSigner, CrlState, CrlTrouble, RevocationList};
 pub use facts::{CertificateFacts, Certificates};

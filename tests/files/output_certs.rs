@@ -71,8 +71,8 @@ async fn files_follow_the_certificate_without_a_subscriber() -> testkit::Result 
     let (read, mixed) = reader.join().expect("the reader lives");
     assert!(read > 20 && mixed == 0, "{mixed} of {read} reads were of two generations");
     assert_eq!(fs::read_to_string(directory.join("root-cert.pem")).or_fail("the roots")?, site.pki.root_pem());
-    // One generation, one link to it, three names.
-    let swept = || (fs::read_dir(&directory).map_or(0, Iterator::count) == 5).then_some(());
+    // One generation, one link to it, four names.
+    let swept = || (fs::read_dir(&directory).map_or(0, Iterator::count) == 6).then_some(());
     shim.until("the last generation alone", swept).await
 }
 
@@ -263,7 +263,7 @@ async fn files_are_on_the_disk_before_they_are_current() -> testkit::Result {
         .map(|line| if line.starts_with("rename") { "rename" } else { line.rsplit(['/', '>']).nth(1).unwrap_or(line) })
         .map(|call| if call.starts_with("..") { "generation" } else { call })
         .collect();
-    let files = ["key.pem", "cert-chain.pem", "root-cert.pem", "generation"];
-    assert_eq!(calls, [&files[..], &["rename"; 4], &["output"]].concat(), "{text}");
+    let files = ["key.pem", "cert-chain.pem", "root-cert.pem", "spiffe-bundle-map.json", "generation"];
+    assert_eq!(calls, [&files[..], &["rename"; 5], &["output"]].concat(), "{text}");
     Ok(())
 }

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 const SIZE: usize = 64 << 10;
 const BLOCK: usize = 4096;
 const FILLER: &str = "filler";
-const NAMES: [&str; 5] = ["..data", "cert-chain.pem", "key.pem", "root-cert.pem", FILLER];
+const NAMES: [&str; 6] = ["..data", "cert-chain.pem", "key.pem", "root-cert.pem", "spiffe-bundle-map.json", FILLER];
 
 /// A shim that writes into the small file system, with an open stream for its certificate.
 struct Cramped {

@@ -5,6 +5,7 @@ mod gate;
 #[path = "../odd/mod.rs"]
 mod odd;
 
+mod bundle_map;
 mod bundles;
 mod crl;
 mod crl_kinds;

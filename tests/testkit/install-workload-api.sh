@@ -1,6 +1,6 @@
 #!/bin/sh
 # Puts applications with the usual libraries for the SPIFFE Workload API into target/workload-api, for the tests: one with
-# go-spiffe, which tests/go/workload-api builds from Go's module proxy (go.sum has the checksums), and the package `spiffe`
+# go-spiffe and grpc-go's reader of bundle maps, which tests/go/workload-api builds from Go's module proxy (go.sum has the checksums), and the package `spiffe`
 # of PyPI in a virtual environment (versions in tests/workload_api/requirements.txt). Quick when both are there.
 set -eu
 
@@ -8,7 +8,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 source=$root/tests/go/workload-api
 directory=$root/target/workload-api
 
-hash=$(cd "$source" && cat go.mod go.sum main.go "$root/tests/workload_api/requirements.txt" \
+hash=$(cd "$source" && cat go.mod go.sum main.go bundle-map/main.go "$root/tests/workload_api/requirements.txt" \
     "$root/tests/testkit/install-workload-api.sh" | sha256sum | cut -d ' ' -f 1)
 if [ "$(cat "$directory/sources" 2>/dev/null)" = "$hash" ] && [ -x "$directory/python/bin/python3" ]; then
     exit 0
@@ -23,6 +23,9 @@ say "building an application with go-spiffe (half a minute the first time)"
 (cd "$source" && retry go build -p=2 -trimpath -ldflags="-s -w" -o "$directory/go-spiffe.new" .) \
     || fail "go build failed in $source; its message is above"
 mv -f "$directory/go-spiffe.new" "$directory/go-spiffe"
+(cd "$source" && retry go build -p=2 -trimpath -ldflags="-s -w" -o "$directory/bundle-map.new" ./bundle-map) \
+    || fail "go build failed in $source/bundle-map; its message is above"
+mv -f "$directory/bundle-map.new" "$directory/bundle-map"
 
 say "installing py-spiffe"
 rm -rf "$directory/python"
