@@ -113,7 +113,7 @@ async fn a_token_follows_its_file_and_is_never_an_expired_one() -> testkit::Resu
     assert!(shown.wait_exit().await?.success());
     let lines = shown.log().lines();
     assert!(lines.iter().any(|line| line.contains("\"audience\": \"payments, billing\"")), "{lines:#?}");
-    let mut got = Logged(tokens.pod.site.shim().arg("get").arg("payments").start()?);
+    let mut got = Logged(tokens.pod.site.shim().arg("get").arg(&tokens.name).start()?);
     assert!(!got.wait_exit().await?.success());
     assert!(got.log().contains("it has no public part"));
     let third = jwt(4, 2);
