@@ -68,6 +68,8 @@ async fn a_crash_keeps_the_process_its_socket_and_its_command() -> testkit::Resu
     let mut pod = site.serve_with(shim).await?;
     let command = pod.shim.wait_for_log("command ").await?;
     pod.shim.wait_for_log(" of ").await?;
+    // Before its number is known, a crash ends the process.
+    pod.shim.wait_for_log("command started").await?;
     served(&mut pod.shim).await?;
     let file = fs::metadata(pod.shim.socket()).or_fail("look at the socket")?;
     for crash in 1..=3 {
@@ -281,6 +283,7 @@ async fn the_first_process_of_a_namespace_keeps_its_children() -> testkit::Resul
     let shim = site.shim().through(&unshare).env("SDS_SHIM_LOG", "debug").exec(&["sh", "-c", script]);
     let mut pod = site.serve_with(shim).await?;
     pod.shim.wait_for_log("parent 1").await?;
+    pod.shim.wait_for_log("command started").await?;
     let first = first_child(pod.shim.pid())?;
     for _ in 0..3 {
         let mark = pod.shim.log().mark();
