@@ -27,6 +27,8 @@ fn it_is_the_same_each_time_and_lintian_has_nothing_to_say() -> testkit::Result 
     assert!(bytes(&first)? == bytes(&second)?, "the packages differ");
     // Root is who runs the tests; a package is data to it.
     let lintian = ["--allow-root", "--display-info", "--fail-on", "error,warning,info"];
+    // Rust's texts lie side by side in the binary with nothing between: "of" and "the" are misspelled by chance.
+    let lintian = lintian.into_iter().chain(["--suppress-tags", "spelling-error-in-binary"]);
     let told = run(Command::new("lintian").args(lintian).arg(&first))?;
     assert_eq!(told.trim(), "");
     Ok(())
