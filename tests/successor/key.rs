@@ -108,7 +108,7 @@ async fn the_third_crash_within_a_minute_costs_the_key() -> testkit::Result {
     break_and_see(&pod.shim).await?;
     break_and_see(&pod.shim).await?;
     let (line, after) = lost(&mut pod).await?;
-    assert!(line.contains("there were 3 crashes within a minute"), "{line}");
+    assert!(line.contains("the process crashed 3 times within a minute"), "{line}");
     assert_ne!(before, after);
     assert_eq!(pod.site.ca.calls().len(), 2);
     Ok(())
