@@ -12,7 +12,10 @@ use crate::{
     bounded::{self, Opened},
     budget, clock,
     config::{CaRoots, Config, RootsConfig},
-    identity::{BearerToken, BundleMap, Credential, CrlState, Flaw, KeyText, RevocationList, TrustBundle, TrustDomain},
+    identity::{
+        BearerToken, BundleMap, Credential, CrlState, Flaw, KeyText, Names, RevocationList, TOO_MANY_NAMES,
+        TrustBundle, TrustDomain,
+    },
     memory,
 };
 
@@ -161,6 +164,11 @@ impl Findings {
                 size / 1024,
                 most / 1024
             )));
+        }
+        let mut names = Names::default();
+        let left_out = all.anchors().iter().filter(|anchor| !names.take(anchor)).count();
+        if left_out > 0 {
+            self.verdict(Err(format!("{left_out} trust anchors of all files would be left out: {TOO_MANY_NAMES}")));
         }
     }
 }

@@ -17,6 +17,8 @@ use super::{
 #[derive(Debug)]
 pub struct TrustAnchor {
     der: Vec<u8>,
+    /// Where its subject is in that, and how long. No certificate has more than 16 KiB.
+    name: (u16, u16),
     facts: Arc<CertificateFacts>,
 }
 
@@ -30,7 +32,17 @@ impl TrustAnchor {
         if certificate.version() > 0 && !is_ca(certificate).map_err(|error| error.to_string())? {
             return Err("is not a CA certificate".to_owned());
         }
-        Ok(Self { der, facts: Arc::new(facts) })
+        let subject = certificate.subject_name().to_der().map_err(|error| error.to_string())?;
+        // A root's issuer is found first, which is the same.
+        let start = der.windows(subject.len()).position(|bytes| bytes == subject).unwrap_or_default();
+        let place = |number: usize| u16::try_from(number).map_err(|_| "is too large".to_owned());
+        Ok(Self { name: (place(start)?, place(subject.len())?), der, facts: Arc::new(facts) })
+    }
+
+    /// Its subject in DER, as servers send it to clients whose certificates it may vouch for.
+    pub fn name(&self) -> &[u8] {
+        let (start, len) = (usize::from(self.name.0), usize::from(self.name.1));
+        self.der.get(start..start + len).unwrap_or_default()
     }
 
     /// Its DER.

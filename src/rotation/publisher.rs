@@ -11,14 +11,16 @@ use tracing::{info, warn};
 
 use super::{
     revocation::{Revocation, Selection},
-    roots::Roots,
+    roots::{Room, Roots},
 };
 use crate::{
     budget,
     clock::{self, WallTimer},
     config::RootsConfig,
     files::MountedCertificate,
-    identity::{Issued, PeerTrust, RevocationList, TrustAnchor, TrustBundle, TrustDomain, same_domains},
+    identity::{
+        Issued, PeerTrust, RevocationList, TOO_MANY_NAMES, TrustAnchor, TrustBundle, TrustDomain, same_domains,
+    },
     status::{RevocationFacts, Workload},
     store::{CERTIFICATE, Content, ROOTS, SecretStore, Validation},
 };
@@ -273,11 +275,14 @@ impl State {
             return None;
         }
         match self.roots.left_out(now) {
-            0 => {}
-            count => self.tell(format!(
+            None => {}
+            Some((count, Room::Arena)) => self.tell(format!(
                 "{count} trust anchors are left out: all together may take {} KiB, half of the arena; SDS_SHIM_ARENA_KIB \
                  makes more",
                 budget::for_anchors() / 1024
+            )),
+            Some((count, Room::Names)) => self.tell(format!(
+                "{count} trust anchors are left out: {TOO_MANY_NAMES}"
             )),
         }
         let anchors = bundle.clone();

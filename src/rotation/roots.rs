@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
     budget,
-    identity::{TrustAnchor, TrustBundle},
+    identity::{Names, TrustAnchor, TrustBundle},
 };
 
 /// The anchors of one workload.
@@ -17,8 +17,19 @@ pub(super) struct Roots {
     served: BTreeMap<[u8; 32], Served>,
     /// Dropped because they ended, and not yet told.
     ended: Vec<Arc<TrustAnchor>>,
+    /// What had no room the last time.
+    without_room: Option<Room>,
     /// NotAfter of the leaf that is held.
     leaf_end: i64,
+}
+
+/// Of what there is not enough for all anchors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// Memory.
+    Arena,
+    /// Bytes in which Envoy names them to its clients.
+    Names,
 }
 
 #[derive(Debug)]
@@ -33,7 +44,15 @@ struct Served {
 impl Roots {
     pub(super) fn new(grace: Option<Duration>) -> Self {
         let (answered, files) = (TrustBundle::default(), TrustBundle::default());
-        Self { grace, answered, files, served: BTreeMap::new(), ended: Vec::new(), leaf_end: i64::MIN }
+        Self {
+            grace,
+            answered,
+            files,
+            served: BTreeMap::new(),
+            ended: Vec::new(),
+            without_room: None,
+            leaf_end: i64::MIN,
+        }
     }
 
     /// The CA answered with these, and a leaf that ends at `leaf_end` (Unix seconds) under `anchor`.
@@ -97,10 +116,12 @@ impl Roots {
         TrustBundle::new(present.chain(served).cloned().collect())
     }
 
-    /// How many anchors of the sources found no room.
-    pub(super) fn left_out(&self, now: i64) -> usize {
+    /// How many anchors of the sources found no room, and which was missing; `None` if there are none.
+    pub(super) fn left_out(&self, now: i64) -> Option<(usize, Room)> {
         let sources = self.answered.anchors().iter().chain(self.files.anchors());
-        sources.filter(|anchor| anchor.not_after() > now && !self.served.contains_key(anchor.digest())).count()
+        let count =
+            sources.filter(|anchor| anchor.not_after() > now && !self.served.contains_key(anchor.digest())).count();
+        self.without_room.filter(|_| count > 0).map(|room| (count, room))
     }
 
     fn settle(&mut self, now: i64) {
@@ -129,11 +150,21 @@ impl Roots {
         let sources = sources.filter(|anchor| anchor.not_after() > now);
         let leaving = self.served.values().filter(|served| served.until.is_some()).map(|served| &served.anchor);
         let (mut bytes, mut kept) = (0, BTreeMap::new());
+        let mut names = Names::default();
+        self.without_room = None;
         for anchor in sources.chain(leaving) {
             let size = if kept.contains_key(anchor.digest()) { 0 } else { anchor.size() };
-            if bytes + size <= budget::for_anchors() {
-                bytes += size;
-                kept.entry(*anchor.digest()).or_insert_with(|| Arc::clone(anchor));
+            let missing = match bytes + size <= budget::for_anchors() {
+                false => Some(Room::Arena),
+                true if !names.take(anchor) => Some(Room::Names),
+                true => None,
+            };
+            match missing {
+                Some(room) => self.without_room = Some(room),
+                None => {
+                    bytes += size;
+                    kept.entry(*anchor.digest()).or_insert_with(|| Arc::clone(anchor));
+                }
             }
         }
         self.served.retain(|digest, _| kept.contains_key(digest));
@@ -260,14 +291,13 @@ mod tests {
             // The sources still have it.
             roots.in_files(if in_files { bundle(&[1]) } else { bundle(&[0]) }, end + 1);
             assert!(roots.bundle().is_same_set(&lasting) && roots.take_ended().is_empty());
-            assert_eq!(roots.left_out(end + 1), 0);
+            assert_eq!(roots.left_out(end + 1), None);
         }
     }
 
     /// More anchors of this size than there is room for.
     fn many(size: usize) -> TrustBundle {
-        let many: Vec<_> =
-            (0..budget::for_anchors() / size + 32).map(|number| Pki::new(&number.to_string()).root_pem()).collect();
+        let many: Vec<_> = (0..budget::for_anchors() / size + 32).map(|_| Pki::new("many").root_pem()).collect();
         TrustBundle::from_pem(&many.concat(), NOW).unwrap().0
     }
 
@@ -280,7 +310,21 @@ mod tests {
         roots.in_files(bundle, NOW);
         let bytes: usize = roots.bundle().anchors().iter().map(|anchor| anchor.size()).sum();
         assert!(bytes <= most && bytes > most - 4 * size, "{bytes}");
-        assert!(roots.left_out(NOW) > 0);
+        assert!(roots.left_out(NOW).is_some_and(|(count, room)| count > 0 && room == Room::Arena));
+    }
+
+    /// The names of those that the CA has answered with come first.
+    #[test]
+    fn names_have_a_limit_of_their_own() {
+        let source = Source::of(1);
+        let mut roots = Roots::new(None);
+        let long = testkit::anchors::with_long_names(300).unwrap().concat();
+        roots.in_files(TrustBundle::from_pem(&long, NOW).unwrap().0, NOW);
+        assert!(roots.left_out(NOW).is_some_and(|(count, room)| (1..50).contains(&count) && room == Room::Names));
+        roots.answered(source.bundle(&[0]), source.digest(0), NOW + 100, NOW);
+        assert_eq!(source.served(&roots), [0]);
+        roots.in_files(TrustBundle::default(), NOW);
+        assert_eq!(roots.left_out(NOW), None);
     }
 
     #[test]

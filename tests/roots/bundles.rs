@@ -14,6 +14,7 @@ use openssl::{
 };
 use testkit::{
     Failure, OrFail,
+    anchors::with_long_names,
     confined::{Confinement, MEMLOCK},
     fixture::{Open, Site, renew, write},
     sds::SdsClient,
@@ -121,6 +122,23 @@ async fn envoy_takes_them() -> testkit::Result {
     write(&extra, &roots(ROOTS).concat())?;
     let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_EXTRA_ROOTS", extra.display().to_string());
     let gate = Gate::start(scene, &["spiffe://cluster.local/ns/foo/sa/peer"], edit).await?;
+    let peer = gate.scene.issue("spiffe://cluster.local/ns/foo/sa/peer");
+    gate.until("a peer is let in", || gate.lets_in(&peer)).await
+}
+
+/// With the names of all of them, none of Envoy's requests for a certificate could be written.
+#[tokio::test]
+async fn envoy_gets_no_more_names_than_tls_has_room_for() -> testkit::Result {
+    const TOLD: &str = "Envoy lists the names of all anchors";
+    let scene = Site::new().await?;
+    let extra = scene.workload.path().join("extra.pem");
+    write(&extra, &with_long_names(ROOTS)?.concat())?;
+    let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_EXTRA_ROOTS", extra.display().to_string());
+    let said = check(&scene, edit).await?;
+    assert!(said.contains("trust anchors of all files would be left out") && said.contains(TOLD), "{said}");
+    let gate = Gate::start(scene, &["spiffe://cluster.local/ns/foo/sa/peer"], edit).await?;
+    let told = gate.shim.wait_for_log(TOLD).await?;
+    assert!(told.contains(" WARN ") && told.contains("trust anchors are left out"), "{told}");
     let peer = gate.scene.issue("spiffe://cluster.local/ns/foo/sa/peer");
     gate.until("a peer is let in", || gate.lets_in(&peer)).await
 }
