@@ -133,6 +133,7 @@ fn await_children() -> io::Result<()> {
 /// ours. `None` when there is no such child now.
 pub fn reap() -> Option<(Pid, ExitStatus)> {
     let mut status = 0;
+    successor::before_reaping();
     // Not nix's call: it fails for a child that was ended by a real-time signal, and how it ended is then lost.
     // SAFETY: the pointer is to a variable that outlives the call.
     let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };

@@ -69,6 +69,7 @@ pub(crate) fn is_on_arena_stack() -> bool {
 /// For the runtime's park hook: a key that was retired is then nowhere, and what is to be wiped is short.
 #[inline(never)]
 pub fn clear_idle_stack() {
+    crate::successor::clear_stack();
     let here = psm::stack_pointer().addr();
     let Some(stack) = lock().stack() else { return };
     let bottom = stack.addr().get();

@@ -26,6 +26,7 @@ use nix::{
 };
 
 pub use crash::{Crash, Reached};
+pub(crate) use handler::clear_stack;
 use handler::{ARGUMENTS, ENVIRONMENT, PLACE};
 use record::{NONE, Record, Shared, checksum_of};
 use vault::Vault;
@@ -178,6 +179,7 @@ pub fn stand_down() {
 pub(crate) fn pause() {
     ours().paused = true;
     SHARED.clear();
+    handler::give_way();
 }
 
 /// A socket that is listened on, and device and inode of its file. It stays open.
@@ -227,6 +229,11 @@ pub fn inherited_confinement() -> Option<u64> {
     ours().predecessor.map(|record| record.confined).filter(|confined| *confined != 0)
 }
 
+/// Before a child is reaped: from then on only we know how it ended.
+pub(crate) fn before_reaping() {
+    handler::give_way();
+}
+
 /// How it ended.
 pub(crate) fn hand_on_end(pid: libc::pid_t, status: i32) {
     change(|record| {
@@ -256,6 +263,8 @@ pub(crate) fn inherit() -> Option<Taken> {
     let (inherited, start) = copy_environment();
     ours().start = start;
     let mut record = inherited.filter(|record| record.pid == handler::process() as u64)?;
+    // Whatever may be started before hardening sees to all descriptors, or where it cannot.
+    handler::for_exec(&record, libc::FD_CLOEXEC);
     let unchanged = record.start == start;
     let vault = Vault::take(&mut record, unchanged);
     record.start = start;

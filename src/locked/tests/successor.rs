@@ -36,6 +36,7 @@ const TESTS: &[(&str, fn())] = &[
     ("the_socket_and_the_command_are_handed_on", the_socket_and_the_command_are_handed_on),
     ("the_tenth_crash_ends_the_process", the_tenth_crash_ends_the_process),
     ("who_does_not_stand_by_ends", who_does_not_stand_by_ends),
+    ("the_first_process_ends_as_well", the_first_process_ends_as_well),
     ("a_signal_that_was_sent_ends_the_process", a_signal_that_was_sent_ends_the_process),
     ("a_record_of_another_process_is_not_taken", a_record_of_another_process_is_not_taken),
     ("a_key_is_handed_on_where_nobody_could_have_read_it", a_key_is_handed_on_where_nobody_could_have_read_it),
@@ -86,7 +87,7 @@ fn live(what: &str, inherited: Inherited) -> ExitCode {
     if what == "handed-on" {
         hand_on(inherited);
     }
-    if what == "stood-down" {
+    if what.starts_with("stood-down") {
         locked::stand_down();
     }
     if what.starts_with("key") {
@@ -221,7 +222,7 @@ fn crash(what: &str) {
         "elsewhere" => fault(0x7000_0000_1000),
         "illegal" => illegal(),
         "trap" => trap(),
-        "abort" => std::process::abort(),
+        "abort" | "stood-down-abort" => std::process::abort(),
         "float" => drop(raise(Signal::SIGFPE)),
         "bus" => drop(raise(Signal::SIGBUS)),
         "sys" => drop(raise(Signal::SIGSYS)),
@@ -380,6 +381,23 @@ fn the_tenth_crash_ends_the_process() {
 fn who_does_not_stand_by_ends() {
     let lived = lives("stood-down", |_| ());
     assert_eq!(lived.output.status.signal(), Some(Signal::SIGSEGV as i32), "{}", lived.text);
+}
+
+/// The kernel ignores what such a process raises, and `abort` would wait for ever.
+fn the_first_process_ends_as_well() {
+    if !geteuid().is_root() {
+        return;
+    }
+    for (what, signal) in [("stood-down", Signal::SIGSEGV), ("stood-down-abort", Signal::SIGABRT)] {
+        let mut command = Command::new("timeout");
+        command
+            .args(["30", "unshare", "--pid", "--fork", "--kill-child"])
+            .arg(env::current_exe().expect("this program"));
+        let lived = run(what, command, |_| ());
+        // unshare ends as what it has started.
+        let code = lived.output.status.code().or(lived.output.status.signal().map(|signal| 128 + signal));
+        assert_eq!(code, Some(128 + signal as i32), "{what}: {}", lived.text);
+    }
 }
 
 fn a_signal_that_was_sent_ends_the_process() {

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 
 use super::{
     PATIENCE, SHARED, VARIABLE,
-    record::{NONE, REMEMBERED, TEXT},
+    record::{NONE, REMEMBERED, Record, TEXT},
     vault,
 };
 
@@ -51,6 +51,8 @@ pub(super) static ENVIRONMENT: AtomicPtr<*const c_char> = AtomicPtr::new(ptr::nu
 pub(super) static PLACE: AtomicPtr<*const c_char> = AtomicPtr::new(ptr::null_mut());
 
 static ENTERED: AtomicBool = AtomicBool::new(false);
+/// Whether the stack has what a signal that we ignore interrupted.
+static SENT: AtomicBool = AtomicBool::new(false);
 
 /// Near to 0, as null with the offset of a field is.
 const LOW: u64 = 64 << 10;
@@ -92,20 +94,44 @@ extern "C" fn on_crash(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
         }
         succeed(signal, info, context);
     }
-    end(signal, own);
+    end(signal, own, info.si_code);
+}
+
+/// Waits for ever where another thread is in the handler: what that reads must not change any more, and nothing be
+/// started or reaped that it does not know of.
+pub(super) fn give_way() {
+    while ENTERED.load(Ordering::SeqCst) {
+        // SAFETY: there are no entries; the call waits until a signal comes.
+        unsafe { libc::poll(ptr::null_mut(), 0, -1) };
+    }
+}
+
+/// Wipes what a signal that was only looked at has left on the handler's stack: all registers of what it interrupted. For
+/// the thread that the stack belongs to.
+pub(crate) fn clear_stack() {
+    if SENT.swap(false, Ordering::SeqCst) {
+        let words = ON.0.get().cast::<u64>();
+        for at in 0..STACK / size_of::<u64>() {
+            // SAFETY: the stack is that long.
+            let word = unsafe { words.add(at) };
+            // SAFETY: no handler runs: it would have interrupted this, and be done.
+            unsafe { word.write_volatile(0) };
+        }
+    }
 }
 
 /// What the kernel does without us. A signal that was sent by another process is what that wants.
-fn end(signal: c_int, own: bool) {
+fn end(signal: c_int, own: bool, code: c_int) {
     let first = process() == 1;
     // The first process of a PID namespace gets no signal from inside without a handler; and ours stays.
     if first && !own {
+        SENT.store(true, Ordering::SeqCst);
         return;
     }
     // SAFETY: the default action is no function of ours.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
-    if first && [libc::SIGTRAP, libc::SIGSYS].contains(&signal) {
-        // It would be ignored, and what was executed goes on after the fault.
+    if first && (code <= 0 || [libc::SIGTRAP, libc::SIGSYS].contains(&signal)) {
+        // It would be ignored: what was executed goes on after the fault, and `abort` comes here again and waits.
         // SAFETY: nothing of the process is used any more.
         unsafe { libc::_exit(128 + signal) };
     }
@@ -142,12 +168,7 @@ fn succeed(signal: c_int, info: &libc::siginfo_t, context: &libc::ucontext_t) {
     }
     // SAFETY: it is the last but one of the environment's places, and this thread is the only one here.
     unsafe { place.write(text.as_ptr().cast()) };
-    for descriptor in [record.image, record.listener, record.second] {
-        if descriptor != NONE {
-            // SAFETY: the call takes numbers; a descriptor that is none is refused.
-            unsafe { libc::fcntl(descriptor as c_int, libc::F_SETFD, 0) };
-        }
-    }
+    for_exec(&record, 0);
     let mask = record.mask & !UNBLOCKED;
     // SAFETY: the kernel reads eight bytes. Not libc's function, which has a larger set.
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, 0_usize, 8_usize) };
@@ -155,6 +176,16 @@ fn succeed(signal: c_int, info: &libc::siginfo_t, context: &libc::ucontext_t) {
     // SAFETY: the path and both arrays are C strings that outlive the call, which only returns when it is refused.
     unsafe { libc::syscall(libc::SYS_execveat, image, c"".as_ptr(), arguments, environment, flags) };
     tell(b"sds-shim: crashed, and cannot be executed anew\n");
+}
+
+/// Sets the flags of the descriptors that a successor gets.
+pub(super) fn for_exec(record: &Record, flags: c_int) {
+    for descriptor in [record.image, record.listener, record.second] {
+        if descriptor != NONE {
+            // SAFETY: the call takes numbers; a descriptor that is none is refused.
+            unsafe { libc::fcntl(descriptor as c_int, libc::F_SETFD, flags) };
+        }
+    }
 }
 
 unsafe extern "C" {

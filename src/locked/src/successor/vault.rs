@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use openssl::pkey::{PKey, Private};
 
 use super::{
-    change, ours,
+    change, handler, ours,
     record::{Record, checksum_of},
 };
 use crate::{
@@ -85,6 +85,7 @@ pub fn hand_on_key(key: impl AsRef<[u8]> + Send + 'static, write: impl FnOnce(us
         }
     });
     // Now that a crash does not find it any more.
+    handler::give_way();
     *kept = new;
     ours().vault = None;
 }
@@ -93,6 +94,7 @@ pub fn hand_on_key(key: impl AsRef<[u8]> + Send + 'static, write: impl FnOnce(us
 pub fn hand_on_no_key() {
     let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
     change(|record| record.kept = NOTHING);
+    handler::give_way();
     *kept = None;
     ours().vault = None;
 }
