@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use super::{
     caller::{Caller, Request},
     failure::AttemptError,
+    patience::LONGEST_REQUESTED_WAIT,
 };
 use crate::{
     ca::{CitadelClient, Way},
@@ -112,7 +113,9 @@ impl Failover {
     /// The same as it was before a crash.
     pub(super) fn still_patient(&mut self, until: &[i64]) {
         for (upstream, until) in self.upstreams.iter_mut().zip(until) {
-            let left = Duration::from_secs(until.saturating_sub(clock::now()).max(0) as u64);
+            // The clock may have been set back meanwhile.
+            let left =
+                Duration::from_secs(until.saturating_sub(clock::now()).max(0) as u64).min(LONGEST_REQUESTED_WAIT);
             upstream.health.patience = Instant::now().checked_add(left).filter(|_| !left.is_zero());
         }
     }

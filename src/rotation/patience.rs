@@ -7,7 +7,7 @@ use super::backoff::Backoff;
 /// How long a token that cannot be used is left alone when its file does not change: the clock may have been wrong.
 const TOKEN_RECHECK: Duration = Duration::from_secs(30);
 /// The longest wait that a CA may ask for.
-const LONGEST_REQUESTED_WAIT: Duration = Duration::from_secs(3600);
+pub(super) const LONGEST_REQUESTED_WAIT: Duration = Duration::from_secs(3600);
 /// The least wait that a CA may ask for however little life is left.
 const REQUESTED_WAIT: Duration = Duration::from_secs(30);
 /// The first bound of the back-off from a CA that says that it is asked too much.

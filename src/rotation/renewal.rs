@@ -195,7 +195,7 @@ impl<T: TokenSource> Renewal<T> {
             self.shown.renewed(now, self.due);
             self.warn_of_short_life(Duration::from_secs((not_after - now).max(0) as u64));
             (self.held, self.received) = (Some(svid), now);
-            self.hand_on_patience(Duration::ZERO);
+            self.hand_on_patience(Duration::ZERO, false);
             self.hand_on();
             match self.refused.take() {
                 None => self.sleep_until_renewal(wait).await,

@@ -5,7 +5,10 @@ use std::{fmt::Write as _, sync::Arc, time::Duration};
 use openssl::pkey::{PKey, Private};
 use tracing::{info, warn};
 
-use super::{Renewal, TokenSource, waiting::check_start};
+use super::{
+    Renewal, TokenSource,
+    waiting::{check_start, random},
+};
 use crate::{
     clock,
     identity::{Answer, Issued, SpiffeId, SvidError, TrustAnchor, TrustBundle, X509Svid},
@@ -22,6 +25,8 @@ const NEXT: &str = "\n\n";
 /// life that is left. Ten crashes within ten minutes would end the process.
 const AFTER_A_CRASH: Duration = Duration::from_secs(75);
 const PART: u32 = 8;
+/// In the word of the back-off: the wait counts for a successor that has nothing to serve as well.
+pub(super) const WANTED: u64 = 1 << 63;
 
 /// Why what a crashed process has handed on is not served.
 #[derive(Debug, thiserror::Error)]
@@ -132,14 +137,24 @@ impl<T: TokenSource> Renewal<T> {
 
     /// The same when an attempt begins, which may crash the process.
     pub(super) fn hand_on_for_an_attempt(&self) {
-        self.hand_on_patience(self.left().map_or(Duration::ZERO, |left| AFTER_A_CRASH.min(left / PART)));
+        match self.left() {
+            Some(left) => self.hand_on_patience(AFTER_A_CRASH.min(left / PART), false),
+            None if T::FIXED => {}
+            // With nothing to serve, a start that crashes again and again waits as if the CA had failed.
+            None => {
+                let mut backoff = Backoff::from_word(self.backoff.as_word());
+                let wait = backoff.next(random());
+                locked::hand_on_patience(wait, backoff.as_word() | WANTED);
+            }
+        }
         self.hand_on();
     }
 
-    /// For how long a successor is to leave the CA alone, and how often that has failed.
-    pub(super) fn hand_on_patience(&self, wait: Duration) {
+    /// For how long a successor is to leave the CA alone, whether also with nothing to serve, and how often the CA has
+    /// failed.
+    pub(super) fn hand_on_patience(&self, wait: Duration, wanted: bool) {
         if !T::FIXED {
-            locked::hand_on_patience(wait, self.backoff.as_word());
+            locked::hand_on_patience(wait, self.backoff.as_word() | if wanted { WANTED } else { 0 });
         }
     }
 
@@ -150,7 +165,7 @@ impl<T: TokenSource> Renewal<T> {
             return None;
         }
         let (patience, failures) = locked::inherited_patience();
-        self.backoff = Backoff::from_word(failures);
+        self.backoff = Backoff::from_word(failures & !WANTED);
         let now = clock::now();
         let read = locked::inherited_key()?.map_err(str::to_owned).and_then(|(key, text)| {
             let read = Generation::read(&text, &key, &self.identity, now);
@@ -171,8 +186,10 @@ impl<T: TokenSource> Renewal<T> {
             }
         };
         let Generation { received, due, id, mut issued, leaving, patience: unasked } = read;
-        // Where another trust domain is wanted by now, that is asked for at once.
-        (self.received, self.due, self.asked) = (received, due, id.domain());
+        // Where another trust domain is wanted by now, that is asked for at once, unless the CA is to be left alone.
+        let own = self.file_roots.borrow().own.clone();
+        let moves = own != id.domain() && !patience.is_zero();
+        (self.received, self.due, self.asked) = (received, due, if moves { own } else { id.domain() });
         self.answered = issued.roots.clone();
         if issued.svid.ends_before_its_leaf() {
             issued.svid.look_at_paths(&self.anchors(), now);
@@ -183,7 +200,8 @@ impl<T: TokenSource> Renewal<T> {
         self.roots.still_leaving(leaving);
         self.roots.publish(&issued, self.identity.domain(), certificate).await;
         memory::look_again();
-        let wait = Duration::from_secs(due.saturating_sub(now).max(0) as u64).max(patience);
+        let until_due = Duration::from_secs(due.saturating_sub(now).max(0) as u64);
+        let wait = if moves { patience } else { until_due.max(patience) };
         info!(
             identity = %self.identity,
             serial = issued.svid.serial(),
@@ -193,7 +211,7 @@ impl<T: TokenSource> Renewal<T> {
         );
         self.held = Some(issued.svid);
         self.shown.resumed(received, now.saturating_add(wait.as_secs() as i64));
-        self.hand_on_patience(patience);
+        self.hand_on_patience(patience, failures & WANTED != 0);
         self.hand_on();
         Some(wait)
     }

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{Renewal, RenewalEnded, TokenSource};
+use super::{Renewal, RenewalEnded, TokenSource, resuming::WANTED};
 use crate::{
     clock,
     identity::{PeerTrust, SvidError, TrustBundle, TrustDomain, X509Svid},
@@ -49,10 +49,9 @@ impl<T: TokenSource> Renewal<T> {
             false => self.failed(failure, wait, &format!("retrying in {:.1} s", wait.as_secs_f64())),
         }
         debug!(wait_ms = wait.as_millis() as u64, "waiting before the next attempt");
-        // Who has nothing to serve and meets no strained CA asks again after a crash, as after any start.
-        let spared = self.held.is_some()
-            || matches!(class.setback(), Setback::Failed { strain, asked } if asked.is_some() || strain >= Strain::Late);
-        self.hand_on_patience(if spared { wait } else { Duration::ZERO });
+        let wants =
+            matches!(class.setback(), Setback::Failed { strain, asked } if asked.is_some() || strain >= Strain::Late);
+        self.hand_on_patience(wait, wants);
         self.hand_on();
         let (since, clock_was_set) = (Instant::now(), Notify::new());
         let cure = self.cure(&class);
@@ -79,10 +78,11 @@ impl<T: TokenSource> Renewal<T> {
         Ok(())
     }
 
-    /// A CA that has asked a crashed process for patience, or could not answer it, is not called sooner by its successor.
+    /// A CA that has asked a crashed process for patience, or could not answer it, is not called sooner by its successor;
+    /// nor is one whose answer may be what crashed it. Else who has nothing to serve asks again, as after any start.
     pub(super) async fn be_patient(&self) {
-        let (wait, _) = locked::inherited_patience();
-        if !T::FIXED && !wait.is_zero() {
+        let (wait, word) = locked::inherited_patience();
+        if !T::FIXED && !wait.is_zero() && word & WANTED != 0 {
             info!("not calling the CA for {:.1} s: it had failed before the crash", wait.as_secs_f64());
             tokio::select! {
                 biased;
