@@ -177,12 +177,14 @@ fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
     });
     locked::fill_openssl_tables();
     let sockets = Sockets { sds: &socket, api: api.as_ref() };
-    let ended = runtime()?.block_on(serve_on(sockets, config, launch));
-    // A crash from here on must not bring us back, but for the command's exit code.
-    if !matches!(ended, Ok(Some(_))) {
-        locked::stand_down();
-    }
-    ended
+    runtime()?.block_on(async {
+        let ended = serve_on(sockets, config, launch).await;
+        // A crash from here on must not bring us back, but for the command's exit code.
+        if !matches!(ended, Ok(Some(_))) {
+            locked::stand_down();
+        }
+        ended
+    })
 }
 
 /// What is listened on, and made anew when somebody deletes it.

@@ -139,21 +139,25 @@ impl Sandbox {
     fn confine(&self, following: bool) -> io::Result<Held> {
         let strict = self.config.strict_calls == Some(true);
         let image = locked::image().filter(|_| !strict);
+        let mut image = image;
         let landlock = match self.config.landlock {
             Landlock::Off => Err(0),
-            _ => self.restrict(following, image).map_err(|error| number(&error)),
+            _ => self.restrict(following, &mut image).map_err(|error| number(&error)),
         };
+        let executed = image.is_some();
+        // Without a domain, what the filter leaves for a successor could execute any program.
+        let image = image.filter(|_| landlock.is_ok());
         let calls = match self.config.strict_calls {
-            Some(false) => return Ok(Held { landlock, calls: Err(0) }),
-            // Without a domain, what the filter leaves for a successor could execute any program.
-            _ => locked::restrict_system_calls(following, image.filter(|_| landlock.is_ok())),
+            Some(false) => return Ok(Held { landlock, calls: Err(0), succeeds: executed }),
+            _ => locked::restrict_system_calls(following, image),
         };
+        let succeeds = if calls.is_ok() { image.is_some() } else { executed };
         match calls {
             Err(error) if strict => {
                 let what = format!("cannot install the filter of SDS_SHIM_SECCOMP=strict: {}", why(number(&error)));
                 Err(io::Error::new(error.kind(), what))
             }
-            calls => Ok(Held { landlock, calls: calls.map_err(|error| number(&error)) }),
+            calls => Ok(Held { landlock, calls: calls.map_err(|error| number(&error)), succeeds }),
         }
     }
 
@@ -172,13 +176,11 @@ impl Sandbox {
                 format!("Landlock (version {version}) restricts {what}{ports}")
             }
         };
-        let strict = self.config.strict_calls == Some(true);
-        let ends = held.calls.is_ok() && (strict || held.landlock.is_err());
-        format!("{calls}; {landlock}{}", if ends { "; a crash ends the process" } else { "" })
+        format!("{calls}; {landlock}{}", if held.succeeds { "" } else { "; a crash ends the process" })
     }
 
-    /// Answers with the version of Landlock. `image` is what can still be executed.
-    fn restrict(&self, following: bool, image: Option<BorrowedFd<'_>>) -> io::Result<u16> {
+    /// Answers with the version of Landlock. `image` is what can still be executed, and is taken away where it cannot.
+    fn restrict(&self, following: bool, image: &mut Option<BorrowedFd<'_>>) -> io::Result<u16> {
         let version = locked::landlock_version()?;
         let since = |first, bits| if version >= first { bits } else { 0 };
         let files =
@@ -194,9 +196,9 @@ impl Sandbox {
         if let Ok(reason) = open(&self.reason, OFlag::empty()) {
             rules.allow_below(reason.as_fd(), files & (WRITE_FILE | TRUNCATE))?;
         }
-        if let Some(image) = image {
-            // The kernel opens it for reading as well. Where it cannot be named, as in a memfd, a crash ends the process.
-            let _ = rules.allow_below(image, files & (EXECUTE | READ_FILE));
+        // The kernel opens it for reading as well. Where it cannot be named, as in a memfd, a crash ends the process.
+        if image.is_some_and(|image| rules.allow_below(image, files & (EXECUTE | READ_FILE)).is_err()) {
+            *image = None;
         }
         for (port, right) in self.ports.iter().filter(|_| version >= 4) {
             rules.allow_port(*port, *right)?;
@@ -211,17 +213,21 @@ impl Sandbox {
 struct Held {
     landlock: Result<u16, u16>,
     calls: Result<(), u16>,
+    /// Whether a crash has a successor.
+    succeeds: bool,
 }
 
 impl Held {
     const ENTERED: u64 = 1 << 63;
     const DOMAIN: u64 = 1 << 62;
     const FILTER: u64 = 1 << 61;
+    const SUCCEEDS: u64 = 1 << 60;
 
     fn bits(self) -> u64 {
         let (landlock, calls) =
             (self.landlock.map_or_else(u64::from, |version| Self::DOMAIN | u64::from(version)), self.calls);
-        Self::ENTERED | landlock | calls.map_or_else(|error| u64::from(error) << 16, |()| Self::FILTER)
+        let succeeds = if self.succeeds { Self::SUCCEEDS } else { 0 };
+        Self::ENTERED | landlock | succeeds | calls.map_or_else(|error| u64::from(error) << 16, |()| Self::FILTER)
     }
 
     fn from_bits(bits: u64) -> Self {
@@ -229,6 +235,7 @@ impl Held {
         Self {
             landlock: if bits & Self::DOMAIN != 0 { Ok(landlock) } else { Err(landlock) },
             calls: if bits & Self::FILTER != 0 { Ok(()) } else { Err(calls) },
+            succeeds: bits & Self::SUCCEEDS != 0,
         }
     }
 }
@@ -287,7 +294,7 @@ mod tests {
     fn a_successor_tells_what_its_predecessor_has_entered() {
         for landlock in [Ok(1), Ok(7), Err(0), Err(libc::EOPNOTSUPP as u16)] {
             for calls in [Ok(()), Err(0), Err(libc::EPERM as u16)] {
-                let held = Held { landlock, calls };
+                let held = Held { landlock, calls, succeeds: calls.is_err() };
                 assert_ne!(held.bits(), 0);
                 assert_eq!(Held::from_bits(held.bits()), held);
             }

@@ -1,4 +1,4 @@
-use tracing::{debug, warn};
+use tracing::warn;
 
 /// Tells of the crash that we are the successor of, if we are one, and has one succeed us.
 pub fn stand_by() {
@@ -6,6 +6,6 @@ pub fn stand_by() {
         warn!("{crash}; restarted in place: the socket and the command are kept");
     }
     if let Err(error) = locked::stand_by() {
-        debug!("a crash will end this process: {error}");
+        warn!("a crash will end this process, as it cannot be restarted in place: {error}");
     }
 }
