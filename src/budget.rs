@@ -155,6 +155,20 @@ pub fn has_room_for_roots(size: usize) -> bool {
     locked::has_room(&[size, size, size, BESIDES_ROOTS])
 }
 
+/// Whether this JSON may be parsed: its values take a multiple of their text, and a list of them as much again while it
+/// grows.
+#[must_use]
+pub fn has_room_for_json(text: &str) -> bool {
+    /// Of a value in a list or map, and of an object with a few members.
+    const VALUE: usize = 96;
+    const OBJECT: usize = 700;
+    /// No longer than what is free after a while.
+    const PIECE: usize = 16 << 10;
+    let count = |what: &[u8]| text.bytes().filter(|byte| what.contains(byte)).count();
+    let all = count(b",:[") * VALUE + count(b"{") * OBJECT;
+    beside(std::iter::repeat_n(PIECE, all / PIECE + 1), &[count(b",") * VALUE, text.len(), BESIDES_ROOTS])
+}
+
 /// Whether a file with revocation lists of this size may be read. It is in memory as text and as what is made from it,
 /// then as that and as what is served; where trust domains are told apart (`several`), that is written in several steps.
 #[must_use]

@@ -11,6 +11,7 @@ use openssl::{pkey::Id, x509::X509};
 use serde_json::Value;
 
 use super::{bundle::TrustBundle, facts, spiffe::TrustDomain};
+use crate::budget;
 
 /// Keys that are told as left out.
 const TOLD: usize = 8;
@@ -23,7 +24,7 @@ const CURVES: [(u32, &str, usize); 3] = [(256, "P-256", 32), (384, "P-384", 48),
 pub struct BundleMap {
     /// Trust domains with anchors that can be used, in the order of their names.
     pub domains: Vec<(TrustDomain, TrustBundle)>,
-    /// Trust domains of which no anchor can be used.
+    /// Trust domains of which no anchor can be used, though there are some; one that has none is in neither.
     pub unusable: Vec<TrustDomain>,
     /// What is wrong with which key of which trust domain: the first few.
     pub bad: Vec<String>,
@@ -36,6 +37,9 @@ impl BundleMap {
     /// # Errors
     /// When it is none.
     pub fn read(text: &str, now: i64, room: fn(usize) -> bool) -> Result<Self, String> {
+        if !budget::has_room_for_json(text) {
+            return Err("there is no room for what it says; raise SDS_SHIM_ARENA_KIB".to_owned());
+        }
         let map: Value = serde_json::from_str(text).map_err(|error| format!("it is no JSON: {error}"))?;
         let named = map["trust_domains"].as_object().ok_or("it is no SPIFFE bundle map: it has no trust_domains")?;
         let mut read = Self { domains: Vec::new(), unusable: Vec::new(), bad: Vec::new() };
@@ -44,17 +48,27 @@ impl BundleMap {
                 read.leave_out("a name that is no trust domain".to_owned());
                 continue;
             };
-            let mut anchors = Vec::new();
-            for (index, key) in bundle["keys"].as_array().into_iter().flatten().enumerate() {
+            let (mut anchors, mut whole) = (Vec::new(), true);
+            let Some(keys) = bundle["keys"].as_array() else {
+                read.leave_out(format!("{domain}: it has no keys"));
+                read.unusable.push(domain);
+                continue;
+            };
+            for (index, key) in keys.iter().enumerate() {
                 if key["use"] == "jwt-svid" {
                     continue;
                 }
                 match anchor(key, now, room) {
                     Ok(bundle) => anchors.extend_from_slice(bundle.anchors()),
-                    Err(why) => read.leave_out(format!("{domain}: key {} {why}", index + 1)),
+                    Err(why) => {
+                        whole = false;
+                        read.leave_out(format!("{domain}: key {} {why}", index + 1));
+                    }
                 }
             }
             match anchors.is_empty() {
+                // It has withdrawn all of its anchors (SPIFFE Trust Domain and Bundle, section 4.1.3).
+                true if whole => {}
                 true => read.unusable.push(domain),
                 false => read.domains.push((domain, TrustBundle::new(anchors))),
             }

@@ -77,3 +77,30 @@ async fn a_map_is_followed_and_grpc_go_takes_what_is_written() -> testkit::Resul
     assert_eq!(reader.log().count("failed"), 0);
     Ok(())
 }
+
+/// One that takes much more memory than its text, and one whose domain has withdrawn all of its anchors.
+#[tokio::test]
+async fn a_map_that_finds_no_room_ends_nothing_and_an_empty_set_withdraws() -> testkit::Result {
+    let site = Site::new().await?;
+    let (map, output) = (site.workload.path().join("map.json"), site.workload.path().join("output"));
+    let other = |keys: &[Value]| json!({ "trust_domains": { "other.example": { "keys": keys } } }).to_string();
+    let one = other(&[key(&Pki::new("one"))?]);
+    replace(&map, &one)?;
+    let shim = site.shim().env("SDS_SHIM_BUNDLES", format!("@{}", map.display()));
+    let shim = Logged(shim.env("OUTPUT_CERTS", output.display().to_string()).start()?);
+    let written = output.join("spiffe-bundle-map.json");
+    let has_other = || fs::read_to_string(&written).is_ok_and(|text| text.contains("other.example"));
+    shim.until("a map", || has_other().then_some(())).await?;
+    for keys in [vec![json!({}); 40_000], vec![json!(0); 60_000], vec![json!({ "a": [{ "b": 0 }] }); 8000]] {
+        let mark = shim.log().mark();
+        replace(&map, &other(&keys))?;
+        shim.wait_for_log_after(mark, "there is no room for what it says").await?;
+        assert!(has_other(), "it keeps what it had");
+        replace(&map, &one)?;
+        shim.wait_for_log_after(mark, "everything is usable again").await?;
+    }
+    replace(&map, &other(&[]))?;
+    shim.until("a map without it", || (!has_other()).then_some(())).await?;
+    assert!(!shim.log().contains("crashed"));
+    Ok(())
+}
