@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use super::TrustAnchor;
+use super::{TrustAnchor, TrustBundle};
 
 /// Bytes of names that a request for a certificate has room for: its list of authorities counts them in two bytes, and
 /// in TLS 1.3 shares that with the other extensions (RFC 8446, section 4.3.2; RFC 5246, section 7.4.4).
@@ -33,12 +33,19 @@ impl<'a> Names<'a> {
         self.bytes = bytes;
         self.seen.insert(name)
     }
+
+    /// Those of a bundle that there is room for, and how many there is none for.
+    pub fn take_all(&mut self, bundle: &'a TrustBundle) -> (TrustBundle, usize) {
+        let kept: Vec<_> = bundle.anchors().iter().filter(|anchor| self.take(anchor)).cloned().collect();
+        let left_out = bundle.anchors().len() - kept.len();
+        (TrustBundle::new(kept), left_out)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{clock, identity::TrustBundle};
+    use crate::clock;
     use testkit::{anchors::with_long_names, development_ca::Pki};
 
     fn anchors(text: &[String]) -> TrustBundle {

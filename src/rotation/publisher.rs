@@ -19,7 +19,7 @@ use crate::{
     config::RootsConfig,
     files::MountedCertificate,
     identity::{
-        Issued, PeerTrust, RevocationList, TOO_MANY_NAMES, TrustAnchor, TrustBundle, TrustDomain, same_domains,
+        Issued, Names, PeerTrust, RevocationList, TOO_MANY_NAMES, TrustAnchor, TrustBundle, TrustDomain, same_domains,
     },
     status::{RevocationFacts, Workload},
     store::{CERTIFICATE, Content, ROOTS, SecretStore, Validation},
@@ -238,6 +238,10 @@ impl State {
         }
         let bundle = self.roots.bundle();
         let domains = self.told_apart(&bundle, now);
+        let (domains, nameless) = with_names(domains);
+        if nameless > 0 {
+            self.tell(format!("{nameless} trust anchors are left out: {TOO_MANY_NAMES}"));
+        }
         let Selection { lists, whole_chain, gap, trouble, told, next } = self.select_lists(&bundle, now);
         told.into_iter().for_each(|what| self.tell(what));
         if let Some(gap) = gap.filter(|_| !domains.is_empty()) {
@@ -336,4 +340,17 @@ impl State {
             }
         }
     }
+}
+
+/// As many of these anchors as Envoy's validator can name to its clients, and how many others there are: our own first.
+fn with_names(domains: Vec<(TrustDomain, TrustBundle)>) -> (Vec<(TrustDomain, TrustBundle)>, usize) {
+    let (mut names, mut kept, mut nameless) = (Names::default(), Vec::new(), 0);
+    for (domain, bundle) in &domains {
+        let (bundle, left_out) = names.take_all(bundle);
+        nameless += left_out;
+        if !bundle.anchors().is_empty() {
+            kept.push((domain.clone(), bundle));
+        }
+    }
+    (kept, nameless)
 }
