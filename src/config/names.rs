@@ -1,6 +1,6 @@
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use super::{reader::Reader, variables};
@@ -26,7 +26,8 @@ fn parse(text: &str, tokens: &[PathBuf]) -> Result<BTreeMap<String, String>, &'s
         if TAKEN.contains(&name) || name.starts_with(FILE) {
             return Err("default, ROOTCA, * and names that begin with file- have a meaning of their own");
         }
-        let is_below = |file: &str| tokens.iter().any(|place| Path::new(file).starts_with(place));
+        let climbs = |file: &str| Path::new(file).components().any(|part| part == Component::ParentDir);
+        let is_below = |file: &str| tokens.iter().any(|place| Path::new(file).starts_with(place)) && !climbs(file);
         let files = match files.split('~').map(str::trim).collect::<Vec<_>>()[..] {
             [file] if file.starts_with(TOKEN) => match is_below(&file[TOKEN.len()..]) {
                 true => file.to_owned(),
@@ -75,5 +76,6 @@ mod tests {
         ] {
             assert!(parse(text, &[]).is_err(), "{text:?}");
         }
+        assert!(parse("t=file-token:/run/t/../x", &["/run/t".into()]).is_err());
     }
 }
