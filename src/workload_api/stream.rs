@@ -4,6 +4,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use openssl::sha::Sha256;
 use tokio::sync::watch;
 use tokio_stream::{Stream, wrappers::WatchStream};
 use tonic::Status;
@@ -14,7 +15,7 @@ use crate::{
     clock,
     sds::{Connected, Leases, MayLog, Pieces, Responses},
     status::{self, StreamHandle},
-    store::{CERTIFICATE, ROOTS, View},
+    store::{CERTIFICATE, ROOTS, Secret, Validation, View},
 };
 
 /// What a stream tells.
@@ -42,6 +43,9 @@ impl Kind {
     }
 }
 
+/// The certificate's version or trust domain, and the anchors' digest.
+type Sent = (String, [u8; 32]);
+
 /// One stream: what is held now, and then whatever takes its place, for ever.
 pub(super) struct Updates {
     kind: Kind,
@@ -52,8 +56,8 @@ pub(super) struct Updates {
     shown: StreamHandle,
     leases: Leases,
     may_log: MayLog,
-    /// The versions of what was sent last.
-    sent: Option<String>,
+    /// What was sent last.
+    sent: Option<Sent>,
 }
 
 impl Updates {
@@ -74,20 +78,24 @@ impl Updates {
     ///
     /// # Errors
     /// Why there is nothing.
-    fn next(&self) -> Result<Option<(String, Pieces)>, String> {
+    fn next(&self) -> Result<Option<(Sent, Pieces)>, String> {
         let View::Open(snapshot) = self.view.borrow().clone() else { return Err("the shim has ended it".to_owned()) };
         let now = clock::now();
         let missing =
             || self.status.readiness(now).err().map_or("no certificate is held".to_owned(), |why| why.to_string());
-        let held = snapshot.get(CERTIFICATE).filter(|held| held.is_valid(now)).ok_or_else(missing)?;
+        // It says whose anchors they are even when it has ended.
+        let counts = |held: &&Arc<Secret>| self.kind == Kind::Bundles || held.is_valid(now);
+        let held = snapshot.get(CERTIFICATE).filter(counts).ok_or_else(missing)?;
         let anchors = snapshot.get(ROOTS).ok_or_else(missing)?;
         let (Some(svid), Some(validation)) = (held.svid(), anchors.validation()) else { return Err(missing()) };
         let svid = svid.as_ref().map_err(|why| format!("the certificate cannot be served here: {why}"))?;
-        let versions = match self.kind {
-            Kind::Svid => format!("{}+{}", held.version(), anchors.version()),
-            Kind::Bundles => format!("{}+{}", svid.id.domain(), anchors.version()),
+        // That of the secret counts revocation lists as well, which are not told here.
+        let anchors = digest(&validation);
+        let sent = match self.kind {
+            Kind::Svid => (held.version().to_owned(), anchors),
+            Kind::Bundles => (svid.id.domain().to_string(), anchors),
         };
-        if self.sent.as_ref() == Some(&versions) {
+        if self.sent.as_ref() == Some(&sent) {
             return Ok(None);
         }
         let message = match self.kind {
@@ -95,8 +103,20 @@ impl Updates {
             Kind::Bundles => message::bundles(&svid.id.domain(), &validation),
         };
         let message = message.ok_or_else(|| format!("ROOTCA holds no anchor for {}", svid.id.domain()))?;
-        Ok(Some((versions, message)))
+        Ok(Some((sent, message)))
     }
+}
+
+/// Which anchors these are, for which trust domains.
+fn digest(validation: &Validation) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    let own = [(String::new(), validation.anchors.clone())];
+    for (domain, bundle) in own.iter().chain(&validation.domains) {
+        digest.update(domain.as_bytes());
+        digest.update(&[0]);
+        bundle.anchors().iter().for_each(|anchor| digest.update(anchor.digest()));
+    }
+    digest.finish()
 }
 
 impl Responses for Updates {
@@ -111,8 +131,8 @@ impl Responses for Updates {
                 Poll::Pending => false,
             };
             match self.next() {
-                Ok(Some((versions, message))) => {
-                    self.sent = Some(versions);
+                Ok(Some((sent, message))) => {
+                    self.sent = Some(sent);
                     let resource = self.kind.resource();
                     self.shown.sent([resource].into_iter(), clock::now());
                     if (self.may_log)() {
