@@ -17,13 +17,14 @@ use std::{
     panic,
     process::{Command, ExitCode, Output},
     thread,
+    time::Duration,
 };
 
 use locked::{Crash, Inherited, Listener, LockedAllocator, Need, Reached, Structure};
 use nix::{
     libc,
     sys::signal::{Signal, kill, raise},
-    unistd::{Pid, geteuid, getpid},
+    unistd::{Gid, Pid, Uid, geteuid, getpid, setgid, setgroups, setuid},
 };
 use openssl::nid::Nid;
 
@@ -45,7 +46,27 @@ const TESTS: &[(&str, fn())] = &[
     ("a_key_is_handed_on_until_another_takes_its_place", a_key_is_handed_on_until_another_takes_its_place),
 ];
 
+/// Other programs are this one as well: under other kernels there are none beside it.
 fn main() -> ExitCode {
+    let mut words = env::args().skip(1);
+    match (words.next().as_deref(), words.next()) {
+        (Some("as-command"), _) => {
+            thread::sleep(Duration::from_millis(200));
+            return ExitCode::from(5);
+        }
+        (Some("as-killer"), Some(pid)) => {
+            kill(Pid::from_raw(pid.parse().expect("a number")), Signal::SIGSEGV).expect("send it");
+            return ExitCode::SUCCESS;
+        }
+        (Some("as-user"), Some(program)) => {
+            // Not by `Command::uid`: it forks, and no child gets our heap.
+            let (user, group) = (Uid::from_raw(1337), Gid::from_raw(1337));
+            setgroups(&[]).and_then(|()| setgid(group)).and_then(|()| setuid(user)).expect("become another user");
+            let failed = Command::new(program).args(words).exec();
+            panic!("cannot start it: {failed}");
+        }
+        _ => {}
+    }
     if let Ok(what) = env::var("CRASH") {
         return match locked::harden_process() {
             Ok(inherited) => locked::on_arena_stack(|| live(&what, inherited)),
@@ -109,8 +130,8 @@ fn hand_on(inherited: Inherited) {
     let listener = UnixListener::bind(&path).expect("bind another");
     locked::hand_on_listener(Listener::Second, listener.as_fd(), (7, 9));
     std::mem::forget(listener);
-    let arguments = ["-c", "sleep 0.2; umask; exit 5"].map(OsString::from);
-    let command = inherited.spawn("sh".into(), arguments.into()).expect("start a command");
+    let this = env::current_exe().expect("this program").into_os_string();
+    let command = inherited.spawn(this, vec![OsString::from("as-command")]).expect("start a command");
     println!("command {}", command.pid);
 }
 
@@ -228,9 +249,9 @@ fn crash(what: &str) {
         "sys" => drop(raise(Signal::SIGSYS)),
         "sent" => {
             let this = getpid().to_string();
-            let status = Command::new("kill").args(["-SEGV", &this]).status();
+            let status = Command::new(env::current_exe().expect("this program")).args(["as-killer", &this]).status();
             println!("sent: {status:?}");
-            thread::sleep(std::time::Duration::from_secs(10));
+            thread::sleep(Duration::from_secs(10));
         }
         _ => println!("unknown: {what}"),
     }
@@ -292,9 +313,9 @@ fn closed_lives(what: &str) -> Lived {
     std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o111)).expect("close it");
     let mut command = Command::new(&copy);
     if geteuid().is_root() {
-        // Root reads what it likes, and setpriv still is root when it starts a program.
-        command = Command::new("setpriv");
-        command.args(["--reuid=1337", "--regid=1337", "--clear-groups", "--inh-caps=-all", "env"]).arg(&copy);
+        // Root reads what it likes.
+        command = Command::new(env::current_exe().expect("this program"));
+        command.arg("as-user").arg(&copy);
     }
     let lived = run(what, command, |command| _ = command.env("FLIPPED", "no"));
     let _ = std::fs::remove_file(&copy);
@@ -385,7 +406,8 @@ fn who_does_not_stand_by_ends() {
 
 /// The kernel ignores what such a process raises, and `abort` would wait for ever.
 fn the_first_process_ends_as_well() {
-    if !geteuid().is_root() {
+    if !geteuid().is_root() || Command::new("unshare").arg("--version").output().is_err() {
+        println!("NOT TESTED: this needs root and unshare");
         return;
     }
     for (what, signal) in [("stood-down", Signal::SIGSEGV), ("stood-down-abort", Signal::SIGABRT)] {
