@@ -4,6 +4,8 @@
 mod order;
 #[path = "kubernetes_injection/pods.rs"]
 mod pods;
+#[path = "kubernetes_injection/workload_api.rs"]
+mod workload_api;
 
 use std::fs;
 
