@@ -89,6 +89,9 @@ fn a_mistake_in_the_values_is_refused_and_named() {
             json!({ "proxy": { "outbound": [{ "service": "a", "namespace": "b", "port": 1 }] } }),
             "at '/proxy/outbound/0': missing property 'serviceAccount'",
         ),
+        (workload_api(65534), "at '/workloadAPI/uids/1': 'not' failed"),
+        (workload_api(4_294_967_295), "at '/workloadAPI/uids/1': maximum: got"),
+        (workload_api(-1), "at '/workloadAPI/uids/1': minimum: got -1, want 0"),
         (json!({ "podMonitor": { "enabled": true } }), "podMonitor.enabled needs metrics.enabled"),
         (json!({ "metrics": { "tlsClients": ["spiffe://a/b"] } }), "metrics.tlsClients needs metrics.enabled"),
         (
@@ -105,6 +108,22 @@ fn a_mistake_in_the_values_is_refused_and_named() {
     for (values, expected) in refused {
         let told = template(&values).expect_err(&values.to_string());
         assert!(told.contains(expected), "{values}: {told}");
+    }
+}
+
+/// The Workload API for this user, too.
+fn workload_api(uid: i64) -> Value {
+    json!({ "workloadAPI": { "enabled": true, "uids": [1000, uid] } })
+}
+
+#[test]
+#[ignore = "`make test-kubernetes` runs it: it needs Helm"]
+fn every_user_whom_the_shim_takes_may_have_the_workload_api() {
+    for uid in [0, 65533, 65535, 4_294_967_294] {
+        let mut values = workload_api(uid);
+        values["namespaces"] = json!(["foo"]);
+        let told = template(&values).unwrap_or_else(|told| panic!("{values}: {told}"));
+        assert!(told.contains(&format!("value: \"1000,{uid}\"")), "{told}");
     }
 }
 
