@@ -19,6 +19,10 @@ const LEAST: usize = 96 * 1024;
 /// Bytes that must be free besides, for a further stream and for a further connection.
 const STREAM: usize = 64 * 1024;
 const CONNECTION: usize = 192 * 1024;
+/// Bytes that applications leave to Envoy beside all this, and what of it is in whole pieces: a further connection, with
+/// what ends requests that have begun, and a large request.
+const FOR_ENVOY: usize = CONNECTION + LEAST;
+const PIECES_FOR_ENVOY: [usize; 2] = [160 * 1024, 88 * 1024];
 /// The most that one connection may make us hold: somewhat more than a hundred streams take, and not so much that
 /// nobody else finds room.
 const ONE_CONNECTION: usize = 640 * 1024;
@@ -71,36 +75,62 @@ pub fn share() -> usize {
     (locked::usage().capacity / USUAL_ARENA).max(1)
 }
 
-/// Bytes that clients of the socket may still take.
+/// Who takes memory on a socket. All of it is one pot, and applications leave some of it to Envoy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// A client of SDS.
+    Envoy,
+    /// A client of the Workload API.
+    Application,
+}
+
+impl Client {
+    /// Bytes that it leaves to others.
+    fn leaves(self) -> usize {
+        match self {
+            Self::Envoy => 0,
+            Self::Application => FOR_ENVOY * share(),
+        }
+    }
+
+    fn leaves_pieces(self) -> &'static [usize] {
+        match self {
+            Self::Envoy => &[],
+            Self::Application => &PIECES_FOR_ENVOY,
+        }
+    }
+}
+
+/// Bytes that such clients may still take.
 #[must_use]
-pub fn for_clients() -> usize {
-    free().saturating_sub(BESIDES_CLIENTS)
+pub fn for_clients(client: Client) -> usize {
+    free().saturating_sub(BESIDES_CLIENTS + client.leaves())
 }
 
 /// Whether the pieces are there that a renewal needs, and beside them those that a client's largest request does.
 #[must_use]
-pub fn has_pieces_for_clients(request: &[usize]) -> bool {
+pub fn has_pieces_for_clients(client: Client, request: &[usize]) -> bool {
     // The largest first: the others could lie in the one place that is large enough for it.
-    beside([RENEWAL_PIECE].into_iter().chain(request.iter().copied()), &[])
+    beside([RENEWAL_PIECE].into_iter().chain(request.iter().copied()), client.leaves_pieces())
 }
 
 /// Whether there is room for one more stream of a client, beside what others will take that have just begun.
 #[must_use]
-pub fn has_room_for_stream(others: usize) -> bool {
-    for_clients() >= STREAM + others
+pub fn has_room_for_stream(client: Client, others: usize) -> bool {
+    for_clients(client) >= STREAM + others
 }
 
 /// Whether there is room for one more connection of a client.
 #[must_use]
-pub fn has_room_for_connection() -> bool {
-    for_clients() >= CONNECTION
+pub fn has_room_for_connection(client: Client) -> bool {
+    for_clients(client) >= CONNECTION
 }
 
 /// Whether there is room for what ends a request that has begun, and for a first connection or stream of somebody who
 /// has none, such as a probe.
 #[must_use]
-pub fn has_room_for_the_least() -> bool {
-    free() >= BESIDES_CLIENTS - LEAST && locked::has_room(&[RENEWAL_PIECE])
+pub fn has_room_for_the_least(client: Client) -> bool {
+    free() >= BESIDES_CLIENTS + client.leaves() - LEAST && locked::has_room(&[RENEWAL_PIECE])
 }
 
 /// The most that one connection of a client may make us hold.

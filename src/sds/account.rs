@@ -131,6 +131,11 @@ impl Account {
     }
 
     #[cfg(test)]
+    pub(super) fn takes(&self, bytes: usize) {
+        self.held.fetch_add(bytes.cast_signed(), Ordering::Relaxed);
+    }
+
+    #[cfg(test)]
     pub(super) fn is_ended(&self) -> bool {
         self.state().end.is_some()
     }

@@ -11,7 +11,11 @@ use super::{
     limits::{self, IDLE_UNDER_PRESSURE},
     pace::{Bucket, Lines},
 };
-use crate::{budget, config::Service, status::Peer};
+use crate::{
+    budget::{self, Client},
+    config::Service,
+    status::Peer,
+};
 
 /// All who are connected. Places and memory are shared out by process, because the user is the same for all containers
 /// of a pod as a rule.
@@ -20,8 +24,9 @@ pub(super) struct Crowd(Mutex<Present>);
 struct Present {
     members: Vec<Arc<Account>>,
     groups: BTreeMap<(Service, Option<i32>, u32), Arc<Group>>,
-    /// When somebody last had to make room.
-    relieved: Option<Instant>,
+    /// When somebody last had to make room, for Envoy and for applications: where these ask for room all the time, that
+    /// must not keep Envoy from asking.
+    relieved: [Option<Instant>; 2],
 }
 
 /// The connections of one process. Those whose process the kernel does not tell, because it is in another PID namespace,
@@ -63,11 +68,12 @@ pub(super) enum Refusal {
 
 impl Crowd {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Present { members: Vec::new(), groups: BTreeMap::new(), relieved: None })))
+        Arc::new(Self(Mutex::new(Present { members: Vec::new(), groups: BTreeMap::new(), relieved: [None; 2] })))
     }
 
     /// A place for a connection of this peer to one of the sockets. Each has its own, so that applications take none of
-    /// Envoy's; memory is the same for all. Where there is none, whoever takes more than others may have to leave.
+    /// Envoy's; memory is the same for all, of which they leave some to it. Where there is none, whoever takes more than
+    /// others may have to leave.
     pub(super) fn admit(self: &Arc<Self>, service: Service, peer: Peer) -> Result<Membership, Refusal> {
         let mut present = self.present();
         let group = present.group(service, peer);
@@ -80,9 +86,10 @@ impl Crowd {
         if present.of(service).count() >= most && !present.make_place(&group, own) {
             return Err(Refusal::TooMany);
         }
-        let has_room = budget::has_room_for_connection() || own == 0 && budget::has_room_for_the_least();
+        let client = limits::clients_of(service);
+        let has_room = budget::has_room_for_connection(client) || own == 0 && budget::has_room_for_the_least(client);
         if !has_room {
-            present.relieve();
+            present.relieve(client);
             return Err(Refusal::TooMany);
         }
         let account = Arc::new(Account::new(group));
@@ -91,16 +98,18 @@ impl Crowd {
         Ok(Membership { crowd: Arc::clone(self), account })
     }
 
-    /// Somebody has waited for memory for a while: refuses what has only begun on a connection of those who hold most.
-    pub(super) fn make_room(&self) {
-        if let Some(holder) = self.present().greediest() {
+    /// Such a client has waited for memory for a while: refuses what has only begun on a connection of those who hold
+    /// most.
+    pub(super) fn make_room(&self, waits: Client) {
+        if let Some(holder) = self.present().greediest(waits) {
             holder.make_room();
         }
     }
 
-    /// Somebody has waited for memory long enough: closes a connection of those who hold most.
-    pub(super) fn relieve(&self) {
-        self.present().relieve();
+    /// Such a client has waited for memory long enough: closes a connection of those who hold most, and tells
+    /// whether there is one.
+    pub(super) fn relieve(&self, waits: Client) -> bool {
+        self.present().relieve(waits)
     }
 
     fn present(&self) -> MutexGuard<'_, Present> {
@@ -154,27 +163,35 @@ impl Present {
         true
     }
 
-    fn relieve(&mut self) {
-        let Some(victim) = self.greediest() else { return };
+    fn relieve(&mut self, waits: Client) -> bool {
+        let Some(victim) = self.greediest(waits) else { return false };
         let clients = victim.group.service.name();
         warn!(pid = victim.group.peer.pid, bytes = victim.held(), "{clients} clients request more than fits in memory");
         victim.end("it holds the most memory while others wait");
+        true
     }
 
-    /// The connection that has to make room, if one holds so much and none had to just before.
-    fn greediest(&mut self) -> Option<Arc<Account>> {
+    /// The connection that has to make room, if one holds so much and none had to just before. Envoy never has to for
+    /// applications, and nobody has to for it before they have: however many share what they hold.
+    fn greediest(&mut self, waits: Client) -> Option<Arc<Account>> {
         /// What is freed by one is seen after this.
         const PAUSE: Duration = Duration::from_millis(250);
         /// Who holds less is not the one to close.
         const SMALL: usize = 96 * 1024;
-        if self.relieved.is_some_and(|at| at.elapsed() < PAUSE) {
+        if self.relieved[waits as usize].is_some_and(|at| at.elapsed() < PAUSE) {
             return None;
         }
         let of_group = |group: &Arc<Group>| {
             self.members.iter().filter(|one| Arc::ptr_eq(&one.group, group)).map(|one| one.held()).sum::<usize>()
         };
-        let group = self.members.iter().map(|member| &member.group).max_by_key(|group| of_group(group))?;
-        if of_group(group) < SMALL {
+        let by_applications = self.of(Service::WorkloadApi).map(|one| one.held()).sum::<usize>();
+        let (service, least) = match waits {
+            Client::Envoy if by_applications >= SMALL => (Service::WorkloadApi, 0),
+            Client::Envoy => (Service::Sds, SMALL),
+            Client::Application => (Service::WorkloadApi, SMALL),
+        };
+        let group = self.of(service).map(|member| &member.group).max_by_key(|group| of_group(group))?;
+        if of_group(group) < least {
             return None;
         }
         let mut of_it = self.members.iter().filter(|member| Arc::ptr_eq(&member.group, group));
@@ -184,7 +201,7 @@ impl Present {
             _ => of_it.next_back(),
         };
         let victim = victim.map(Arc::clone)?;
-        self.relieved = Some(Instant::now());
+        self.relieved[waits as usize] = Some(Instant::now());
         Some(victim)
     }
 }
@@ -266,5 +283,32 @@ mod tests {
         assert!(!greedy.iter().chain(&others).any(ended));
         drop((greedy, others, application));
         assert!(crowd.present().members.is_empty());
+    }
+
+    #[test]
+    fn applications_make_room_before_envoy_does() {
+        const KIB: usize = 1024;
+        let crowd = Crowd::new();
+        let [envoy, other] = [1, 2].map(|pid| crowd.admit(Service::Sds, peer(pid)).expect("a place"));
+        envoy.account.takes(200 * KIB);
+        let applications: Vec<_> =
+            (3..8).map(|pid| crowd.admit(Service::WorkloadApi, peer(pid)).expect("a place")).collect();
+        let ended = || applications.iter().filter(|one| one.account.is_ended()).count();
+        applications.iter().for_each(|one| one.account.takes(10 * KIB));
+        // Envoy never has to for an application, nor does one of those that hold little each.
+        assert!(!crowd.relieve(Client::Application));
+        // For Envoy they have to where they hold much together.
+        applications.iter().for_each(|one| one.account.takes(10 * KIB));
+        assert!(crowd.relieve(Client::Envoy));
+        assert_eq!((ended(), envoy.account.is_ended()), (1, false));
+        // Not at once again; but what applications wait for takes nothing of that.
+        assert!(!crowd.relieve(Client::Envoy));
+        applications[0].account.takes(100 * KIB);
+        assert!(crowd.relieve(Client::Application));
+        assert!(applications[0].account.is_ended());
+        drop(applications);
+        crowd.present().relieved = [None; 2];
+        assert!(crowd.relieve(Client::Envoy));
+        assert_eq!((envoy.account.is_ended(), other.account.is_ended()), (true, false));
     }
 }

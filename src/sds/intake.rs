@@ -67,10 +67,11 @@ impl Intake {
             return Ok(self.walker.rest().min(least));
         }
         if self.relieved.map_or(waited, |at| at.elapsed()) >= limits::RELIEVED_AFTER {
-            self.relieved = Some(Instant::now());
-            self.crowd.relieve();
+            if self.crowd.relieve(self.limits.client()) {
+                self.relieved = Some(Instant::now());
+            }
         } else if waited >= limits::REFUSED_AFTER {
-            self.crowd.make_room();
+            self.crowd.make_room(self.limits.client());
         }
         Err(limits::PAUSE)
     }

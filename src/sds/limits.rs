@@ -9,7 +9,10 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::account::Account;
-use crate::budget;
+use crate::{
+    budget::{self, Client},
+    config::Service,
+};
 
 /// Connections at a time, if the arena of the usual size bears them. A sidecar has one Envoy with one or a few.
 const MAX_CONNECTIONS: usize = 16;
@@ -26,6 +29,8 @@ const STREAMS_OF_ONE: usize = 100;
 pub(super) const MAX_RESETS: usize = 256;
 /// Bytes of one request. Node metadata of real sidecars stays well below.
 pub(super) const MAX_REQUEST: usize = 64 * 1024;
+/// Bytes of a message in which hardly anything is: of all calls but those of SDS.
+pub(super) const MAX_SMALL_REQUEST: usize = 64;
 /// Bytes of the headers of one request; they may carry a token.
 pub(super) const MAX_HEADERS: u32 = 32 * 1024;
 /// Bytes of the same on their way. HTTP/2 looks at them only when they are whole, after up to five frames, and then
@@ -90,6 +95,7 @@ const START: usize = 4096;
 /// What all clients together may take. Over a limit the newcomer is refused, and everyone else goes on.
 #[derive(Clone)]
 pub(super) struct Limits {
+    client: Client,
     streams: Arc<Semaphore>,
     /// For the first stream of a connection, where there is no other place: a probe needs no more.
     kept: Arc<Semaphore>,
@@ -104,9 +110,17 @@ pub(super) struct Place {
     unstarted: Option<Arc<AtomicUsize>>,
 }
 
-/// Whether there is no room for large requests now.
-pub(super) fn is_short() -> bool {
-    budget::for_clients() < LEAST * AMPLIFICATION || !budget::has_pieces_for_clients(&PIECES)
+/// Whether there is no room for large requests of these clients now.
+pub(super) fn is_short(client: Client) -> bool {
+    budget::for_clients(client) < LEAST * AMPLIFICATION || !budget::has_pieces_for_clients(client, &PIECES)
+}
+
+/// Who comes to this socket.
+pub(super) fn clients_of(service: Service) -> Client {
+    match service {
+        Service::Sds => Client::Envoy,
+        Service::WorkloadApi => Client::Application,
+    }
 }
 
 /// Connections at a time.
@@ -123,19 +137,26 @@ impl Default for Limits {
     fn default() -> Self {
         let places = |most: usize| Arc::new(Semaphore::new(most));
         let kept = places(connections() + KEPT_CONNECTIONS);
-        Self { streams: places(MAX_STREAMS * budget::share()), kept, unstarted: Arc::default() }
+        let streams = places(MAX_STREAMS * budget::share());
+        Self { client: Client::Envoy, streams, kept, unstarted: Arc::default() }
     }
 }
 
 impl Limits {
-    /// Those of the Workload API: its own places, in the same memory.
+    /// Those of the Workload API: its own places, in the same memory, of which it leaves some.
     pub(super) fn of_applications(&self) -> Self {
         let places = |most: usize| Arc::new(Semaphore::new(most));
         Self {
+            client: Client::Application,
             streams: places(MAX_STREAMS_OF_APPLICATIONS * budget::share()),
             kept: places(connections() + KEPT_CONNECTIONS),
             unstarted: Arc::clone(&self.unstarted),
         }
+    }
+
+    /// Whose they are.
+    pub(super) fn client(&self) -> Client {
+        self.client
     }
 
     /// How many bytes a client may send us before we look again, possibly none: the arena has room for what they can
@@ -145,22 +166,22 @@ impl Limits {
         if self.streams.available_permits() == 0 && account.streams() > 0 {
             return 0;
         }
-        let room = budget::for_clients().saturating_sub(self.unstarted.load(Ordering::Relaxed) * START);
+        let room = budget::for_clients(self.client).saturating_sub(self.unstarted.load(Ordering::Relaxed) * START);
         let most = READ.min(room / AMPLIFICATION);
-        if most < LEAST || is_short() { 0 } else { most }
+        if most < LEAST || is_short(self.client) { 0 } else { most }
     }
 
     /// The same for bytes from which no stream can come.
     pub(super) fn may_read_the_least(&self) -> usize {
-        if budget::has_room_for_the_least() { READ } else { 0 }
+        if budget::has_room_for_the_least(self.client) { READ } else { 0 }
     }
 
     pub(super) fn stream(&self, account: &Arc<Account>) -> Option<Place> {
         let unstarted = self.unstarted.load(Ordering::Relaxed);
-        let general = budget::has_room_for_stream(unstarted * START);
+        let general = budget::has_room_for_stream(self.client, unstarted * START);
         let general = general.then(|| Arc::clone(&self.streams).try_acquire_owned().ok()).flatten();
         let kept = || {
-            let may = account.streams() == 0 && budget::has_room_for_the_least();
+            let may = account.streams() == 0 && budget::has_room_for_the_least(self.client);
             may.then(|| Arc::clone(&self.kept).try_acquire_owned().ok()).flatten()
         };
         let permit = general.or_else(kept)?;

@@ -24,7 +24,7 @@ use super::{
     crowd::Cause,
     health::{self, Health},
     lease::Leases,
-    limits::{FIRST_MESSAGE, Limits, MAX_REQUEST, Place},
+    limits::{FIRST_MESSAGE, Limits, MAX_REQUEST, MAX_SMALL_REQUEST, Place},
     message::Pieces,
     report::{Report, Told},
     rights::{Names, Rights},
@@ -32,6 +32,7 @@ use super::{
     subscription::Subscription,
 };
 use crate::{
+    budget::Client as Taker,
     clock,
     identity::{BearerToken, TokenError},
     status::{self, Client, Page, Pages, StreamHandle},
@@ -212,7 +213,7 @@ impl Shared {
             (path, Offered::Other(calls)) => {
                 let responses = calls.call(path, request.headers(), client)?;
                 // It has no field, as that of a health check has none where it is empty; others are skipped.
-                let (_, mut requests) = messages::<HealthCheckRequest>(request)?;
+                let mut requests = self.small(request)?;
                 first(&mut requests, &client.account).await.transpose()?;
                 responses
             }
@@ -233,13 +234,18 @@ impl Shared {
         Ok(response)
     }
 
+    /// The messages of a call in which hardly anything is: where it announces more, nothing is taken for that.
+    fn small(&self, request: http::Request<Incoming>) -> Result<Streaming<HealthCheckRequest>, Status> {
+        messages(request, self.limits.client(), MAX_SMALL_REQUEST).map(|(_, messages)| messages)
+    }
+
     async fn health(
         &self,
         client: &Connected,
         request: http::Request<Incoming>,
         watch: bool,
     ) -> Result<Health, Status> {
-        let (_, mut requests) = messages::<HealthCheckRequest>(request)?;
+        let mut requests = self.small(request)?;
         let request =
             first(&mut requests, &client.account).await.unwrap_or_else(|| Ok(HealthCheckRequest::default()))?;
         Health::new(&request, Arc::clone(&self.status), watch)
@@ -272,7 +278,7 @@ impl Secrets {
         client: &Connected,
         request: http::Request<Incoming>,
     ) -> Result<SecretStream<V>, Status> {
-        let (metadata, requests) = messages(request)?;
+        let (metadata, requests) = messages(request, Taker::Envoy, MAX_REQUEST)?;
         let Attached { consumer, subscription, report } = self.attach(client, V::CALL, &metadata)?;
         let leases = client.leases.clone();
         Ok(SecretStream::new(requests, consumer, subscription, report, leases, Arc::clone(&client.account)))
@@ -280,7 +286,7 @@ impl Secrets {
 
     /// Answers with what is held of the named secrets, at once if there is any, else as soon as there is.
     async fn fetch(&self, client: &Connected, request: http::Request<Incoming>) -> Result<Pieces, Status> {
-        let (metadata, mut requests) = messages::<DiscoveryRequest>(request)?;
+        let (metadata, mut requests) = messages::<DiscoveryRequest>(request, Taker::Envoy, MAX_REQUEST)?;
         let Attached { mut consumer, mut subscription, report } = self.attach(client, FETCH, &metadata)?;
         let request = first(&mut requests, &client.account)
             .await
@@ -342,13 +348,15 @@ pub(super) async fn given_up(account: &Account) -> Status {
 /// The metadata and the messages of a call.
 fn messages<T: Message + Default + Send + 'static>(
     request: http::Request<Incoming>,
+    taker: Taker,
+    most: usize,
 ) -> Result<(MetadataMap, Streaming<T>), Status> {
     let (head, body) = request.into_parts();
     if head.headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
         return Err(Status::unimplemented("compressed requests are not supported"));
     }
     let decoder = SmallCodec::<T, T>::default().decoder();
-    let messages = Streaming::new_request(decoder, RequestBody::new(body), None, Some(MAX_REQUEST));
+    let messages = Streaming::new_request(decoder, RequestBody::new(body, taker), None, Some(most));
     Ok((MetadataMap::from_headers(head.headers), messages))
 }
 

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use testkit::{
     OrFail, PATIENCE, POLL, Result,
-    confined::Confinement,
-    fixture::{Pod, Site},
-    sds,
+    confined::{Confinement, helper},
+    fixture::{Pod, Site, serial},
+    process::Process,
+    sds::{self, SdsClient, SdsStream},
     workload_api::WorkloadApi,
 };
 use tokio::{
@@ -138,4 +139,109 @@ async fn sixteen_applications_fit_beside_envoy() -> Result<()> {
     assert!(peak <= 8192, "{peak} KiB");
     assert!(!pod.shim.log().contains("more than fits"));
     Ok(())
+}
+
+/// How long an SDS stream may take to be answered while applications attack, however often that has to be tried.
+const SERVED_WITHIN: Duration = Duration::from_secs(5);
+
+/// A stream of Envoy's, answered.
+async fn answered(pod: &Pod, client: &SdsClient, longest: &mut Duration) -> Result<SdsStream> {
+    let started = Instant::now();
+    loop {
+        let mut stream = client.stream();
+        stream.send(sds::request(&["default"]));
+        let answer = timeout(SERVED_WITHIN.saturating_sub(started.elapsed()), stream.recv()).await;
+        if let Ok(Ok(answer)) = answer {
+            stream.send(sds::ack(&answer, &["default"]));
+            *longest = (*longest).max(started.elapsed());
+            return Ok(stream);
+        }
+        if started.elapsed() >= SERVED_WITHIN {
+            return Err(pod.shim.failure(format!("no answer within {SERVED_WITHIN:?}: {:?}", answer.map(drop))));
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// Another connection, and an answer on it.
+async fn newcomer(pod: &Pod, longest: &mut Duration) -> testkit::Result {
+    let started = Instant::now();
+    loop {
+        let answer =
+            async { SdsClient::connect(pod.shim.socket()).await.ok()?.fetch(sds::request(&["default"])).await.ok() };
+        if timeout(SERVED_WITHIN, answer).await.ok().flatten().is_some() {
+            *longest = (*longest).max(started.elapsed());
+            return Ok(());
+        }
+        if started.elapsed() >= SERVED_WITHIN {
+            return Err(pod.shim.failure(format!("no newcomer was served within {SERVED_WITHIN:?}")));
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// What Envoy has while so many processes attack the Workload API.
+async fn envoy_goes_on_beside(attack: &str, processes: usize) -> testkit::Result {
+    const SECONDS: u32 = 15;
+    const STREAMS: usize = 24;
+    let site = Site::new().await?;
+    let shim = with_api(&site).confined(Confinement::default());
+    let uid = nix::unistd::geteuid().to_string();
+    let pod = site.serve_with(shim.env("SDS_SHIM_WORKLOAD_API_UIDS", uid)).await?;
+    WorkloadApi::wait_for(&socket(&pod.site)).await?;
+    let (mut old, mut last) = pod.ask(&["default"]).await?;
+    let arguments = [attack.to_owned(), socket(&pod.site).display().to_string(), SECONDS.to_string()];
+    let mut attackers = Vec::new();
+    for _ in 0..processes {
+        let attacker = Process::start(attack, &helper("attacker")?, &arguments, &[], pod.shim.directory())?;
+        attacker.wait_for_log("begun").await?;
+        attackers.push(attacker);
+    }
+    let (mut longest, mut rounds) = (Duration::ZERO, 0);
+    while attackers.iter_mut().all(|attacker| attacker.exited().is_none()) {
+        let mut streams = Vec::new();
+        for _ in 0..STREAMS {
+            streams.push(answered(&pod, &pod.client, &mut longest).await?);
+        }
+        newcomer(&pod, &mut longest).await?;
+        old.send(sds::ack(&last, &["default"]));
+        pod.rotate()?;
+        let next = old.recv().await.map_err(|failure| pod.shim.explain(failure))?;
+        assert_ne!(serial(&next)?, serial(&last)?);
+        last = next;
+        for stream in &mut streams {
+            stream.recv().await.map_err(|failure| pod.shim.explain(failure))?;
+        }
+        rounds += 1;
+    }
+    let count = |text| pod.shim.log().count(text);
+    let (closed, applications) =
+        (count("closed a connection on the SDS socket"), count("closed a connection on the Workload API socket"));
+    println!("{attack} of {processes}: {rounds} rounds, {longest:?} at most, {applications} closed");
+    assert_eq!(closed, 0, "{:#?}", pod.shim.log().lines());
+    assert_eq!(count("serving SDS"), 1, "it was started again");
+    for attacker in &mut attackers {
+        attacker.wait_exit().await?;
+    }
+    is_served_again(&pod).await
+}
+
+#[tokio::test]
+async fn announced_messages_keep_envoy_from_nothing() -> testkit::Result {
+    envoy_goes_on_beside("Announced", 1).await
+}
+
+#[tokio::test]
+async fn announced_messages_of_many_keep_envoy_from_nothing() -> testkit::Result {
+    envoy_goes_on_beside("Announced", 16).await
+}
+
+#[tokio::test]
+async fn half_sent_headers_keep_envoy_from_nothing() -> testkit::Result {
+    envoy_goes_on_beside("HalfHeaders", 1).await
+}
+
+#[tokio::test]
+async fn half_sent_headers_of_many_keep_envoy_from_nothing() -> testkit::Result {
+    envoy_goes_on_beside("HalfHeaders", 16).await
 }

@@ -1,5 +1,6 @@
 //! Clients that no server should have: each takes what it can get, breaks what it can break, and goes away.
 
+mod application;
 mod flood;
 mod frames;
 mod sluggish;
@@ -63,10 +64,14 @@ pub enum Attack {
     Connects,
     /// A stream that asks anew as soon as it is answered.
     Again,
+    /// Calls of the Workload API that announce a large message.
+    Announced,
+    /// Calls of the Workload API whose headers never end.
+    HalfHeaders,
 }
 
 impl Attack {
-    /// All of them.
+    /// All that a client of SDS does.
     pub const ALL: [Self; 19] = [
         Self::Crowd,
         Self::Deaf,
@@ -88,10 +93,12 @@ impl Attack {
         Self::Connects,
         Self::Again,
     ];
+    /// All that an application does.
+    pub const OF_APPLICATIONS: [Self; 2] = [Self::Announced, Self::HalfHeaders];
 
     /// The one of this name.
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|attack| format!("{attack:?}") == name)
+        Self::ALL.into_iter().chain(Self::OF_APPLICATIONS).find(|attack| format!("{attack:?}") == name)
     }
 
     /// Does it once. What the server makes of it, refusals and broken connections among them, is no failure.
@@ -123,6 +130,8 @@ impl Attack {
                 Self::Documents => flood::documents(socket, floods).await,
                 Self::Connects => flood::connects(socket, floods).await,
                 Self::Again => flood::again(socket, floods).await,
+                Self::Announced => application::announced(socket, floods).await,
+                Self::HalfHeaders => application::half_headers(socket, floods).await,
             }
         };
         timeout(longest, attack).await.map_or(0, |done| done.unwrap_or(0))
