@@ -123,7 +123,12 @@ pub fn has_room_for_stream(client: Client, others: usize) -> bool {
 /// Whether there is room for one more connection of a client.
 #[must_use]
 pub fn has_room_for_connection(client: Client) -> bool {
-    for_clients(client) >= CONNECTION
+    let besides = match client {
+        Client::Envoy => CONNECTION,
+        // What others need is in what it leaves: where large bundles are held, there may not be so much twice.
+        Client::Application => STREAM,
+    };
+    for_clients(client) >= besides
 }
 
 /// Whether there is room for what ends a request that has begun, and for a first connection or stream of somebody who
