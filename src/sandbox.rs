@@ -16,7 +16,9 @@ use locked::Ruleset;
 use nix::{fcntl::OFlag, libc, unistd::geteuid};
 use tracing::info;
 
-use crate::config::{AdminAddress, AdminUrl, Config, Landlock, OnChange, SandboxConfig, overflow_uid, system_roots};
+use crate::config::{
+    AdminAddress, AdminUrl, Config, FileResource, Landlock, OnChange, SandboxConfig, overflow_uid, system_roots,
+};
 
 /// Rights to files, as in the kernel's `landlock.h`: to execute, write, remove, and make what is no device.
 const FILES: u64 = 0b1_1111_1111_0011;
@@ -101,9 +103,7 @@ impl Sandbox {
         files.extend([config.ca.roots_file(), system_roots()]);
         files.extend(config.ca.provisioned.iter().map(|directory| directory.join("key.pem")));
         files.extend(RESOLVER.map(PathBuf::from));
-        // Of names in full, which may have two paths.
-        let named = config.sds.names.values().filter_map(|name| name.split_once(':'));
-        files.extend(named.flat_map(|(_, paths)| paths.split('~')).map(PathBuf::from));
+        files.extend(config.sds.names.values().flat_map(FileResource::paths).map(Path::to_owned));
         for file in files {
             self.beside(&file, READ);
             if let Ok(target) = file.canonicalize() {

@@ -11,7 +11,7 @@ use super::Findings;
 use crate::{
     bounded::{self, Opened},
     budget, clock,
-    config::{CaRoots, Config, RootsConfig},
+    config::{CaRoots, Config, FileResource, RootsConfig},
     identity::{
         BearerToken, BundleMap, Credential, CrlState, Flaw, KeyText, Names, RevocationList, TOO_MANY_NAMES,
         TrustBundle, TrustDomain,
@@ -74,12 +74,11 @@ impl Findings {
         if let Some(file) = &config.rotation.roots.bundle_map {
             self.verdict(bundle_map(file, now));
         }
-        for (kind, files) in config.sds.names.values().filter_map(|name| name.split_once(':')) {
-            let file = Path::new(files);
-            self.verdict(match files.split_once('~') {
-                Some((chain, key)) => certificate(Path::new(chain), Path::new(key), now, None).0,
-                None if kind == "file-token" => token(file, None, now),
-                None => anchors(file, now, false),
+        for files in config.sds.names.values() {
+            self.verdict(match files {
+                FileResource::Certificate { chain, key } => certificate(chain, key, now, None).0,
+                FileResource::Token(file) => token(file, None, now),
+                FileResource::Roots(file) => anchors(file, now, false),
             });
         }
         self.revocation(&config.rotation.roots, &served, now);
@@ -165,8 +164,7 @@ impl Findings {
                 most / 1024
             )));
         }
-        let mut names = Names::default();
-        let left_out = all.anchors().iter().filter(|anchor| !names.take(anchor)).count();
+        let (_, left_out) = Names::default().take_all(all);
         if left_out > 0 {
             self.verdict(Err(format!("{left_out} trust anchors of all files would be left out: {TOO_MANY_NAMES}")));
         }

@@ -1,9 +1,6 @@
-use std::{
-    collections::BTreeMap,
-    path::{Component, Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
-use super::{reader::Reader, variables};
+use super::{directory_of, file_resource::FileResource, reader::Reader, variables};
 
 /// Names that others have in this protocol, or in others.
 const TAKEN: [&str; 3] = ["default", "ROOTCA", "*"];
@@ -11,12 +8,12 @@ const TAKEN: [&str; 3] = ["default", "ROOTCA", "*"];
 const FILE: &str = "file-";
 const TOKEN: &str = "file-token:";
 
-/// Names of the user's own, each with the name in full of the files that it stands for.
-pub(super) fn read(reader: &mut Reader<'_>, tokens: &[PathBuf]) -> BTreeMap<String, String> {
+/// Names of the user's own, each with the files that it stands for.
+pub(super) fn read(reader: &mut Reader<'_>, tokens: &[PathBuf]) -> BTreeMap<String, FileResource> {
     reader.parse_with(&variables::SDS_SHIM_NAMES, |text| parse(text, tokens)).unwrap_or_default()
 }
 
-fn parse(text: &str, tokens: &[PathBuf]) -> Result<BTreeMap<String, String>, &'static str> {
+fn parse(text: &str, tokens: &[PathBuf]) -> Result<BTreeMap<String, FileResource>, &'static str> {
     const EXPECTED: &str = "expected NAME=CHAIN~KEY for a certificate, NAME=FILE for trust anchors or \
                             NAME=file-token:FILE, or several, comma separated, each with a different name";
     let mut names = BTreeMap::new();
@@ -26,17 +23,18 @@ fn parse(text: &str, tokens: &[PathBuf]) -> Result<BTreeMap<String, String>, &'s
         if TAKEN.contains(&name) || name.starts_with(FILE) {
             return Err("default, ROOTCA, * and names that begin with file- have a meaning of their own");
         }
-        let climbs = |file: &str| Path::new(file).components().any(|part| part == Component::ParentDir);
-        let is_below = |file: &str| tokens.iter().any(|place| Path::new(file).starts_with(place)) && !climbs(file);
-        let files = match files.split('~').map(str::trim).collect::<Vec<_>>()[..] {
-            [file] if file.starts_with(TOKEN) => match is_below(&file[TOKEN.len()..]) {
-                true => file.to_owned(),
-                false => return Err("a token lies in none of the directories of SDS_SHIM_TOKEN_DIRECTORIES"),
-            },
-            [file] if !file.is_empty() => format!("file-root:{file}"),
-            [chain, key] if !chain.is_empty() && !key.is_empty() => format!("file-cert:{chain}~{key}"),
-            _ => return Err(EXPECTED),
+        let parts: Vec<_> = files.split('~').map(str::trim).collect();
+        let full = match parts[..] {
+            [file] if file.starts_with(TOKEN) => file.to_owned(),
+            [file] => format!("file-root:{file}"),
+            _ => format!("file-cert:{}", parts.join("~")),
         };
+        let files = FileResource::parse(&full).ok_or(EXPECTED)?;
+        if let FileResource::Token(path) = &files
+            && !(path.is_absolute() && directory_of(tokens, path).is_some())
+        {
+            return Err("a token lies in none of the directories of SDS_SHIM_TOKEN_DIRECTORIES");
+        }
         if name.is_empty() || names.insert(name.to_owned(), files).is_some() {
             return Err(EXPECTED);
         }
@@ -50,18 +48,18 @@ mod tests {
 
     #[test]
     fn names_are_those_of_files_in_full() {
-        let names = "shop = /c.pem~/k.pem, shop-cacert=/ca.pem,sds://web=w.pem~w.pem,token=file-token:/run/t/x,";
+        let names =
+            "shop = /c.pem~/k.pem, shop-cacert=/ca.pem,sds://web=w.pem~w.pem,token=file-token:/run/t/x,os=system,";
         let names = parse(names, &["/run/t".into()]).unwrap();
-        let names: Vec<_> = names.iter().map(|(name, files)| (name.as_str(), files.as_str())).collect();
-        assert_eq!(
-            names,
-            [
-                ("sds://web", "file-cert:w.pem~w.pem"),
-                ("shop", "file-cert:/c.pem~/k.pem"),
-                ("shop-cacert", "file-root:/ca.pem"),
-                ("token", "file-token:/run/t/x")
-            ]
-        );
+        let expected = [
+            ("os", "file-root:system"),
+            ("sds://web", "file-cert:w.pem~w.pem"),
+            ("shop", "file-cert:/c.pem~/k.pem"),
+            ("shop-cacert", "file-root:/ca.pem"),
+            ("token", "file-token:/run/t/x"),
+        ];
+        let full = expected.map(|(name, files)| (name.to_owned(), FileResource::parse(files).unwrap()));
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), full);
         for text in [
             "shop",
             "=/c~/k",

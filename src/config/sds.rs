@@ -1,11 +1,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use super::{
     env::Env,
+    file_resource::FileResource,
     names,
     reader::{Mistake, Reader},
     variables::{self, Variable},
@@ -71,8 +72,8 @@ pub struct SdsConfig {
     pub file_directories: Vec<PathBuf>,
     /// Where tokens lie that may be named.
     pub token_directories: Vec<PathBuf>,
-    /// Names of the user's own, each with the name in full of the files that it stands for.
-    pub names: BTreeMap<String, String>,
+    /// Names of the user's own, each with the files that it stands for.
+    pub names: BTreeMap<String, FileResource>,
 }
 
 impl SdsConfig {
@@ -123,6 +124,13 @@ pub(super) fn read(reader: &mut Reader<'_>) -> SdsConfig {
         names: names::read(reader, &token_directories),
         token_directories,
     }
+}
+
+/// The first of these directories that a path lies below, by its text alone.
+pub fn directory_of<'a>(directories: &'a [PathBuf], path: &Path) -> Option<&'a Path> {
+    let path = std::path::absolute(path).ok()?;
+    let climbs = path.components().any(|part| part == Component::ParentDir);
+    directories.iter().map(PathBuf::as_path).find(|directory| path.starts_with(directory) && !climbs)
 }
 
 fn directories(reader: &mut Reader<'_>, variable: &Variable) -> Vec<PathBuf> {

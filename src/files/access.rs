@@ -2,14 +2,16 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use nix::fcntl::OFlag;
 
-use super::FileResource;
-use crate::{bounded, config::SdsConfig};
+use crate::{
+    bounded,
+    config::{FileResource, SdsConfig, directory_of},
+};
 
 /// The name whose file is of our choosing.
 const SYSTEM_ROOTS: &str = "file-root:system";
@@ -22,7 +24,7 @@ pub struct FileAccess {
     directories: Vec<PathBuf>,
     /// Where tokens lie that may be named, by whomever.
     tokens: Vec<PathBuf>,
-    names: Arc<BTreeMap<String, String>>,
+    names: Arc<BTreeMap<String, FileResource>>,
 }
 
 /// Files of a resource that are held open, and the names by which they are read then.
@@ -44,10 +46,10 @@ impl FileAccess {
 
     /// The files that a name stands for, if it is one of files.
     pub fn resource(&self, name: &str) -> Option<FileResource> {
-        let files = FileResource::parse(self.names.get(name).map_or(name, String::as_str))?;
+        let files = self.names.get(name).cloned().or_else(|| FileResource::parse(name))?;
         // Envoy sends it to others: which those may be was for whoever has made it to say.
         match &files {
-            FileResource::Token(path) => below(&self.tokens, path).map(|_| files),
+            FileResource::Token(path) => directory_of(&self.tokens, path).map(|_| files),
             _ => Some(files),
         }
     }
@@ -91,7 +93,7 @@ impl FileAccess {
             FileResource::Token(_) => (&self.tokens, "SDS_SHIM_TOKEN_DIRECTORIES"),
             _ => (&self.directories, "SDS_SHIM_FILE_DIRECTORIES"),
         };
-        Some((below(directories, path)?, variable))
+        Some((directory_of(directories, path)?, variable))
     }
 }
 
@@ -103,12 +105,6 @@ impl Opened {
         };
         self.held.iter().fold(text, known)
     }
-}
-
-fn below<'a>(directories: &'a [PathBuf], path: &Path) -> Option<&'a Path> {
-    let path = std::path::absolute(path).ok()?;
-    let climbs = path.components().any(|part| part == Component::ParentDir);
-    directories.iter().map(PathBuf::as_path).find(|directory| path.starts_with(directory) && !climbs)
 }
 
 /// Only where the kernel has found the file counts: names can change at any time. Nothing happens to what is opened so,
@@ -134,7 +130,7 @@ mod tests {
         let access = |directories: Vec<PathBuf>| FileAccess {
             directories,
             tokens: vec!["/run/tokens".into()],
-            names: Arc::new([("shop".to_owned(), "file-root:/shop.pem".to_owned())].into()),
+            names: Arc::new([("shop".to_owned(), FileResource::Roots("/shop.pem".into()))].into()),
         };
         let none = access(Vec::new());
         let access = access(vec!["/etc/certs".into(), "/run/more/".into()]);

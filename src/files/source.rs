@@ -10,10 +10,10 @@ use openssl::x509::X509;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::{Changes, FileAccess, resource::FileResource};
+use super::{Changes, FileAccess};
 use crate::{
     bounded, budget, clock,
-    config::FilesConfig,
+    config::{FileResource, FilesConfig},
     identity::{BearerToken, Credential, KeyText, Names, TOO_MANY_NAMES, TokenError, TrustBundle, TrustDomain},
     memory,
     store::{Content, Demand, SecretStore},

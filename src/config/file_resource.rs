@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use crate::config::system_roots;
+use super::system_roots;
 
 /// What stands between the parts of a name (Istio, `security/pkg/nodeagent/util`).
 const SEPARATOR: char = '~';
