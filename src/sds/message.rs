@@ -18,8 +18,8 @@ use crate::store::{Encoded, Piece};
 const RESPONSE_RESOURCES: u32 = 2;
 const RESOURCE_RESOURCE: u32 = 2;
 const ANY_VALUE: u32 = 2;
-/// Compression flag and length before each message ("gRPC over HTTP/2").
-const PREFIX: usize = 5;
+/// Bytes of the compression flag and the length before each message ("gRPC over HTTP/2").
+pub const PREFIX: usize = 5;
 
 /// A response as it goes on the wire, in pieces: what is this stream's own, and between it the encoded secrets, which
 /// all streams share. So a key is encoded once and never copied, and it is gone when the last of its frames is.
@@ -81,8 +81,8 @@ fn any_head(value: &Encoded) -> Vec<u8> {
     head
 }
 
-/// Key and length of a field of bytes or of a message.
-fn encode_length(field: u32, len: usize, buf: &mut Vec<u8>) {
+/// Writes key and length of a field of bytes or of a message.
+pub fn encode_length(field: u32, len: usize, buf: &mut Vec<u8>) {
     encode_key(field, WireType::LengthDelimited, buf);
     encode_varint(len as u64, buf);
 }
@@ -105,12 +105,18 @@ fn pieces<'a>(head: &impl Message, resources: impl Iterator<Item = (Vec<u8>, &'a
     if pieces.is_empty() {
         pieces.push_back(Piece::Bytes(own.into()));
     }
+    framed(pieces)
+}
+
+/// A whole message with its length, for which its first piece begins with [`PREFIX`] bytes of zeros.
+pub fn framed(mut pieces: Pieces) -> Pieces {
     let len = pieces.iter().map(Piece::len).sum::<usize>() - PREFIX;
-    let Some(Piece::Bytes(first)) = pieces.pop_front() else { return pieces };
-    let mut first = Vec::from(first);
-    // Secrets are far below 4 GiB.
-    first[1..PREFIX].copy_from_slice(&(len as u32).to_be_bytes());
-    pieces.push_front(Piece::Bytes(first.into()));
+    if let Some(Piece::Bytes(first)) = pieces.front_mut() {
+        let mut head = Vec::from(std::mem::take(first));
+        // Secrets and anchors are far below 4 GiB.
+        head[1..PREFIX].copy_from_slice(&(len as u32).to_be_bytes());
+        *first = head.into();
+    }
     pieces
 }
 

@@ -27,8 +27,8 @@ mod subscription;
 
 pub use body::Responses;
 pub use lease::Leases;
-pub use message::Pieces;
-pub use payload::encode;
+pub use message::{PREFIX, Pieces, encode_length, framed};
+pub use payload::{encode, ending_in_key};
 pub use rights::Names;
 pub use server::Clients;
 pub use service::{Calls, Connected, MayLog, Served};

@@ -1,7 +1,8 @@
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use prost::encoding::{encoded_len_varint, key_len};
 
+use super::message::encode_length;
 use crate::{
     identity::{RevocationList, TrustBundle},
     store::{AnchorText, Content, Encoded, MARK, Piece, Validation},
@@ -69,22 +70,21 @@ fn certificate(name: &str, chain: &[u8], key: &[u8]) -> Encoded {
     let key_field = 1 + field(key_source);
     let (opening, mark) = opening(name, [SECRET_TLS_CERTIFICATE, CERTIFICATE_CHAIN], chain.len(), key_field);
 
-    let last = if opening.len() + chain.len() + key_field <= ONE_PIECE {
-        chain.len()
-    } else {
-        LEAST_SECRET.saturating_sub(key.len())
-    };
-    let (first, last) = chain.split_at(chain.len().saturating_sub(last));
-    let secret = locked::secretly(|| {
-        let mut secret = Vec::with_capacity(last.len() + key_field);
-        secret.extend_from_slice(last);
-        open(PRIVATE_KEY, key_source, &mut secret);
-        open(INLINE_BYTES, key.len(), &mut secret);
-        secret.extend_from_slice(key);
-        secret
-    });
+    let mut head = Vec::new();
+    open(PRIVATE_KEY, key_source, &mut head);
+    open(INLINE_BYTES, key.len(), &mut head);
+    let is_short = opening.len() + chain.len() + key_field <= ONE_PIECE;
+    ending_in_key(chain, 0..chain.len(), &head, key, is_short).opened(opening.into(), mark)
+}
+
+/// A text, in which the certificates are at `certificates`, then `head` and a key. The end of it lies in secret memory,
+/// and so does all of it where that is to be one piece.
+pub fn ending_in_key(text: &[u8], certificates: Range<usize>, head: &[u8], key: &[u8], is_one_piece: bool) -> Encoded {
+    let last = if is_one_piece { text.len() } else { LEAST_SECRET.saturating_sub(key.len()) };
+    let (first, last) = text.split_at(text.len().saturating_sub(last));
+    let secret = locked::secretly(|| [last, head, key].concat());
     let place = secret.len() - key.len()..secret.len();
-    Encoded::with_key(first.to_vec().into(), secret.into(), 0..chain.len(), place).opened(opening.into(), mark)
+    Encoded::with_key(first.to_vec().into(), secret.into(), certificates, place)
 }
 
 /// `name`, then `generic_secret` with the text.
@@ -112,11 +112,10 @@ fn opening(name: &str, fields: [u32; 2], certificates: usize, rest: usize) -> (V
     (head, mark)
 }
 
-/// Key and length of a field.
+/// Key and length of a field whose key is one byte long.
 fn open(field: u32, len: usize, buf: &mut Vec<u8>) {
     debug_assert_eq!(key_len(field), 1);
-    encode_key(field, WireType::LengthDelimited, buf);
-    encode_varint(len as u64, buf);
+    encode_length(field, len, buf);
 }
 
 /// Written by hand, because prost would write all of it into one piece of memory: `name`, then `validation_context`,
@@ -209,8 +208,7 @@ impl Part {
             }
             Self::Message(field, parts) => {
                 let len = parts.iter().map(Self::len).sum::<usize>();
-                encode_key(field, WireType::LengthDelimited, last);
-                encode_varint(len as u64, last);
+                encode_length(field, len, last);
                 parts.into_iter().for_each(|part| part.write(pieces, last));
             }
         }

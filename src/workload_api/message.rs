@@ -1,10 +1,10 @@
 use std::{mem, sync::Arc};
 
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use prost::encoding::encoded_len_varint;
 
 use crate::{
     identity::{TrustBundle, TrustDomain},
-    sds::Pieces,
+    sds::{PREFIX, Pieces, encode_length, framed},
     store::{AnchorText, Piece, Svid, Validation},
 };
 
@@ -15,8 +15,6 @@ const BUNDLE: u32 = 4;
 const BUNDLES: u32 = 2;
 const ENTRY_KEY: u32 = 1;
 const ENTRY_VALUE: u32 = 2;
-/// Compression flag and length before each message ("gRPC over HTTP/2").
-const PREFIX: usize = 5;
 
 /// The certificate with the anchors of its trust domain, and those of others; `None` where there are none of its own,
 /// because clients refuse such a message.
@@ -25,12 +23,12 @@ pub(super) fn svid(svid: &Svid, validation: &Validation) -> Option<Pieces> {
     let bundle = validation.anchors_of(&own).filter(|bundle| !bundle.anchors().is_empty())?;
     let mut message = Message::new();
     let anchors = AnchorText::der(Arc::new(bundle.clone()));
-    message.open(SVIDS, svid.encoded.len() + field(anchors.len()));
+    encode_length(SVIDS, svid.encoded.len() + field(anchors.len()), &mut message.last);
     message.cut();
     message.pieces.extend(svid.encoded.pieces());
     message.anchors(BUNDLE, anchors);
     message.bundles(FEDERATED_BUNDLES, others(validation, &own));
-    Some(message.end())
+    Some(framed(message.pieces))
 }
 
 /// The anchors of all trust domains, `None` where there are none of this one.
@@ -38,7 +36,7 @@ pub(super) fn bundles(own: &TrustDomain, validation: &Validation) -> Option<Piec
     let bundle = validation.anchors_of(own).filter(|bundle| !bundle.anchors().is_empty())?;
     let mut message = Message::new();
     message.bundles(BUNDLES, [(own.to_string(), bundle)].into_iter().chain(others(validation, own)));
-    Some(message.end())
+    Some(framed(message.pieces))
 }
 
 fn others<'a>(
@@ -67,18 +65,12 @@ impl Message {
         Self { pieces: Pieces::new(), last: vec![0; PREFIX] }
     }
 
-    /// Key and length of a field.
-    fn open(&mut self, field: u32, len: usize) {
-        encode_key(field, WireType::LengthDelimited, &mut self.last);
-        encode_varint(len as u64, &mut self.last);
-    }
-
     fn cut(&mut self) {
         self.pieces.push_back(Piece::Bytes(mem::take(&mut self.last).into()));
     }
 
     fn anchors(&mut self, field: u32, anchors: AnchorText) {
-        self.open(field, anchors.len());
+        encode_length(field, anchors.len(), &mut self.last);
         self.cut();
         self.pieces.push_back(Piece::Anchors(anchors));
     }
@@ -86,22 +78,11 @@ impl Message {
     fn bundles<'a>(&mut self, map: u32, bundles: impl Iterator<Item = (String, &'a TrustBundle)>) {
         for (domain, bundle) in bundles {
             let (name, anchors) = (format!("spiffe://{domain}"), AnchorText::der(Arc::new(bundle.clone())));
-            self.open(map, field(name.len()) + field(anchors.len()));
-            self.open(ENTRY_KEY, name.len());
+            encode_length(map, field(name.len()) + field(anchors.len()), &mut self.last);
+            encode_length(ENTRY_KEY, name.len(), &mut self.last);
             self.last.extend_from_slice(name.as_bytes());
             self.anchors(ENTRY_VALUE, anchors);
         }
-    }
-
-    fn end(mut self) -> Pieces {
-        let len = self.pieces.iter().map(Piece::len).sum::<usize>() - PREFIX;
-        if let Some(Piece::Bytes(first)) = self.pieces.front_mut() {
-            let mut head = Vec::from(mem::take(first));
-            // Messages are far below 4 GiB.
-            head[1..PREFIX].copy_from_slice(&(len as u32).to_be_bytes());
-            *first = head.into();
-        }
-        self.pieces
     }
 }
 

@@ -1,7 +1,6 @@
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
-
 use crate::{
     identity::{certificates, spiffe_id_of},
+    sds::{encode_length, ending_in_key},
     store::{Encoded, Svid},
 };
 
@@ -10,9 +9,6 @@ const SPIFFE_ID: u32 = 1;
 const CHAIN: u32 = 2;
 const KEY: u32 = 3;
 
-/// Bytes that lie in secret memory at the least: with the key goes the end of the chain before it. HTTP/2 would copy less
-/// than 256 bytes into a buffer of its own, which is not secret.
-const LEAST_SECRET: usize = 1024;
 /// Up to so many bytes a certificate with its key is one piece, since each is a frame of its own.
 const ONE_PIECE: usize = 2 * 1024;
 
@@ -37,30 +33,13 @@ pub fn encode(chain: &[u8], key: &[u8]) -> Result<Svid, String> {
 /// The fields, of which the end lies in secret memory.
 fn fields(id: &str, chain: &[u8], key: &[u8]) -> Encoded {
     let mut public = Vec::with_capacity(id.len() + chain.len() + 16);
-    open(SPIFFE_ID, id.len(), &mut public);
+    encode_length(SPIFFE_ID, id.len(), &mut public);
     public.extend_from_slice(id.as_bytes());
-    open(CHAIN, chain.len(), &mut public);
+    encode_length(CHAIN, chain.len(), &mut public);
     public.extend_from_slice(chain);
-    let last = match public.len() + key.len() {
-        ..=ONE_PIECE => public.len(),
-        _ => LEAST_SECRET.saturating_sub(key.len()),
-    };
-    let (first, last) = public.split_at(public.len().saturating_sub(last));
-    let secret = locked::secretly(|| {
-        let mut secret = Vec::with_capacity(last.len() + 1 + encoded_len_varint(key.len() as u64) + key.len());
-        secret.extend_from_slice(last);
-        open(KEY, key.len(), &mut secret);
-        secret.extend_from_slice(key);
-        secret
-    });
-    let place = secret.len() - key.len()..secret.len();
-    Encoded::with_key(first.to_vec().into(), secret.into(), 0..0, place)
-}
-
-/// Key and length of a field.
-fn open(field: u32, len: usize, to: &mut Vec<u8>) {
-    encode_key(field, WireType::LengthDelimited, to);
-    encode_varint(len as u64, to);
+    let mut head = Vec::new();
+    encode_length(KEY, key.len(), &mut head);
+    ending_in_key(&public, 0..0, &head, key, public.len() + key.len() <= ONE_PIECE)
 }
 
 #[cfg(test)]
@@ -68,6 +47,9 @@ mod tests {
     use super::*;
     use prost::Message;
     use sds_shim_proto::spiffe::X509svid;
+
+    /// Less than 256 bytes are copied by HTTP/2, which does not know of secret memory.
+    const LEAST_SECRET: usize = 1024;
 
     #[test]
     fn fields_are_what_prost_would_read_and_their_end_is_secret() {
