@@ -77,14 +77,14 @@ pub fn share() -> usize {
 
 /// Who takes memory on a socket. All of it is one pot, and applications leave some of it to Envoy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Client {
+pub enum Taker {
     /// A client of SDS.
     Envoy,
     /// A client of the Workload API.
     Application,
 }
 
-impl Client {
+impl Taker {
     /// Bytes that it leaves to others.
     fn leaves(self) -> usize {
         match self {
@@ -103,39 +103,39 @@ impl Client {
 
 /// Bytes that such clients may still take.
 #[must_use]
-pub fn for_clients(client: Client) -> usize {
-    free().saturating_sub(BESIDES_CLIENTS + client.leaves())
+pub fn for_clients(taker: Taker) -> usize {
+    free().saturating_sub(BESIDES_CLIENTS + taker.leaves())
 }
 
 /// Whether the pieces are there that a renewal needs, and beside them those that a client's largest request does.
 #[must_use]
-pub fn has_pieces_for_clients(client: Client, request: &[usize]) -> bool {
+pub fn has_pieces_for_clients(taker: Taker, request: &[usize]) -> bool {
     // The largest first: the others could lie in the one place that is large enough for it.
-    beside([RENEWAL_PIECE].into_iter().chain(request.iter().copied()), client.leaves_pieces())
+    beside([RENEWAL_PIECE].into_iter().chain(request.iter().copied()), taker.leaves_pieces())
 }
 
 /// Whether there is room for one more stream of a client, beside what others will take that have just begun.
 #[must_use]
-pub fn has_room_for_stream(client: Client, others: usize) -> bool {
-    for_clients(client) >= STREAM + others
+pub fn has_room_for_stream(taker: Taker, others: usize) -> bool {
+    for_clients(taker) >= STREAM + others
 }
 
 /// Whether there is room for one more connection of a client.
 #[must_use]
-pub fn has_room_for_connection(client: Client) -> bool {
-    let besides = match client {
-        Client::Envoy => CONNECTION,
+pub fn has_room_for_connection(taker: Taker) -> bool {
+    let besides = match taker {
+        Taker::Envoy => CONNECTION,
         // What others need is in what it leaves: where large bundles are held, there may not be so much twice.
-        Client::Application => STREAM,
+        Taker::Application => STREAM,
     };
-    for_clients(client) >= besides
+    for_clients(taker) >= besides
 }
 
 /// Whether there is room for what ends a request that has begun, and for a first connection or stream of somebody who
 /// has none, such as a probe.
 #[must_use]
-pub fn has_room_for_the_least(client: Client) -> bool {
-    free() >= BESIDES_CLIENTS + client.leaves() - LEAST && locked::has_room(&[RENEWAL_PIECE])
+pub fn has_room_for_the_least(taker: Taker) -> bool {
+    free() >= BESIDES_CLIENTS + taker.leaves() - LEAST && locked::has_room(&[RENEWAL_PIECE])
 }
 
 /// The most that one connection of a client may make us hold.

@@ -13,7 +13,7 @@ use super::{
     limits::{Place, is_short},
     message::Pieces,
 };
-use crate::budget::Client;
+use crate::budget::Taker;
 
 /// What makes the responses of one call, one after the other.
 pub trait Responses: Send {
@@ -90,13 +90,13 @@ const SMALL: usize = 1024;
 /// is whole, which is taken as soon as its size is known, and many of them must not take the room that a renewal needs.
 pub(super) struct RequestBody {
     body: Incoming,
-    client: Client,
+    taker: Taker,
     prefix: Prefix,
 }
 
 impl RequestBody {
-    pub(super) fn new(body: Incoming, client: Client) -> Self {
-        Self { body, client, prefix: Prefix::default() }
+    pub(super) fn new(body: Incoming, taker: Taker) -> Self {
+        Self { body, taker, prefix: Prefix::default() }
     }
 }
 
@@ -110,7 +110,7 @@ impl Body for RequestBody {
             && let Some(data) = frame.data_ref()
         {
             let largest = self.prefix.walk(data).max(data.len());
-            if largest > SMALL && is_short(self.client) {
+            if largest > SMALL && is_short(self.taker) {
                 return Poll::Ready(Some(Err(Status::resource_exhausted("request limit reached"))));
             }
         }

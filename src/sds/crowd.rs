@@ -12,7 +12,7 @@ use super::{
     pace::{Bucket, Lines},
 };
 use crate::{
-    budget::{self, Client},
+    budget::{self, Taker},
     config::Service,
     status::Peer,
 };
@@ -86,10 +86,10 @@ impl Crowd {
         if present.of(service).count() >= most && !present.make_place(&group, own) {
             return Err(Refusal::TooMany);
         }
-        let client = limits::clients_of(service);
-        let has_room = budget::has_room_for_connection(client) || own == 0 && budget::has_room_for_the_least(client);
+        let taker = limits::taker_of(service);
+        let has_room = budget::has_room_for_connection(taker) || own == 0 && budget::has_room_for_the_least(taker);
         if !has_room {
-            present.relieve(client);
+            present.relieve(taker);
             return Err(Refusal::TooMany);
         }
         let account = Arc::new(Account::new(group));
@@ -100,7 +100,7 @@ impl Crowd {
 
     /// Such a client has waited for memory for a while: refuses what has only begun on a connection of those who hold
     /// most.
-    pub(super) fn make_room(&self, waits: Client) {
+    pub(super) fn make_room(&self, waits: Taker) {
         if let Some(holder) = self.present().greediest(waits) {
             holder.make_room();
         }
@@ -108,7 +108,7 @@ impl Crowd {
 
     /// Such a client has waited for memory long enough: closes a connection of those who hold most, and tells
     /// whether there is one.
-    pub(super) fn relieve(&self, waits: Client) -> bool {
+    pub(super) fn relieve(&self, waits: Taker) -> bool {
         self.present().relieve(waits)
     }
 
@@ -163,7 +163,7 @@ impl Present {
         true
     }
 
-    fn relieve(&mut self, waits: Client) -> bool {
+    fn relieve(&mut self, waits: Taker) -> bool {
         let Some(victim) = self.greediest(waits) else { return false };
         let clients = victim.group.service.name();
         warn!(pid = victim.group.peer.pid, bytes = victim.held(), "{clients} clients request more than fits in memory");
@@ -173,7 +173,7 @@ impl Present {
 
     /// The connection that has to make room, if one holds so much and none had to just before. Envoy never has to for
     /// applications, and nobody has to for it before they have: however many share what they hold.
-    fn greediest(&mut self, waits: Client) -> Option<Arc<Account>> {
+    fn greediest(&mut self, waits: Taker) -> Option<Arc<Account>> {
         /// What is freed by one is seen after this.
         const PAUSE: Duration = Duration::from_millis(250);
         /// Who holds less is not the one to close.
@@ -186,9 +186,9 @@ impl Present {
         };
         let by_applications = self.of(Service::WorkloadApi).map(|one| one.held()).sum::<usize>();
         let (service, least) = match waits {
-            Client::Envoy if by_applications >= SMALL => (Service::WorkloadApi, 0),
-            Client::Envoy => (Service::Sds, SMALL),
-            Client::Application => (Service::WorkloadApi, SMALL),
+            Taker::Envoy if by_applications >= SMALL => (Service::WorkloadApi, 0),
+            Taker::Envoy => (Service::Sds, SMALL),
+            Taker::Application => (Service::WorkloadApi, SMALL),
         };
         let group = self.of(service).map(|member| &member.group).max_by_key(|group| of_group(group))?;
         if of_group(group) < least {
@@ -296,19 +296,19 @@ mod tests {
         let ended = || applications.iter().filter(|one| one.account.is_ended()).count();
         applications.iter().for_each(|one| one.account.takes(10 * KIB));
         // Envoy never has to for an application, nor does one of those that hold little each.
-        assert!(!crowd.relieve(Client::Application));
+        assert!(!crowd.relieve(Taker::Application));
         // For Envoy they have to where they hold much together.
         applications.iter().for_each(|one| one.account.takes(10 * KIB));
-        assert!(crowd.relieve(Client::Envoy));
+        assert!(crowd.relieve(Taker::Envoy));
         assert_eq!((ended(), envoy.account.is_ended()), (1, false));
         // Not at once again; but what applications wait for takes nothing of that.
-        assert!(!crowd.relieve(Client::Envoy));
+        assert!(!crowd.relieve(Taker::Envoy));
         applications[0].account.takes(100 * KIB);
-        assert!(crowd.relieve(Client::Application));
+        assert!(crowd.relieve(Taker::Application));
         assert!(applications[0].account.is_ended());
         drop(applications);
         crowd.present().relieved = [None; 2];
-        assert!(crowd.relieve(Client::Envoy));
+        assert!(crowd.relieve(Taker::Envoy));
         assert_eq!((envoy.account.is_ended(), other.account.is_ended()), (true, false));
     }
 }

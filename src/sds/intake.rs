@@ -67,11 +67,11 @@ impl Intake {
             return Ok(self.walker.rest().min(least));
         }
         if self.relieved.map_or(waited, |at| at.elapsed()) >= limits::RELIEVED_AFTER {
-            if self.crowd.relieve(self.limits.client()) {
+            if self.crowd.relieve(self.limits.taker()) {
                 self.relieved = Some(Instant::now());
             }
         } else if waited >= limits::REFUSED_AFTER {
-            self.crowd.make_room(self.limits.client());
+            self.crowd.make_room(self.limits.taker());
         }
         Err(limits::PAUSE)
     }

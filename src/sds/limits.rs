@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::account::Account;
 use crate::{
-    budget::{self, Client},
+    budget::{self, Taker},
     config::Service,
 };
 
@@ -95,7 +95,7 @@ const START: usize = 4096;
 /// What all clients together may take. Over a limit the newcomer is refused, and everyone else goes on.
 #[derive(Clone)]
 pub(super) struct Limits {
-    client: Client,
+    taker: Taker,
     streams: Arc<Semaphore>,
     /// For the first stream of a connection, where there is no other place: a probe needs no more.
     kept: Arc<Semaphore>,
@@ -111,15 +111,15 @@ pub(super) struct Place {
 }
 
 /// Whether there is no room for large requests of these clients now.
-pub(super) fn is_short(client: Client) -> bool {
-    budget::for_clients(client) < LEAST * AMPLIFICATION || !budget::has_pieces_for_clients(client, &PIECES)
+pub(super) fn is_short(taker: Taker) -> bool {
+    budget::for_clients(taker) < LEAST * AMPLIFICATION || !budget::has_pieces_for_clients(taker, &PIECES)
 }
 
 /// Who comes to this socket.
-pub(super) fn clients_of(service: Service) -> Client {
+pub(super) fn taker_of(service: Service) -> Taker {
     match service {
-        Service::Sds => Client::Envoy,
-        Service::WorkloadApi => Client::Application,
+        Service::Sds => Taker::Envoy,
+        Service::WorkloadApi => Taker::Application,
     }
 }
 
@@ -135,28 +135,25 @@ pub(super) fn streams_of_one() -> u32 {
 
 impl Default for Limits {
     fn default() -> Self {
-        let places = |most: usize| Arc::new(Semaphore::new(most));
-        let kept = places(connections() + KEPT_CONNECTIONS);
-        let streams = places(MAX_STREAMS * budget::share());
-        Self { client: Client::Envoy, streams, kept, unstarted: Arc::default() }
+        Self::new(Taker::Envoy, MAX_STREAMS, Arc::default())
     }
 }
 
 impl Limits {
+    fn new(taker: Taker, streams: usize, unstarted: Arc<AtomicUsize>) -> Self {
+        let places = |most: usize| Arc::new(Semaphore::new(most));
+        let (streams, kept) = (places(streams * budget::share()), places(connections() + KEPT_CONNECTIONS));
+        Self { taker, streams, kept, unstarted }
+    }
+
     /// Those of the Workload API: its own places, in the same memory, of which it leaves some.
     pub(super) fn of_applications(&self) -> Self {
-        let places = |most: usize| Arc::new(Semaphore::new(most));
-        Self {
-            client: Client::Application,
-            streams: places(MAX_STREAMS_OF_APPLICATIONS * budget::share()),
-            kept: places(connections() + KEPT_CONNECTIONS),
-            unstarted: Arc::clone(&self.unstarted),
-        }
+        Self::new(Taker::Application, MAX_STREAMS_OF_APPLICATIONS, Arc::clone(&self.unstarted))
     }
 
     /// Whose they are.
-    pub(super) fn client(&self) -> Client {
-        self.client
+    pub(super) fn taker(&self) -> Taker {
+        self.taker
     }
 
     /// How many bytes a client may send us before we look again, possibly none: the arena has room for what they can
@@ -166,22 +163,22 @@ impl Limits {
         if self.streams.available_permits() == 0 && account.streams() > 0 {
             return 0;
         }
-        let room = budget::for_clients(self.client).saturating_sub(self.unstarted.load(Ordering::Relaxed) * START);
+        let room = budget::for_clients(self.taker).saturating_sub(self.unstarted.load(Ordering::Relaxed) * START);
         let most = READ.min(room / AMPLIFICATION);
-        if most < LEAST || is_short(self.client) { 0 } else { most }
+        if most < LEAST || is_short(self.taker) { 0 } else { most }
     }
 
     /// The same for bytes from which no stream can come.
     pub(super) fn may_read_the_least(&self) -> usize {
-        if budget::has_room_for_the_least(self.client) { READ } else { 0 }
+        if budget::has_room_for_the_least(self.taker) { READ } else { 0 }
     }
 
     pub(super) fn stream(&self, account: &Arc<Account>) -> Option<Place> {
         let unstarted = self.unstarted.load(Ordering::Relaxed);
-        let general = budget::has_room_for_stream(self.client, unstarted * START);
+        let general = budget::has_room_for_stream(self.taker, unstarted * START);
         let general = general.then(|| Arc::clone(&self.streams).try_acquire_owned().ok()).flatten();
         let kept = || {
-            let may = account.streams() == 0 && budget::has_room_for_the_least(self.client);
+            let may = account.streams() == 0 && budget::has_room_for_the_least(self.taker);
             may.then(|| Arc::clone(&self.kept).try_acquire_owned().ok()).flatten()
         };
         let permit = general.or_else(kept)?;

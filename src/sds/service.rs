@@ -32,7 +32,7 @@ use super::{
     subscription::Subscription,
 };
 use crate::{
-    budget::Client as Taker,
+    budget::Taker,
     clock,
     identity::{BearerToken, TokenError},
     status::{self, Client, Page, Pages, StreamHandle},
@@ -236,7 +236,7 @@ impl Shared {
 
     /// The messages of a call in which hardly anything is: where it announces more, nothing is taken for that.
     fn small(&self, request: http::Request<Incoming>) -> Result<Streaming<HealthCheckRequest>, Status> {
-        messages(request, self.limits.client(), MAX_SMALL_REQUEST).map(|(_, messages)| messages)
+        messages(request, self.limits.taker(), MAX_SMALL_REQUEST).map(|(_, messages)| messages)
     }
 
     async fn health(
