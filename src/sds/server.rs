@@ -17,7 +17,6 @@ use super::{
     lease::Leases,
     limits::{self, Limits},
     pace::{Bucket, Lines},
-    rights::{Names, Rights},
     service::{Calls, SdsService, Served, Shared},
     socket::{Listener, SdsSocket},
 };
@@ -53,9 +52,8 @@ impl Clients {
     /// When the socket cannot be listened on; a connection's trouble never ends the server.
     pub async fn serve(&self, socket: &SdsSocket, config: &SdsConfig, served: Served) -> io::Result<()> {
         let peers = served.status.peers.clone();
-        let names = Arc::clone(&served.names);
         let shared = Shared::new(served, self.limits.clone(), random());
-        self.listen(socket, config, (shared, self.limits.clone()), peers, names).await
+        self.listen(socket, config, (shared, self.limits.clone()), peers).await
     }
 
     /// Serves other calls on a socket of their own, and shows who makes them as `peers`.
@@ -72,7 +70,7 @@ impl Clients {
     ) -> io::Result<()> {
         let limits = self.limits.of_applications();
         let shared = Shared::other(calls, status, limits.clone());
-        self.listen(socket, config, (shared, limits), peers, Arc::new(NoNames)).await
+        self.listen(socket, config, (shared, limits), peers).await
     }
 
     async fn listen(
@@ -81,7 +79,6 @@ impl Clients {
         config: &SdsConfig,
         (shared, limits): (Shared, Limits),
         peers: Peers,
-        names: Arc<dyn Names>,
     ) -> io::Result<()> {
         let mut listener = socket.listener()?;
         let (crowd, service) = (&self.crowd, socket.service());
@@ -96,9 +93,8 @@ impl Clients {
                     let leases = Leases::default();
                     let account = Arc::clone(&membership.account);
                     let other = Some(peer.uid).filter(|uid| !admission.is_own(*uid));
-                    let rights = Rights::new(Arc::clone(&names), other);
                     let (shared, client) = (Arc::clone(&shared), peers.connected(peer));
-                    let answers = SdsService::new(shared, client, rights, leases.clone(), Arc::clone(&account));
+                    let answers = SdsService::new(shared, client, other, leases.clone(), Arc::clone(&account));
                     let intake = Intake::new(stream, account, Arc::clone(crowd), limits.clone());
                     tokio::spawn(connection(service.name(), intake, answers, leases, membership));
                 }
@@ -176,23 +172,6 @@ async fn accept(
     drop(stream);
     refusals.note(peer, &Refusal::User(reason)).await;
     None
-}
-
-/// Of a service that has none.
-struct NoNames;
-
-impl Names for NoNames {
-    fn is_known(&self, _: &str) -> bool {
-        false
-    }
-
-    fn is_file(&self, _: &str) -> bool {
-        false
-    }
-
-    fn is_open(&self, _: &str) -> bool {
-        false
-    }
 }
 
 async fn connection(socket: &'static str, intake: Intake, service: SdsService, leases: Leases, membership: Membership) {

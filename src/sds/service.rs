@@ -63,8 +63,9 @@ pub(super) struct SdsService {
 /// Who is at the other end of a connection, and what it was given.
 pub struct Connected {
     shown: Client,
+    /// Its user, if it is not our own.
+    other: Option<u32>,
     leases: Leases,
-    rights: Rights,
     account: Arc<Account>,
 }
 
@@ -84,6 +85,7 @@ enum Offered {
 /// What SDS is served from.
 struct Secrets {
     workloads: Arc<dyn Workloads>,
+    names: Arc<dyn Names>,
     streams: AtomicU64,
     pages: Arc<dyn Pages>,
     told: Arc<Told>,
@@ -120,9 +122,9 @@ struct Attached {
 impl Shared {
     /// `first_stream` makes nonces and marks of this process differ from those of an earlier one.
     pub(super) fn new(served: Served, limits: Limits, first_stream: u64) -> Self {
-        let Served { workloads, status, pages, names: _ } = served;
+        let Served { workloads, status, pages, names } = served;
         let told = Arc::new(Told::new(first_stream));
-        let secrets = Secrets { workloads, streams: AtomicU64::new(first_stream), pages, told };
+        let secrets = Secrets { workloads, names, streams: AtomicU64::new(first_stream), pages, told };
         Self { limits, status, offered: Offered::Secrets(secrets) }
     }
 
@@ -157,11 +159,11 @@ impl SdsService {
     pub(super) fn new(
         shared: Arc<Shared>,
         client: Client,
-        rights: Rights,
+        other: Option<u32>,
         leases: Leases,
         account: Arc<Account>,
     ) -> Self {
-        Self { shared, client: Arc::new(Connected { shown: client, leases, rights, account }) }
+        Self { shared, client: Arc::new(Connected { shown: client, other, leases, account }) }
     }
 }
 
@@ -267,9 +269,10 @@ impl Secrets {
         let token = token(metadata).map_err(AttachError::from)?;
         // A token that comes for the first time begins renewals that outlive its connection.
         let consumer = client.account.exempt(|| self.workloads.attach(token))?;
-        let subscription = Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed)).of(client.rights.clone());
+        let rights = Rights::new(Arc::clone(&self.names), client.other);
+        let subscription = Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed)).of(rights.clone());
         let shown = client.shown.stream(call, clock::now());
-        let report = Report::new(shown, client.rights.clone(), Arc::clone(&self.told), &client.account, call == FETCH);
+        let report = Report::new(shown, rights, Arc::clone(&self.told), &client.account, call == FETCH);
         Ok(Attached { consumer, subscription, report })
     }
 
@@ -288,6 +291,7 @@ impl Secrets {
     async fn fetch(&self, client: &Connected, request: http::Request<Incoming>) -> Result<Pieces, Status> {
         let (metadata, mut requests) = messages::<DiscoveryRequest>(request, Taker::Envoy, MAX_REQUEST)?;
         let Attached { mut consumer, mut subscription, report } = self.attach(client, FETCH, &metadata)?;
+        let rights = report.rights();
         let request = first(&mut requests, &client.account)
             .await
             .unwrap_or_else(|| Err(Status::invalid_argument("the call carries no request")))?;
@@ -296,7 +300,7 @@ impl Secrets {
         }
         loop {
             let snapshot = match consumer.views.borrow_and_update().clone() {
-                View::Open(snapshot) => client.rights.seen(snapshot),
+                View::Open(snapshot) => rights.seen(snapshot),
                 View::Ended(reason) => return Err(Status::unauthenticated(&*reason)),
             };
             let outcome = subscription
@@ -307,9 +311,9 @@ impl Secrets {
                 report.response(&outcome);
                 return Ok(client.leases.lease(response));
             }
-            consumer.wants(client.rights.files(subscription.names()));
-            if !request.resource_names.iter().any(|name| client.rights.can_have(name)) {
-                if client.rights.refused(subscription.names()).is_some() {
+            consumer.wants(rights.files(subscription.names()));
+            if !request.resource_names.iter().any(|name| rights.can_have(name)) {
+                if rights.refused(subscription.names()).is_some() {
                     return Err(Status::permission_denied(
                         "SDS_SHIM_FILE_DIRECTORIES does not allow this user to name these files",
                     ));
