@@ -116,7 +116,8 @@ impl Wanted {
 
     /// From now on it wants these. Returns those that are new and have to wait.
     pub(super) fn set<'a>(&mut self, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-        let names: BTreeSet<&'a str> = names.collect();
+        let (asked, mut names) = (names, BTreeSet::<&'a str>::new());
+        names.extend(asked);
         self.names.retain(|name| {
             let kept = names.contains(name.as_str());
             if !kept {
