@@ -43,6 +43,7 @@ impl BundleMap {
         let map: Value = serde_json::from_str(text).map_err(|error| format!("it is no JSON: {error}"))?;
         let named = map["trust_domains"].as_object().ok_or("it is no SPIFFE bundle map: it has no trust_domains")?;
         let mut read = Self { domains: Vec::new(), unusable: Vec::new(), bad: Vec::new() };
+        // In the order of their names, as serde_json has them.
         for (name, bundle) in named {
             let Ok(domain) = name.parse::<TrustDomain>() else {
                 read.leave_out("a name that is no trust domain".to_owned());
@@ -73,7 +74,6 @@ impl BundleMap {
                 false => read.domains.push((domain, TrustBundle::new(anchors))),
             }
         }
-        read.domains.sort_by_key(|(domain, _)| domain.to_string());
         Ok(read)
     }
 
