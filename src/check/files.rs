@@ -13,7 +13,7 @@ use crate::{
     budget, clock,
     config::{CaRoots, Config, FileResource, RootsConfig},
     identity::{
-        BearerToken, BundleMap, Credential, CrlState, Flaw, KeyText, Names, RevocationList, TOO_MANY_NAMES,
+        AnchorNames, BearerToken, BundleMap, Credential, CrlState, Flaw, KeyText, RevocationList, TOO_MANY_NAMES,
         TrustBundle, TrustDomain,
     },
     memory,
@@ -164,7 +164,7 @@ impl Findings {
                 most / 1024
             )));
         }
-        let (_, left_out) = Names::default().take_all(all);
+        let (_, left_out) = AnchorNames::default().take_all(all);
         if left_out > 0 {
             self.verdict(Err(format!("{left_out} trust anchors of all files would be left out: {TOO_MANY_NAMES}")));
         }

@@ -14,7 +14,7 @@ use super::{Changes, FileAccess};
 use crate::{
     bounded, budget, clock,
     config::{FileResource, FilesConfig},
-    identity::{BearerToken, Credential, KeyText, Names, TOO_MANY_NAMES, TokenError, TrustBundle, TrustDomain},
+    identity::{AnchorNames, BearerToken, Credential, KeyText, TOO_MANY_NAMES, TokenError, TrustBundle, TrustDomain},
     memory,
     store::{Content, Demand, SecretStore},
 };
@@ -138,7 +138,7 @@ fn read(files: &FileResource) -> Result<(Content, i64, Option<String>), String> 
         FileResource::Roots(path) => {
             let (bundle, bad) = TrustBundle::from_file(path, clock::now(), budget::has_room_for_named_anchor)
                 .map_err(|error| format!("{}: {error}", path.display()))?;
-            let (bundle, left_out) = Names::default().take_all(&bundle);
+            let (bundle, left_out) = AnchorNames::default().take_all(&bundle);
             let trouble = match left_out {
                 0 => (!bad.is_empty()).then(|| format!("{}: {bad}", path.display())),
                 _ => Some(format!("{}: {left_out} trust anchors are left out: {TOO_MANY_NAMES}", path.display())),

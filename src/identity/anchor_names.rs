@@ -14,12 +14,12 @@ pub const TOO_MANY_NAMES: &str = "Envoy lists the names of all anchors whenever 
 
 /// The names of anchors, each once, as Envoy lists them for its clients.
 #[derive(Default)]
-pub struct Names<'a> {
+pub struct AnchorNames<'a> {
     seen: BTreeSet<&'a [u8]>,
     bytes: usize,
 }
 
-impl<'a> Names<'a> {
+impl<'a> AnchorNames<'a> {
     /// Takes one more, if there is room for it.
     pub fn take(&mut self, anchor: &'a TrustAnchor) -> bool {
         let name = anchor.name();
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn as_many_are_taken_as_tls_has_room_for() {
         let many = anchors(&with_long_names(300).unwrap());
-        let (mut names, each) = (Names::default(), LENGTH + many.anchors()[0].name().len());
+        let (mut names, each) = (AnchorNames::default(), LENGTH + many.anchors()[0].name().len());
         assert!(many.anchors()[0].name().ends_with(format!("{:064}", 0).as_bytes()));
         let taken = many.anchors().iter().filter(|anchor| names.take(anchor)).count();
         assert_eq!(taken, MOST / each);
@@ -68,7 +68,7 @@ mod tests {
     fn a_name_that_several_have_counts_once() {
         let same: Vec<_> = (0..3).flat_map(|_| with_long_names(200).unwrap()).collect();
         let same = anchors(&same);
-        let mut names = Names::default();
+        let mut names = AnchorNames::default();
         assert!(same.anchors().len() == 600 && same.anchors().iter().all(|anchor| names.take(anchor)));
     }
 }

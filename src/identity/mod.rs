@@ -1,5 +1,6 @@
 //! Who the workload is and how it proves it: SPIFFE IDs, service-account tokens, keys, X.509-SVIDs, trust bundles.
 
+mod anchor_names;
 mod anchors;
 mod bundle;
 mod bundle_map;
@@ -9,7 +10,6 @@ mod der;
 mod facts;
 mod key;
 mod leaf;
-mod names;
 mod peer;
 mod peers;
 mod pem;
@@ -23,6 +23,7 @@ mod svid;
 mod token;
 mod validity;
 
+pub use anchor_names::{AnchorNames, TOO_MANY_NAMES};
 pub use anchors::Answer;
 pub use bundle::{BadAnchor, BadAnchors, TrustAnchor, TrustBundle, may_have_issued};
 pub use bundle_map::{BundleMap, write as write_bundle_map};
@@ -30,7 +31,6 @@ pub use credential::{Credential, CredentialError, Flaw};
 pub use crl::{CrlSigner, CrlState, CrlTrouble, RevocationList};
 pub use facts::{CertificateFacts, Certificates};
 pub use key::{CertificateRequest, KeyAlgorithm, KeyEncoding, KeySpec, key_work};
-pub use names::{Names, TOO_MANY_NAMES};
 pub use peer::{revoked, spiffe_id_of};
 pub use peers::{PeerTrust, Revocation, same_domains};
 pub use pem::{PemError, certificates};

@@ -19,7 +19,8 @@ use crate::{
     config::RootsConfig,
     files::MountedCertificate,
     identity::{
-        Issued, Names, PeerTrust, RevocationList, TOO_MANY_NAMES, TrustAnchor, TrustBundle, TrustDomain, same_domains,
+        AnchorNames, Issued, PeerTrust, RevocationList, TOO_MANY_NAMES, TrustAnchor, TrustBundle, TrustDomain,
+        same_domains,
     },
     status::{RevocationFacts, Workload},
     store::{CERTIFICATE, Content, ROOTS, SecretStore, Validation},
@@ -237,8 +238,7 @@ impl State {
             self.tell(format!("trust anchor {} expired at {end} and is no longer served", anchor.subject()));
         }
         let bundle = self.roots.bundle();
-        let domains = self.told_apart(&bundle, now);
-        let (domains, nameless) = with_names(domains);
+        let (domains, nameless) = self.told_apart(&bundle, now);
         if nameless > 0 {
             self.tell(format!("{nameless} trust anchors are left out: {TOO_MANY_NAMES}"));
         }
@@ -302,10 +302,10 @@ impl State {
 
     /// Trust domains with the anchors that vouch for them, those of our own certificates first; none where they are not
     /// told apart. Where we moved from another one, our anchors vouch for that as well until our last certificate of it
-    /// has ended: peers may not have moved yet.
-    fn told_apart(&self, ours: &TrustBundle, now: i64) -> Vec<(TrustDomain, TrustBundle)> {
+    /// has ended: peers may not have moved yet. And how many anchors Envoy's validator has no room to name.
+    fn told_apart(&self, ours: &TrustBundle, now: i64) -> (Vec<(TrustDomain, TrustBundle)>, usize) {
         if self.domains.is_empty() {
-            return Vec::new();
+            return (Vec::new(), 0);
         }
         // Extended, here and elsewhere, because a set that is collected brings the code for sorting a list, some 4 KiB.
         let mut own = BTreeSet::new();
@@ -320,8 +320,17 @@ impl State {
             let lasting = bundle.anchors().iter().filter(|anchor| anchor.not_after() > now);
             (domain, TrustBundle::new(lasting.cloned().collect()))
         };
-        // A domain without anchors would make Envoy refuse all of it.
-        with_ours.chain(others).map(lasting).filter(|(_, bundle)| !bundle.anchors().is_empty()).collect()
+        let lasting: Vec<_> = with_ours.chain(others).map(lasting).collect();
+        let (mut names, mut nameless, mut all) = (AnchorNames::default(), 0, Vec::new());
+        for (domain, bundle) in &lasting {
+            let (bundle, left_out) = names.take_all(bundle);
+            nameless += left_out;
+            // A domain without anchors would make Envoy refuse all of it.
+            if !bundle.anchors().is_empty() {
+                all.push((domain.clone(), bundle));
+            }
+        }
+        (all, nameless)
     }
 
     /// The lists of revoked certificates that are served beside these anchors.
@@ -340,17 +349,4 @@ impl State {
             }
         }
     }
-}
-
-/// As many of these anchors as Envoy's validator can name to its clients, and how many others there are: our own first.
-fn with_names(domains: Vec<(TrustDomain, TrustBundle)>) -> (Vec<(TrustDomain, TrustBundle)>, usize) {
-    let (mut names, mut kept, mut nameless) = (Names::default(), Vec::new(), 0);
-    for (domain, bundle) in &domains {
-        let (bundle, left_out) = names.take_all(bundle);
-        nameless += left_out;
-        if !bundle.anchors().is_empty() {
-            kept.push((domain.clone(), bundle));
-        }
-    }
-    (kept, nameless)
 }

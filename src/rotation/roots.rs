@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
     budget,
-    identity::{Names, TrustAnchor, TrustBundle},
+    identity::{AnchorNames, TrustAnchor, TrustBundle},
 };
 
 /// The anchors of one workload.
@@ -150,7 +150,7 @@ impl Roots {
         let sources = sources.filter(|anchor| anchor.not_after() > now);
         let leaving = self.served.values().filter(|served| served.until.is_some()).map(|served| &served.anchor);
         let (mut bytes, mut kept) = (0, BTreeMap::new());
-        let mut names = Names::default();
+        let mut names = AnchorNames::default();
         self.without_room = None;
         for anchor in sources.chain(leaving) {
             let size = if kept.contains_key(anchor.digest()) { 0 } else { anchor.size() };
