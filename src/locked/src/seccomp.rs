@@ -295,7 +295,8 @@ mod tests {
             };
             // All that there are, and x86-64's x32 forms of them.
             for call in (0..1024).flat_map(|call| [call, call | 0x4000_0000]) {
-                // With arguments that are refused wherever arguments are looked at: no thread, a signal, code, descriptors closed.
+                // With arguments that are refused wherever arguments are looked at: no thread, a signal, code, closed
+                // descriptors.
                 let answer = run(&program, architecture, call, [0, 15, PROT_EXEC as u32 | 8, 0, 0]);
                 let expected = match i64::from(call) {
                     _ if listed(&call) => SECCOMP_RET_ALLOW,

@@ -1,7 +1,7 @@
 //! Each rung of the ladder, in processes of their own, as UID 1337 under limits and filters.
 //!
 //! The processes are this program itself: started once more, it takes the limits upon itself and executes itself as
-//! the probe. Nothing forks: a forked child has no arena.
+//! the probe.
 
 use std::{
     env, fs, io,
@@ -9,7 +9,6 @@ use std::{
         fs::PermissionsExt,
         process::{CommandExt, ExitStatusExt},
     },
-    panic,
     path::PathBuf,
     process::{Command, ExitCode, Output, id},
     sync::atomic::{AtomicU32, Ordering},
@@ -21,9 +20,10 @@ use nix::{
         prctl,
         resource::{Resource, setrlimit},
     },
-    unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid},
+    unistd::geteuid,
 };
 
+mod harness;
 #[path = "../examples/probe.rs"]
 mod probe;
 
@@ -51,21 +51,8 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         [_] if env::var_os("PROBE").is_some() => probe::main(),
-        ref others => run(others.iter().find(|argument| !argument.starts_with('-')).copied().unwrap_or_default()),
+        _ => harness::run(TESTS),
     }
-}
-
-/// The harness: all tests whose name has the filter in it.
-fn run(filter: &str) -> ExitCode {
-    // The standard library's hook would look for symbols: with more memory than the arena has, so it would hang.
-    panic::set_hook(Box::new(|panic| println!("{panic}")));
-    let mut failed = 0;
-    for (name, test) in TESTS.iter().filter(|(name, _)| name.contains(filter)) {
-        let passed = panic::catch_unwind(test).is_ok();
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        failed += u32::from(!passed);
-    }
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Takes the limit, the filter and the user upon this process, and executes the probe in it.
@@ -74,9 +61,7 @@ fn confined(limit: &str, forbid: &str, what: &str) -> io::Error {
         let limit = limit.parse().map_err(io::Error::other)?;
         setrlimit(Resource::RLIMIT_MEMLOCK, limit, limit)?;
         if geteuid().is_root() {
-            setgroups(&[])?;
-            setgid(Gid::from_raw(1337))?;
-            setuid(Uid::from_raw(1337))?;
+            harness::become_user()?;
         }
         prctl::set_no_new_privs()?;
         match forbid.parse().map_err(io::Error::other)? {

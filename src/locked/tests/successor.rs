@@ -24,9 +24,11 @@ use locked::{Crash, Inherited, Listener, LockedAllocator, Need, Reached, Structu
 use nix::{
     libc,
     sys::signal::{Signal, kill, raise},
-    unistd::{Gid, Pid, Uid, geteuid, getpid, setgid, setgroups, setuid},
+    unistd::{Pid, geteuid, getpid},
 };
 use openssl::nid::Nid;
+
+mod harness;
 
 #[global_allocator]
 static ALLOCATOR: LockedAllocator = LockedAllocator;
@@ -59,9 +61,8 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         (Some("as-user"), Some(program)) => {
-            // Not by `Command::uid`: it forks, and no child gets our heap.
-            let (user, group) = (Uid::from_raw(1337), Gid::from_raw(1337));
-            setgroups(&[]).and_then(|()| setgid(group)).and_then(|()| setuid(user)).expect("become another user");
+            // Not by `Command::uid`, which forks.
+            harness::become_user().expect("become another user");
             let failed = Command::new(program).args(words).exec();
             panic!("cannot start it: {failed}");
         }
@@ -76,15 +77,7 @@ fn main() -> ExitCode {
             }
         };
     }
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    let filter = arguments.iter().find(|argument| !argument.starts_with('-')).map(String::as_str).unwrap_or_default();
-    let mut failed = 0;
-    for (name, test) in TESTS.iter().filter(|(name, _)| name.contains(filter)) {
-        let passed = panic::catch_unwind(test).is_ok();
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        failed += u32::from(!passed);
-    }
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    harness::run(TESTS)
 }
 
 /// The first life crashes, the second tells.
