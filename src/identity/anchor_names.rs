@@ -9,8 +9,8 @@ const MOST: usize = 65_000;
 const LENGTH: usize = 2;
 
 /// Why an anchor is left out whose name has no room.
-pub const TOO_MANY_NAMES: &str = "Envoy lists the names of all anchors whenever it asks a client for its certificate, and TLS has room for 64 KiB of \
-     them; with more, each of these handshakes would fail. Remove anchors that no peer needs";
+pub const TOO_MANY_NAMES: &str = "Envoy lists the names of all anchors whenever it asks a client for its certificate, and TLS has room for 64 KiB \
+     of them; with more, each of these handshakes would fail. Remove anchors that no peer needs";
 
 /// The names of anchors, each once, as Envoy lists them for its clients.
 #[derive(Default)]

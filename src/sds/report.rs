@@ -25,7 +25,8 @@ use crate::{
 fn unknown(name: &str) -> &'static str {
     match name.starts_with("file-") {
         true => {
-            "unknown resource requested: expected file-cert:CHAIN~KEY, file-root:FILE, or file-token:FILE below SDS_SHIM_TOKEN_DIRECTORIES"
+            "unknown resource requested: expected file-cert:CHAIN~KEY, file-root:FILE, or file-token:FILE below \
+             SDS_SHIM_TOKEN_DIRECTORIES"
         }
         false => "unknown resource requested",
     }

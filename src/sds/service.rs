@@ -50,7 +50,8 @@ const FETCH: &str = "FetchSecrets";
 const SERVICE: &str = "/envoy.service.secret.v3.SecretDiscoveryService/";
 
 /// What names there are, for people.
-const KNOWN: &str = "default, ROOTCA, file-cert:CHAIN~KEY, file-root:FILE, file-root:system, file-token:FILE below SDS_SHIM_TOKEN_DIRECTORIES, and those of SDS_SHIM_NAMES";
+const KNOWN: &str = "default, ROOTCA, file-cert:CHAIN~KEY, file-root:FILE, file-root:system, file-token:FILE below \
+                     SDS_SHIM_TOKEN_DIRECTORIES, and those of SDS_SHIM_NAMES";
 
 /// `envoy.service.secret.v3.SecretDiscoveryService`. Requests are decoded by tonic; answers are written here, because
 /// tonic's encoder would copy each key into a buffer of each stream.

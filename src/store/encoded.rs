@@ -33,7 +33,8 @@ pub enum Piece {
     Anchors(AnchorText),
 }
 
-/// Trust anchors in PEM, or in DER. The text of hundreds would take as much memory again as they do, and as much for each stream.
+/// Trust anchors in PEM, or in DER. The text of hundreds would take as much memory again as they do, and as much for each
+/// stream.
 #[derive(Clone)]
 pub struct AnchorText {
     bundle: Arc<TrustBundle>,

@@ -86,7 +86,8 @@ impl Content {
         }
     }
 
-    /// A digest of the public part, or of a token, which is signed and so cannot be guessed from it: it changes exactly when the content does, also over a restart.
+    /// A digest of the public part, or of a token, which is signed and so cannot be guessed from it: it changes exactly
+    /// when the content does, also over a restart.
     fn version(&self) -> String {
         let mut digest = Sha256::new();
         match self {
