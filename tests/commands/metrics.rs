@@ -124,7 +124,7 @@ async fn a_scrape_tells_what_happened() -> testkit::Result {
         .env("SECRET_TTL", "1h")
         .env("OUTPUT_CERTS", "./output")
         .env("SDS_SHIM_ON_CHANGE", "http://127.0.0.1:1/x")
-        .env("SDS_SHIM_WORKLOAD_API", format!("unix:{}", application.display()));
+        .env("SDS_SHIM_WORKLOAD_API", testkit::workload_api::at(&application));
     let mut shim = shim.start()?;
     let mut default = Open::connect(&mut shim, "default").await?;
     let mut roots = Open::connect(&mut shim, "ROOTCA").await?;

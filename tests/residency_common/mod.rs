@@ -14,7 +14,7 @@ use testkit::{
     residency::{self, Needles},
     sds::{self, SdsStream},
     tls,
-    workload_api::{Updates, WorkloadApi},
+    workload_api::{self, Updates, WorkloadApi},
 };
 use tokio::net::TcpStream;
 
@@ -105,10 +105,10 @@ impl Kind {
                 .env("SDS_SHIM_ADMIN_TLS", format!("127.0.0.1:{port}"))
                 .env("SDS_SHIM_ADMIN_TLS_CLIENTS", "spiffe://cluster.local/*");
         }
-        let socket = site.workload.path().join("application/agent.sock");
+        let socket = workload_api::socket(&site);
         if self.shared {
             builder = builder
-                .env("SDS_SHIM_WORKLOAD_API", format!("unix:{}", socket.display()))
+                .env("SDS_SHIM_WORKLOAD_API", workload_api::at(&socket))
                 .env("SDS_SHIM_WORKLOAD_API_UIDS", nix::unistd::geteuid().to_string());
         }
         let mut shim = Logged(builder.start()?);

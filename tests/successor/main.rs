@@ -24,7 +24,7 @@ use testkit::{
     process::Process,
     sds::{self, Secret},
     shim::Shim,
-    workload_api::WorkloadApi,
+    workload_api::{self, WorkloadApi},
 };
 use tonic::{
     Code, Status,
@@ -100,8 +100,8 @@ async fn a_crash_keeps_the_process_its_socket_and_its_command() -> testkit::Resu
 #[tokio::test]
 async fn the_socket_of_applications_is_kept_as_well() -> testkit::Result {
     let site = Site::new().await?;
-    let socket = site.workload.path().join("application/agent.sock");
-    let shim = site.shim().env("SDS_SHIM_WORKLOAD_API", format!("unix:{}", socket.display()));
+    let socket = workload_api::socket(&site);
+    let shim = site.shim().env("SDS_SHIM_WORKLOAD_API", workload_api::at(&socket));
     let mut pod = site.serve_with(shim).await?;
     let mut updates = WorkloadApi::wait_for(&socket).await?.svid().await?.1;
     let file = fs::metadata(&socket).or_fail("look at the socket")?.ino();

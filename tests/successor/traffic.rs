@@ -51,11 +51,8 @@ async fn shake_hands(port: u16, site: &Site, count: &Cell<usize>) -> Result<Infa
 async fn crash_often(shim: &mut Shim, crashes: usize, handshakes: &Cell<usize>) -> Result<Vec<Duration>, Failure> {
     let mut spans = Vec::new();
     for crash in 1..=crashes {
-        let start = Instant::now();
-        while handshakes.get() < 10 * crash {
-            assert!(start.elapsed() < PATIENCE, "{} handshakes", handshakes.get());
-            sleep(POLL).await;
-        }
+        let enough = || (handshakes.get() >= 10 * crash).then_some(());
+        shim.until(&format!("{} handshakes", 10 * crash), enough).await?;
         let start = Instant::now();
         break_and_see(shim).await?;
         served(shim).await?;

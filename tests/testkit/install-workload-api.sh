@@ -1,7 +1,8 @@
 #!/bin/sh
-# Puts applications with the usual libraries for the SPIFFE Workload API into target/workload-api, for the tests: one with
-# go-spiffe and grpc-go's reader of bundle maps, which tests/go/workload-api builds from Go's module proxy (go.sum has the checksums), and the package `spiffe`
-# of PyPI in a virtual environment (versions in tests/workload_api/requirements.txt). Quick when both are there.
+# Puts applications with the usual libraries for the SPIFFE Workload API into target/workload-api, for the tests: with
+# go-spiffe, and with grpc-go's reader of bundle maps, which tests/go/workload-api builds from Go's module proxy (go.sum
+# has the checksums), and the package `spiffe` of PyPI in a virtual environment (versions in
+# tests/workload_api/requirements.txt). Quick when all are there.
 set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -19,13 +20,14 @@ go=$("$root/tests/testkit/install-go.sh") || fail "there is no Go to build with"
 PATH=$go:$PATH
 export CGO_ENABLED=0 GOFLAGS=-mod=readonly
 mkdir -p "$directory"
-say "building an application with go-spiffe (half a minute the first time)"
-(cd "$source" && retry go build -p=2 -trimpath -ldflags="-s -w" -o "$directory/go-spiffe.new" .) \
-    || fail "go build failed in $source; its message is above"
-mv -f "$directory/go-spiffe.new" "$directory/go-spiffe"
-(cd "$source" && retry go build -p=2 -trimpath -ldflags="-s -w" -o "$directory/bundle-map.new" ./bundle-map) \
-    || fail "go build failed in $source/bundle-map; its message is above"
-mv -f "$directory/bundle-map.new" "$directory/bundle-map"
+say "building applications with go-spiffe and grpc-go (half a minute the first time)"
+build() { # NAME PACKAGE
+    (cd "$source" && retry go build -p=2 -trimpath -ldflags="-s -w" -o "$directory/$1.new" "$2") \
+        || fail "go build $2 failed in $source; its message is above"
+    mv -f "$directory/$1.new" "$directory/$1"
+}
+build go-spiffe .
+build bundle-map ./bundle-map
 
 say "installing py-spiffe"
 rm -rf "$directory/python"

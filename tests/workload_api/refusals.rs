@@ -7,8 +7,8 @@ use testkit::{
     OrFail, PATIENCE,
     development_ca::{Fault, Issued, Leaf, Pki, ProjectedVolume},
     fixture::{QUIET, Site},
-    sds,
-    workload_api::{WorkloadApi, other_services},
+    sds::{self, SdsClient},
+    workload_api::WorkloadApi,
 };
 use tonic::Code;
 
@@ -84,7 +84,7 @@ async fn what_is_not_served_is_told_with_what_to_use() -> testkit::Result {
     assert_eq!(refused.code(), Code::Unimplemented, "{refused}");
     assert!(refused.message().contains("projected service-account token"), "{refused}");
     // Neither socket has the services of the other.
-    let other = other_services(&socket(&pod.site)).await.or_fail("connect")?;
+    let other = SdsClient::connect(&socket(&pod.site)).await.or_fail("connect")?;
     let refused = other.fetch(sds::request(&["default"])).await.err().map(|status| status.code());
     assert_eq!(refused, Some(Code::Unimplemented));
     let other = WorkloadApi::connect(pod.shim.socket()).await.or_fail("connect")?;
@@ -118,7 +118,7 @@ async fn health_is_told_on_the_same_socket() -> testkit::Result {
     use sds_shim_proto::grpc::health::v1::health_check_response::ServingStatus;
     let (pod, api) = serve(|shim| shim).await?;
     api.svid().await?;
-    let other = other_services(&socket(&pod.site)).await.or_fail("connect")?;
+    let other = SdsClient::connect(&socket(&pod.site)).await.or_fail("connect")?;
     for service in ["", "SpiffeWorkloadAPI"] {
         assert_eq!(other.check_health(service).await.or_fail("ask for the health")?, ServingStatus::Serving);
     }

@@ -1,7 +1,5 @@
 //! A pod whose application has a socket of its own.
 
-use std::path::{Path, PathBuf};
-
 use testkit::{
     Failure,
     fixture::{Pod, Site},
@@ -9,15 +7,7 @@ use testkit::{
     workload_api::WorkloadApi,
 };
 
-/// Where it is.
-pub(crate) fn socket(site: &Site) -> PathBuf {
-    site.workload.path().join("application/agent.sock")
-}
-
-/// The variable that turns it on.
-pub(crate) fn at(socket: &Path) -> String {
-    format!("unix:{}", socket.display())
-}
+pub(crate) use testkit::workload_api::{at, socket};
 
 /// The site's shim with the API.
 pub(crate) fn with_api(site: &Site) -> ShimBuilder {

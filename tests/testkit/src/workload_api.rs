@@ -1,6 +1,10 @@
 //! A client of the SPIFFE Workload API that keeps nothing to itself: each message and each status is seen as it comes.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use openssl::{
     pkey::{PKey, Private},
@@ -13,11 +17,7 @@ use sds_shim_proto::spiffe::{
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Request, Status, Streaming};
 
-use crate::{
-    Failure, OrFail, PATIENCE, POLL,
-    sds::{Http2, SdsClient},
-    unix,
-};
+use crate::{Failure, OrFail, PATIENCE, POLL, fixture::Site, sds::Http2, unix};
 
 /// The header that every call must carry.
 pub const HEADER: (&str, &str) = ("workload.spiffe.io", "true");
@@ -231,10 +231,12 @@ pub fn certificates(mut der: &[u8]) -> Result<Vec<X509>, Failure> {
     Ok(found)
 }
 
-/// A client of other services on the same socket.
-///
-/// # Errors
-/// When nobody takes the connection.
-pub async fn other_services(socket: &Path) -> io::Result<SdsClient> {
-    SdsClient::connect(socket).await
+/// Where the application of a site has its socket.
+pub fn socket(site: &Site) -> PathBuf {
+    site.workload.path().join("application/agent.sock")
+}
+
+/// The value of `SDS_SHIM_WORKLOAD_API` for a socket.
+pub fn at(socket: &Path) -> String {
+    format!("unix:{}", socket.display())
 }
