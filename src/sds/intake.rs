@@ -54,7 +54,13 @@ impl Intake {
         let most = self.limits.may_read(&self.account);
         if most > 0 {
             (self.short_since, self.relieved) = (None, None);
-            return Ok(most);
+            return match self.walker.harmless() {
+                _ if self.limits.may_open(&self.account) => Ok(most),
+                // A first call, such as a probe's, and no second one with it.
+                _ if self.account.streams() == 0 => Ok(self.walker.rest().min(most)),
+                0 => Err(limits::PAUSE),
+                harmless => Ok(harmless.min(most)),
+            };
         }
         let waited = self.short_since.get_or_insert_with(Instant::now).elapsed();
         let least = self.limits.may_read_the_least();
@@ -117,7 +123,11 @@ impl AsyncRead for Intake {
         };
         let most = most.min(buf.remaining());
         let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
+        let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, &mut part) else {
+            self.limits.opened_all(&self.account);
+            return Poll::Pending;
+        };
+        read?;
         self.account.end_turn();
         let (frames, open) = (self.walker.frames, self.walker.is_open());
         self.walker.walk(part.filled_mut());

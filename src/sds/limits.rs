@@ -3,12 +3,12 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::account::Account;
+use super::{account::Account, openers::Openers};
 use crate::{
     budget::{self, Taker},
     config::Service,
@@ -91,6 +91,8 @@ const PIECES: [usize; 3] = [MAX_REQUEST + 24 * 1024, MAX_REQUEST, 160 * 1024];
 const AMPLIFICATION: usize = 400;
 /// Bytes that a stream takes after its place, when it is polled for the first time.
 const START: usize = 4096;
+/// Bytes that one takes in all as long as its first message has not come, nearly.
+const BEGUN: usize = 6 * 1024;
 
 /// What all clients together may take. Over a limit the newcomer is refused, and everyone else goes on.
 #[derive(Clone)]
@@ -101,6 +103,7 @@ pub(super) struct Limits {
     kept: Arc<Semaphore>,
     /// Streams that have a place and were not polled yet.
     unstarted: Arc<AtomicUsize>,
+    openers: Arc<Openers>,
 }
 
 /// A place for a stream, free again when this is dropped.
@@ -143,7 +146,7 @@ impl Limits {
     fn new(taker: Taker, streams: usize, unstarted: Arc<AtomicUsize>) -> Self {
         let places = |most: usize| Arc::new(Semaphore::new(most));
         let (streams, kept) = (places(streams * budget::share()), places(connections() + KEPT_CONNECTIONS));
-        Self { taker, streams, kept, unstarted }
+        Self { taker, streams, kept, unstarted, openers: Arc::default() }
     }
 
     /// Those of the Workload API: its own places, in the same memory, of which it leaves some.
@@ -163,9 +166,26 @@ impl Limits {
         if self.streams.available_permits() == 0 && account.streams() > 0 {
             return 0;
         }
-        let room = budget::for_clients(self.taker).saturating_sub(self.unstarted.load(Ordering::Relaxed) * START);
-        let most = READ.min(room / AMPLIFICATION);
+        let most = READ.min(self.room() / AMPLIFICATION);
         if most < LEAST || is_short(self.taker) { 0 } else { most }
+    }
+
+    /// Bytes that clients may take beside those who have just begun.
+    fn room(&self) -> usize {
+        budget::for_clients(self.taker).saturating_sub(self.unstarted.load(Ordering::Relaxed) * START)
+    }
+
+    /// Whether the connection may begin more calls than it has: all that may do so at the same time find room for as
+    /// many as they may have.
+    pub(super) fn may_open(&self, account: &Arc<Account>) -> bool {
+        let many = streams_of_one() as usize;
+        let scarce = self.room() < many * BEGUN || self.streams.available_permits() < many;
+        !scarce || self.openers.may_open(account, Instant::now())
+    }
+
+    /// The connection has nothing more to be read now.
+    pub(super) fn opened_all(&self, account: &Arc<Account>) {
+        self.openers.done(account);
     }
 
     /// The same for bytes from which no stream can come.

@@ -15,6 +15,7 @@ mod intake;
 mod lease;
 mod limits;
 mod message;
+mod openers;
 mod pace;
 mod payload;
 mod report;
