@@ -32,7 +32,9 @@ use crate::{
     log,
     memory::{self, TooLittleProtection},
     on_change::Follower,
-    rotation::{Forced, FrozenVolume, Mounted, ProjectedToken, Renewal, RenewalSettings, RequestBorne},
+    rotation::{
+        Forced, FrozenVolume, Mounted, ProjectedToken, Renewal, RenewalSettings, RequestBorne, Spiffe, address_of,
+    },
     sandbox::Sandbox,
     sds::{self, BindError, Clients, Names, SdsSocket, Served},
     status::{Pages, Sources, Status},
@@ -211,6 +213,7 @@ async fn serve_on(
     let sandbox = Sandbox::new(&config);
     let (sds, api, wait) = (config.sds.clone(), config.workload_api.clone(), config.wait);
     let addresses = config.ca.addresses.iter().filter(|_| config.source.ca).map(ToString::to_string);
+    let addresses = addresses.chain(config.source.spiffe.iter().map(|source| address_of(&source.socket)));
     let min_life = config.admin.min_life.as_secs() as i64;
     let status = Status::new(clock::now(), min_life, sources(&config), addresses).following(config.followed_files());
     let status = Arc::new(if api.is_some() { status.with_applications() } else { status });
@@ -280,6 +283,9 @@ async fn serve_applications(
 /// Where certificates come from, in words.
 fn sources(config: &Config) -> Sources {
     let ca = match &config.token.file {
+        _ if let Some(source) = &config.source.spiffe => {
+            format!("the SPIFFE Workload API at {}", source.socket.display())
+        }
         Some(file) => format!("the CA, with the token in {}", file.display()),
         None => "the CA, with the token of each SDS request".to_owned(),
     };
@@ -314,6 +320,9 @@ fn workloads(
     let store = if workload_api.is_some() { store.with_svids(workload_api::encode) } else { store };
     let (store, status) = (Arc::new(store), Arc::clone(&settings.status));
     match (identity.spiffe_id, &settings.mounted) {
+        _ if let Some(api) = source.spiffe => {
+            tokio::spawn(Spiffe::new(&settings, api, &store).run(settings.file_roots));
+        }
         (Some(id), _) if asks => {
             let renewal = Renewal::new(
                 &settings,

@@ -103,36 +103,16 @@ impl Findings {
     }
 
     fn effective(&mut self, config: &Config) {
-        let Config { key, token, ca, rotation, output, sds, workload_api, admin, .. } = config;
-        self.identity(config);
-        match &token.file {
-            Some(file) => self.line(&format!("  token    {}", file.display())),
-            None => self.line("  token    from each SDS request"),
+        let Config { output, sds, workload_api, admin, .. } = config;
+        match &config.source.spiffe {
+            Some(api) => {
+                let id = api.id.as_ref().map_or("the first that is told", |id| id.as_str());
+                self.line(&format!("  identity {id}"));
+                self.line(&format!("  source   the SPIFFE Workload API at {}", api.socket.display()));
+                self.line(&format!("  ROOTCA   as it tells{}", further_roots(&config.rotation.roots)));
+            }
+            None => self.own_certificate(config),
         }
-        if let Some(files) = &config.source.files {
-            let (chain, key, roots) = (files.chain.display(), files.key.display(), files.roots.display());
-            self.line(&format!("  mounted  {chain}, {key}, {roots}"));
-        }
-        self.line(&format!("  audience {}", token.audience.as_deref().unwrap_or("any")));
-        for address in ca.addresses.iter().filter(|_| config.source.ca) {
-            let how = if address.is_plaintext() { "WITHOUT TLS" } else { "with TLS" };
-            let ServerName::Dns(name) = &address.server_name else {
-                self.line(&format!("  CA       {address} {how}, verified by its address"));
-                continue;
-            };
-            self.line(&format!("  CA       {address} {how}, verified as {name}"));
-        }
-        self.line(&format!("  verified with the anchors in {}", ca.roots_file().display()));
-        let client = match (ca.mutual_tls, &ca.provisioned) {
-            (MutualTls::Never, _) => "never presented".to_owned(),
-            (MutualTls::Always, _) => "from PROV_CERT, in every call".to_owned(),
-            (MutualTls::Auto, Some(_)) => "from PROV_CERT, else our own once issued".to_owned(),
-            (MutualTls::Auto, None) => "our own once issued".to_owned(),
-        };
-        self.line(&format!("  client certificate: {client}"));
-        self.line(&format!("  key      {}", key_in_words(key)));
-        self.line(&format!("  lifetime {} s requested, {}", ca.ttl.as_secs(), schedule(&rotation.schedule)));
-        self.line(&format!("  ROOTCA   the CA's answer{}", further_roots(&rotation.roots)));
         match output {
             Some(output) => self.line(&format!(
                 "  output   {}, the key with mode {:04o} and group {}",
@@ -168,6 +148,40 @@ impl Findings {
             config.memory.require
         ));
         config.notes.iter().for_each(|note| self.line(&format!("  note     {note}")));
+    }
+
+    /// How one is had from the CA, or from files.
+    fn own_certificate(&mut self, config: &Config) {
+        let Config { key, token, ca, rotation, .. } = config;
+        self.identity(config);
+        match &token.file {
+            Some(file) => self.line(&format!("  token    {}", file.display())),
+            None => self.line("  token    from each SDS request"),
+        }
+        if let Some(files) = &config.source.files {
+            let (chain, key, roots) = (files.chain.display(), files.key.display(), files.roots.display());
+            self.line(&format!("  mounted  {chain}, {key}, {roots}"));
+        }
+        self.line(&format!("  audience {}", token.audience.as_deref().unwrap_or("any")));
+        for address in ca.addresses.iter().filter(|_| config.source.ca) {
+            let how = if address.is_plaintext() { "WITHOUT TLS" } else { "with TLS" };
+            let ServerName::Dns(name) = &address.server_name else {
+                self.line(&format!("  CA       {address} {how}, verified by its address"));
+                continue;
+            };
+            self.line(&format!("  CA       {address} {how}, verified as {name}"));
+        }
+        self.line(&format!("  verified with the anchors in {}", ca.roots_file().display()));
+        let client = match (ca.mutual_tls, &ca.provisioned) {
+            (MutualTls::Never, _) => "never presented".to_owned(),
+            (MutualTls::Always, _) => "from PROV_CERT, in every call".to_owned(),
+            (MutualTls::Auto, Some(_)) => "from PROV_CERT, else our own once issued".to_owned(),
+            (MutualTls::Auto, None) => "our own once issued".to_owned(),
+        };
+        self.line(&format!("  client certificate: {client}"));
+        self.line(&format!("  key      {}", key_in_words(key)));
+        self.line(&format!("  lifetime {} s requested, {}", ca.ttl.as_secs(), schedule(&rotation.schedule)));
+        self.line(&format!("  ROOTCA   the CA's answer{}", further_roots(&rotation.roots)));
     }
 
     /// Who is asked for, in the trust domain that counts now.

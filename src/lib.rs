@@ -44,6 +44,7 @@ pub mod rotation;
 pub mod sandbox;
 pub mod sds;
 pub mod socket_file;
+pub mod spiffe;
 pub mod status;
 pub mod store;
 pub mod supervise;

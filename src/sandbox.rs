@@ -79,7 +79,7 @@ impl Sandbox {
         if let Some(OnChange::Post(AdminUrl { address: AdminAddress::Tcp(address), .. })) = &config.on_change {
             this.ports.push((address.port(), CONNECT));
         }
-        for address in &config.ca.addresses {
+        for address in config.ca.addresses.iter().filter(|_| config.source.ca) {
             this.ports.push((address.port, CONNECT));
         }
         if this.restricts_reading() {
@@ -102,6 +102,7 @@ impl Sandbox {
         let mut files = config.named_files();
         files.extend([config.ca.roots_file(), system_roots()]);
         files.extend(config.ca.provisioned.iter().map(|directory| directory.join("key.pem")));
+        files.extend(config.source.spiffe.iter().map(|api| api.socket.clone()));
         files.extend(RESOLVER.map(PathBuf::from));
         files.extend(config.sds.names.values().flat_map(FileResource::paths).map(Path::to_owned));
         for file in files {

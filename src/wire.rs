@@ -1,4 +1,8 @@
-//! HTTP/2 clients over whatever kind of stream: one copy of the protocol's code, for the CA and for our own socket.
+//! HTTP/2 clients over whatever kind of stream: one copy of the protocol's code, for the CA, for our own socket and for
+//! that of a SPIFFE Workload API.
+
+mod limits;
+mod varint;
 
 use std::{
     pin::Pin,
@@ -12,6 +16,9 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::AbortHandle,
 };
+
+pub use limits::{GivenUp, Limited, MAX_ANSWER, MAX_BYTES, Tap};
+pub use varint::{Overlong, Varint};
 
 /// Receive windows: an answer is a few KiB, and nobody may make us hold much more.
 const WINDOW: u32 = 64 * 1024;

@@ -6,7 +6,7 @@ mod residency_common;
 use std::{collections::HashMap, time::Duration};
 
 use residency_common::{
-    Kind, MOUNTED, NAMED, P256, P384, PRESENTED, PROVISIONED, RSA_2048, RSA_4096, Search, UNPROTECTED, search,
+    Kind, MOUNTED, NAMED, P256, P384, PRESENTED, PROVISIONED, RSA_2048, RSA_4096, Search, TOLD, UNPROTECTED, search,
 };
 use testkit::{
     Failure, OrFail, confined::Confinement, fixture::Site, pilot_agent::PilotAgent, residency::Needles, sds,
@@ -61,6 +61,11 @@ async fn root_finds_no_byte_of_any_key_that_is_named() -> testkit::Result {
 }
 
 #[tokio::test]
+async fn root_finds_no_byte_of_any_key_that_a_workload_api_tells() -> testkit::Result {
+    hidden(TOLD, 30).await
+}
+
+#[tokio::test]
 async fn root_finds_no_byte_of_a_provisioned_key_nor_of_those_that_are_written_to_files() -> testkit::Result {
     hidden(PROVISIONED, 30).await
 }
@@ -106,6 +111,9 @@ async fn readable_memory_holds_the_live_key_and_no_retired_one() -> testkit::Res
     // One copy as a number in OpenSSL's key, and one as text in the encoded secret that all streams share: 32 bytes
     // have 25 windows, 42 characters and a newline have 36.
     assert_eq!(found, HashMap::from([(live, 25 + 36)]), "the live key must be found, and not more often");
+    // What came over HTTP/2 is in none of its buffers, and is kept as text alone.
+    let (found, live) = live_alone(TOLD, 30).await?;
+    assert_eq!(found, HashMap::from([(live, 36)]), "the live key must be found, and not more often");
     Ok(())
 }
 

@@ -8,8 +8,10 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 use hyper::body::{Body, Frame, Incoming};
 
-use super::limits::{GivenUp, MAX_ANSWER};
-use crate::identity::Answer;
+use crate::{
+    identity::Answer,
+    wire::{GivenUp, MAX_ANSWER, Overlong, Varint},
+};
 
 const TOO_LARGE: &str = "the answer is too large: 1,280 KiB are the most";
 const CUT: &str = "the answer ended too early";
@@ -120,24 +122,6 @@ impl Default for State {
     }
 }
 
-#[derive(Clone, Copy, Default)]
-struct Varint {
-    value: u64,
-    bits: u32,
-}
-
-impl Varint {
-    /// With one byte more; its value once it is whole.
-    fn step(&mut self, byte: u8) -> Result<Option<u64>, &'static str> {
-        if self.bits > 63 {
-            return Err(MALFORMED);
-        }
-        self.value |= u64::from(byte & 0x7f) << self.bits;
-        self.bits += 7;
-        Ok((byte < 0x80).then_some(self.value))
-    }
-}
-
 impl Reader {
     /// The next portion.
     ///
@@ -163,7 +147,7 @@ impl Reader {
     fn step(&mut self, byte: u8) -> Result<(), &'static str> {
         match &mut self.state {
             State::Key(key) => {
-                let Some(key) = key.step(byte)? else { return Ok(()) };
+                let Some(key) = key.step(byte).map_err(|Overlong| MALFORMED)? else { return Ok(()) };
                 self.fields += 1;
                 if self.fields > MAX_FIELDS {
                     return Err(FIELDS);
@@ -179,7 +163,7 @@ impl Reader {
             }
             State::Length(length, is_chain) => {
                 let is_chain = *is_chain;
-                if let Some(length) = length.step(byte)? {
+                if let Some(length) = length.step(byte).map_err(|Overlong| MALFORMED)? {
                     if is_chain {
                         self.answer.begin();
                     }
@@ -202,7 +186,7 @@ impl Reader {
     /// When its end is missing.
     pub(super) fn end(mut self) -> Result<Answer, &'static str> {
         match self.state {
-            State::Key(Varint { bits: 0, .. }) => {
+            State::Key(key) if !key.has_begun() => {
                 self.answer.end();
                 Ok(self.answer)
             }

@@ -10,13 +10,12 @@ use super::{
     client_certificate::ClientCertificate,
     dial::{Resolved, tcp},
     error::CaError,
-    limits::{GivenUp, Limited},
     retry,
     tls::{self, Alert, Negotiated},
 };
 use crate::{
     config::{CaAddress, CaConfig},
-    wire::{self, Connection, Stream},
+    wire::{self, Connection, GivenUp, Limited, Stream},
 };
 
 /// How often a CA that has a call and does not answer is asked whether it lives. What grpc-go makes of many PINGs is a

@@ -6,7 +6,6 @@ mod citadel;
 mod client_certificate;
 mod dial;
 mod error;
-mod limits;
 mod retry;
 mod tls;
 mod way;

@@ -26,12 +26,12 @@ use super::{
     client_certificate::ClientCertificate,
     dial::{Resolved, tcp},
     error::CaError,
-    limits::MAX_BYTES,
 };
 use crate::{
     clock,
     config::{CaAddress, CaConfig, CaTls, ServerName, group_name},
     identity::{TrustBundle, may_have_issued},
+    wire::MAX_BYTES,
 };
 
 /// Bytes of the certificate chain that the CA's server presents: a few KiB in the field. Before we know who it is, a

@@ -3,9 +3,12 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::ErrorKind,
+    io::{self, ErrorKind},
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
+
+use nix::unistd::{AccessFlags, access};
 
 use super::Findings;
 use crate::{
@@ -52,6 +55,9 @@ impl Findings {
             let (found, flaws) = certificate(&files.chain, &files.key, now, Some((&files.roots, &served)));
             self.verdict(found);
             flaws.into_iter().for_each(|flaw| self.verdict(Err(format!("{}: {flaw}", files.chain.display()))));
+        }
+        if let Some(api) = &config.source.spiffe {
+            self.verdict(connectable(&api.socket));
         }
         if let Some(file) = config.token.file.as_ref().filter(|_| config.source.ca) {
             self.verdict(token(file, config.token.audience.as_deref(), now));
@@ -231,6 +237,16 @@ fn certificate(
 }
 
 /// Whether a socket could be made there; nothing is left behind.
+/// Whether we may connect to this socket.
+fn connectable(socket: &Path) -> Result<String, String> {
+    let describe = |error: &io::Error| bounded::describe(socket, error);
+    if !fs::metadata(socket).map_err(|error| describe(&error))?.file_type().is_socket() {
+        return Err(format!("{}: it is no socket", socket.display()));
+    }
+    access(socket, AccessFlags::W_OK).map_err(|error| describe(&error.into()))?;
+    Ok(format!("{}: a socket that we may connect to", socket.display()))
+}
+
 fn writable(directory: &Path) -> Result<String, String> {
     let probe = directory.join(format!(".check.{}", std::process::id()));
     match fs::File::create_new(&probe) {

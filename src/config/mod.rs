@@ -54,7 +54,7 @@ pub use roots::RootsConfig;
 pub use rotation::{GracePeriod, RotationConfig, Schedule};
 pub use sandbox::{Landlock, SandboxConfig};
 pub use sds::{SOCKET_DIRECTORY, SdsConfig, Service, directory_of, overflow_uid};
-pub use source::{MountedFiles, SourceConfig};
+pub use source::{MountedFiles, SourceConfig, WorkloadApiSource};
 pub use system_roots::system_roots;
 pub use termination::termination_log;
 pub use tls::{CaTls, group_name};
@@ -107,7 +107,7 @@ impl Config {
     /// How much secret memory the keys will take: those of files can be of any kind.
     pub fn secret_memory(&self) -> Need {
         let makes_small = !self.source.ca || !matches!(self.key.algorithm, KeyAlgorithm::Rsa { .. });
-        let reads = self.source.files.is_some() || self.ca.provisioned.is_some();
+        let reads = self.source.files.is_some() || self.source.spiffe.is_some() || self.ca.provisioned.is_some();
         if makes_small && !reads { Need::Usual } else { Need::Most }
     }
 
@@ -133,7 +133,7 @@ impl Config {
             files: files::read(&mut reader),
             output: output::read(&mut reader, token.file.is_none()),
             on_change: on_change::read(&mut reader, token.file.is_none()),
-            workload_api: sds::workload_api(&mut reader, token.file.is_none(), &sds),
+            workload_api: sds::workload_api(&mut reader, token.file.is_none(), &sds, &source),
             sds,
             wait: wait::read(&mut reader, token.file.is_none()),
             admin: admin::read(&mut reader, token.file.is_none()),

@@ -5,6 +5,7 @@ use std::{
 };
 
 use super::{
+    SourceConfig,
     env::Env,
     file_resource::FileResource,
     names,
@@ -165,30 +166,46 @@ fn users(reader: &mut Reader<'_>, service: Service) -> BTreeSet<u32> {
 }
 
 /// Where the Workload API is served, if anywhere.
-pub(super) fn workload_api(reader: &mut Reader<'_>, from_request: bool, sds: &SdsConfig) -> Option<SdsConfig> {
+pub(super) fn workload_api(
+    reader: &mut Reader<'_>,
+    from_request: bool,
+    sds: &SdsConfig,
+    source: &SourceConfig,
+) -> Option<SdsConfig> {
     let place = &variables::SDS_SHIM_WORKLOAD_API;
-    let socket = reader.parse_with(place, |text| match text.strip_prefix("unix:") {
-        _ if text == "off" => Ok(None),
-        // Some clients write an address as a URL, with an empty host.
-        Some(path) => match PathBuf::from(path.strip_prefix("//").unwrap_or(path)) {
-            path if path.is_absolute() && path.file_name().is_some() => Ok(Some(path)),
-            _ => Err("expected an absolute path, as in unix:/run/spiffe/agent.sock"),
-        },
-        None => Err("expected unix: and an absolute path, as in unix:/run/spiffe/agent.sock, or off"),
+    let socket = reader.parse_with(place, |text| match text {
+        "off" => Ok(None),
+        text => unix_path(text).map(Some).ok_or(NO_UNIX_PATH_OR_OFF),
     });
     let allowed_uids = users(reader, Service::WorkloadApi);
     let socket = socket.flatten()?;
     if from_request {
         reader.mistake(place, "with SDS_SHIM_TOKEN_SOURCE=request there is no certificate of our own");
     }
-    if socket.file_name() == sds.socket.file_name()
-        && socket.parent().is_some_and(|parent| is_same(parent, &sds.socket))
-    {
+    let is_at = |other: &Path| {
+        socket.file_name() == other.file_name() && socket.parent().is_some_and(|parent| is_same(parent, other))
+    };
+    if is_at(&sds.socket) {
         reader.mistake(place, "that is the SDS socket: they need a socket each, because of who may connect");
+    }
+    if source.spiffe.as_ref().is_some_and(|source| is_at(&source.socket)) {
+        reader.mistake(place, "that is SPIFFE_ENDPOINT_SOCKET, which our own identity comes from");
     }
     let (file_directories, token_directories, names) = Default::default();
     let service = Service::WorkloadApi;
     Some(SdsConfig { service, socket, allowed_uids, file_directories, token_directories, names })
+}
+
+/// What is wrong with an address that [`unix_path`] does not take.
+pub(super) const NO_UNIX_PATH: &str = "expected unix: and an absolute path, as in unix:/run/spiffe/agent.sock";
+const NO_UNIX_PATH_OR_OFF: &str = "expected unix: and an absolute path, as in unix:/run/spiffe/agent.sock, or off";
+
+/// The socket at this address ("SPIFFE Workload Endpoint", section 4).
+pub(super) fn unix_path(address: &str) -> Option<PathBuf> {
+    let path = address.strip_prefix("unix:")?;
+    // Some write an address as a URL, with an empty host.
+    let path = PathBuf::from(path.strip_prefix("//").unwrap_or(path));
+    (path.is_absolute() && path.file_name().is_some()).then_some(path)
 }
 
 /// Whether this is the directory of the file.

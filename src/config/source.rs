@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 
-use super::{CaRoots, Config, reader::Reader, variables};
+use super::{CaRoots, Config, reader::Reader, sds, variables};
+use crate::identity::SpiffeId;
 
 /// Where a platform mounts credentials for the workload (contract with Istio's agent), relative to the working
 /// directory.
@@ -12,13 +13,24 @@ const ISTIO: [&str; 3] = ["cert-chain.pem", "key.pem", "root-cert.pem"];
 /// The names that GKE gives them.
 const GKE: [&str; 3] = ["certificates.pem", "private_key.pem", "ca_certificates.pem"];
 
-/// Where `default` and `ROOTCA` come from. At least one of both is there.
+/// Where `default` and `ROOTCA` come from. At least one of these is there, and a Workload API alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceConfig {
+    /// The SPIFFE Workload API that tells them, if one does.
+    pub spiffe: Option<WorkloadApiSource>,
     /// The files that are mounted for the workload, if they are served.
     pub files: Option<MountedFiles>,
     /// Whether the CA is asked; with files as well, its certificate takes their place once it is there.
     pub ca: bool,
+}
+
+/// A SPIFFE Workload API, such as SPIRE's agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadApiSource {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// The identity that counts where it tells several; the first if unset.
+    pub id: Option<SpiffeId>,
 }
 
 /// A key, its certificate chain and the trust anchors that go with them, as PEM files.
@@ -84,8 +96,17 @@ pub(super) fn read(reader: &mut Reader<'_>, from_request: bool) -> SourceConfig 
     let mounted = reader.boolean(&variables::FILE_MOUNTED_CERTS);
     let bundle = reader.text(&variables::SDS_SHIM_CREDENTIAL_BUNDLE);
     let anchors = reader.text(&variables::SDS_SHIM_TRUST_ANCHORS);
-    let sources = [("ca", (false, true)), ("files", (true, false)), ("auto", (true, true))];
-    let wanted = reader.choice_if_set(&variables::SDS_SHIM_SOURCE, &sources);
+    let sources = [
+        ("ca", Source::Usual(false, true)),
+        ("files", Source::Usual(true, false)),
+        ("auto", Source::Usual(true, true)),
+        ("spiffe", Source::Spiffe),
+    ];
+    let wanted = match reader.choice_if_set(&variables::SDS_SHIM_SOURCE, &sources) {
+        Some(Source::Spiffe) => return SourceConfig { spiffe: spiffe(reader, from_request), files: None, ca: false },
+        Some(Source::Usual(files, ca)) => Some((files, ca)),
+        None => None,
+    };
     let (istio, google) = (MountedFiles::within(WELL_KNOWN, ISTIO), MountedFiles::within(WELL_KNOWN, GKE));
     let present = |files: &MountedFiles| reader.env().is_there(&files.chain) && reader.env().is_there(&files.key);
     let found = match &bundle {
@@ -111,5 +132,31 @@ pub(super) fn read(reader: &mut Reader<'_>, from_request: bool) -> SourceConfig 
             None => {}
         }
     }
-    SourceConfig { files, ca }
+    SourceConfig { spiffe: None, files, ca }
+}
+
+/// What may be chosen.
+#[derive(Clone, Copy)]
+enum Source {
+    /// Files or not, and the CA or not.
+    Usual(bool, bool),
+    Spiffe,
+}
+
+fn spiffe(reader: &mut Reader<'_>, from_request: bool) -> Option<WorkloadApiSource> {
+    if from_request {
+        reader.mistake(&variables::SDS_SHIM_SOURCE, "only ca is possible with SDS_SHIM_TOKEN_SOURCE=request");
+    }
+    let place = &variables::SPIFFE_ENDPOINT_SOCKET;
+    let socket = reader.parse_with(place, |text| sds::unix_path(text).ok_or(sds::NO_UNIX_PATH));
+    if socket.is_none() && !reader.is_set(place) {
+        reader.mistake(
+            place,
+            "required with SDS_SHIM_SOURCE=spiffe: the socket of SPIRE's agent, or of another Workload API",
+        );
+    }
+    let id = reader.parse_with(&variables::SDS_SHIM_SPIFFE_ID, |text| {
+        SpiffeId::parse(text).ok_or("expected a SPIFFE ID with a path, such as spiffe://example.org/ns/foo/sa/bar")
+    });
+    Some(WorkloadApiSource { socket: socket?, id })
 }

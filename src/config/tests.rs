@@ -359,6 +359,36 @@ fn what_is_mounted_is_served() {
 }
 
 #[test]
+fn a_workload_api_is_a_source_of_its_own() {
+    const SPIFFE: (&str, &str) = ("SDS_SHIM_SOURCE", "spiffe");
+    let at = |address| ("SPIFFE_ENDPOINT_SOCKET", address);
+    let unnamed = [SPIFFE, at("unix:///run/agent.sock"), ("POD_NAMESPACE", ""), ("SERVICE_ACCOUNT", "")];
+    let source = config(&unnamed).unwrap().source;
+    let socket = PathBuf::from("/run/agent.sock");
+    let spiffe = WorkloadApiSource { socket, id: None };
+    assert_eq!(source, SourceConfig { spiffe: Some(spiffe.clone()), files: None, ca: false });
+    let named = [SPIFFE, at("unix:/run/agent.sock"), ("SDS_SHIM_SPIFFE_ID", "spiffe://td/a/b")];
+    let id = config(&named).unwrap().source.spiffe.unwrap().id.unwrap();
+    assert_eq!(id.as_str(), "spiffe://td/a/b");
+    // What an application's container has is no source.
+    assert_eq!(config(&[at("nonsense")]).unwrap().source.spiffe, None);
+    let mistake = |variables: &[(&str, &str)]| config(variables).unwrap_err().join("; ");
+    assert!(mistake(&[SPIFFE]).starts_with("SPIFFE_ENDPOINT_SOCKET: required with SDS_SHIM_SOURCE=spiffe"));
+    for address in ["tcp://127.0.0.1:8081", "/run/agent.sock", "unix:agent.sock", "unix:/"] {
+        assert!(mistake(&[SPIFFE, at(address)]).contains("expected unix: and an absolute path"), "{address}");
+    }
+    for (variable, value) in [
+        ("SDS_SHIM_SPIFFE_ID", "spiffe://td"),
+        ("SDS_SHIM_TOKEN_SOURCE", "request"),
+        ("SDS_SHIM_WORKLOAD_API", "unix:/agent.sock"),
+    ] {
+        let told = mistake(&[SPIFFE, at("unix:///agent.sock"), (variable, value)]);
+        let named = if variable == "SDS_SHIM_TOKEN_SOURCE" { "SDS_SHIM_SOURCE" } else { variable };
+        assert!(told.starts_with(&format!("{named}: ")), "{told}");
+    }
+}
+
+#[test]
 fn files_that_are_followed_are_told_once_and_not_without_end() {
     let names =
         |config: Config| config.followed_files().iter().map(|file| file.display().to_string()).collect::<Vec<_>>();

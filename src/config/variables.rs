@@ -38,8 +38,12 @@ macro_rules! variables {
 variables! {
     PROXY_CONFIG: "JSON or YAML" else "unset",
         "Istio's ProxyConfig: discoveryAddress is the default for CA_ADDR, caCertificatesPem adds roots to ROOTCA.";
-    SDS_SHIM_SOURCE: "ca, files or auto" else "files if any are mounted, else ca",
-        "Source of default and ROOTCA: the CA (ca), mounted files (files), or mounted files until the CA has issued a certificate, then the CA permanently (auto).";
+    SDS_SHIM_SOURCE: "ca, files, auto or spiffe" else "files if any are mounted, else ca",
+        "Source of default and ROOTCA: the CA (ca), mounted files (files), mounted files until the CA has issued a certificate, then the CA permanently (auto), or a SPIFFE Workload API such as SPIRE's agent (spiffe).";
+    SPIFFE_ENDPOINT_SOCKET: "unix:PATH" else "required with SDS_SHIM_SOURCE=spiffe",
+        "Socket of the SPIFFE Workload API that the identity comes from, by its absolute path; used with SDS_SHIM_SOURCE=spiffe only.";
+    SDS_SHIM_SPIFFE_ID: "SPIFFE ID" else "the first that the Workload API tells",
+        "Identity to serve with SDS_SHIM_SOURCE=spiffe, where the Workload API tells several; another one is never served.";
     FILE_MOUNTED_CERTS: "true or false" = "false",
         "Read the mounted files cert-chain.pem, key.pem and root-cert.pem from ./etc/certs instead of ./var/run/secrets/workload-spiffe-credentials.";
     SDS_SHIM_CREDENTIAL_BUNDLE: "file" else "unset",
@@ -64,9 +68,9 @@ variables! {
         "Trust domain of the workload's SPIFFE ID.";
     SDS_SHIM_TRUST_DOMAIN_FILE: "file" else "unset",
         "File that holds the trust domain and overrides TRUST_DOMAIN. When it changes, a certificate is obtained under the new name while the old one is served. While the file is unusable, the current trust domain stays.";
-    POD_NAMESPACE: "namespace" else "required unless each request carries its own token or only files are served",
+    POD_NAMESPACE: "namespace" else "required to call the CA with the token in a file",
         "Namespace in the workload's SPIFFE ID.";
-    SERVICE_ACCOUNT: "name" else "required unless each request carries its own token or only files are served",
+    SERVICE_ACCOUNT: "name" else "required to call the CA with the token in a file",
         "Service account in the workload's SPIFFE ID.";
     ISTIO_META_CLUSTER_ID: "text" = "Kubernetes",
         "Sent to the CA as the metadata ClusterID.";

@@ -15,6 +15,7 @@ use super::{
     bundle::{BadAnchor, BadAnchors, TrustAnchor, TrustBundle},
     pem::{self, Block, PemError, UNPARSABLE},
     recent,
+    validity::element,
 };
 use crate::{bounded, budget, clock::rfc3339};
 use blocks::Blocks;
@@ -93,6 +94,17 @@ impl Answer {
             answer.read(element.as_bytes());
         }
         answer.end();
+        answer
+    }
+
+    /// The same of a chain and the trust anchors that go with it, as a SPIFFE Workload API tells them: DER, one certificate
+    /// after the other.
+    pub fn of_der(chain: &[u8], anchors: &[u8]) -> Self {
+        let mut answer = Self::default();
+        for element in [chain, anchors] {
+            answer.elements.push(Vec::new());
+            in_der(element).for_each(|found| answer.keep(found));
+        }
         answer
     }
 
@@ -231,6 +243,27 @@ impl Reading<'_> {
             }
         }
     }
+}
+
+/// Certificates in DER, one after the other.
+pub(super) fn in_der(mut rest: &[u8]) -> impl Iterator<Item = Result<Candidate, PemError>> {
+    /// Bytes of the smallest certificate, nearly: whatever is less is none, and many of those would fill the arena.
+    const LEAST: usize = 100;
+    let mut position = 0;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        position += 1;
+        let whole = element(rest).ok().map(|(.., after)| rest.split_at(rest.len() - after.len()));
+        let Some((one, after)) = whole.filter(|(one, _)| one.len() >= LEAST) else {
+            // Nobody knows where the next one begins.
+            rest = &[];
+            return Some(Err(PemError::Malformed { position }));
+        };
+        rest = after;
+        Some(pem::der(one.to_vec(), position).map(Candidate::new))
+    })
 }
 
 /// Bytes of all anchors that are in use.

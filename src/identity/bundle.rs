@@ -5,6 +5,7 @@ use openssl::x509::{X509, X509NameRef, X509Ref};
 use crate::budget;
 
 use super::{
+    anchors::in_der,
     anchors::{Candidate, Reading, in_file, start_of},
     crl::CrlSigner,
     der::{CERTIFICATE, Weight},
@@ -174,6 +175,14 @@ impl TrustBundle {
     ) -> Result<(Self, BadAnchors), PemError> {
         let room = budget::has_room_for_ca_anchor;
         Reading { now, room, most: usize::MAX, keep: true, look: Some(look) }.read(element.into_iter())
+    }
+
+    /// The same of certificates in DER, one after the other, as long as there is `room` for one of so many bytes.
+    ///
+    /// # Errors
+    /// As for [`TrustBundle::from_pem`].
+    pub fn from_der(der: &[u8], now: i64, room: fn(usize) -> bool) -> Result<(Self, BadAnchors), PemError> {
+        Reading { now, room, most: budget::for_anchors_of_files(), keep: true, look: None }.read(in_der(der))
     }
 
     /// The same of a file, of which no more than one anchor is in memory beside those that are kept, as long as there is

@@ -20,6 +20,7 @@ pub(super) const END: &str = "-----END CERTIFICATE-----";
 const MOST: usize = 16;
 /// Characters of one certificate: 16 KiB of DER. Those in the field have one or two.
 pub(super) const MOST_TEXT: usize = 22 * 1024;
+const MOST_DER: usize = MOST_TEXT / 4 * 3;
 /// Elements of its structure; an ordinary certificate has some hundred and thirty. Each name in it is one, and each
 /// takes a hundred times its bytes once it is parsed.
 const MOST_ELEMENTS: usize = 512;
@@ -222,10 +223,14 @@ pub(super) fn block(text: &str, position: usize) -> Result<Block, PemError> {
     if text.len() > MOST_TEXT {
         return Err(PemError::TooLarge { position });
     }
-    let der = decode(text, BEGIN, END).ok_or(PemError::Malformed { position })?;
+    der(decode(text, BEGIN, END).ok_or(PemError::Malformed { position })?, position)
+}
+
+/// The certificate in this DER, if it can be taken.
+pub(super) fn der(der: Vec<u8>, position: usize) -> Result<Block, PemError> {
     let weight = Weight::of(&der).ok_or(PemError::Malformed { position })?;
     match weight.elements {
-        elements if elements > MOST_ELEMENTS => Err(PemError::TooLarge { position }),
+        elements if elements > MOST_ELEMENTS || weight.size > MOST_DER => Err(PemError::TooLarge { position }),
         _ if !budget::has_room_for_certificate(weight.pieces(CERTIFICATE)) => Err(PemError::NoRoom { position }),
         _ => Ok(Block { der: strictly(der).map_err(|reason| PemError::Refused { position, reason })? }),
     }

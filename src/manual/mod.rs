@@ -21,6 +21,7 @@ pub mod guide {
     page!(trust_domain, "guide/trust_domain.md");
     page!(control_plane, "guide/control_plane.md");
     page!(istio_csr, "guide/istio_csr.md");
+    page!(spire, "guide/spire.md");
     page!(openssl, "guide/openssl.md");
 }
 

@@ -17,6 +17,7 @@ mod revocation;
 mod roots;
 mod schedule;
 mod settings;
+mod spiffe;
 mod trouble;
 
 pub use backoff::Backoff;
@@ -29,3 +30,4 @@ pub use renewal::{Renewal, RenewalEnded, TokenSource};
 pub use request_borne::{RequestBorne, RequestToken};
 pub use schedule::renewal_after;
 pub use settings::RenewalSettings;
+pub use spiffe::{Spiffe, address_of};

@@ -25,7 +25,7 @@ use super::{
     settings::RenewalSettings,
     trouble::Trouble,
 };
-use waiting::{check_start, random};
+pub(super) use waiting::{HELD_UNTIL_VALID, check_start, random};
 
 use crate::{
     clock::{self, WallTimer},

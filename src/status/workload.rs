@@ -161,6 +161,16 @@ impl Workload {
         self.status.changed(|renewals| renewals.issued += 1);
     }
 
+    /// What is held is still the answer of whoever tells it; it is looked at again at `next` (Unix seconds).
+    pub fn confirmed(&self, next: i64) {
+        let mut facts = self.lock();
+        facts.asking = false;
+        facts.trouble = None;
+        facts.next_attempt = Some(next);
+        drop(facts);
+        self.status.changed(|_| {});
+    }
+
     /// What was issued at `received`, before a crash, is served and is renewed at `next`.
     pub fn resumed(&self, received: i64, next: i64) {
         let mut facts = self.lock();

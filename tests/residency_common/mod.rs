@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use sds_shim_proto::spiffe::X509svidResponse;
 use testkit::{
     Failure, OrFail, PATIENCE,
+    agent::{self, Agent, Answer},
     confined::{self, Confinement, UID, own},
     development_ca::{Issued, Leaf, Pki, ProjectedVolume},
     fixture::{Logged, QUIET, Site},
@@ -33,6 +34,8 @@ pub(crate) enum Source {
     Files,
     /// They are asked for by the names of their files.
     Names,
+    /// A SPIFFE Workload API tells them.
+    Spiffe,
 }
 
 /// Keys of one kind, and how they are used.
@@ -62,6 +65,9 @@ pub(crate) const MOUNTED: Kind = Kind {
     scraped: false,
     shared: false,
 };
+/// On a connection to an agent that lasts, whose buffers HTTP/2 keeps.
+pub(crate) const TOLD: Kind =
+    Kind { source: Source::Spiffe, variables: &[("SDS_SHIM_SOURCE", "spiffe")], secret: 64, ..P256 };
 pub(crate) const NAMED: Kind = Kind { source: Source::Names, variables: &[("FILE_DEBOUNCE_DURATION", "10ms")], ..P256 };
 /// A key in files that is presented to the CA at each call; and all that is served is written to files.
 pub(crate) const PROVISIONED: Kind = Kind {
@@ -83,6 +89,7 @@ pub(crate) struct Subject {
     /// Where it serves metrics over mutual TLS.
     port: u16,
     application: Option<Updates<X509svidResponse>>,
+    agent: Agent,
 }
 
 impl Kind {
@@ -96,9 +103,12 @@ impl Kind {
                 needles.add(PRESENTED, &mount(&site, &site.pki, value)?)?;
             }
         }
-        if self.source != Source::Ca {
+        if matches!(self.source, Source::Files | Source::Names) {
             mount(&site, &mounted, "etc/certs")?;
         }
+        let agent = site.workload.path().join("agent.sock");
+        builder = builder.env("SPIFFE_ENDPOINT_SOCKET", workload_api::at(&agent));
+        let agent = Agent::start(&agent, told(&site, &mounted)?)?;
         let port = port::unshared().or_fail("find a port")?;
         if self.scraped {
             builder = builder
@@ -115,7 +125,7 @@ impl Kind {
         let stream = shim.connect().await?.stream();
         stream.send(sds::request(&[self.name()]));
         let mut subject =
-            Subject { kind: self, site, shim, needles, live: 0, mounted, stream, port, application: None };
+            Subject { kind: self, site, shim, needles, live: 0, mounted, stream, port, application: None, agent };
         subject.take(0).await?;
         if self.shared {
             subject.application = Some(WorkloadApi::wait_for(&socket).await?.svid().await?.1);
@@ -127,7 +137,7 @@ impl Kind {
     fn name(self) -> &'static str {
         match self.source {
             Source::Names => "file-cert:etc/certs/cert-chain.pem~etc/certs/key.pem",
-            Source::Ca | Source::Files => "default",
+            Source::Ca | Source::Files | Source::Spiffe => "default",
         }
     }
 }
@@ -138,6 +148,10 @@ impl Subject {
         match self.kind.source {
             Source::Ca => self.shim.signal(Signal::SIGUSR1),
             Source::Files | Source::Names => mount(&self.site, &self.mounted, "etc/certs").map(drop),
+            Source::Spiffe => {
+                self.agent.tell(told(&self.site, &self.mounted)?);
+                Ok(())
+            }
         }
     }
 
@@ -211,6 +225,13 @@ pub(crate) fn search(pid: u32, needles: &Needles) -> Result<Search, Failure> {
         needles.count(&range.bytes, &mut search.found);
     }
     Ok(search)
+}
+
+/// A new key with its certificate, as an agent tells it.
+fn told(site: &Site, pki: &Pki) -> Result<Answer, Failure> {
+    let id = site.workload.spiffe_id();
+    let issued = pki.issue(&Leaf::workload(&id, Duration::from_secs(3600)));
+    Ok(Answer::Message(agent::message(agent::svid(&issued, &id, &pki.root_pem())?)))
 }
 
 /// Lays a new key with its certificate into a directory of the workload, as kubelet does it. Returns the key.

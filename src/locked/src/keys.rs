@@ -123,11 +123,24 @@ pub fn as_if_new(key: PKey<Private>) -> Result<PKey<Private>, ErrorStack> {
 /// # Errors
 /// What OpenSSL says.
 pub fn read_private_key(pem: &[u8]) -> Result<PKey<Private>, ErrorStack> {
+    decoded(pem, c"PEM", ptr::null())
+}
+
+/// Reads a key from PKCS#8 in DER, which must not be encrypted. OpenSSL takes the forms of its algorithm as well.
+///
+/// # Errors
+/// What OpenSSL says.
+pub fn read_pkcs8(der: &[u8]) -> Result<PKey<Private>, ErrorStack> {
+    decoded(der, c"DER", c"PrivateKeyInfo".as_ptr())
+}
+
+/// A key in this form, by OpenSSL's decoders.
+fn decoded(key_in: &[u8], form: &CStr, structure: *const c_char) -> Result<PKey<Private>, ErrorStack> {
     let mut key = ptr::null_mut();
     let null = ptr::null();
     // SAFETY: `key` outlives the context, the texts are C strings, and null is no wish.
     let context = unsafe {
-        OSSL_DECODER_CTX_new_for_pkey(&raw mut key, c"PEM".as_ptr(), null, null, KEY_PAIR, ptr::null_mut(), null)
+        OSSL_DECODER_CTX_new_for_pkey(&raw mut key, form.as_ptr(), structure, null, KEY_PAIR, ptr::null_mut(), null)
     };
     if context.is_null() {
         return Err(ErrorStack::get());
@@ -136,8 +149,8 @@ pub fn read_private_key(pem: &[u8]) -> Result<PKey<Private>, ErrorStack> {
     // SAFETY: the call takes nothing.
     unsafe { openssl_sys::ERR_clear_error() };
     let read = secretly(|| {
-        let (mut data, mut len) = (pem.as_ptr(), pem.len());
-        // SAFETY: the context is from above, and the pointers are to variables that say where the text is.
+        let (mut data, mut len) = (key_in.as_ptr(), key_in.len());
+        // SAFETY: the context is from above, and the pointers are to variables that say where the bytes are.
         unsafe { OSSL_DECODER_from_data(context, &raw mut data, &raw mut len) }
     });
     // SAFETY: the context is from above and not used any more.

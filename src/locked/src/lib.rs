@@ -54,7 +54,8 @@ pub use arena::{
 pub use child::{Inherited, Started, reap};
 pub use filling::fill_openssl_tables;
 pub use keys::{
-    Structure, as_if_new, generate_ec_key, generate_rsa_key, pkcs8, public_half, read_private_key, write_private_key,
+    Structure, as_if_new, generate_ec_key, generate_rsa_key, pkcs8, public_half, read_pkcs8, read_private_key,
+    write_private_key,
 };
 pub use landlock::{Ruleset, landlock_version};
 pub use memory_functions::{TooLate, adopt_openssl, with_blocks_up_to};

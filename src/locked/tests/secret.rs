@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use locked::{
     LockedAllocator, Need, SecretUsage, Structure, for_each_arena_byte_range, for_each_secret_byte_range,
-    for_the_tables_bytes, forget_secret_peak, read_private_key, secret_stack_peak, secret_usage, secretly,
-    write_private_key,
+    for_the_tables_bytes, forget_secret_peak, pkcs8, read_pkcs8, read_private_key, secret_stack_peak, secret_usage,
+    secretly, write_private_key,
 };
 use openssl::{
     bn::BigNumRef,
@@ -117,7 +117,10 @@ fn leaves_nothing(kind: Kind) {
     let pem = write_private_key(&key, Structure::Pkcs8).unwrap();
     sign(&read_private_key(&pem).unwrap());
     assert!(read_private_key(&pem[..pem.len() / 2]).is_err());
-    drop((key, pem));
+    let der = pkcs8(&pem).unwrap();
+    sign(&read_pkcs8(&der).unwrap());
+    assert!(read_pkcs8(&der[..der.len() / 2]).is_err() && read_pkcs8(&[]).is_err());
+    drop((key, pem, der));
     assert_eq!(secret_usage().used, 0, "{kind:?}: something that is no key was made among keys, and stays");
 }
 

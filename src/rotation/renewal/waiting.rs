@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How far in the future (seconds) a certificate may begin to be held until then. More means that a clock is wrong.
-const HELD_UNTIL_VALID: i64 = 60;
+pub(in crate::rotation) const HELD_UNTIL_VALID: i64 = 60;
 /// How long after a change its like may follow: key and certificate are two files.
 const SETTLES: Duration = Duration::from_millis(100);
 /// How often the pause between cures that follow each other doubles.
@@ -240,7 +240,7 @@ impl<T: TokenSource> Renewal<T> {
 ///
 /// # Errors
 /// That it does.
-pub(super) fn check_start(svid: &X509Svid, holds: bool) -> Result<(), SvidError> {
+pub(in crate::rotation) fn check_start(svid: &X509Svid, holds: bool) -> Result<(), SvidError> {
     let ((not_before, not_after), now) = (svid.validity(), clock::now());
     if not_before.saturating_sub(now) <= HELD_UNTIL_VALID {
         return Ok(());
@@ -272,7 +272,7 @@ async fn moved(mut files: watch::Receiver<PeerTrust>, asked: &TrustDomain, tried
 }
 
 /// Uniform in 0..1.
-pub(super) fn random() -> f64 {
+pub(in crate::rotation) fn random() -> f64 {
     let mut bytes = [0; 8];
     // Without randomness renewals are not spread, which is better than none.
     let _ = openssl::rand::rand_bytes(&mut bytes);

@@ -8,6 +8,7 @@
 //! mesh that `make demo` shows.
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod anchors;
 pub mod calls;
 pub mod citadel;

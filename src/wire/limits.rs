@@ -1,4 +1,4 @@
-//! What may come from the CA, or from whoever sits on the way to it, in one call. HTTP/2 itself has no such limits:
+//! What may come from a server, the CA or whoever sits on the way to it, in one call. HTTP/2 itself has no such limits:
 //! h2 reads for as long as there is something, and keeps some 500 bytes for each frame of ten that it has no use for.
 
 use std::{
@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -17,9 +17,9 @@ use tokio::{
 use crate::budget;
 
 /// Bytes of an answer: a chain is a few KiB, and a bundle of four hundred roots a megabyte.
-pub(super) const MAX_ANSWER: usize = 1280 * 1024;
+pub const MAX_ANSWER: usize = 1280 * 1024;
 /// Bytes of one call, headers and frames included.
-pub(super) const MAX_BYTES: usize = MAX_ANSWER + 256 * 1024;
+pub const MAX_BYTES: usize = MAX_ANSWER + 256 * 1024;
 /// HTTP/2 frames of one call that bring next to nothing, and bytes that pay for one more. The largest answer takes
 /// eighty; some proxies cut it into pieces of a KiB.
 const MAX_FRAMES: usize = 256;
@@ -38,25 +38,38 @@ const TOO_MANY_FRAMES: &str = "received more than 256 HTTP/2 frames in one call,
                                perhaps)";
 const NO_ROOM: &str = "not enough arena memory for the answer; raise SDS_SHIM_ARENA_KIB";
 
+/// A stream for a call that does not end has all limits once more after so long.
+const PERIOD: Duration = Duration::from_secs(60);
+/// gRPC pads nothing.
+const PADDED: &str = "received padded DATA frames";
+
 /// Why a connection was given up, once it was.
 #[derive(Clone, Default)]
-pub(super) struct GivenUp(Arc<OnceLock<&'static str>>);
+pub struct GivenUp(Arc<OnceLock<&'static str>>);
 
 impl GivenUp {
-    pub(super) fn reason(&self) -> Option<&'static str> {
+    /// The reason, if it was.
+    pub fn reason(&self) -> Option<&'static str> {
         self.0.get().copied()
     }
 
-    pub(super) fn because(&self, reason: &'static str) -> io::Error {
+    /// Gives it up.
+    pub fn because(&self, reason: &'static str) -> io::Error {
         let _ = self.0.set(reason);
         io::Error::other(reason)
     }
 }
 
+/// What is shown the content of DATA frames before HTTP/2 is, piece by piece. It may leave other bytes in its place: what
+/// HTTP/2 has read stays in its buffer for a while.
+pub type Tap = Box<dyn FnMut(&mut [u8]) + Send>;
+
 /// The stream under HTTP/2, which brings no more than an answer can be, nor more than there is room for.
-pub(super) struct Limited<S> {
+pub struct Limited<S> {
     stream: S,
     given_up: GivenUp,
+    /// Where the call does not end: what takes its content, and since when the limits count.
+    lasting: Option<(Tap, Instant)>,
     bytes: usize,
     frames: Frames,
     pause: Option<Pin<Box<Sleep>>>,
@@ -64,8 +77,14 @@ pub(super) struct Limited<S> {
 }
 
 impl<S> Limited<S> {
-    pub(super) fn new(stream: S, given_up: GivenUp) -> Self {
-        Self { stream, given_up, bytes: 0, frames: Frames::default(), pause: None, pauses: 0 }
+    /// One for a single call.
+    pub fn new(stream: S, given_up: GivenUp) -> Self {
+        Self { stream, given_up, lasting: None, bytes: 0, frames: Frames::default(), pause: None, pauses: 0 }
+    }
+
+    /// One for a call that does not end, whose limits hold for each minute.
+    pub fn lasting(stream: S, given_up: GivenUp, tap: Tap) -> Self {
+        Self { lasting: Some((tap, Instant::now())), ..Self::new(stream, given_up) }
     }
 
     /// How many bytes may be taken now.
@@ -91,7 +110,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Limited<S> {
         let most = ready!(self.room(cx))?.min(buf.remaining());
         let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
-        self.frames.walk(part.filled());
+        let Self { frames, lasting, bytes, given_up, .. } = &mut *self;
+        if let Some((_, since)) = lasting.as_mut().filter(|(_, since)| since.elapsed() >= PERIOD) {
+            (*since, *bytes, frames.count) = (Instant::now(), 0, 0);
+        }
+        if !frames.walk(part.filled_mut(), lasting.as_mut().map(|(tap, _)| tap)) {
+            return Poll::Ready(Err(given_up.because(PADDED)));
+        }
         self.bytes += part.filled().len();
         if self.frames.count > MAX_FRAMES + self.bytes / BYTES_OF_A_FRAME {
             return Poll::Ready(Err(self.given_up.because(TOO_MANY_FRAMES)));
@@ -128,27 +153,45 @@ struct Frames {
     /// Length of the content that follows it, and what of that is still to come.
     length: usize,
     left: usize,
+    kind: u8,
+    flags: u8,
 }
 
 impl Frames {
     /// Length (three bytes), kind, flags, and stream.
     const HEAD: usize = 9;
     const LENGTH: usize = 3;
+    const KIND: usize = 3;
+    const FLAGS: usize = 4;
+    /// A frame's kind, and a flag of it (section 6.1).
+    const DATA: u8 = 0x0;
+    const PADDED: u8 = 0x8;
 
-    fn walk(&mut self, mut bytes: &[u8]) {
-        while let Some((&byte, rest)) = bytes.split_first() {
+    /// Shows the content of DATA frames to `tap`. Answers `false` where it cannot tell content from padding.
+    fn walk(&mut self, mut bytes: &mut [u8], mut tap: Option<&mut Tap>) -> bool {
+        loop {
             if self.left > 0 {
-                let skipped = self.left.min(bytes.len());
-                self.left -= skipped;
-                bytes = &bytes[skipped..];
-                continue;
+                let (content, rest) = bytes.split_at_mut(self.left.min(bytes.len()));
+                self.left -= content.len();
+                if let Some(tap) = tap.as_mut().filter(|_| self.kind == Self::DATA) {
+                    if self.flags & Self::PADDED != 0 {
+                        return false;
+                    }
+                    tap(content);
+                }
+                bytes = rest;
             }
-            if self.head < Self::LENGTH {
-                self.length = self.length << 8 | usize::from(byte);
+            let Some((&mut byte, rest)) = bytes.split_first_mut() else { return true };
+            match self.head {
+                ..Self::LENGTH => self.length = self.length << 8 | usize::from(byte),
+                Self::KIND => self.kind = byte,
+                Self::FLAGS => self.flags = byte,
+                _ => {}
             }
             self.head += 1;
             if self.head == Self::HEAD {
-                *self = Self { count: self.count + 1, left: self.length, ..Self::default() };
+                let Self { length, kind, flags, .. } = *self;
+                *self = Self { count: self.count + 1, left: length, kind, flags, ..Self::default() };
             }
             bytes = rest;
         }
@@ -165,9 +208,34 @@ mod tests {
         let bytes = [frame(0), frame(1), frame(300), frame(0)].concat().concat();
         for size in [1, 2, 8, 9, 10, 100, bytes.len()] {
             let mut frames = Frames::default();
-            bytes.chunks(size).for_each(|chunk| frames.walk(chunk));
+            bytes.clone().chunks_mut(size).for_each(|chunk| assert!(frames.walk(chunk, None)));
             assert_eq!((frames.count, frames.head, frames.left), (4, 0, 0), "in pieces of {size}");
         }
+    }
+
+    #[test]
+    fn the_content_of_data_frames_is_shown_and_nothing_else() {
+        let frame = |kind: u8, flags: u8, content: &[u8]| {
+            [&[0, 0, content.len() as u8, kind, flags, 0, 0, 0, 1], content].concat()
+        };
+        let bytes = [frame(1, 8, b"headers"), frame(0, 0, b"da"), frame(0, 1, b""), frame(6, 0, b"pingpong")];
+        let bytes = [bytes.concat(), frame(0, 1, b"ta")].concat();
+        for size in [1, 2, 8, 9, 10, 100] {
+            let (sender, shown) = std::sync::mpsc::channel();
+            let mut tap: Tap = Box::new(move |content: &mut [u8]| {
+                sender.send(content.to_vec()).unwrap();
+                content.fill(0);
+            });
+            let (mut frames, mut passed) = (Frames::default(), bytes.clone());
+            passed.chunks_mut(size).for_each(|chunk| assert!(frames.walk(chunk, Some(&mut tap))));
+            drop(tap);
+            assert_eq!(shown.iter().flatten().collect::<Vec<_>>(), b"data", "in pieces of {size}");
+            let expected: Vec<u8> = [frame(1, 8, b"headers"), frame(0, 0, &[0; 2]), frame(0, 1, b"")].concat();
+            let expected = [expected, frame(6, 0, b"pingpong"), frame(0, 1, &[0; 2])].concat();
+            assert_eq!(passed, expected);
+        }
+        let mut tap: Tap = Box::new(|_| panic!("padding is no content"));
+        assert!(!Frames::default().walk(&mut frame(0, 8, b"\x01x0"), Some(&mut tap)));
     }
 
     async fn all_of(content: Vec<u8>) -> (usize, Option<&'static str>) {
