@@ -262,7 +262,7 @@ async fn requests_of_many_lawful_clients_do_not_wait_for_each_other_for_ever() -
         let all = timeout(PATIENCE, all.join_all()).await.or_fail("wait for all answers")?;
         let answered = all.iter().filter(|answer| answer.is_ok()).count();
         println!("round {round}: {answered} of {} answered", all.len());
-        assert!(answered >= CLIENTS * REQUESTS * 3 / 4, "only {answered} were answered");
+        assert!(answered >= CLIENTS * REQUESTS * 9 / 10, "only {answered} were answered");
         let others = all.into_iter().filter_map(Result::err).filter(|status| status.code() != Code::ResourceExhausted);
         let others: Vec<_> = others.collect();
         assert!(others.is_empty(), "{} more, such as {:?}", others.len(), others.first());

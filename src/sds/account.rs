@@ -26,6 +26,8 @@ pub(super) struct Account {
     /// Whether it may still read before it returns to the runtime.
     turn: AtomicBool,
     streams: AtomicUsize,
+    /// Calls whose first message has not come.
+    begun: AtomicUsize,
     state: Mutex<State>,
     changed: Notify,
     /// Told to calls whose first message has not come when their room is needed.
@@ -53,6 +55,7 @@ impl Account {
             task: AtomicIsize::new(0),
             turn: AtomicBool::new(false),
             streams: AtomicUsize::new(0),
+            begun: AtomicUsize::new(0),
             state: Mutex::new(State { opened: false, idle_since: now, blocked_since: None, end: None }),
             changed: Notify::new(),
             crowded: Notify::new(),
@@ -145,6 +148,17 @@ impl Account {
         self.changed.notify_one();
     }
 
+    /// A call of it begins, and its first message has not come for as long as this is held.
+    pub(super) fn begins(&self) -> Begun<'_> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        Begun(self)
+    }
+
+    /// Whether there are such calls.
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed) > 0
+    }
+
     /// Its calls whose first message has not come have to make room.
     pub(super) fn make_room(&self) {
         self.crowded.notify_waiters();
@@ -184,6 +198,15 @@ impl Account {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call whose first message has not come.
+pub(super) struct Begun<'a>(&'a Account);
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.0.begun.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

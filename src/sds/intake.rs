@@ -54,12 +54,12 @@ impl Intake {
         let most = self.limits.may_read(&self.account);
         if most > 0 {
             (self.short_since, self.relieved) = (None, None);
-            return match self.walker.harmless() {
-                _ if self.limits.may_open(&self.account) => Ok(most),
+            let (harmless, opening) = (self.walker.harmless(), self.limits.may_open(&self.account));
+            return match harmless.max(opening) {
                 // A first call, such as a probe's, and no second one with it.
-                _ if self.account.streams() == 0 => Ok(self.walker.rest().min(most)),
+                _ if opening == 0 && self.account.streams() == 0 => Ok(self.walker.rest().min(most)),
                 0 => Err(limits::PAUSE),
-                harmless => Ok(harmless.min(most)),
+                part => Ok(part.min(most)),
             };
         }
         let waited = self.short_since.get_or_insert_with(Instant::now).elapsed();
@@ -102,6 +102,7 @@ impl AsyncRead for Intake {
             return Poll::Pending;
         }
         if self.blocked {
+            self.limits.idle(&self.account);
             return Poll::Pending;
         }
         let most = loop {
@@ -124,7 +125,7 @@ impl AsyncRead for Intake {
         let most = most.min(buf.remaining());
         let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
         let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, &mut part) else {
-            self.limits.opened_all(&self.account);
+            self.limits.idle(&self.account);
             return Poll::Pending;
         };
         read?;

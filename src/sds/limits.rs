@@ -71,6 +71,8 @@ pub(super) const LINES: u32 = 120;
 
 /// The most that is read of a connection before what was read has been dealt with.
 const READ: usize = 512;
+/// The same where room gets scarce: each of a few calls.
+const FEW: usize = 128;
 /// Less than this is not read, because it would not go on with it.
 const LEAST: usize = 16;
 /// How long a connection for whose bytes there is no room waits before it looks again.
@@ -175,17 +177,23 @@ impl Limits {
         budget::for_clients(self.taker).saturating_sub(self.unstarted.load(Ordering::Relaxed) * START)
     }
 
-    /// Whether the connection may begin more calls than it has: all that may do so at the same time find room for as
-    /// many as they may have.
-    pub(super) fn may_open(&self, account: &Arc<Account>) -> bool {
+    /// How many bytes the connection may send us with which calls begin: where there is no room for as many calls as one
+    /// may have, a few, and only when it is its turn.
+    pub(super) fn may_open(&self, account: &Arc<Account>) -> usize {
         let many = streams_of_one() as usize;
-        let scarce = self.room() < many * BEGUN || self.streams.available_permits() < many;
-        !scarce || self.openers.may_open(account, Instant::now())
+        match self.room() < many * BEGUN || self.streams.available_permits() < many {
+            false => READ,
+            true if self.openers.may_open(account, Instant::now()) => FEW,
+            true => 0,
+        }
     }
 
-    /// The connection has nothing more to be read now.
-    pub(super) fn opened_all(&self, account: &Arc<Account>) {
-        self.openers.done(account);
+    /// The connection has nothing to be read now. Where calls of it are not complete, that may be because its client is
+    /// slow.
+    pub(super) fn idle(&self, account: &Arc<Account>) {
+        if !account.has_begun() {
+            self.openers.done(account);
+        }
     }
 
     /// The same for bytes from which no stream can come.

@@ -1,53 +1,80 @@
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
-use super::account::Account;
+use super::{account::Account, crowd::Group};
 
-/// How long a connection may begin calls before it is another's turn: a hundred calls take two frames each, at the rate
-/// of one process.
-const TURN: Duration = Duration::from_millis(100);
+/// How long a connection may begin calls before it is another's turn, if its client never stops sending. What a client
+/// of a hundred calls sends is read in a tenth of that at the rate of one process, where the machine is not busy.
+const TURN: Duration = Duration::from_secs(1);
 
-/// Who may begin calls where room gets scarce: one connection after the other. A client that has many calls sends what
-/// begins them first and what completes them after it. Were all such clients read alike, calls that have only begun
-/// would take all room, and none would be complete.
+/// Who may begin calls where room gets scarce: one connection after the other, those first whose process holds the
+/// least. A client that has many calls sends what begins them first and what completes them after it. Were all such
+/// clients read alike, calls that have only begun would take all room, and none would be complete.
 #[derive(Default)]
-pub(super) struct Openers(Mutex<VecDeque<Opener>>);
+pub(super) struct Openers(Mutex<Queue>);
 
-struct Opener {
-    account: Weak<Account>,
-    /// Since when it has been the first.
-    since: Option<Instant>,
+#[derive(Default)]
+struct Queue {
+    /// Whose turn it is, and since when.
+    turn: Option<(Weak<Account>, Instant)>,
+    waiting: VecDeque<Weak<Account>>,
 }
 
 impl Openers {
     /// Whether it is this connection's turn; if not, it is in the queue from now on.
     pub(super) fn may_open(&self, account: &Arc<Account>, now: Instant) -> bool {
-        let is = |opener: &Opener| std::ptr::eq(opener.account.as_ptr(), Arc::as_ptr(account));
-        let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.retain(|opener| opener.account.strong_count() > 0);
-        if !queue.iter().any(is) {
-            queue.push_back(Opener { account: Arc::downgrade(account), since: None });
+        let mut queue = self.lock();
+        let is_in_turn = |queue: &Queue| queue.turn.as_ref().is_some_and(|(one, _)| is(one, account));
+        if !queue.waiting.iter().any(|one| is(one, account)) && !is_in_turn(&queue) {
+            queue.waiting.push_back(Arc::downgrade(account));
         }
         // One that does not read on, for whatever reason, keeps nobody waiting for long either.
-        let over = |opener: &Opener| opener.since.is_some_and(|since| now.saturating_duration_since(since) >= TURN);
-        if queue.front().is_some_and(over) {
-            queue.rotate_left(1);
-            queue.iter_mut().for_each(|opener| opener.since = None);
+        let lasts = |since: Instant| now.saturating_duration_since(since) < TURN;
+        if queue.turn.as_ref().is_none_or(|(one, since)| one.strong_count() == 0 || !lasts(*since)) {
+            // Another one waits again once its client has sent something.
+            let before = queue.turn.take().map(|(one, _)| one).filter(|one| is(one, account));
+            queue.turn = queue.next(before).map(|one| (one, now));
         }
-        queue.front_mut().is_some_and(|first| {
-            first.since.get_or_insert(now);
-            is(first)
-        })
+        is_in_turn(&queue)
     }
 
-    /// The client of this connection has nothing more to be read.
+    /// The connection needs no turn: all calls that it has begun are complete, and its client sends nothing now.
     pub(super) fn done(&self, account: &Arc<Account>) {
-        let other = |opener: &Opener| !std::ptr::eq(opener.account.as_ptr(), Arc::as_ptr(account));
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(other);
+        let Queue { turn, waiting } = &mut *self.lock();
+        turn.take_if(|(one, _)| is(one, account));
+        waiting.retain(|one| !is(one, account));
     }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    /// Takes out the one whose turn is next; the one whose turn it was waits again, and is the next only if it is alone.
+    fn next(&mut self, before: Option<Weak<Account>>) -> Option<Weak<Account>> {
+        self.waiting.retain(|one| one.strong_count() > 0);
+        let all: Vec<_> = self.waiting.iter().filter_map(Weak::upgrade).collect();
+        let by_group = |group: &Arc<Group>| {
+            all.iter().filter(|one| Arc::ptr_eq(&one.group, group)).map(|one| one.held()).sum::<usize>()
+        };
+        let next = (0..all.len()).min_by_key(|at| by_group(&all[*at].group));
+        let next = next.and_then(|at| self.waiting.remove(at));
+        match (next, before) {
+            (None, before) => before,
+            (next, before) => {
+                self.waiting.extend(before);
+                next
+            }
+        }
+    }
+}
+
+fn is(one: &Weak<Account>, account: &Arc<Account>) -> bool {
+    std::ptr::eq(one.as_ptr(), Arc::as_ptr(account))
 }
 
 #[cfg(test)]
@@ -63,7 +90,7 @@ mod tests {
         let openers = Openers::default();
         let start = Instant::now();
         let may = |one: &crate::sds::crowd::Membership, at| openers.may_open(&one.account, start + at);
-        let (at_once, almost) = (Duration::ZERO, TURN - Duration::from_millis(1));
+        let (at_once, almost) = (Duration::ZERO, TURN / 2);
         assert!(may(&first, at_once));
         assert!(!may(&second, at_once) && !may(&third, at_once));
         assert!(may(&first, almost) && !may(&second, almost));
@@ -71,11 +98,14 @@ mod tests {
         assert!(!may(&first, TURN));
         assert!(may(&second, TURN) && !may(&third, TURN));
         openers.done(&second.account);
-        assert!(may(&third, TURN) && !may(&second, TURN));
+        assert!(!may(&second, TURN) && may(&third, TURN));
+        // Who holds less is the next, whoever came first.
+        first.account.takes(1000);
+        assert!(!may(&third, 2 * TURN) && may(&second, 2 * TURN));
         // One that is gone is waited for by nobody.
         drop((first, third));
-        assert!(may(&second, TURN));
+        assert!(may(&second, 3 * TURN));
         // Alone it goes on for as long as it likes.
-        assert!(may(&second, 2 * TURN) && may(&second, 3 * TURN));
+        assert!(may(&second, 4 * TURN) && may(&second, 5 * TURN));
     }
 }

@@ -340,6 +340,7 @@ async fn first<T>(requests: &mut Streaming<T>, account: &Account) -> Option<Resu
 /// Waits until nobody waits for the first message of a call any more: what has begun must not hold its place for ever,
 /// nor its room while others wait for that. Answers how the call ends.
 pub(super) async fn given_up(account: &Account) -> Status {
+    let _begun = account.begins();
     tokio::select! {
         () = sleep(FIRST_MESSAGE) => {
             Status::deadline_exceeded(format!("the call carries no request after {} s", FIRST_MESSAGE.as_secs()))
