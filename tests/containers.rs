@@ -146,7 +146,7 @@ async fn with_the_limit_of_old_kernels_it_refuses_unless_told_otherwise() -> tes
     let containment = Containment { memlock: 64 << 10, ..Containment::new(&images.binary()) };
     let mut shim = start(&site, containment.clone(), None, &[])?;
     assert_eq!(shim.wait_exit().await?.code(), Some(71));
-    assert!(shim.log().contains("is 64 KiB: raise it to at least 2320 KiB, or grant the IPC_LOCK capability"));
+    assert!(shim.log().contains("is 64 KiB: raise it to at least 2352 KiB, or grant the IPC_LOCK capability"));
 
     let mut shim = start(&site, containment, Some("none"), &[])?;
     shim.wait_for_log("the process is NOT locked").await?;

@@ -12,7 +12,7 @@ pub struct MemoryConfig {
 }
 
 /// The arena as it is made before the environment is read.
-const ARENA_KIB: usize = 2320;
+const ARENA_KIB: usize = 2352;
 
 /// Room for some 20,000 streams; beyond it, one process for so many is a mistake.
 const MAX_ARENA_KIB: usize = 256 * 1024;

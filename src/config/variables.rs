@@ -169,7 +169,7 @@ variables! {
     SDS_SHIM_REQUIRE_LOCKED: "secret, locked or none" = "locked",
         "Minimum protection of keys required to start: secret memory and the whole process locked (secret), locked \
          memory (locked), or any (none).";
-    SDS_SHIM_ARENA_KIB: "number of KiB" = "2320",
+    SDS_SHIM_ARENA_KIB: "number of KiB" = "2352",
         "Size of the locked memory that holds all allocations but keys; a larger arena allows more streams and more trust anchors.";
     SDS_SHIM_SECCOMP: "strict or off" else "a filter, where the kernel allows one",
         "strict makes the kernel reject every system call that serving does not need; when it is set and the filter cannot be installed, the shim does not start, and a crash ends the process; by default the filter leaves the restart in place after a crash. With `sds-shim exec` the filter is installed after the program has started and does not bind it.";

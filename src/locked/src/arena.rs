@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// guard | stack | guard | heap | guard; guards are a page each, and the heap has what is left.
-const ARENA: usize = 2320 << 10;
+const ARENA: usize = 2352 << 10;
 // Unoptimized code, as in a plain `cargo build`, takes several times the stack.
 pub(crate) const STACK: usize = if cfg!(debug_assertions) { 512 << 10 } else { 256 << 10 };
 const EXTENSIONS: usize = 8;
