@@ -41,7 +41,7 @@ FUZZ_SECONDS ?= 60
 
 .PHONY: help build others deb lintian debian-roots image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels kernel-guest \
   conformance-istio bench soak fleet recovery without-sandbox check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta \
-  strace gdb pilot-agent podman gvisor seccomp-profiles pod-network python prometheus workload-api istio-ca istio-injector curl kubernetes node systemd manual clean
+  strace gdb pilot-agent podman gvisor seccomp-profiles pod-network python prometheus workload-api spire istio-ca istio-injector curl kubernetes node systemd manual clean
 
 # Who installs something finds what the others have installed, and each has the processors for itself.
 .NOTPARALLEL:
@@ -217,6 +217,10 @@ prometheus:
 
 workload-api:
 	@tests/testkit/install-workload-api.sh
+
+spire: build envoy ## SPIRE's own server and agent as the source of an Envoy's identity; the first build takes ten minutes
+	@tests/testkit/install-spire.sh
+	@$(CARGO) test --test spiffe -- --include-ignored --nocapture spire::
 
 istio-ca: ## Istio's own CA for the tests, at target/istio-ca/istio-ca
 	@tests/testkit/install-istio-ca.sh

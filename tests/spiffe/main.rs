@@ -3,4 +3,5 @@
 mod answers;
 mod life;
 mod scene;
+mod spire;
 mod trust;
