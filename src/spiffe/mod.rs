@@ -1,6 +1,9 @@
 //! The client of a SPIFFE Workload API, such as SPIRE's agent: who the workload is, and whom it may trust, as it is told
 //! there.
 
+#[cfg(fuzzing)]
+#[path = "../../tests/fuzz/inside/workload_api.rs"]
+pub mod fuzz;
 mod message;
 
 use std::{

@@ -65,6 +65,9 @@ USAGE = bytes.fromhex("301406082b0601050507030106082b06010505070302")
 QUESTION = b"\x02ca\x04test\0\0\x01\0\x01"
 CLAIMS = '{"aud":["istio-ca"],"exp":1900000000,"sub":"system:serviceaccount:foo:sleep"}'
 
+WORKLOAD = field(1, field(1, "spiffe://td/a") + field(2, b"c" * 40) + field(3, b"k" * 20) + field(4, b"b" * 30) + field(5, "h"))
+WORKLOAD += field(1, field(1, "spiffe://td/b")) + field(2, b"crl") + field(3, field(1, "other") + field(2, b"d" * 30))
+
 SEEDS = {
     "allocator": [
         b"\x00\x00" + b"\x01\x00\x40\x00" * 6 + b"\x02\x01\xff\x00" * 4 + b"\x00\x00\x00\x00" * 3,
@@ -82,6 +85,15 @@ SEEDS = {
         b"\x04" + frame(1, 4, b"\x41\x7f" + b"\x80" * 9 + b"\x7e%%%") + frame(1, 4, b"\x41\x7f" + b"\x80" * 12 + b"\x00" + b"%" * 130),
     ],
     "bundle": [b"\x01", b"# roots\n\x01\x02\x01", b"\x03\n\x03", b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n\x01", b"-----BEGIN CERTIFICATE-----\x01", b"no certificate"],
+    "bundle_map": [
+        b'{"trust_domains":{"a.example":{"keys":[\x01,\x02]},"b":{"keys":[]}}}',
+        b'{"trust_domains":{"a":{"keys":[{"use":"jwt-svid"},{"use":"x509-svid","x5c":["MIIB"]},{}]},"A":{"keys":[\x03]},"c":{}}}',
+        b'{"trust_domains":{"a":{"keys":[\x01]},"a":{"keys":[\x02]}}}',
+        b"[]",
+        b"#\x01\x02\x01",
+        b"#\x04\x30\x82\x01\x00",
+        b"#\x30\x80\x00\x00" + b"x" * 100,
+    ],
     "duration": [text.encode() for text in ("24h0m0s", "1.5h", "300ms", "+1h15m30.5s", "0", ".5s", "7\u00b5s", "9223372036854775807ns", "2562047.79h", "200000000h", "1e3s", "-1h", "5")],
     "environment": [
         b"POD_NAMESPACE=foo\nSERVICE_ACCOUNT=sleep\nCA_ADDR=istiod.istio-system.svc:15012\nTRUST_DOMAIN=td.example\nSECRET_TTL=24h0m0s\n",
@@ -148,6 +160,14 @@ SEEDS = {
         b"e30.e30.c2ln\n",
         b"e30.W10.c2ln",
         b"a.b.c.d",
+    ],
+    "workload_api": [
+        b"\x07" + WORKLOAD,
+        b"\xff" + WORKLOAD + WORKLOAD,
+        b"\x01" + field(1, "") + field(3, "") + b"\x10\x01" + b"\x19" + b"x" * 8 + b"\x25abcd",
+        b"\x00\0" + len(WORKLOAD).to_bytes(4, "big") + WORKLOAD + b"\0\0\0\0\0",
+        b"\x06\1\0\0\0\0",
+        b"\x06\0\xff\xff\xff\xff",
     ],
 }
 

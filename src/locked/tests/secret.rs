@@ -118,9 +118,11 @@ fn leaves_nothing(kind: Kind) {
     sign(&read_private_key(&pem).unwrap());
     assert!(read_private_key(&pem[..pem.len() / 2]).is_err());
     let der = pkcs8(&pem).unwrap();
+    // There is no room for all of them with RSA 4096.
+    drop(pem);
     sign(&read_pkcs8(&der).unwrap());
     assert!(read_pkcs8(&der[..der.len() / 2]).is_err() && read_pkcs8(&[]).is_err());
-    drop((key, pem, der));
+    drop((key, der));
     assert_eq!(secret_usage().used, 0, "{kind:?}: something that is no key was made among keys, and stays");
 }
 
