@@ -106,10 +106,10 @@ impl Findings {
         let Config { output, sds, workload_api, admin, .. } = config;
         match &config.source.spiffe {
             Some(api) => {
-                let id = api.id.as_ref().map_or("the first that is told", |id| id.as_str());
+                let id = api.id.as_ref().map_or("the first one that the Workload API returns", |id| id.as_str());
                 self.line(&format!("  identity {id}"));
                 self.line(&format!("  source   the SPIFFE Workload API at {}", api.socket.display()));
-                self.line(&format!("  ROOTCA   as it tells{}", further_roots(&config.rotation.roots)));
+                self.line(&format!("  ROOTCA   from the same source{}", further_roots(&config.rotation.roots)));
             }
             None => self.own_certificate(config),
         }

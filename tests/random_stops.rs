@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 use residency_common::{
-    Kind, MOUNTED, NAMED, P256, P384, PRESENTED, PROVISIONED, RSA_2048, RSA_4096, Subject, UNPROTECTED,
+    Kind, MOUNTED, NAMED, P256, P384, PRESENTED, PROVISIONED, RSA_2048, RSA_4096, Subject, TOLD, UNPROTECTED,
 };
 use testkit::{
     Failure, OrFail, PATIENCE,
@@ -245,3 +245,4 @@ stopped!(rsa_4096, RSA_4096, SLOWER);
 stopped!(provisioned_and_written_to_files, PROVISIONED, FAST);
 stopped!(mounted, MOUNTED, AFTER_A_PAUSE);
 stopped!(named, NAMED, AFTER_A_PAUSE);
+stopped!(told_by_a_workload_api, TOLD, FAST);

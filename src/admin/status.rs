@@ -70,6 +70,7 @@ fn workload(workload: &Workload, shown: usize) -> Value {
         last_success,
         token_not_after,
         looks,
+        confirmed,
         trouble,
         revocation,
         flaws,
@@ -85,6 +86,7 @@ fn workload(workload: &Workload, shown: usize) -> Value {
         "last_success": last_success.map(rfc3339),
         "token_not_after": token_not_after.map(rfc3339),
         "files_read": (looks > 0).then_some(looks),
+        "confirmed": (confirmed > 0).then_some(confirmed),
         "trouble": trouble.map(|trouble| json!({
             "since": rfc3339(trouble.since), "reason": trouble.reason.label(), "text": trouble.text,
             "reached": trouble.reached,

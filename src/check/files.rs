@@ -237,16 +237,6 @@ fn certificate(
 }
 
 /// Whether a socket could be made there; nothing is left behind.
-/// Whether we may connect to this socket.
-fn connectable(socket: &Path) -> Result<String, String> {
-    let describe = |error: &io::Error| bounded::describe(socket, error);
-    if !fs::metadata(socket).map_err(|error| describe(&error))?.file_type().is_socket() {
-        return Err(format!("{}: it is no socket", socket.display()));
-    }
-    access(socket, AccessFlags::W_OK).map_err(|error| describe(&error.into()))?;
-    Ok(format!("{}: a socket that we may connect to", socket.display()))
-}
-
 fn writable(directory: &Path) -> Result<String, String> {
     let probe = directory.join(format!(".check.{}", std::process::id()));
     match fs::File::create_new(&probe) {
@@ -259,4 +249,14 @@ fn writable(directory: &Path) -> Result<String, String> {
         }
         Err(error) => Err(bounded::describe(directory, &error)),
     }
+}
+
+/// Whether we may connect to this socket.
+fn connectable(socket: &Path) -> Result<String, String> {
+    let describe = |error: &io::Error| bounded::describe(socket, error);
+    if !fs::metadata(socket).map_err(|error| describe(&error))?.file_type().is_socket() {
+        return Err(format!("{}: it is no socket", socket.display()));
+    }
+    access(socket, AccessFlags::W_OK).map_err(|error| describe(&error.into()))?;
+    Ok(format!("{}: a socket that we may connect to", socket.display()))
 }

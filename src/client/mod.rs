@@ -248,6 +248,11 @@ impl Shim<'_> {
             if let Some(read) = read_again(&before, &now) {
                 return read;
             }
+            let confirmed = |status: &Value| status["workloads"][0]["confirmed"].as_u64();
+            if confirmed(&now) != confirmed(&before) {
+                let source = now["source"].as_str().unwrap_or_default();
+                return Ok(format!("{source} tells the certificate that is already served: it renews on its own\n"));
+            }
             let held =
                 if has_certificate(&now) { "still serving the current certificate" } else { "nothing is served yet" };
             if now["renewals"]["failed"] != before["renewals"]["failed"] {

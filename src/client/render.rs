@@ -70,6 +70,7 @@ impl Page {
         }
         let next = match (workload["asking"] == true, workload["trouble"].is_null()) {
             (true, _) => "asking now".to_owned(),
+            (false, true) if workload["next_attempt"].is_null() => "left to its source".to_owned(),
             (false, true) => format!("renews {}", self.when(&workload["next_attempt"])),
             (false, false) => format!("retrying {}", self.when(&workload["next_attempt"])),
         };
@@ -79,7 +80,7 @@ impl Page {
         }
         if let Some(trouble) = workload["trouble"].as_object() {
             let reached = match (trouble.get("reached").and_then(Value::as_bool), text(&trouble["reason"])) {
-                (Some(true), _) => "; not calling the CA until then",
+                (Some(true), _) => "; not asking again until then",
                 (Some(false), "connect" | "resolve") => "; this costs the CA nothing",
                 _ => "",
             };

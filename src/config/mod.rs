@@ -125,6 +125,7 @@ impl Config {
         let identity = identity::read(&mut reader, token.file.is_none(), source.ca);
         let roots = roots::read(&mut reader, &identity.trust_domain, &source, &ca.roots, proxy.ca_certificates);
         let sds = sds::read(&mut reader);
+        sds::check_source(&mut reader, &sds, &source);
         let config = Self {
             identity,
             key: key::read(&mut reader, compat),

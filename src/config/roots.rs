@@ -21,6 +21,8 @@ pub struct RootsConfig {
     pub crl_leaf_only: bool,
     /// Our own trust domain, unless the file tells another one.
     pub trust_domain: TrustDomain,
+    /// Whether it may become another one.
+    pub moves: bool,
     /// The file that tells our own trust domain. It is watched.
     pub trust_domain_file: Option<PathBuf>,
     /// Other trust domains, each with the PEM file of its anchors.
@@ -52,8 +54,15 @@ pub(super) fn read(
     let extra = reader.text(&variables::SDS_SHIM_EXTRA_ROOTS).unwrap_or_default();
     let extra = extra.split(',').map(str::trim).filter(|file| !file.is_empty()).map(PathBuf::from);
     let trust_domain_file = reader.text(&variables::SDS_SHIM_TRUST_DOMAIN_FILE).map(PathBuf::from);
+    if trust_domain_file.is_some() && source.spiffe.is_some() {
+        reader.mistake(
+            &variables::SDS_SHIM_TRUST_DOMAIN_FILE,
+            "unset it: with SDS_SHIM_SOURCE=spiffe the trust domain is that of the identity",
+        );
+    }
     // Who may move to another trust domain names where peers are before and after.
-    let fixed = Some(trust_domain).filter(|_| trust_domain_file.is_none());
+    let is_fixed = trust_domain_file.is_none() && source.spiffe.is_none();
+    let fixed = Some(trust_domain).filter(|_| is_fixed);
     let domains = reader.parse_with(&variables::SDS_SHIM_BUNDLES, |text| match text.trim().strip_prefix('@') {
         Some("") => Err("expected a file after @, as in @/bundles/spiffe-bundle-map.json"),
         Some(map) => Ok((Vec::new(), Some(PathBuf::from(map)))),
@@ -78,6 +87,7 @@ pub(super) fn read(
         crl_fail_open: reader.boolean(&variables::SDS_SHIM_CRL_FAIL_OPEN).unwrap_or_default(),
         crl_leaf_only: reader.boolean(&variables::SDS_SHIM_CRL_LEAF_ONLY).unwrap_or_default(),
         trust_domain: trust_domain.clone(),
+        moves: !is_fixed,
         trust_domain_file,
         domains,
         bundle_map,

@@ -182,9 +182,7 @@ pub(super) fn workload_api(
     if from_request {
         reader.mistake(place, "with SDS_SHIM_TOKEN_SOURCE=request there is no certificate of our own");
     }
-    let is_at = |other: &Path| {
-        socket.file_name() == other.file_name() && socket.parent().is_some_and(|parent| is_same(parent, other))
-    };
+    let is_at = |other: &Path| is_same_file(&socket, other);
     if is_at(&sds.socket) {
         reader.mistake(place, "that is the SDS socket: they need a socket each, because of who may connect");
     }
@@ -206,6 +204,21 @@ pub(super) fn unix_path(address: &str) -> Option<PathBuf> {
     // Some write an address as a URL, with an empty host.
     let path = PathBuf::from(path.strip_prefix("//").unwrap_or(path));
     (path.is_absolute() && path.file_name().is_some()).then_some(path)
+}
+
+/// Refuses to ask ourselves: the SDS socket takes the place of whatever socket is there.
+pub(super) fn check_source(reader: &mut Reader<'_>, sds: &SdsConfig, source: &SourceConfig) {
+    if source.spiffe.as_ref().is_some_and(|source| is_same_file(&source.socket, &sds.socket)) {
+        reader.mistake(
+            &variables::SPIFFE_ENDPOINT_SOCKET,
+            "that is the SDS socket, which we serve ourselves: mount the agent's socket elsewhere",
+        );
+    }
+}
+
+/// Whether both are the same file, there or not.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    one.file_name() == other.file_name() && one.parent().is_some_and(|parent| is_same(parent, other))
 }
 
 /// Whether this is the directory of the file.

@@ -102,8 +102,13 @@ pub(super) fn read(reader: &mut Reader<'_>, from_request: bool) -> SourceConfig 
         ("auto", Source::Usual(true, true)),
         ("spiffe", Source::Spiffe),
     ];
+    let id = reader.parse_with(&variables::SDS_SHIM_SPIFFE_ID, |text| {
+        SpiffeId::parse(text).ok_or("expected a SPIFFE ID with a path, such as spiffe://example.org/ns/foo/sa/bar")
+    });
     let wanted = match reader.choice_if_set(&variables::SDS_SHIM_SOURCE, &sources) {
-        Some(Source::Spiffe) => return SourceConfig { spiffe: spiffe(reader, from_request), files: None, ca: false },
+        Some(Source::Spiffe) => {
+            return SourceConfig { spiffe: spiffe(reader, from_request, id), files: None, ca: false };
+        }
         Some(Source::Usual(files, ca)) => Some((files, ca)),
         None => None,
     };
@@ -143,7 +148,7 @@ enum Source {
     Spiffe,
 }
 
-fn spiffe(reader: &mut Reader<'_>, from_request: bool) -> Option<WorkloadApiSource> {
+fn spiffe(reader: &mut Reader<'_>, from_request: bool, id: Option<SpiffeId>) -> Option<WorkloadApiSource> {
     if from_request {
         reader.mistake(&variables::SDS_SHIM_SOURCE, "only ca is possible with SDS_SHIM_TOKEN_SOURCE=request");
     }
@@ -155,8 +160,5 @@ fn spiffe(reader: &mut Reader<'_>, from_request: bool) -> Option<WorkloadApiSour
             "required with SDS_SHIM_SOURCE=spiffe: the socket of SPIRE's agent, or of another Workload API",
         );
     }
-    let id = reader.parse_with(&variables::SDS_SHIM_SPIFFE_ID, |text| {
-        SpiffeId::parse(text).ok_or("expected a SPIFFE ID with a path, such as spiffe://example.org/ns/foo/sa/bar")
-    });
     Some(WorkloadApiSource { socket: socket?, id })
 }

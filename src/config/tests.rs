@@ -128,6 +128,7 @@ fn every_variable_has_an_effect() {
         crl_fail_open: true,
         crl_leaf_only: true,
         trust_domain: "td".parse().unwrap(),
+        moves: true,
         trust_domain_file: Some("/td".into()),
         domains: vec![("one".parse().unwrap(), "/one.pem".into()), ("two.example".parse().unwrap(), "/two.pem".into())],
         bundle_map: None,
@@ -381,6 +382,7 @@ fn a_workload_api_is_a_source_of_its_own() {
         ("SDS_SHIM_SPIFFE_ID", "spiffe://td"),
         ("SDS_SHIM_TOKEN_SOURCE", "request"),
         ("SDS_SHIM_WORKLOAD_API", "unix:/agent.sock"),
+        ("SDS_SHIM_TRUST_DOMAIN_FILE", "/domain"),
     ] {
         let told = mistake(&[SPIFFE, at("unix:///agent.sock"), (variable, value)]);
         let named = if variable == "SDS_SHIM_TOKEN_SOURCE" { "SDS_SHIM_SOURCE" } else { variable };

@@ -42,8 +42,8 @@ variables! {
         "Source of default and ROOTCA: the CA (ca), mounted files (files), mounted files until the CA has issued a certificate, then the CA permanently (auto), or a SPIFFE Workload API such as SPIRE's agent (spiffe).";
     SPIFFE_ENDPOINT_SOCKET: "unix:PATH" else "required with SDS_SHIM_SOURCE=spiffe",
         "Socket of the SPIFFE Workload API that the identity comes from, by its absolute path; used with SDS_SHIM_SOURCE=spiffe only.";
-    SDS_SHIM_SPIFFE_ID: "SPIFFE ID" else "the first that the Workload API tells",
-        "Identity to serve with SDS_SHIM_SOURCE=spiffe, where the Workload API tells several; another one is never served.";
+    SDS_SHIM_SPIFFE_ID: "SPIFFE ID" else "the first one that the Workload API returns",
+        "Identity to serve with SDS_SHIM_SOURCE=spiffe, if the Workload API returns several; no other one is ever served.";
     FILE_MOUNTED_CERTS: "true or false" = "false",
         "Read the mounted files cert-chain.pem, key.pem and root-cert.pem from ./etc/certs instead of ./var/run/secrets/workload-spiffe-credentials.";
     SDS_SHIM_CREDENTIAL_BUNDLE: "file" else "unset",
@@ -67,7 +67,7 @@ variables! {
     TRUST_DOMAIN: "trust domain" = "cluster.local",
         "Trust domain of the workload's SPIFFE ID.";
     SDS_SHIM_TRUST_DOMAIN_FILE: "file" else "unset",
-        "File that holds the trust domain and overrides TRUST_DOMAIN. When it changes, a certificate is obtained under the new name while the old one is served. While the file is unusable, the current trust domain stays.";
+        "File that holds the trust domain and overrides TRUST_DOMAIN; not with SDS_SHIM_SOURCE=spiffe. When it changes, a certificate is obtained under the new name while the old one is served. While the file is unusable, the current trust domain stays.";
     POD_NAMESPACE: "namespace" else "required to call the CA with the token in a file",
         "Namespace in the workload's SPIFFE ID.";
     SERVICE_ACCOUNT: "name" else "required to call the CA with the token in a file",

@@ -59,7 +59,7 @@ impl RootFiles {
             crl: config.crl.as_deref().map(|path| CrlFile::new(path, config)),
             domains: config.domains.iter().map(domain).collect(),
             map: config.bundle_map.as_deref().map(File::new),
-            moves: config.trust_domain_file.is_some(),
+            moves: config.moves,
             changes,
         };
         all.read();

@@ -247,11 +247,13 @@ impl Reading<'_> {
 
 /// Certificates in DER, one after the other.
 pub(super) fn in_der(mut rest: &[u8]) -> impl Iterator<Item = Result<Candidate, PemError>> {
-    /// Bytes of the smallest certificate, nearly: whatever is less is none, and many of those would fill the arena.
+    /// Bytes of the smallest certificate, nearly: whatever is less is none.
     const LEAST: usize = 100;
+    /// More than any bundle has; each takes some room wherever it is kept, or why it is not.
+    const MOST: usize = 1024;
     let mut position = 0;
     std::iter::from_fn(move || {
-        if rest.is_empty() {
+        if rest.is_empty() || position == MOST {
             return None;
         }
         position += 1;
@@ -262,7 +264,11 @@ pub(super) fn in_der(mut rest: &[u8]) -> impl Iterator<Item = Result<Candidate, 
             return Some(Err(PemError::Malformed { position }));
         };
         rest = after;
-        Some(pem::der(one.to_vec(), position).map(Candidate::new))
+        Some(match one.len() {
+            len if len > pem::MOST_DER => Err(PemError::TooLarge { position }),
+            len if !budget::has_room_for_file(len, 1) => Err(PemError::NoRoom { position }),
+            _ => pem::der(one.to_vec(), position).map(Candidate::new),
+        })
     })
 }
 

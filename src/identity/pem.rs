@@ -20,7 +20,7 @@ pub(super) const END: &str = "-----END CERTIFICATE-----";
 const MOST: usize = 16;
 /// Characters of one certificate: 16 KiB of DER. Those in the field have one or two.
 pub(super) const MOST_TEXT: usize = 22 * 1024;
-const MOST_DER: usize = MOST_TEXT / 4 * 3;
+pub(super) const MOST_DER: usize = MOST_TEXT / 4 * 3;
 /// Elements of its structure; an ordinary certificate has some hundred and thirty. Each name in it is one, and each
 /// takes a hundred times its bytes once it is parsed.
 const MOST_ELEMENTS: usize = 512;

@@ -246,7 +246,7 @@ impl State {
         told.into_iter().for_each(|what| self.tell(what));
         if let Some(gap) = gap.filter(|_| !domains.is_empty()) {
             self.tell(format!(
-                "no CRL was issued by {gap}: with SDS_SHIM_BUNDLES Envoy always checks whole chains, and rejects peers below it"
+                "no CRL was issued by {gap}: where trust domains are told apart Envoy always checks whole chains, and rejects peers below it"
             ));
         }
         self.lists_until = next;

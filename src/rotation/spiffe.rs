@@ -1,12 +1,13 @@
 use std::{
     convert::Infallible,
     future,
+    pin::Pin,
     sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, futures::Notified, watch},
     time::{Instant, sleep, timeout},
 };
 use tonic::Code;
@@ -23,19 +24,23 @@ use super::{
 use crate::{
     budget,
     clock::{self, WallTimer},
-    config::{FileCheck, WorkloadApiSource},
+    config::{FilesConfig, WorkloadApiSource},
     files::Changes,
     identity::{Answer, Issued, KeySpec, PeerTrust, PemError, SpiffeId, SvidError, TrustBundle, TrustDomain, X509Svid},
     memory,
     spiffe::{SpiffeError, Svid, Told, WorkloadApi},
     status::{self, Endpoint, Reason, Workload},
-    store::{Content, SecretStore},
+    store::{CERTIFICATE, Content, SecretStore},
 };
 
-/// How long the Workload API may take to open a stream.
+/// How long it may take to connect to the Workload API.
 const REACHED_WITHIN: Duration = Duration::from_secs(10);
-/// How long it may say nothing on it while nothing is held, before that is told.
+/// How long it may say nothing while nothing is held, before that is told: SPIRE's agent looks for a pod's container for up
+/// to half a minute. And while something is held, before it is asked on another connection.
 const SILENT: Duration = Duration::from_secs(10);
+const GIVEN_UP: Duration = Duration::from_secs(60);
+/// How long after its socket has appeared it may take until that listens and is open to us.
+const SETTLES: Duration = Duration::from_millis(100);
 /// It renews at half of a certificate's life. One of which less than this share is left is asked for again: whoever
 /// stopped without closing the stream would never be noticed.
 const OVERDUE_SHARE: i64 = 5;
@@ -50,7 +55,8 @@ pub struct Spiffe {
     api: WorkloadApi,
     endpoint: Option<Arc<Endpoint>>,
     key: KeySpec,
-    check: FileCheck,
+    files: FilesConfig,
+    store: Arc<SecretStore>,
     force: Arc<Notify>,
     roots: Arc<Publisher>,
     told: watch::Sender<Federation>,
@@ -58,6 +64,10 @@ pub struct Spiffe {
     trouble: Trouble,
     backoff: Backoff,
     held: Option<Held>,
+    /// Its version in the store.
+    version: Option<String>,
+    /// What of the federated bundles cannot be used, as it was told.
+    flaws: Vec<String>,
     /// When (Unix seconds) what is held is asked for again, and whether that was told.
     due: Option<i64>,
     told_overdue: bool,
@@ -121,7 +131,8 @@ impl Spiffe {
             endpoint: settings.status.endpoint(&address_of(&socket)),
             api: WorkloadApi::new(socket, id),
             key: settings.key,
-            check: settings.files.check,
+            files: settings.files,
+            store: Arc::clone(store),
             force: Arc::clone(&settings.force),
             roots: Arc::new(roots),
             told: watch::Sender::default(),
@@ -129,6 +140,8 @@ impl Spiffe {
             trouble: Trouble::default(),
             backoff: Backoff::default(),
             held: None,
+            version: None,
+            flaws: Vec::new(),
             due: None,
             told_overdue: false,
         }
@@ -157,17 +170,7 @@ impl Spiffe {
             let forced = force.notified();
             tokio::pin!(forced);
             let opened = Instant::now();
-            let failure = tokio::select! {
-                biased;
-                () = &mut forced => {
-                    info!("requested by signal: asking the Workload API again");
-                    continue;
-                }
-                ended = self.watch(timer.as_ref()) => match ended {
-                    Ended::Failed(failure) => failure,
-                    Ended::Again => continue,
-                },
-            };
+            let Ended::Failed(failure) = self.watch(timer.as_ref(), forced.as_mut()).await else { continue };
             if opened.elapsed() >= LASTS {
                 self.backoff.reset();
             }
@@ -175,46 +178,67 @@ impl Spiffe {
             let setback = Setback::Failed { strain: Strain::Away, asked: None };
             let wait = wait_after(setback, left.filter(|left| !left.is_zero()), &mut self.backoff, random());
             self.failed(&failure, wait, &format!("retrying in {:.1} s", wait.as_secs_f64()));
-            let appears = async {
-                // Only where it is not there: others write beside it.
-                if matches!(failure, Failure::Api(SpiffeError::Unreachable { .. })) && !self.api.socket().exists() {
-                    Changes::new(vec![self.api.socket().to_owned()], Duration::ZERO, self.check).next().await;
-                } else {
-                    future::pending::<()>().await;
-                }
-            };
             tokio::select! {
                 biased;
-                () = &mut forced => info!("requested by signal: asking the Workload API again"),
-                () = appears => {}
-                () = sleep(wait) => {}
+                () = forced => info!("requested by signal: asking the Workload API again"),
+                () = self.appears(&failure) => self.backoff.reset(),
+                () = self.pause(timer.as_ref(), wait) => {}
             }
         }
     }
 
+    /// Waits until the socket is there, if that is what was missing.
+    async fn appears(&self, failure: &Failure) {
+        let socket = self.api.socket();
+        if !matches!(failure, Failure::Api(SpiffeError::Unreachable { .. })) || socket.exists() {
+            return future::pending().await;
+        }
+        // Others may write beside it.
+        let mut changes = Changes::new(vec![socket.to_owned()], SETTLES, self.files.check);
+        while !socket.exists() {
+            changes.next().await;
+        }
+    }
+
+    /// Waits; a clock that is set meanwhile may make what is held valid again.
+    async fn pause(&self, timer: Option<&WallTimer>, wait: Duration) {
+        match timer {
+            Some(timer) => timer.pause(wait, || self.store.look_again()).await,
+            None => sleep(wait).await,
+        }
+    }
+
     /// Takes what comes on one stream.
-    async fn watch(&mut self, timer: Option<&WallTimer>) -> Ended {
-        let (called, opened) = (Instant::now(), clock::now());
-        self.shown.attempts(opened, None);
-        let mut updates = match timeout(REACHED_WITHIN, self.api.watch()).await {
-            Ok(Ok(updates)) => updates,
-            Ok(Err(error)) => return self.call_failed(called, error.into()),
-            Err(_) => return self.call_failed(called, Failure::Silent(REACHED_WITHIN)),
+    async fn watch(&mut self, timer: Option<&WallTimer>, mut forced: Pin<&mut Notified<'_>>) -> Ended {
+        let called = Instant::now();
+        self.shown.attempts(clock::now(), None);
+        let mut updates = tokio::select! {
+            biased;
+            () = forced.as_mut() => return self.asked_for(),
+            opened = timeout(REACHED_WITHIN, self.api.watch()) => match opened {
+                Ok(Ok(updates)) => updates,
+                Ok(Err(error)) => return self.call_failed(called, error.into()),
+                Err(_) => return self.call_failed(called, Failure::Silent(REACHED_WITHIN)),
+            },
         };
-        let mut answered = false;
-        let mut silent = self.held.is_none();
+        let (mut answered, mut told_silent) = (false, false);
         loop {
             let told = tokio::select! {
                 biased;
                 told = updates.next() => told,
-                () = at(timer, self.due), if answered => {
+                () = forced.as_mut() => return self.asked_for(),
+                () = due(timer, self.due, &self.store), if answered => {
                     self.overdue();
                     return Ended::Again;
                 }
-                () = sleep(SILENT), if silent && !answered => {
-                    silent = false;
+                // Whoever attests us may take a while; what is held is asked for on another connection.
+                () = sleep(SILENT), if !told_silent && self.held.is_none() => {
+                    told_silent = true;
                     self.failed(&Failure::Silent(SILENT), Duration::ZERO, "waiting on the open stream");
                     continue;
+                }
+                () = sleep(GIVEN_UP), if !answered && self.held.is_some() => {
+                    return self.call_failed(called, Failure::Silent(GIVEN_UP));
                 }
             };
             let told = match told {
@@ -231,6 +255,11 @@ impl Spiffe {
         }
     }
 
+    fn asked_for(&self) -> Ended {
+        info!("requested by signal: asking the Workload API again");
+        Ended::Again
+    }
+
     /// Publishes what was told.
     async fn take(&mut self, told: Told) -> Result<(), Failure> {
         let Told { svid, ids, bundles } = told;
@@ -238,11 +267,13 @@ impl Spiffe {
         memory::before_a_key();
         let (issued, id) = verify(svid, self.held.is_some()).await.map_err(Failure::Answer)?;
         let now = clock::now();
-        let (others, flaws) = federation(&bundles, &id.domain(), now);
+        let (others, flaws) = federation(&bundles, &id.domain(), &self.told.borrow().others, now);
         drop(bundles);
-        flaws.iter().for_each(|flaw| warn!("among the Workload API's federated bundles, {flaw}"));
-        let (own, domain) = (Some(id.domain()), id.domain());
-        self.told.send_replace(Federation { own, others });
+        if flaws != self.flaws {
+            flaws.iter().for_each(|flaw| warn!("among the Workload API's federated bundles, {flaw}"));
+            self.flaws = flaws;
+        }
+        self.told.send_replace(Federation { own: Some(id.domain()), others });
         // They are taken up before this goes on.
         tokio::task::yield_now().await;
         let error = |error| Failure::Answer(SvidError::from(error).to_string());
@@ -250,7 +281,7 @@ impl Spiffe {
             chain: issued.svid.chain().map_err(error)?,
             key: issued.svid.key_pem(&self.key).map_err(error)?,
         };
-        self.roots.publish(&issued, domain, certificate).await;
+        self.roots.publish(&issued, id.domain(), certificate).await;
         memory::look_again();
         self.published(&issued, &id, now);
         Ok(())
@@ -258,25 +289,27 @@ impl Spiffe {
 
     fn published(&mut self, issued: &Issued, id: &SpiffeId, now: i64) {
         let (serial, (begins, ends)) = (issued.svid.serial(), issued.svid.validity());
+        // The same certificate may last longer under another anchor.
+        self.store.lasts_until(CERTIFICATE, ends);
         self.shown.identify(id.as_str(), id.as_str());
         self.trouble.over().iter().for_each(|over| info!("{over}"));
-        let due = match ends.saturating_sub(ends.saturating_sub(begins) / OVERDUE_SHARE) {
+        self.due = Some(match ends.saturating_sub(ends.saturating_sub(begins) / OVERDUE_SHARE) {
             due if due > now => due,
             _ => now.saturating_add((ends.saturating_sub(now) / 2).max(ASK_AGAIN)),
-        };
-        self.due = Some(due);
-        if self.held.as_ref().is_some_and(|held| held.serial == serial) {
-            self.shown.confirmed(due);
-            return;
+        });
+        let version = self.shown.secrets().get(CERTIFICATE).map(|held| held.version().to_owned());
+        let is_new = version != self.version;
+        self.shown.told(now, is_new);
+        if is_new {
+            if issued.for_any_use {
+                warn!("the certificate has no extended key usage: Envoy accepts it, stricter peers may not");
+            }
+            let not_after = clock::rfc3339(ends);
+            info!(identity = %id, serial, not_after, "received a certificate from the Workload API");
+            (self.version, self.told_overdue) = (version, false);
+            self.backoff.reset();
         }
-        if issued.for_any_use {
-            warn!("the certificate has no extended key usage: Envoy accepts it, stricter peers may not");
-        }
-        info!(identity = %id, serial, not_after = clock::rfc3339(ends), "received a certificate from the Workload API");
-        self.shown.renewed(now, due);
         self.held = Some(Held { serial, life: (now.max(begins), ends) });
-        self.told_overdue = false;
-        self.backoff.reset();
     }
 
     /// What is held was to be renewed by now.
@@ -339,39 +372,51 @@ async fn merge(
     }
 }
 
-/// Files first: whoever names a trust domain in the configuration means it.
+/// Of a trust domain that the configuration names, its files count alone.
 fn merged(files: &PeerTrust, told: &Federation) -> PeerTrust {
     let mut both = files.clone();
     if let Some(own) = &told.own {
         both.own.clone_from(own);
     }
-    both.domains.extend(told.others.iter().cloned());
+    let is_new = |(domain, _): &&(TrustDomain, TrustBundle)| files.domains.iter().all(|(known, _)| known != domain);
+    both.domains.extend(told.others.iter().filter(is_new).cloned());
     both
 }
 
-/// What is told of other trust domains, and what of it cannot be used.
+/// What is told of other trust domains, and what of it cannot be used: the first few.
 fn federation(
     bundles: &[(Vec<u8>, Vec<u8>)],
     own: &TrustDomain,
+    before: &[(TrustDomain, TrustBundle)],
     now: i64,
 ) -> (Vec<(TrustDomain, TrustBundle)>, Vec<String>) {
-    let (mut others, mut flaws) = (Vec::new(), Vec::new());
+    const TOLD: usize = 4;
+    let (mut others, mut flaws): (Vec<(TrustDomain, TrustBundle)>, Vec<String>) = Default::default();
+    let mut tell = |flaw: String| flaws.extend((flaws.len() < TOLD).then_some(flaw));
     for (number, (name, der)) in bundles.iter().enumerate() {
         let text = String::from_utf8_lossy(name);
         // Both forms are found.
         let Ok(domain) = text.strip_prefix("spiffe://").unwrap_or(&text).parse::<TrustDomain>() else {
-            flaws.push(format!("the name of number {} is no trust domain; skipped", number + 1));
+            tell(format!("the name of number {} is no trust domain; skipped", number + 1));
             continue;
         };
-        if domain == *own {
+        // Envoy refuses all of them where one comes twice.
+        if domain == *own || others.iter().any(|(known, _)| *known == domain) {
             continue;
         }
         match TrustBundle::from_der(der, now, budget::has_room_for_anchor) {
             Ok((bundle, bad)) => {
-                flaws.extend((!bad.is_empty()).then(|| format!("in that of {domain}, {bad}")));
+                if !bad.is_empty() {
+                    tell(format!("in that of {domain}, {bad}"));
+                }
                 others.push((domain, bundle));
             }
-            Err(error) => flaws.push(format!("that of {domain}: {}; skipped", in_der(&error))),
+            Err(error) => {
+                tell(format!("that of {domain}: {}; skipped", in_der(&error)));
+                // The next message may be hours away.
+                let held = before.iter().find(|(known, _)| *known == domain);
+                others.extend(held.filter(|_| matches!(error, PemError::NoRoom { .. })).cloned());
+            }
         }
     }
     others.sort_by(|(one, _), (other, _)| one.cmp(other));
@@ -423,9 +468,13 @@ fn left(ends: i64) -> Duration {
     Duration::from_secs(ends.saturating_sub(clock::now()).max(0) as u64)
 }
 
-async fn at(timer: Option<&WallTimer>, moment: Option<i64>) {
+async fn due(timer: Option<&WallTimer>, moment: Option<i64>, store: &SecretStore) {
     match timer.zip(moment) {
-        Some((timer, moment)) => timer.at(UNIX_EPOCH + Duration::from_secs(moment.max(0) as u64)).await,
+        Some((timer, moment)) => {
+            let moment = UNIX_EPOCH + Duration::from_secs(moment.max(0) as u64);
+            // A clock that is set may make what is held valid again.
+            timer.until(moment, || store.look_again()).await;
+        }
         None => future::pending().await,
     }
 }

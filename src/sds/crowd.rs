@@ -41,6 +41,8 @@ pub(super) struct Group {
     connects: Mutex<Bucket>,
     /// What is logged of it: a line for each cause.
     lines: Mutex<[Lines; 3]>,
+    /// When one of its connections last began calls while there was little room.
+    opened: Mutex<Option<Instant>>,
 }
 
 /// Causes of lines in the log.
@@ -220,6 +222,7 @@ impl Group {
             units: Mutex::new(Bucket::new(limits::BURST, limits::RATE, now)),
             connects: Mutex::new(Bucket::new(limits::CONNECTION_BURST, limits::CONNECTION_RATE, now)),
             lines: Mutex::new([(); 3].map(|()| Lines::new(limits::LINES, now))),
+            opened: Mutex::default(),
         }
     }
 
@@ -231,6 +234,11 @@ impl Group {
     /// Frames or parts of them that it has sent.
     pub(super) fn units(&self) -> MutexGuard<'_, Bucket> {
         self.units.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When one of its connections last had its turn to begin calls.
+    pub(super) fn opened(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a line of this cause may be written; tells of those that were not.

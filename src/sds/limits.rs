@@ -100,6 +100,8 @@ const BEGUN: usize = 6 * 1024;
 #[derive(Clone)]
 pub(super) struct Limits {
     taker: Taker,
+    /// All places for streams, and those that are free.
+    places: usize,
     streams: Arc<Semaphore>,
     /// For the first stream of a connection, where there is no other place: a probe needs no more.
     kept: Arc<Semaphore>,
@@ -146,9 +148,10 @@ impl Default for Limits {
 
 impl Limits {
     fn new(taker: Taker, streams: usize, unstarted: Arc<AtomicUsize>) -> Self {
-        let places = |most: usize| Arc::new(Semaphore::new(most));
-        let (streams, kept) = (places(streams * budget::share()), places(connections() + KEPT_CONNECTIONS));
-        Self { taker, streams, kept, unstarted, openers: Arc::default() }
+        let places = streams * budget::share();
+        let streams = Arc::new(Semaphore::new(places));
+        let kept = Arc::new(Semaphore::new(connections() + KEPT_CONNECTIONS));
+        Self { taker, places, streams, kept, unstarted, openers: Arc::default() }
     }
 
     /// Those of the Workload API: its own places, in the same memory, of which it leaves some.
@@ -181,7 +184,8 @@ impl Limits {
     /// may have, a few, and only when it is its turn.
     pub(super) fn may_open(&self, account: &Arc<Account>) -> usize {
         let many = streams_of_one() as usize;
-        match self.room() < many * BEGUN || self.streams.available_permits() < many {
+        let few_places = self.streams.available_permits() < many.min(self.places / 2);
+        match few_places || self.room() < many * BEGUN {
             false => READ,
             true if self.openers.may_open(account, Instant::now()) => FEW,
             true => 0,

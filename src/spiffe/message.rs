@@ -6,11 +6,13 @@ use crate::{
     bounded::foreign_text,
     budget,
     identity::SpiffeId,
-    wire::{Overlong, Varint},
+    wire::{MAX_ANSWER, Overlong, Varint},
 };
 
-/// Bytes of a message without its key: chains are a few KiB, and bundles of a hundred anchors some hundred.
-const MAX_MESSAGE: usize = 512 * 1024;
+/// Bytes of a message that are kept, beside the key: a chain is a few KiB, and a bundle of a hundred anchors some hundred.
+const MAX_KEPT: usize = 512 * 1024;
+/// Bytes of a SPIFFE ID (section 2.3 of its specification), and of the name of a trust domain with what may stand before.
+const MAX_NAME: usize = 2048;
 /// Bytes of a private key: one of RSA with 8,192 bits has 4,700.
 const MAX_KEY: usize = 8 * 1024;
 /// Fields that a message may have; each bundle takes three.
@@ -20,10 +22,11 @@ const MOST_IDS: usize = 4;
 const MOST_TOLD: usize = 256;
 
 const COMPRESSED: &str = "the message is compressed";
-const TOO_LARGE: &str = "the message is too large: 512 KiB are the most, and 8 KiB for a key";
+const TOO_LARGE: &str = "the message is too large: the limits are 1,280 KiB, 512 KiB of one identity and all bundles, 8 KiB for \
+                         a key and 2 KiB for a name";
 const NO_ROOM: &str = "not enough arena memory for the message; raise SDS_SHIM_ARENA_KIB";
 const FIELDS: &str = "the message has more than 1,024 fields";
-const MALFORMED: &str = "the message is no X509SVIDResponse";
+const MALFORMED: &str = "the message is not an X509SVIDResponse";
 
 /// Field numbers of `X509SVIDResponse`, of `X509SVID` and of an entry of a map.
 const SVIDS: u64 = 1;
@@ -124,9 +127,11 @@ impl Receiver {
                     return Err(COMPRESSED);
                 }
             }
-            if self.left > MAX_MESSAGE + MAX_KEY {
+            if self.left > MAX_ANSWER {
                 return Err(TOO_LARGE);
             }
+            // Two of them are not held at the same time.
+            self.told = None;
             let (message, rest) = content.split_at(self.left.min(content.len()));
             self.reader.read(message, self.wanted.as_ref())?;
             (self.left, content) = (self.left - message.len(), rest);
@@ -274,12 +279,15 @@ impl Reader {
             return;
         }
         let svid = mem::take(&mut self.svid);
+        let size = svid.id.len() + svid.chain.len() + svid.bundle.len();
         if self.told.ids.len() < MOST_IDS {
             self.told.ids.push(foreign_text(&String::from_utf8_lossy(&svid.id), MOST_TOLD));
         }
         let is_wanted = wanted.is_none_or(|wanted| wanted.as_str().as_bytes() == svid.id);
         if is_wanted && self.told.svid.is_none() {
             self.told.svid = Some(svid);
+        } else {
+            self.size = self.size.saturating_sub(size);
         }
     }
 
@@ -309,9 +317,14 @@ impl Reader {
             return Ok(());
         }
         let size = self.size.saturating_add(length);
+        let is_name = matches!(
+            (&self.inner, self.field),
+            (Some(Inner { of: SVIDS, .. }), SPIFFE_ID) | (Some(Inner { of: FEDERATED_BUNDLES, .. }), ENTRY_KEY)
+        );
         let Some(kept) = self.kept() else { return Ok(()) };
         match size {
-            MAX_MESSAGE.. => return Err(TOO_LARGE),
+            MAX_KEPT.. => return Err(TOO_LARGE),
+            _ if is_name && length > MAX_NAME => return Err(TOO_LARGE),
             // As it is, and as what is made from it.
             _ if !budget::has_room_for_file(length, 2) => return Err(NO_ROOM),
             _ => *kept = Vec::with_capacity(length),
@@ -401,13 +414,18 @@ mod tests {
             let federated_bundles = [("td".to_owned(), vec![0; length].into())].into_iter().collect();
             framed(&X509svidResponse { federated_bundles, ..Default::default() }.encode_to_vec())
         };
+        let name = |length| {
+            let svids = vec![X509svid { spiffe_id: "x".repeat(length), ..Default::default() }];
+            framed(&X509svidResponse { svids, ..Default::default() }.encode_to_vec())
+        };
         let key = X509svid { x509_svid_key: vec![0; MAX_KEY + 1].into(), ..Default::default() };
         let key = X509svidResponse { svids: vec![key], ..Default::default() };
         let many = X509svidResponse { crl: vec![Vec::new().into(); MAX_FIELDS + 1], ..Default::default() };
         for (stream, flaw) in [
             (vec![1, 0, 0, 0, 0], COMPRESSED),
             (large(u32::MAX), TOO_LARGE),
-            (bundle(MAX_MESSAGE), TOO_LARGE),
+            (bundle(MAX_KEPT), TOO_LARGE),
+            (name(MAX_NAME + 1), TOO_LARGE),
             (framed(&key.encode_to_vec()), TOO_LARGE),
             (framed(&many.encode_to_vec()), FIELDS),
             (framed(&[0x00]), MALFORMED),
@@ -418,7 +436,10 @@ mod tests {
         ] {
             assert_eq!(told(None, &stream, 1000).err(), Some(flaw));
         }
-        assert!(told(None, &bundle(MAX_MESSAGE - 100), 1000).unwrap().is_some());
+        assert!(told(None, &bundle(MAX_KEPT - 100), 1000).unwrap().is_some());
+        // Whatever is said of identities that are not wanted takes no room for long.
+        let many = X509svidResponse { svids: vec![svid("spiffe://td/other", 1); 150], ..Default::default() };
+        assert!(told(Some("spiffe://td/a"), &framed(&many.encode_to_vec()), 1000).unwrap().is_some());
     }
 
     #[test]

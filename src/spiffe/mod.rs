@@ -9,6 +9,7 @@ mod message;
 use std::{
     io,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -57,7 +58,7 @@ pub enum SpiffeError {
         message: String,
     },
     /// Something else serves the socket.
-    #[error("what answers is no gRPC server: HTTP status {0}")]
+    #[error("the server at the socket does not speak gRPC: HTTP status {0}")]
     Stranger(StatusCode),
     /// It has ended a stream that lasts for ever, without a reason.
     #[error("the Workload API ended the stream")]
@@ -76,11 +77,15 @@ pub struct WorkloadApi {
     wanted: Option<SpiffeId>,
 }
 
+type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Incoming>, hyper::Error>> + Send>>;
+
 /// A stream on which it tells what has changed.
 pub struct Updates {
     /// Closed when this is dropped.
     _connection: Connection,
-    body: Incoming,
+    /// The headers of the answer, until they are there: some servers send them with their first message alone.
+    answer: Option<Answer>,
+    body: Option<Incoming>,
     receiver: Arc<Mutex<Receiver>>,
     given_up: GivenUp,
 }
@@ -96,10 +101,10 @@ impl WorkloadApi {
         &self.socket
     }
 
-    /// Opens the stream.
+    /// Connects, and asks to be told.
     ///
     /// # Errors
-    /// What kept it from being opened.
+    /// What kept us from it.
     pub async fn watch(&self) -> Result<Updates, SpiffeError> {
         let (receiver, given_up) = (Arc::new(Mutex::new(Receiver::new(self.wanted.clone()))), GivenUp::default());
         let (taker, giver) = (Arc::clone(&receiver), given_up.clone());
@@ -122,13 +127,8 @@ impl WorkloadApi {
             .header(HEADER.0, HEADER.1)
             .body(tonic::body::Body::new(Full::new(Bytes::from_static(REQUEST))));
         let request = request.map_err(|error| SpiffeError::Broken(error.to_string()))?;
-        let answer = connection.sender().call(request).await.map_err(broken)?;
-        if answer.status() != StatusCode::OK {
-            return Err(SpiffeError::Stranger(answer.status()));
-        }
-        // An error without a message comes as headers alone.
-        status(answer.headers()).map_or(Ok(()), Err)?;
-        Ok(Updates { _connection: connection, body: answer.into_body(), receiver, given_up })
+        let answer = connection.sender().call(request);
+        Ok(Updates { _connection: connection, answer: Some(answer), body: None, receiver, given_up })
     }
 }
 
@@ -145,7 +145,11 @@ impl Updates {
             if let Some(reason) = self.given_up.reason() {
                 return Err(SpiffeError::Message(reason));
             }
-            match self.body.frame().await {
+            let Some(body) = &mut self.body else {
+                self.begins().await?;
+                continue;
+            };
+            match body.frame().await {
                 // Its content has been taken; what HTTP/2 has of it is empty.
                 Some(Ok(frame)) => {
                     if let Some(error) = frame.trailers_ref().and_then(status) {
@@ -156,6 +160,23 @@ impl Updates {
                 None => return Err(SpiffeError::Ended),
             }
         }
+    }
+
+    /// Waits for the headers of the answer.
+    async fn begins(&mut self) -> Result<(), SpiffeError> {
+        let answer = match &mut self.answer {
+            Some(answer) => answer.await,
+            None => return Err(SpiffeError::Ended),
+        };
+        self.answer = None;
+        let answer = answer.map_err(|error| explain(&self.given_up, &error))?;
+        if answer.status() != StatusCode::OK {
+            return Err(SpiffeError::Stranger(answer.status()));
+        }
+        // An error without a message comes as headers alone.
+        status(answer.headers()).map_or(Ok(()), Err)?;
+        self.body = Some(answer.into_body());
+        Ok(())
     }
 }
 

@@ -32,6 +32,8 @@ pub struct RenewalFacts {
     pub token_not_after: Option<i64>,
     /// How often the mounted files were read because somebody asked for it.
     pub looks: u64,
+    /// How often a Workload API has told the certificate that was held already.
+    pub confirmed: u64,
     /// What is wrong now.
     pub trouble: Option<Trouble>,
     /// How it goes with the lists of revoked certificates.
@@ -161,14 +163,18 @@ impl Workload {
         self.status.changed(|renewals| renewals.issued += 1);
     }
 
-    /// What is held is still the answer of whoever tells it; it is looked at again at `next` (Unix seconds).
-    pub fn confirmed(&self, next: i64) {
+    /// What a Workload API has told at `now` (Unix seconds) is served: another certificate, or still the same one. It is
+    /// that API that decides when there is another.
+    pub fn told(&self, now: i64, is_new: bool) {
         let mut facts = self.lock();
         facts.asking = false;
         facts.trouble = None;
-        facts.next_attempt = Some(next);
+        facts.last_success = Some(now);
+        facts.next_attempt = None;
+        facts.confirmed += u64::from(!is_new);
         drop(facts);
-        self.status.changed(|_| {});
+        self.status.by_ca.store(true, Ordering::Relaxed);
+        self.status.changed(|renewals| renewals.issued += u64::from(is_new));
     }
 
     /// What was issued at `received`, before a crash, is served and is renewed at `next`.

@@ -33,7 +33,7 @@ const LEAST: usize = 16;
 const PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSES: usize = 50;
 
-const TOO_MANY_BYTES: &str = "received more than 1,536 KiB in one call";
+const TOO_MANY_BYTES: &str = "received more than 1,536 KiB in one call, or in a minute of it";
 const TOO_MANY_FRAMES: &str = "received more than 256 HTTP/2 frames in one call, and more than one for each 512 bytes (informational responses, \
                                perhaps)";
 const NO_ROOM: &str = "not enough arena memory for the answer; raise SDS_SHIM_ARENA_KIB";
@@ -68,12 +68,21 @@ pub type Tap = Box<dyn FnMut(&mut [u8]) + Send>;
 pub struct Limited<S> {
     stream: S,
     given_up: GivenUp,
-    /// Where the call does not end: what takes its content, and since when the limits count.
-    lasting: Option<(Tap, Instant)>,
+    /// Where the call does not end.
+    lasting: Option<Lasting>,
     bytes: usize,
     frames: Frames,
     pause: Option<Pin<Box<Sleep>>>,
     pauses: usize,
+}
+
+struct Lasting {
+    /// What takes its content.
+    tap: Tap,
+    /// Since when the limits count.
+    since: Instant,
+    /// In secret memory: what is read goes here, and on without its content.
+    block: Vec<u8>,
 }
 
 impl<S> Limited<S> {
@@ -84,7 +93,23 @@ impl<S> Limited<S> {
 
     /// One for a call that does not end, whose limits hold for each minute.
     pub fn lasting(stream: S, given_up: GivenUp, tap: Tap) -> Self {
-        Self { lasting: Some((tap, Instant::now())), ..Self::new(stream, given_up) }
+        const BLOCK: usize = 1024;
+        let block = locked::secretly(|| vec![0; BLOCK]);
+        Self { lasting: Some(Lasting { tap, since: Instant::now(), block }), ..Self::new(stream, given_up) }
+    }
+
+    /// So many bytes more have come.
+    fn count(&mut self, read: usize) -> io::Result<()> {
+        self.bytes += read;
+        match self.given_up.reason() {
+            // What they say is no good.
+            Some(reason) => Err(io::Error::other(reason)),
+            None if self.frames.count > MAX_FRAMES + self.bytes / BYTES_OF_A_FRAME => {
+                Err(self.given_up.because(TOO_MANY_FRAMES))
+            }
+            None if self.bytes > MAX_BYTES => Err(self.given_up.because(TOO_MANY_BYTES)),
+            None => Ok(()),
+        }
     }
 
     /// How many bytes may be taken now.
@@ -108,25 +133,29 @@ impl<S> Limited<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Limited<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let most = ready!(self.room(cx))?.min(buf.remaining());
-        let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
-        let Self { frames, lasting, bytes, given_up, .. } = &mut *self;
-        if let Some((_, since)) = lasting.as_mut().filter(|(_, since)| since.elapsed() >= PERIOD) {
-            (*since, *bytes, frames.count) = (Instant::now(), 0, 0);
+        let this = &mut *self;
+        let Some(Lasting { tap, since, block }) = &mut this.lasting else {
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
+            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut part))?;
+            this.frames.walk(part.filled_mut(), None);
+            let read = part.filled().len();
+            buf.advance(read);
+            return Poll::Ready(this.count(read));
+        };
+        let most = most.min(block.len());
+        let mut part = ReadBuf::new(&mut block[..most]);
+        ready!(Pin::new(&mut this.stream).poll_read(cx, &mut part))?;
+        if since.elapsed() >= PERIOD {
+            *since = Instant::now();
+            (this.bytes, this.frames.count, this.pauses) = (0, 0, 0);
         }
-        if !frames.walk(part.filled_mut(), lasting.as_mut().map(|(tap, _)| tap)) {
-            return Poll::Ready(Err(given_up.because(PADDED)));
-        }
-        self.bytes += part.filled().len();
-        if self.frames.count > MAX_FRAMES + self.bytes / BYTES_OF_A_FRAME {
-            return Poll::Ready(Err(self.given_up.because(TOO_MANY_FRAMES)));
-        }
-        if self.bytes > MAX_BYTES {
-            return Poll::Ready(Err(self.given_up.because(TOO_MANY_BYTES)));
+        if !this.frames.walk(part.filled_mut(), Some(tap)) {
+            block.fill(0);
+            return Poll::Ready(Err(this.given_up.because(PADDED)));
         }
         let read = part.filled().len();
-        buf.advance(read);
-        Poll::Ready(Ok(()))
+        buf.put_slice(part.filled());
+        Poll::Ready(this.count(read))
     }
 }
 

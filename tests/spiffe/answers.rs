@@ -6,7 +6,7 @@ use testkit::{
     OrFail, Result,
     agent::{self, Answer, der, framed, svid},
     development_ca::{Leaf, Pki},
-    fixture::{Logged, QUIET, Site},
+    fixture::{Logged, Pod, QUIET, Site},
     sds,
     workload_api::at,
 };
@@ -60,9 +60,10 @@ async fn what_cannot_be_used_leaves_the_last_good_certificate() -> testkit::Resu
         (of(&Leaf { not_before: 1000, ..Leaf::workload(ID, LIFE) })?, "a certificate is valid from"),
         (of(&Leaf { client_auth: false, ..Leaf::workload(ID, LIFE) })?, "lacks clientAuth"),
         (of(&Leaf { ca: true, ..Leaf::workload(ID, LIFE) })?, "the leaf is a CA certificate"),
-        (Answer::Raw(framed(b"no message")), "the message is no X509SVIDResponse"),
+        (Answer::Raw(framed(b"no message")), "the message is not an X509SVIDResponse"),
         (Answer::Raw(vec![1, 0, 0, 0, 0].into()), "the message is compressed"),
         (Answer::Raw(vec![0, 0x7f, 0xff, 0xff, 0xff].into()), "the message is too large"),
+        (with(site, |one| one.spiffe_id = "x".repeat(2049))?, "the message is too large"),
         (Answer::Raw(framed(&[0x12, 0].repeat(2000))), "the message has more than 1,024 fields"),
     ];
     for (answer, text) in cases {
@@ -108,10 +109,9 @@ async fn a_stranger_on_the_socket_is_told() -> testkit::Result {
             .await?;
     let line = scene.shim.wait_for_log("cannot obtain a certificate: no Workload API at /proc/self/nothing: ").await?;
     assert!(line.contains("Envoy waits; retrying in"), "{line}");
-    // Our own SDS socket is one that answers, and has no such call.
-    let site = Site::new().await?;
-    let own = site.workload.socket();
-    let shim = Logged(shim(&site).env("SPIFFE_ENDPOINT_SOCKET", at(&own)).start()?);
+    // An SDS socket is one that answers, and has no such call.
+    let (site, pod) = (Site::new().await?, Pod::new().await?);
+    let shim = Logged(shim(&site).env("SPIFFE_ENDPOINT_SOCKET", at(pod.shim.socket())).start()?);
     shim.wait_for_log("the Workload API answered Unimplemented: ").await?;
     Ok(())
 }

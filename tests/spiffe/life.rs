@@ -3,7 +3,8 @@
 use nix::sys::signal::Signal;
 use testkit::{
     OrFail, PATIENCE,
-    agent::Agent,
+    agent::{Agent, Answer},
+    development_ca::Leaf,
     fixture::{Logged, QUIET, Site, secret},
     sds,
     workload_api::{self, WorkloadApi},
@@ -11,8 +12,7 @@ use testkit::{
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::scene::{ID, Scene, issue, shim, socket, told};
-use testkit::agent::Answer;
+use crate::scene::{ID, LIFE, Scene, issue, shim, socket, told};
 
 #[tokio::test]
 async fn each_certificate_is_served_as_it_is_told_and_the_ca_is_not_called() -> testkit::Result {
@@ -32,9 +32,11 @@ async fn each_certificate_is_served_as_it_is_told_and_the_ca_is_not_called() -> 
     }
     // The same once more is no news.
     let calls = scene.agent.calls();
-    scene.shim.signal(Signal::SIGUSR1)?;
+    let mut renew = scene.site.shim().arg("renew").start()?;
+    assert!(renew.wait_exit().await?.success(), "{:?}", renew.log().lines());
+    assert!(renew.log().contains("tells the certificate that is already served: it renews on its own"));
     scene.shim.wait_for_log("requested by signal: asking the Workload API again").await?;
-    scene.shim.until("another call", || (scene.agent.calls() > calls).then_some(())).await?;
+    assert_eq!(scene.agent.calls(), calls + 1);
     scene.stream.expect_silence(QUIET).await?;
     assert_eq!(scene.shim.log().count("received a certificate from the Workload API"), 4);
     assert!(scene.site.ca.calls().is_empty(), "the CA was called");
@@ -42,6 +44,9 @@ async fn each_certificate_is_served_as_it_is_told_and_the_ca_is_not_called() -> 
     let source = format!("the SPIFFE Workload API at {}", socket(&scene.site).display());
     assert!(status.contains(&source) && status.contains(ID), "{status}");
     assert_eq!(scene.page("/readyz").await?.trim(), "ok");
+    let mut table = scene.site.shim().arg("status").arg("--table").start()?;
+    assert!(table.wait_exit().await?.success());
+    assert!(table.log().contains("renewal  left to its source; last success"), "{:?}", table.log().lines());
     let metrics = scene.page("/metrics").await?;
     assert!(metrics.contains("sds_shim_renewals_total 4"), "{metrics}");
     Ok(())
@@ -98,6 +103,24 @@ async fn what_is_held_outlives_the_agent() -> testkit::Result {
     scene.serves(&issued).await?;
     assert_eq!(scene.page("/readyz").await?.trim(), "ok");
     Ok(())
+}
+
+/// One that takes a call and never answers: it is asked again, and what is held stays.
+#[tokio::test]
+async fn an_agent_that_hangs_is_asked_again() -> testkit::Result {
+    let short = |site: &Site| -> testkit::Result<Answer> {
+        let leaf = Leaf { not_before: -50, not_after: 15, ..Leaf::workload(ID, LIFE) };
+        told(site, &site.pki.issue(&leaf), ID)
+    };
+    let mut scene = Scene::new(short).await?;
+    scene.next().await?;
+    // Less than a fifth of its life is left in two seconds.
+    scene.agent.tell(Answer::Silence);
+    let calls = scene.agent.calls();
+    scene.shim.wait_for_log("the Workload API has not renewed the certificate, which expires at").await?;
+    scene.shim.until("another call", || (scene.agent.calls() > calls).then_some(())).await?;
+    let issued = scene.renew()?;
+    scene.serves(&issued).await
 }
 
 /// A server that ends each stream after its message must not be called without an end.

@@ -63,6 +63,31 @@ async fn federated_bundles_are_trusted_each_for_its_own_trust_domain() -> testki
     Ok(())
 }
 
+/// Envoy refuses a list in which a trust domain stands twice: of one that a file names, the file counts.
+#[tokio::test]
+async fn a_trust_domain_that_comes_from_several_places_is_served_once() -> testkit::Result {
+    let (told_of, in_file) = (Pki::new("told"), Pki::new("in a file"));
+    let others = [("other.example", &told_of), ("spiffe://third.example", &told_of), ("third.example", &told_of)];
+    let mut scene = Scene::with(
+        |site| {
+            write(&site.workload.path().join("other.pem"), &in_file.root_pem())?;
+            federated(site, &issue(site, ID), &others)
+        },
+        // Not our own here, though it is by default.
+        |shim| shim.env("SDS_SHIM_BUNDLES", "other.example=other.pem,cluster.local=other.pem"),
+    )
+    .await?;
+    scene.next().await?;
+    let count = |text: &str, name: &str| text.matches(name).count();
+    root_ca(&mut scene, |text| {
+        let once = ["example.org", "third.example", "cluster.local"].iter().all(|name| count(text, name) == 1);
+        once && count(text, "other.example") == 1
+            && text.contains(in_file.root_pem().lines().nth(5).unwrap_or_default())
+    })
+    .await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn anchors_of_files_are_served_beside_those_that_are_told() -> testkit::Result {
     let extra = Pki::new("extra").root_pem();
