@@ -150,6 +150,7 @@ without-sandbox: build $(TEST_TOOLS) ## the whole suite with SDS_SHIM_SECCOMP=of
 check: openssl ## format and lints, warnings as errors
 	@$(CARGO) fmt --all --check
 	@$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml --check
+	@$(CARGO) fmt --manifest-path tests/workload_api/rust-spiffe/Cargo.toml --check
 	@$(CARGO) clippy --workspace --all-targets -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --workspace --no-deps
 

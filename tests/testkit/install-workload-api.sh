@@ -1,16 +1,17 @@
 #!/bin/sh
 # Puts applications with the usual libraries for the SPIFFE Workload API into target/workload-api, for the tests: with
 # go-spiffe, and with grpc-go's reader of bundle maps, which tests/go/workload-api builds from Go's module proxy (go.sum
-# has the checksums), and the package `spiffe` of PyPI in a virtual environment (versions in
-# tests/workload_api/requirements.txt). Quick when all are there.
+# has the checksums), the package `spiffe` of PyPI in a virtual environment (versions in
+# tests/workload_api/requirements.txt), and the crate `spiffe` (tests/workload_api/rust-spiffe). Quick when all are there.
 set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
 source=$root/tests/go/workload-api
+rust=$root/tests/workload_api/rust-spiffe
 directory=$root/target/workload-api
 
 hash=$(cd "$source" && cat go.mod go.sum main.go bundle-map/main.go "$root/tests/workload_api/requirements.txt" \
-    "$root/tests/testkit/install-workload-api.sh" | sha256sum | cut -d ' ' -f 1)
+    "$root/tests/testkit/install-workload-api.sh" "$rust/Cargo.toml" "$rust/Cargo.lock" "$rust/src/main.rs" | sha256sum | cut -d ' ' -f 1)
 if [ "$(cat "$directory/sources" 2>/dev/null)" = "$hash" ] && [ -x "$directory/python/bin/python3" ]; then
     exit 0
 fi
@@ -28,6 +29,14 @@ build() { # NAME PACKAGE
 }
 build go-spiffe .
 build bundle-map ./bundle-map
+
+say "building an application with the crate spiffe (a minute the first time)"
+# With the OpenSSL of the tests: the machine need not have one.
+"$root/packaging/openssl/build.sh"
+OPENSSL_DIR=$root/target/openssl/install OPENSSL_STATIC=1 retry cargo build --quiet --locked --manifest-path "$rust/Cargo.toml" \
+    --target-dir "$directory/build" || fail "cargo build failed in $rust; its message is above"
+cp "$directory/build/debug/rust-spiffe" "$directory/rust-spiffe.new"
+mv -f "$directory/rust-spiffe.new" "$directory/rust-spiffe"
 
 say "installing py-spiffe"
 rm -rf "$directory/python"

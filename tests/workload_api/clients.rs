@@ -119,3 +119,9 @@ async fn py_spiffe_calls_through_rotations_an_outage_and_a_restart() -> testkit:
     let arguments = |port, id: &str| vec![script.clone(), format!("127.0.0.1:{port}"), id.to_owned()];
     lives_through(&installed("python/bin/python3"), arguments).await
 }
+
+#[tokio::test]
+async fn rust_spiffe_calls_through_rotations_an_outage_and_a_restart() -> testkit::Result {
+    let arguments = |port, id: &str| vec![format!("127.0.0.1:{port}"), id.to_owned()];
+    lives_through(&installed("rust-spiffe"), arguments).await
+}
