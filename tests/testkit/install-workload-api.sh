@@ -1,8 +1,8 @@
 #!/bin/sh
-# Puts applications with the usual libraries for the SPIFFE Workload API into target/workload-api, for the tests: with
-# go-spiffe, and with grpc-go's reader of bundle maps, which tests/go/workload-api builds from Go's module proxy (go.sum
-# has the checksums), the package `spiffe` of PyPI in a virtual environment (versions in
-# tests/workload_api/requirements.txt), and the crate `spiffe` (tests/workload_api/rust-spiffe). Quick when all are there.
+# Puts applications with the usual libraries for the SPIFFE Workload API into target/workload-api, for the tests:
+# go-spiffe, grpc-go's reader of bundle maps, and spiffe-helper, from Go's module proxy (tests/go/workload-api; go.sum has
+# the checksums); the package `spiffe` of PyPI in a virtual environment (versions in
+# tests/workload_api/requirements.txt); the crate `spiffe` (tests/workload_api/rust-spiffe). Quick when all are there.
 set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -21,7 +21,7 @@ go=$("$root/tests/testkit/install-go.sh") || fail "there is no Go to build with"
 PATH=$go:$PATH
 export CGO_ENABLED=0 GOFLAGS=-mod=readonly
 mkdir -p "$directory"
-say "building applications with go-spiffe and grpc-go (half a minute the first time)"
+say "building applications with go-spiffe and grpc-go, and spiffe-helper (a minute the first time)"
 build() { # NAME PACKAGE
     (cd "$source" && retry go build -p=2 -trimpath -ldflags="-s -w" -o "$directory/$1.new" "$2") \
         || fail "go build $2 failed in $source; its message is above"
@@ -29,6 +29,7 @@ build() { # NAME PACKAGE
 }
 build go-spiffe .
 build bundle-map ./bundle-map
+build spiffe-helper github.com/spiffe/spiffe-helper/cmd/spiffe-helper
 
 say "building an application with the crate spiffe (a minute the first time)"
 # With the OpenSSL of the tests: the machine need not have one.

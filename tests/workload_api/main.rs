@@ -7,6 +7,7 @@ mod access;
 mod clients;
 mod content;
 mod crowds;
+mod helper;
 mod refusals;
 mod scene;
 mod upkeep;
