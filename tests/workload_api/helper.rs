@@ -1,16 +1,21 @@
-//! spiffe-helper, which writes what a Workload API tells into files and signals whoever reads them.
+//! spiffe-helper, which writes what a Workload API tells into files, and a client that calls an Envoy with them.
 
 use std::fs;
 
 use nix::sys::signal::Signal;
 use openssl::{pkey::PKey, x509::X509};
 use testkit::{
-    OrFail,
-    development_ca::Fault,
+    Failure, OrFail,
+    development_ca::{Fault, Issued},
+    envoy::{Bootstrap, Envoy, SdsTransport},
     fixture::{Logged, Site, plain_serial, write},
+    http,
+    httpbin::Httpbin,
+    port,
     process::Process,
-    workspace,
+    tls, workspace,
 };
+use tokio::net::TcpStream;
 use tonic::Code;
 
 use crate::scene::{socket, with_api};
@@ -52,15 +57,27 @@ async fn spiffe_helper_writes_each_certificate() -> testkit::Result {
         let fits = leaf.public_key().ok()?.public_eq(&key) && anchors == [root];
         fits.then(|| plain_serial(&serial))
     };
+    let (httpbin, port) = (Httpbin::start().await?, port::unshared().or_fail("find a port")?);
+    let bootstrap = Bootstrap::new("sleep", SdsTransport::EnvoyGrpc).port(port);
+    let bootstrap = bootstrap.inbound(httpbin.address(), &[site.workload.spiffe_id()]).build();
+    let mut envoy = Envoy::start("the server's Envoy", site.workload.path(), &bootstrap)?;
+    envoy.wait_ready().await?;
+    // It is in its files, and the server takes it.
     let follows = async || {
-        helper
-            .until("the last certificate in its files", || (held().as_ref() == site.issued().last()).then_some(()))
-            .await
+        let last = || (held().as_ref() == site.issued().last()).then_some(());
+        helper.until("the last certificate in its files", last).await?;
+        let read = |name| fs::read_to_string(place.join(name)).or_fail("read what was written");
+        let issued = Issued { chain_pem: read("svid.pem")?, key_pem: read("key.pem")? };
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.or_fail("connect to Envoy")?;
+        let stream = tls::connect(stream, &read("bundle.pem")?, Some(&issued)).await?;
+        let answer = http::get(stream, "localhost", "/ip").await?;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        Ok::<_, Failure>(())
     };
     follows().await?;
-    for count in 2..=4 {
-        shim.signal(Signal::SIGUSR1)?;
-        helper.until("another certificate", || (site.issued().len() == count).then_some(())).await?;
+    for _ in 0..3 {
+        let mut renew = site.shim().arg("renew").start()?;
+        assert!(renew.wait_exit().await?.success(), "{:?}", renew.log().lines());
         follows().await?;
     }
     site.ca.set_fault(Some(Fault::Status(Code::Unavailable, "down for the test".to_owned())));
