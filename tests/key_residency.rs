@@ -73,7 +73,7 @@ async fn root_finds_no_byte_of_a_provisioned_key_nor_of_those_that_are_written_t
 /// Keys that were handed on over crashes, those of them that were renewed then, and what they were handed on in.
 #[tokio::test]
 async fn root_finds_no_byte_of_a_key_that_was_handed_on() -> testkit::Result {
-    for kind in [P256, P384, RSA_2048, RSA_4096] {
+    for kind in [P256, P384, RSA_2048, RSA_4096, TOLD] {
         let mut subject = kind.start(Confinement::CLOSED).await?;
         subject.rotate(2).await?;
         for _ in 0..2 {

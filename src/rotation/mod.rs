@@ -7,6 +7,7 @@ mod failover;
 mod failure;
 mod forced;
 mod frozen;
+mod generation;
 mod mounted;
 mod patience;
 mod projected;

@@ -15,6 +15,7 @@ use tracing::{Level, error, info, warn};
 
 use super::{
     backoff::Backoff,
+    generation::{self, Generation, Parts},
     patience::{Setback, Strain, wait_after},
     publisher::Publisher,
     renewal::{HELD_UNTIL_VALID, check_start, random},
@@ -165,6 +166,7 @@ impl Spiffe {
             .inspect_err(|error| warn!("a certificate that the Workload API does not renew is not noticed: {error}"))
             .ok();
         let force = Arc::clone(&self.force);
+        self.resume().await;
         loop {
             // Listened to from now on, so that a signal that comes during the attempt is not lost when it fails.
             let forced = force.notified();
@@ -310,6 +312,35 @@ impl Spiffe {
             self.backoff.reset();
         }
         self.held = Some(Held { serial, life: (now.max(begins), ends) });
+        self.hand_on(issued, id, now);
+    }
+
+    /// Hands on what is held, so that a successor serves it until the Workload API answers.
+    fn hand_on(&self, issued: &Issued, id: &SpiffeId, now: i64) {
+        let parts = |room: usize| {
+            let chain = issued.svid.chain().ok()?;
+            let (due, leaving) = (self.due.unwrap_or(now), self.roots.leaving());
+            let (chain, anchors, patience) = (&*chain.pem, &issued.roots, Vec::new());
+            Parts { received: now, due, id, patience, chain, anchors, leaving }.write(room)
+        };
+        generation::hand_on(&self.shown, parts);
+    }
+
+    /// Serves what a crashed process had, if we are its successor.
+    async fn resume(&mut self) {
+        let now = clock::now();
+        let Some((read, certificate)) = generation::inherited(self.api.wanted(), &self.key, now) else { return };
+        let Generation { id, issued, leaving, .. } = read;
+        self.told.send_replace(Federation { own: Some(id.domain()), others: Vec::new() });
+        tokio::task::yield_now().await;
+        self.roots.still_leaving(leaving);
+        self.roots.publish(&issued, id.domain(), certificate).await;
+        memory::look_again();
+        let not_after = clock::rfc3339(issued.svid.validity().1);
+        let serial = issued.svid.serial();
+        info!(identity = %id, serial, not_after, "still serving the certificate from before the crash");
+        self.version = self.shown.secrets().get(CERTIFICATE).map(|held| held.version().to_owned());
+        self.published(&issued, &id, now);
     }
 
     /// What is held was to be renewed by now.

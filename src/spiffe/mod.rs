@@ -101,6 +101,11 @@ impl WorkloadApi {
         &self.socket
     }
 
+    /// The identity that counts, if one alone does.
+    pub fn wanted(&self) -> Option<&SpiffeId> {
+        self.wanted.as_ref()
+    }
+
     /// Connects, and asks to be told.
     ///
     /// # Errors

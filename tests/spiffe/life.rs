@@ -4,9 +4,11 @@ use nix::sys::signal::Signal;
 use testkit::{
     OrFail, PATIENCE,
     agent::{Agent, Answer},
+    confined::{self, Confinement},
     development_ca::Leaf,
     fixture::{Logged, QUIET, Site, secret},
     sds,
+    shim::ShimBuilder,
     workload_api::{self, WorkloadApi},
 };
 use tokio::time::Instant;
@@ -120,6 +122,33 @@ async fn an_agent_that_hangs_is_asked_again() -> testkit::Result {
     scene.shim.wait_for_log("the Workload API has not renewed the certificate, which expires at").await?;
     scene.shim.until("another call", || (scene.agent.calls() > calls).then_some(())).await?;
     let issued = scene.renew()?;
+    scene.serves(&issued).await
+}
+
+/// What it had is handed on in secret memory, and served until there is an agent again.
+#[tokio::test]
+async fn a_crash_costs_nothing_while_the_agent_is_away() -> testkit::Result {
+    let with = |shim: ShimBuilder| shim.confined(Confinement::CLOSED);
+    let mut scene = Scene::with(|site| told(site, &issue(site, ID), ID), with).await?;
+    let served = scene.next().await?;
+    let place = socket(&scene.site);
+    let mark = scene.shim.log().mark();
+    drop(std::mem::replace(&mut scene.agent, Agent::start(&place.with_extension("other"), Answer::Silence)?));
+    scene.shim.wait_for_log_after(mark, "renewal failed: ").await?;
+    for _ in 0..2 {
+        let mark = scene.shim.log().mark();
+        confined::crash(scene.shim.pid())?;
+        scene.shim.wait_for_log_after(mark, "still serving the certificate from before the crash").await?;
+        scene.stream = scene.shim.connect().await?.stream();
+        scene.stream.send(sds::request(&["default"]));
+        let again = scene.next().await?;
+        assert!(again.chain_pem == served.chain_pem && again.key_pem == served.key_pem);
+        let client = scene.shim.connect().await?;
+        let answer = client.fetch(sds::request(&["ROOTCA"])).await.or_fail("fetch")?;
+        assert_eq!(secret(&answer, "ROOTCA")?.trusted_ca_pem, scene.site.pki.root_pem());
+    }
+    let issued = issue(&scene.site, ID);
+    scene.agent = Agent::start(&place, told(&scene.site, &issued, ID)?)?;
     scene.serves(&issued).await
 }
 
