@@ -39,6 +39,8 @@ mod scope;
 mod seccomp;
 mod secret;
 mod stack;
+#[cfg(any(test, target_feature = "crt-static"))]
+mod stand_ins;
 mod successor;
 mod tables;
 mod tls;
