@@ -76,8 +76,8 @@ async fn mistakes_are_named() -> testkit::Result {
     fs::write(&plain, "in the way").or_fail("write a file")?;
     let sds = site.workload.socket();
     for (value, more, told) in [
-        ("unix:relative.sock".to_owned(), None, "SDS_SHIM_WORKLOAD_API: expected an absolute path"),
-        ("unix:".to_owned(), None, "SDS_SHIM_WORKLOAD_API: expected an absolute path"),
+        ("unix:relative.sock".to_owned(), None, "SDS_SHIM_WORKLOAD_API: expected unix: and an absolute path"),
+        ("unix:".to_owned(), None, "SDS_SHIM_WORKLOAD_API: expected unix: and an absolute path"),
         ("tcp:127.0.0.1:1".to_owned(), None, "SDS_SHIM_WORKLOAD_API: expected unix: and an absolute path"),
         (at(&sds), None, "SDS_SHIM_WORKLOAD_API: that is the SDS socket"),
         (at(&plain), None, "is not a socket: remove it or choose another SDS_SHIM_WORKLOAD_API"),
