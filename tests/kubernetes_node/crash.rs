@@ -5,7 +5,7 @@ use std::time::Instant;
 use testkit::{Failure, confined::helper, node::KUBELET};
 
 use crate::{
-    mesh::{HTTPBIN, Mesh, SHIM, sidecar},
+    mesh::{HTTPBIN, Mesh, SHIM, is_ready, sidecar},
     traffic::Traffic,
 };
 
@@ -13,6 +13,8 @@ const CRASHES: usize = 3;
 
 pub(crate) async fn a_crashed_shim_goes_on_in_its_container(mesh: &Mesh) -> Result<(), Failure> {
     let breaker = helper("breaker")?.display().to_string();
+    // A scene before this one may have had its containers started anew.
+    mesh.until(HTTPBIN, "ready", is_ready).await?;
     let (before, pid) = (mesh.pod(HTTPBIN).await?, mesh.process(HTTPBIN, SHIM).await?);
     let (traffic, begun) = (Traffic::start(mesh).await?, Instant::now());
     for crash in 1..=CRASHES {
