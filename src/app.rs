@@ -282,12 +282,10 @@ async fn serve_applications(
 
 /// Where certificates come from, in words.
 fn sources(config: &Config) -> Sources {
-    let ca = match &config.token.file {
-        _ if let Some(source) = &config.source.spiffe => {
-            format!("the SPIFFE Workload API at {}", source.socket.display())
-        }
-        Some(file) => format!("the CA, with the token in {}", file.display()),
-        None => "the CA, with the token of each SDS request".to_owned(),
+    let ca = match (&config.source.spiffe, &config.token.file) {
+        (Some(source), _) => format!("the SPIFFE Workload API at {}", source.socket.display()),
+        (None, Some(file)) => format!("the CA, with the token in {}", file.display()),
+        (None, None) => "the CA, with the token of each SDS request".to_owned(),
     };
     let files = config.source.files.as_ref().map(|files| {
         let then = if config.source.ca { ", until the CA has issued a certificate" } else { "" };
@@ -319,11 +317,11 @@ fn workloads(
     let store = SecretStore::new(sds::encode);
     let store = if workload_api.is_some() { store.with_svids(workload_api::encode) } else { store };
     let (store, status) = (Arc::new(store), Arc::clone(&settings.status));
-    match (identity.spiffe_id, &settings.mounted) {
-        _ if let Some(api) = source.spiffe => {
+    match (source.spiffe, identity.spiffe_id, &settings.mounted) {
+        (Some(api), ..) => {
             tokio::spawn(Spiffe::new(&settings, api, &store).run(settings.file_roots));
         }
-        (Some(id), _) if asks => {
+        (None, Some(id), _) if asks => {
             let renewal = Renewal::new(
                 &settings,
                 id,
@@ -340,13 +338,13 @@ fn workloads(
                 }
             });
         }
-        (id, Some(mounted)) => {
+        (None, id, Some(mounted)) => {
             let domain = settings.file_roots.borrow().own.clone();
             let identity = id.map_or_else(|| "mounted files".to_owned(), |id| id.in_domain(&domain).to_string());
             tokio::spawn(Mounted::new(&settings, mounted.clone(), identity, Arc::clone(&store)).run(settings));
         }
         // The configuration has an identity where the CA is asked, and files where it is not.
-        (None, None) | (Some(_), None) => {}
+        (None, None | Some(_), None) => {}
     }
     if let Some(action) = on_change {
         status.acts_on_changes();
