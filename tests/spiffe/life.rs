@@ -57,7 +57,9 @@ async fn each_certificate_is_served_as_it_is_told_and_the_ca_is_not_called() -> 
 #[tokio::test]
 async fn an_agent_that_comes_late_is_asked_at_once() -> testkit::Result {
     let site = Site::new().await?;
-    let mut shim = Logged(shim(&site).start()?);
+    // Connected to from inside of the narrowest sandbox.
+    let shim = shim(&site).env("SDS_SHIM_SECCOMP", "strict").env("SDS_SHIM_LANDLOCK", "strict");
+    let mut shim = Logged(shim.start()?);
     let mut stream = shim.connect().await?.stream();
     stream.send(sds::request(&["default"]));
     shim.wait_for_log("cannot obtain a certificate: no Workload API at").await?;
