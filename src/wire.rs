@@ -2,7 +2,7 @@
 //! that of a SPIFFE Workload API.
 
 mod limits;
-mod varint;
+mod protobuf;
 
 use std::{
     pin::Pin,
@@ -18,7 +18,7 @@ use tokio::{
 };
 
 pub use limits::{GivenUp, Limited, MAX_ANSWER, MAX_BYTES, Tap};
-pub use varint::{Overlong, Varint};
+pub use protobuf::{Content, Overlong, Prefix, Varint, field};
 
 /// Receive windows: an answer is a few KiB, and nobody may make us hold much more.
 const WINDOW: u32 = 64 * 1024;

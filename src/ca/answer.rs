@@ -5,12 +5,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hyper::body::{Body, Frame, Incoming};
 
 use crate::{
     identity::Answer,
-    wire::{GivenUp, MAX_ANSWER, Overlong, Varint},
+    wire::{Content, GivenUp, MAX_ANSWER, Overlong, Prefix, Varint, field},
 };
 
 const TOO_LARGE: &str = "the answer is too large: 1,280 KiB are the most";
@@ -18,6 +18,8 @@ const CUT: &str = "the answer ended too early";
 const MORE: &str = "the answer is more than one message";
 const FIELDS: &str = "the message has more than 512 fields";
 const MALFORMED: &str = "the answer is no IstioCertificateResponse";
+/// Bytes of what stands before each portion.
+const PREFIX: usize = 5;
 
 /// The body of an answer of one message, which it passes on as many, each as large as what has come of it.
 pub(super) struct Portions {
@@ -29,13 +31,6 @@ pub(super) struct Portions {
     left: usize,
 }
 
-/// What stands before a message: whether it is compressed, and its length ("gRPC over HTTP/2").
-#[derive(Default)]
-struct Prefix {
-    bytes: [u8; 5],
-    seen: usize,
-}
-
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 impl Portions {
@@ -44,15 +39,11 @@ impl Portions {
     }
 
     fn portion(&mut self, mut data: Bytes) -> Result<Bytes, Error> {
-        let whole = self.prefix.bytes.len();
-        while self.prefix.seen < whole && !data.is_empty() {
-            self.prefix.bytes[self.prefix.seen] = data.split_to(1)[0];
-            self.prefix.seen += 1;
-            let [_, length @ ..] = self.prefix.bytes;
-            self.left = u32::from_be_bytes(length) as usize;
-        }
-        if self.prefix.seen < whole {
-            return Ok(Bytes::new());
+        let taken = self.prefix.take(&data);
+        data.advance(taken);
+        let Some((compressed, length)) = self.prefix.whole() else { return Ok(Bytes::new()) };
+        if taken > 0 {
+            self.left = length;
         }
         if self.left > MAX_ANSWER {
             return Err(self.given_up.because(TOO_LARGE).into());
@@ -61,8 +52,8 @@ impl Portions {
             return Err(self.given_up.because(MORE).into());
         }
         self.left -= data.len();
-        let mut portion = BytesMut::with_capacity(whole + data.len());
-        portion.put_u8(self.prefix.bytes[0]);
+        let mut portion = BytesMut::with_capacity(PREFIX + data.len());
+        portion.put_u8(compressed);
         portion.put_u32(data.len() as u32);
         portion.put(data);
         Ok(portion.freeze())
@@ -152,14 +143,12 @@ impl Reader {
                 if self.fields > MAX_FIELDS {
                     return Err(FIELDS);
                 }
-                match (key >> 3, key & 7) {
-                    (0, _) => return Err(MALFORMED),
-                    (number, LENGTH_DELIMITED) => self.state = State::Length(Varint::default(), number == CHAIN),
-                    (_, NUMBER) => self.state = State::Number,
-                    (_, EIGHT_BYTES) => self.state = State::Inside(8, false),
-                    (_, FOUR_BYTES) => self.state = State::Inside(4, false),
-                    _ => return Err(MALFORMED),
-                }
+                let (number, content) = field(key).ok_or(MALFORMED)?;
+                self.state = match content {
+                    Content::Delimited => State::Length(Varint::default(), number == CHAIN),
+                    Content::Number => State::Number,
+                    Content::Bytes(size) => State::Inside(size, false),
+                };
             }
             State::Length(length, is_chain) => {
                 let is_chain = *is_chain;
@@ -195,12 +184,8 @@ impl Reader {
     }
 }
 
-/// The field of `IstioCertificateResponse`, and the kinds of fields that there are (Protocol Buffers, "Encoding").
+/// The field of `IstioCertificateResponse`.
 const CHAIN: u64 = 1;
-const NUMBER: u64 = 0;
-const EIGHT_BYTES: u64 = 1;
-const LENGTH_DELIMITED: u64 = 2;
-const FOUR_BYTES: u64 = 5;
 /// Fields that a message may have; each takes more memory than bytes.
 const MAX_FIELDS: usize = 512;
 

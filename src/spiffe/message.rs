@@ -6,7 +6,7 @@ use crate::{
     bounded::foreign_text,
     budget,
     identity::SpiffeId,
-    wire::{MAX_ANSWER, Overlong, Varint},
+    wire::{Content, MAX_ANSWER, Overlong, Prefix, Varint, field},
 };
 
 /// Bytes of a message that are kept, beside the key: a chain is a few KiB, and a bundle of a hundred anchors some hundred.
@@ -37,12 +37,6 @@ const KEY: u64 = 3;
 const BUNDLE: u64 = 4;
 const ENTRY_KEY: u64 = 1;
 const ENTRY_VALUE: u64 = 2;
-
-/// Kinds of fields ("Encoding", Message structure).
-const NUMBER: u64 = 0;
-const EIGHT_BYTES: u64 = 1;
-const LENGTH_DELIMITED: u64 = 2;
-const FOUR_BYTES: u64 = 5;
 
 /// One message, of which nothing is verified.
 #[derive(Debug, Default)]
@@ -88,9 +82,8 @@ impl fmt::Debug for KeyDer {
 /// Takes the content of a stream's DATA frames, and wipes it.
 pub(super) struct Receiver {
     wanted: Option<SpiffeId>,
-    /// What stands before a message: whether it is compressed, and its length ("gRPC over HTTP/2").
-    prefix: [u8; 5],
-    seen: usize,
+    /// What stands before the present message, and what of that is still to come.
+    prefix: Prefix,
     left: usize,
     reader: Reader,
     /// The last whole message that nobody has had yet.
@@ -99,7 +92,7 @@ pub(super) struct Receiver {
 
 impl Receiver {
     pub(super) fn new(wanted: Option<SpiffeId>) -> Self {
-        Self { wanted, prefix: [0; 5], seen: 0, left: 0, reader: Reader::default(), told: None }
+        Self { wanted, prefix: Prefix::default(), left: 0, reader: Reader::default(), told: None }
     }
 
     /// The last whole message, once.
@@ -117,21 +110,19 @@ impl Receiver {
 
     fn read(&mut self, mut content: &[u8]) -> Result<(), &'static str> {
         loop {
-            while self.seen < self.prefix.len() {
-                let Some((&byte, rest)) = content.split_first() else { return Ok(()) };
-                self.prefix[self.seen] = byte;
-                (self.seen, content) = (self.seen + 1, rest);
-                let [compressed, length @ ..] = self.prefix;
-                self.left = u32::from_be_bytes(length) as usize;
-                if compressed != 0 {
-                    return Err(COMPRESSED);
-                }
+            let taken = self.prefix.take(content);
+            content = &content[taken..];
+            let Some((compressed, length)) = self.prefix.whole() else { return Ok(()) };
+            if taken > 0 {
+                self.left = length;
+                // Two of them are not held at the same time.
+                self.told = None;
             }
-            if self.left > MAX_ANSWER {
-                return Err(TOO_LARGE);
+            match length {
+                _ if compressed != 0 => return Err(COMPRESSED),
+                length if length > MAX_ANSWER => return Err(TOO_LARGE),
+                _ => {}
             }
-            // Two of them are not held at the same time.
-            self.told = None;
             let (message, rest) = content.split_at(self.left.min(content.len()));
             self.reader.read(message, self.wanted.as_ref())?;
             (self.left, content) = (self.left - message.len(), rest);
@@ -139,7 +130,7 @@ impl Receiver {
                 return Ok(());
             }
             self.told = Some(mem::take(&mut self.reader).end()?);
-            self.seen = 0;
+            self.prefix = Prefix::default();
         }
     }
 }
@@ -223,15 +214,15 @@ impl Reader {
                 if self.fields > MAX_FIELDS {
                     return Err(FIELDS);
                 }
-                self.field = key >> 3;
-                match (self.field, key & 7) {
-                    (0, _) => return Err(MALFORMED),
-                    (_, LENGTH_DELIMITED) => self.state = State::Length(Varint::default()),
-                    // No field that counts is of another kind.
-                    (_, NUMBER) => (self.field, self.state) = (u64::MAX, State::Number),
-                    (_, EIGHT_BYTES) => return self.skip(8, wanted),
-                    (_, FOUR_BYTES) => return self.skip(4, wanted),
-                    _ => return Err(MALFORMED),
+                let (number, content) = field(key).ok_or(MALFORMED)?;
+                // No field that counts is of another kind.
+                (self.field, self.state) = match content {
+                    Content::Delimited => (number, State::Length(Varint::default())),
+                    Content::Number => (u64::MAX, State::Number),
+                    Content::Bytes(size) => (u64::MAX, State::Content(size)),
+                };
+                if let Content::Bytes(size) = content {
+                    self.announce(size)?;
                 }
             }
             State::Length(length) => {
@@ -249,14 +240,6 @@ impl Reader {
             State::Number if byte < 0x80 => self.content(0, wanted),
             State::Number | State::Content(_) => {}
         }
-        Ok(())
-    }
-
-    /// Passes over a field of this size.
-    fn skip(&mut self, size: usize, wanted: Option<&SpiffeId>) -> Result<(), &'static str> {
-        self.field = u64::MAX;
-        self.announce(size)?;
-        self.content(size, wanted);
         Ok(())
     }
 
@@ -341,111 +324,18 @@ impl Reader {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use prost::Message;
-    use sds_shim_proto::spiffe::{X509svid, X509svidResponse};
-
-    fn svid(id: &str, byte: u8) -> X509svid {
-        let [x509_svid, x509_svid_key, bundle] = [700, 138, 3000].map(|length| vec![byte; length].into());
-        X509svid { spiffe_id: id.to_owned(), x509_svid, x509_svid_key, bundle, hint: "hint".to_owned() }
+/// What a stream tells last that comes in pieces of this size; for the tests and the fuzz target.
+#[cfg(any(test, fuzzing))]
+pub(super) fn in_pieces(wanted: Option<SpiffeId>, stream: &[u8], size: usize) -> Result<Option<Told>, &'static str> {
+    let mut receiver = Receiver::new(wanted);
+    for piece in stream.chunks(size) {
+        let mut piece = piece.to_vec();
+        let taken = receiver.take(&mut piece);
+        assert!(piece.iter().all(|byte| *byte == 0), "it is left in HTTP/2's buffer");
+        taken?;
     }
-
-    fn framed(message: &[u8]) -> Vec<u8> {
-        [&[0][..], &(message.len() as u32).to_be_bytes(), message].concat()
-    }
-
-    fn response() -> X509svidResponse {
-        let federated_bundles =
-            [("spiffe://other".to_owned(), vec![7; 500].into()), ("third".to_owned(), vec![].into())];
-        X509svidResponse {
-            svids: vec![svid("spiffe://td/first", 1), svid("spiffe://td/second", 2)],
-            crl: vec![vec![9; 400].into()],
-            federated_bundles: federated_bundles.into_iter().collect(),
-        }
-    }
-
-    fn told(wanted: Option<&str>, stream: &[u8], size: usize) -> Result<Option<Told>, &'static str> {
-        let mut receiver = Receiver::new(wanted.map(|id| SpiffeId::parse(id).unwrap()));
-        for portion in stream.chunks(size) {
-            let mut portion = portion.to_vec();
-            let taken = receiver.take(&mut portion);
-            assert!(portion.iter().all(|byte| *byte == 0), "it is left in HTTP/2's buffer");
-            taken?;
-        }
-        Ok(receiver.told())
-    }
-
-    #[test]
-    fn a_message_is_read_in_whatever_portions() {
-        // Fields of others, inside and outside: a number, eight bytes, a text, four bytes.
-        let others = [0x50, 0xff, 0x01, 0x59, 1, 2, 3, 4, 5, 6, 7, 8, 0x62, 2, b'a', b'b', 0x6d, 1, 2, 3, 4];
-        let message = [&others[..], &response().encode_to_vec(), &others].concat();
-        let stream = [framed(&[]), framed(&message)].concat();
-        for size in [1, 2, 3, 100, stream.len()] {
-            for (wanted, byte) in [(None, 1), (Some("spiffe://td/first"), 1), (Some("spiffe://td/second"), 2)] {
-                let told = told(wanted, &stream, size).unwrap().unwrap();
-                let found = told.svid.unwrap();
-                assert_eq!(found.id, wanted.unwrap_or("spiffe://td/first").as_bytes());
-                assert!(found.chain == [byte; 700] && found.bundle == [byte; 3000]);
-                assert!(found.key.bytes() == [byte; 138]);
-                assert_eq!(told.ids, ["spiffe://td/first", "spiffe://td/second"]);
-                assert_eq!(told.bundles, [(b"spiffe://other".to_vec(), vec![7; 500]), (b"third".to_vec(), vec![])]);
-            }
-        }
-        assert!(told(Some("spiffe://td/third"), &stream, 100).unwrap().unwrap().svid.is_none());
-        assert!(told(None, &framed(&[]), 1).unwrap().unwrap().svid.is_none());
-    }
-
-    #[test]
-    fn a_message_that_is_cut_is_none() {
-        let message = X509svidResponse { svids: vec![svid("spiffe://td/first", 1)], ..Default::default() };
-        let message = message.encode_to_vec();
-        for cut in 1..message.len() {
-            assert_eq!(told(None, &framed(&message[..cut]), 64).err(), Some(MALFORMED), "after {cut} bytes");
-        }
-    }
-
-    #[test]
-    fn what_is_too_much_or_no_message_is_refused() {
-        let large = |length: u32| [&[0][..], &length.to_be_bytes()].concat();
-        let bundle = |length| {
-            let federated_bundles = [("td".to_owned(), vec![0; length].into())].into_iter().collect();
-            framed(&X509svidResponse { federated_bundles, ..Default::default() }.encode_to_vec())
-        };
-        let name = |length| {
-            let svids = vec![X509svid { spiffe_id: "x".repeat(length), ..Default::default() }];
-            framed(&X509svidResponse { svids, ..Default::default() }.encode_to_vec())
-        };
-        let key = X509svid { x509_svid_key: vec![0; MAX_KEY + 1].into(), ..Default::default() };
-        let key = X509svidResponse { svids: vec![key], ..Default::default() };
-        let many = X509svidResponse { crl: vec![Vec::new().into(); MAX_FIELDS + 1], ..Default::default() };
-        for (stream, flaw) in [
-            (vec![1, 0, 0, 0, 0], COMPRESSED),
-            (large(u32::MAX), TOO_LARGE),
-            (bundle(MAX_KEPT), TOO_LARGE),
-            (name(MAX_NAME + 1), TOO_LARGE),
-            (framed(&key.encode_to_vec()), TOO_LARGE),
-            (framed(&many.encode_to_vec()), FIELDS),
-            (framed(&[0x00]), MALFORMED),
-            (framed(&[0x0b]), MALFORMED),
-            // A length that is more than its message has.
-            (framed(&[0x0a, 2, 0x0a, 5, 1, 2, 3, 4, 5]), MALFORMED),
-            (framed(&[0xff; 11]), MALFORMED),
-        ] {
-            assert_eq!(told(None, &stream, 1000).err(), Some(flaw));
-        }
-        assert!(told(None, &bundle(MAX_KEPT - 100), 1000).unwrap().is_some());
-        // Whatever is said of identities that are not wanted takes no room for long.
-        let many = X509svidResponse { svids: vec![svid("spiffe://td/other", 1); 150], ..Default::default() };
-        assert!(told(Some("spiffe://td/a"), &framed(&many.encode_to_vec()), 1000).unwrap().is_some());
-    }
-
-    #[test]
-    fn a_key_cannot_be_printed() {
-        let stream = framed(&response().encode_to_vec());
-        let told = told(None, &stream, 100).unwrap().unwrap();
-        assert!(format!("{:?}", told.svid.unwrap()).contains("key: KeyDer(138 bytes)"));
-    }
+    Ok(receiver.told())
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use prost::Message;
 use sds_shim_proto::spiffe::X509svidResponse;
 
-use super::message::{Receiver, Told};
+use super::message::{Told, in_pieces};
 
 /// The first byte says how large the pieces are, and whether the rest is a stream as it came or one message.
 pub fn workload_api(data: &[u8]) {
@@ -11,34 +11,25 @@ pub fn workload_api(data: &[u8]) {
     let size = usize::from(first >> 1) + 1;
     if first & 1 == 0 {
         // Whatever it is, it is taken or refused, and nothing of it is left.
-        let _ = told(rest, size);
+        let _ = in_pieces(None, rest, size);
         return;
     }
     let framed = [&[0][..], &(rest.len() as u32).to_be_bytes(), rest].concat();
     let Ok(expected) = X509svidResponse::decode(rest) else {
-        let _ = told(&framed, size);
+        let _ = in_pieces(None, &framed, size);
         return;
     };
     // As it would have been written: without fields of others, and each field once.
     let written = expected.encode_to_vec();
     let framed_anew = [&[0][..], &(written.len() as u32).to_be_bytes(), &written].concat();
-    let Ok(Some(read)) = told(&framed_anew, size) else { panic!("a message of {} bytes is refused", written.len()) };
+    let Ok(Some(read)) = in_pieces(None, &framed_anew, size) else {
+        panic!("a message of {} bytes is refused", written.len())
+    };
     check(&read, &expected);
     // Prost passes over groups, which nobody sends any more.
-    if let Ok(Some(read)) = told(&framed, size) {
+    if let Ok(Some(read)) = in_pieces(None, &framed, size) {
         assert!(read.svid.is_none() == expected.svids.is_empty());
     }
-}
-
-fn told(stream: &[u8], size: usize) -> Result<Option<Told>, &'static str> {
-    let mut receiver = Receiver::new(None);
-    for piece in stream.chunks(size) {
-        let mut piece = piece.to_vec();
-        let taken = receiver.take(&mut piece);
-        assert!(piece.iter().all(|byte| *byte == 0), "it is left in HTTP/2's buffer");
-        taken?;
-    }
-    Ok(receiver.told())
 }
 
 fn check(read: &Told, expected: &X509svidResponse) {
