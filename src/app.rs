@@ -32,9 +32,7 @@ use crate::{
     log,
     memory::{self, TooLittleProtection},
     on_change::Follower,
-    rotation::{
-        Forced, FrozenVolume, Mounted, ProjectedToken, Renewal, RenewalSettings, RequestBorne, Spiffe, address_of,
-    },
+    rotation::{Forced, FrozenVolume, Mounted, ProjectedToken, Renewal, RenewalSettings, RequestBorne, Spiffe},
     sandbox::Sandbox,
     sds::{self, BindError, Clients, Names, SdsSocket, Served},
     status::{Pages, Sources, Status},
@@ -213,7 +211,7 @@ async fn serve_on(
     let sandbox = Sandbox::new(&config);
     let (sds, api, wait) = (config.sds.clone(), config.workload_api.clone(), config.wait);
     let addresses = config.ca.addresses.iter().filter(|_| config.source.ca).map(ToString::to_string);
-    let addresses = addresses.chain(config.source.spiffe.iter().map(|source| address_of(&source.socket)));
+    let addresses = addresses.chain(config.source.spiffe.iter().map(ToString::to_string));
     let min_life = config.admin.min_life.as_secs() as i64;
     let status = Status::new(clock::now(), min_life, sources(&config), addresses).following(config.followed_files());
     let status = Arc::new(if api.is_some() { status.with_applications() } else { status });

@@ -1,4 +1,7 @@
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use super::{CaRoots, Config, reader::Reader, sds, variables};
 use crate::identity::SpiffeId;
@@ -31,6 +34,12 @@ pub struct WorkloadApiSource {
     pub socket: PathBuf,
     /// The identity that counts where it tells several; the first if unset.
     pub id: Option<SpiffeId>,
+}
+
+impl fmt::Display for WorkloadApiSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unix:{}", self.socket.display())
+    }
 }
 
 /// A key, its certificate chain and the trust anchors that go with them, as PEM files.
@@ -97,20 +106,18 @@ pub(super) fn read(reader: &mut Reader<'_>, from_request: bool) -> SourceConfig 
     let bundle = reader.text(&variables::SDS_SHIM_CREDENTIAL_BUNDLE);
     let anchors = reader.text(&variables::SDS_SHIM_TRUST_ANCHORS);
     let sources = [
-        ("ca", Source::Usual(false, true)),
-        ("files", Source::Usual(true, false)),
-        ("auto", Source::Usual(true, true)),
-        ("spiffe", Source::Spiffe),
+        ("ca", Some((false, true))),
+        ("files", Some((true, false))),
+        ("auto", Some((true, true))),
+        // Neither files nor the CA.
+        ("spiffe", None),
     ];
     let id = reader.parse_with(&variables::SDS_SHIM_SPIFFE_ID, |text| {
         SpiffeId::parse(text).ok_or("expected a SPIFFE ID with a path, such as spiffe://example.org/ns/foo/sa/bar")
     });
     let wanted = match reader.choice_if_set(&variables::SDS_SHIM_SOURCE, &sources) {
-        Some(Source::Spiffe) => {
-            return SourceConfig { spiffe: spiffe(reader, from_request, id), files: None, ca: false };
-        }
-        Some(Source::Usual(files, ca)) => Some((files, ca)),
-        None => None,
+        Some(None) => return SourceConfig { spiffe: spiffe(reader, from_request, id), files: None, ca: false },
+        usual => usual.flatten(),
     };
     let (istio, google) = (MountedFiles::within(WELL_KNOWN, ISTIO), MountedFiles::within(WELL_KNOWN, GKE));
     let present = |files: &MountedFiles| reader.env().is_there(&files.chain) && reader.env().is_there(&files.key);
@@ -138,14 +145,6 @@ pub(super) fn read(reader: &mut Reader<'_>, from_request: bool) -> SourceConfig 
         }
     }
     SourceConfig { spiffe: None, files, ca }
-}
-
-/// What may be chosen.
-#[derive(Clone, Copy)]
-enum Source {
-    /// Files or not, and the CA or not.
-    Usual(bool, bool),
-    Spiffe,
 }
 
 fn spiffe(reader: &mut Reader<'_>, from_request: bool, id: Option<SpiffeId>) -> Option<WorkloadApiSource> {

@@ -3,7 +3,7 @@ use std::{fmt::Write as _, sync::Arc};
 use openssl::pkey::{PKey, Private};
 use tracing::warn;
 
-use super::renewal::check_start;
+use super::{publisher::content, renewal::check_start};
 use crate::{
     clock,
     identity::{Answer, Issued, KeySpec, SpiffeId, SvidError, TrustAnchor, TrustBundle, X509Svid},
@@ -15,6 +15,7 @@ use crate::{
 const FORMAT: &str = "certificate 1 ";
 /// Between two parts of it. PEM has no empty lines.
 const NEXT: &str = "\n\n";
+
 /// Why what a crashed process has handed on is not served.
 #[derive(Debug, thiserror::Error)]
 enum Distrust {
@@ -140,13 +141,12 @@ pub(super) fn hand_on(shown: &Workload, write: impl FnOnce(usize) -> Option<Vec<
 pub(super) fn inherited(ours: Option<&SpiffeId>, spec: &KeySpec, now: i64) -> Option<(Generation, Content)> {
     let read = locked::inherited_key()?.map_err(str::to_owned).and_then(|(key, text)| {
         let read = Generation::read(&text, &key, ours, now);
-        let content = |read: Generation| {
-            let chain = read.issued.svid.chain().map_err(SvidError::from)?;
-            let key = read.issued.svid.key_pem(spec).map_err(SvidError::from)?;
+        let with_content = |read: Generation| {
+            let content = content(&read.issued.svid, spec)?;
             check_start(&read.issued.svid, false)?;
-            Ok((read, Content::TlsCertificate { chain, key }))
+            Ok((read, content))
         };
-        read.and_then(content).map_err(|error| error.to_string())
+        read.and_then(with_content).map_err(|error| error.to_string())
     });
     match read {
         Ok(read) => Some(read),

@@ -132,11 +132,11 @@ impl Mounted {
         });
         match read {
             Ok((read, flaws, begins)) => {
-                let (version, end, identity) = (self.version(), read.not_after, read.identity.clone());
+                let (version, end, identity) = (self.shown.version(), read.not_after, read.identity.clone());
                 if !self.roots.publish_mounted(read).await {
                     return false;
                 }
-                let is_new = version != self.version();
+                let is_new = version != self.shown.version();
                 if !flaws.is_empty() && (is_new || self.shown.renewal().flaws != flaws) {
                     let told: Vec<_> = flaws.iter().map(|(_, text)| text.as_str()).collect();
                     warn!(
@@ -191,10 +191,6 @@ impl Mounted {
     fn flaws(&self, read: &Credential, now: i64) -> Vec<(&'static str, String)> {
         let flaws = read.flaws(&self.files.roots, &self.roots.anchors(), now);
         flaws.iter().map(|flaw| (flaw.label(), flaw.to_string())).collect()
-    }
-
-    fn version(&self) -> Option<String> {
-        self.shown.secrets().get(CERTIFICATE).map(|held| held.version().to_owned())
     }
 }
 

@@ -19,8 +19,8 @@ use crate::{
     config::RootsConfig,
     files::MountedCertificate,
     identity::{
-        AnchorNames, Issued, PeerTrust, RevocationList, TOO_MANY_NAMES, TrustAnchor, TrustBundle, TrustDomain,
-        same_domains,
+        AnchorNames, Issued, KeySpec, PeerTrust, RevocationList, SvidError, TOO_MANY_NAMES, TrustAnchor, TrustBundle,
+        TrustDomain, X509Svid, same_domains,
     },
     status::{RevocationFacts, Workload},
     store::{CERTIFICATE, Content, ROOTS, SecretStore, Validation},
@@ -58,6 +58,14 @@ struct State {
     /// Whether the CA has issued a certificate.
     by_ca: bool,
     told: BTreeSet<String>,
+}
+
+/// A certificate with its key, as they are served.
+///
+/// # Errors
+/// What OpenSSL says; it fails only for want of memory.
+pub(super) fn content(svid: &X509Svid, key: &KeySpec) -> Result<Content, SvidError> {
+    Ok(Content::TlsCertificate { chain: svid.chain()?, key: svid.key_pem(key)? })
 }
 
 /// What is compared to tell whether something has changed.

@@ -20,23 +20,23 @@ use super::{
     failure::Failure,
     mounted::Mounted,
     patience::{answer_within, bearable},
-    publisher::Publisher,
+    publisher::{Publisher, content},
     schedule::renewal_after,
     settings::RenewalSettings,
     trouble::Trouble,
 };
-pub(super) use waiting::{HELD_UNTIL_VALID, check_start, random};
+pub(super) use waiting::{check_start, random, wait_for_start};
 
 use crate::{
     clock::{self, WallTimer},
     config::{CaConfig, RotationConfig},
     identity::{
-        Answer, BearerToken, CertificateRequest, KeySpec, PeerTrust, SpiffeId, SvidError, TokenError, TrustBundle,
-        TrustDomain, X509Svid,
+        Answer, BearerToken, CertificateRequest, KeySpec, PeerTrust, SpiffeId, TokenError, TrustBundle, TrustDomain,
+        X509Svid,
     },
     memory,
     status::Workload,
-    store::{Content, SecretStore},
+    store::SecretStore,
 };
 
 /// Keys and CSRs that the CA has not answered yet, by the identity that they are for.
@@ -327,11 +327,8 @@ impl<T: TokenSource> Renewal<T> {
         if issued.svid.ends_before_its_leaf() {
             issued.svid.look_at_paths(&self.anchors(), clock::now());
         }
-        self.wait_for_start(&issued.svid).await;
-        let certificate = Content::TlsCertificate {
-            chain: issued.svid.chain().map_err(SvidError::from)?,
-            key: issued.svid.key_pem(&self.key).map_err(SvidError::from)?,
-        };
+        wait_for_start(&issued.svid, Some(&self.timer), &self.store, &self.force).await;
+        let certificate = content(&issued.svid, &self.key)?;
         if issued.for_any_use {
             warn!("the CA's certificate has no extended key usage: Envoy accepts it, stricter peers may not");
         }

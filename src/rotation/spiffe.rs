@@ -15,19 +15,19 @@ use tracing::{Level, error, info, warn};
 
 use super::{
     backoff::Backoff,
+    federation::{Federation, federation, in_der, merge, merged},
     generation::{self, Generation, Parts},
     patience::{Setback, Strain, wait_after},
-    publisher::Publisher,
-    renewal::{HELD_UNTIL_VALID, check_start, random},
+    publisher::{Publisher, content},
+    renewal::{check_start, random, wait_for_start},
     settings::RenewalSettings,
     trouble::{Held, Trouble},
 };
 use crate::{
-    budget,
     clock::{self, WallTimer},
     config::{FilesConfig, WorkloadApiSource},
     files::Changes,
-    identity::{Answer, Issued, KeySpec, PeerTrust, PemError, SpiffeId, SvidError, TrustBundle, TrustDomain, X509Svid},
+    identity::{Answer, Issued, KeySpec, PeerTrust, SpiffeId, SvidError, TrustBundle, TrustDomain, X509Svid},
     memory,
     spiffe::{SpiffeError, Svid, Told, WorkloadApi},
     status::{self, Endpoint, Reason, Workload},
@@ -74,15 +74,6 @@ pub struct Spiffe {
     told_overdue: bool,
 }
 
-/// What it tells of trust domains.
-#[derive(Clone, Debug, Default)]
-struct Federation {
-    /// That of the workload, once that is known.
-    own: Option<TrustDomain>,
-    /// The others, with their anchors.
-    others: Vec<(TrustDomain, TrustBundle)>,
-}
-
 /// Why it has brought nothing.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -124,12 +115,13 @@ enum Ended {
 impl Spiffe {
     /// Serves `store` from this Workload API.
     pub fn new(settings: &RenewalSettings, source: WorkloadApiSource, store: &Arc<SecretStore>) -> Self {
+        let endpoint = settings.status.endpoint(&source.to_string());
         let WorkloadApiSource { socket, id } = source;
         let known = id.as_ref().map_or_else(|| "not known yet".to_owned(), ToString::to_string);
         let shown = settings.status.workload(known, store);
         let roots = Publisher::new(Arc::clone(store), &settings.rotation.roots, false, Arc::clone(&shown));
         Self {
-            endpoint: settings.status.endpoint(&address_of(&socket)),
+            endpoint,
             api: WorkloadApi::new(socket, id),
             key: settings.key,
             files: settings.files,
@@ -251,7 +243,7 @@ impl Spiffe {
             if !std::mem::replace(&mut answered, true) {
                 self.called(called, None);
             }
-            if let Err(failure) = self.take(told).await {
+            if let Err(failure) = self.take(told, timer).await {
                 return Ended::Failed(failure);
             }
         }
@@ -263,11 +255,12 @@ impl Spiffe {
     }
 
     /// Publishes what was told.
-    async fn take(&mut self, told: Told) -> Result<(), Failure> {
+    async fn take(&mut self, told: Told, timer: Option<&WallTimer>) -> Result<(), Failure> {
         let Told { svid, ids, bundles } = told;
         let svid = svid.ok_or_else(|| Failure::Answer(nobody(&ids)))?;
         memory::before_a_key();
-        let (issued, id) = verify(svid, self.held.is_some()).await.map_err(Failure::Answer)?;
+        let (issued, id) = verify(svid, self.held.is_some()).map_err(Failure::Answer)?;
+        wait_for_start(&issued.svid, timer, &self.store, &self.force).await;
         let now = clock::now();
         let (others, flaws) = federation(&bundles, &id.domain(), &self.told.borrow().others, now);
         drop(bundles);
@@ -275,18 +268,24 @@ impl Spiffe {
             flaws.iter().for_each(|flaw| warn!("among the Workload API's federated bundles, {flaw}"));
             self.flaws = flaws;
         }
+        let certificate = content(&issued.svid, &self.key).map_err(|error| Failure::Answer(error.to_string()))?;
+        self.publish(&issued, &id, others, certificate).await;
+        self.published(&issued, &id, now);
+        Ok(())
+    }
+
+    async fn publish(
+        &self,
+        issued: &Issued,
+        id: &SpiffeId,
+        others: Vec<(TrustDomain, TrustBundle)>,
+        certificate: Content,
+    ) {
         self.told.send_replace(Federation { own: Some(id.domain()), others });
         // They are taken up before this goes on.
         tokio::task::yield_now().await;
-        let error = |error| Failure::Answer(SvidError::from(error).to_string());
-        let certificate = Content::TlsCertificate {
-            chain: issued.svid.chain().map_err(error)?,
-            key: issued.svid.key_pem(&self.key).map_err(error)?,
-        };
-        self.roots.publish(&issued, id.domain(), certificate).await;
+        self.roots.publish(issued, id.domain(), certificate).await;
         memory::look_again();
-        self.published(&issued, &id, now);
-        Ok(())
     }
 
     fn published(&mut self, issued: &Issued, id: &SpiffeId, now: i64) {
@@ -299,7 +298,7 @@ impl Spiffe {
             due if due > now => due,
             _ => now.saturating_add((ends.saturating_sub(now) / 2).max(ASK_AGAIN)),
         });
-        let version = self.shown.secrets().get(CERTIFICATE).map(|held| held.version().to_owned());
+        let version = self.shown.version();
         let is_new = version != self.version;
         self.shown.told(now, is_new);
         if is_new {
@@ -331,15 +330,12 @@ impl Spiffe {
         let now = clock::now();
         let Some((read, certificate)) = generation::inherited(self.api.wanted(), &self.key, now) else { return };
         let Generation { id, issued, leaving, .. } = read;
-        self.told.send_replace(Federation { own: Some(id.domain()), others: Vec::new() });
-        tokio::task::yield_now().await;
         self.roots.still_leaving(leaving);
-        self.roots.publish(&issued, id.domain(), certificate).await;
-        memory::look_again();
+        self.publish(&issued, &id, Vec::new(), certificate).await;
         let not_after = clock::rfc3339(issued.svid.validity().1);
         let serial = issued.svid.serial();
         info!(identity = %id, serial, not_after, "still serving the certificate from before the crash");
-        self.version = self.shown.secrets().get(CERTIFICATE).map(|held| held.version().to_owned());
+        self.version = self.shown.version();
         self.published(&issued, &id, now);
     }
 
@@ -377,85 +373,8 @@ impl Spiffe {
     }
 }
 
-/// How its address is shown.
-pub fn address_of(socket: &std::path::Path) -> String {
-    format!("unix:{}", socket.display())
-}
-
-/// Keeps what is trusted up to date, from files and as told.
-async fn merge(
-    mut files: watch::Receiver<PeerTrust>,
-    mut told: watch::Receiver<Federation>,
-    both: &watch::Sender<PeerTrust>,
-) -> Infallible {
-    loop {
-        let now = merged(&files.borrow_and_update(), &told.borrow_and_update());
-        both.send_if_modified(|held| {
-            let changed = !held.is_same(&now);
-            *held = now;
-            changed
-        });
-        tokio::select! {
-            Ok(()) = files.changed() => {}
-            Ok(()) = told.changed() => {}
-            else => future::pending().await,
-        }
-    }
-}
-
-/// Of a trust domain that the configuration names, its files count alone.
-fn merged(files: &PeerTrust, told: &Federation) -> PeerTrust {
-    let mut both = files.clone();
-    if let Some(own) = &told.own {
-        both.own.clone_from(own);
-    }
-    let is_new = |(domain, _): &&(TrustDomain, TrustBundle)| files.domains.iter().all(|(known, _)| known != domain);
-    both.domains.extend(told.others.iter().filter(is_new).cloned());
-    both
-}
-
-/// What is told of other trust domains, and what of it cannot be used: the first few.
-fn federation(
-    bundles: &[(Vec<u8>, Vec<u8>)],
-    own: &TrustDomain,
-    before: &[(TrustDomain, TrustBundle)],
-    now: i64,
-) -> (Vec<(TrustDomain, TrustBundle)>, Vec<String>) {
-    const TOLD: usize = 4;
-    let (mut others, mut flaws): (Vec<(TrustDomain, TrustBundle)>, Vec<String>) = Default::default();
-    let mut tell = |flaw: String| flaws.extend((flaws.len() < TOLD).then_some(flaw));
-    for (number, (name, der)) in bundles.iter().enumerate() {
-        let text = String::from_utf8_lossy(name);
-        // Both forms are found.
-        let Ok(domain) = text.strip_prefix("spiffe://").unwrap_or(&text).parse::<TrustDomain>() else {
-            tell(format!("the name of number {} is no trust domain; skipped", number + 1));
-            continue;
-        };
-        // Envoy refuses all of them where one comes twice.
-        if domain == *own || others.iter().any(|(known, _)| *known == domain) {
-            continue;
-        }
-        match TrustBundle::from_der(der, now, budget::has_room_for_anchor) {
-            Ok((bundle, bad)) => {
-                if !bad.is_empty() {
-                    tell(format!("in that of {domain}, {bad}"));
-                }
-                others.push((domain, bundle));
-            }
-            Err(error) => {
-                tell(format!("that of {domain}: {}; skipped", in_der(&error)));
-                // The next message may be hours away.
-                let held = before.iter().find(|(known, _)| *known == domain);
-                others.extend(held.filter(|_| matches!(error, PemError::NoRoom { .. })).cloned());
-            }
-        }
-    }
-    others.sort_by(|(one, _), (other, _)| one.cmp(other));
-    (others, flaws)
-}
-
-/// The certificate and its anchors, if they hold what the Workload API says of them, once their time has come.
-async fn verify(svid: Svid, holds: bool) -> Result<(Issued, SpiffeId), String> {
+/// The certificate and its anchors, if they hold what the Workload API says of them.
+fn verify(svid: Svid, holds: bool) -> Result<(Issued, SpiffeId), String> {
     let Svid { id, chain, key, bundle } = svid;
     let id = str::from_utf8(&id).ok().and_then(SpiffeId::parse).ok_or("its spiffe_id is no SPIFFE ID with a path")?;
     for (what, content) in [("x509_svid", &*chain), ("x509_svid_key", key.bytes()), ("bundle", &*bundle)] {
@@ -473,19 +392,8 @@ async fn verify(svid: Svid, holds: bool) -> Result<(Issued, SpiffeId), String> {
         SvidError::Element { cause, .. } => format!("its bundle: {}", in_der(&cause)),
         error => error.to_string(),
     })?;
-    let ((begins, _), now) = (issued.svid.validity(), clock::now());
     check_start(&issued.svid, holds).map_err(|error| error.to_string())?;
-    if let wait @ 1..=HELD_UNTIL_VALID = begins.saturating_sub(now) {
-        let (not_before, now) = (clock::rfc3339(begins), clock::rfc3339(now));
-        info!(not_before, now, "holding back the certificate until it becomes valid");
-        sleep(Duration::from_secs(wait as u64)).await;
-    }
     Ok((issued, id))
-}
-
-/// What is wrong with certificates that came as DER.
-fn in_der(error: &PemError) -> String {
-    error.to_string().replace("PEM certificate", "certificate")
 }
 
 fn nobody(ids: &[String]) -> String {

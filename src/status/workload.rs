@@ -229,6 +229,11 @@ impl Workload {
         }
     }
 
+    /// The version of the certificate that it is served.
+    pub fn version(&self) -> Option<String> {
+        self.secrets().get(CERTIFICATE).map(|held| held.version().to_owned())
+    }
+
     /// Until when (Unix seconds) all that it needs can be used.
     pub(super) fn usable_until(&self) -> i64 {
         let secrets = self.secrets();

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::{Renewal, RenewalEnded, TokenSource, resuming::WANTED};
 use crate::{
-    clock,
+    clock::{self, WallTimer},
     identity::{PeerTrust, SvidError, TrustBundle, TrustDomain, X509Svid},
     rotation::{
         cure::Cure,
@@ -19,11 +19,11 @@ use crate::{
         patience::{Setback, Strain, is_probed, wait_after},
         schedule::{MIN_INTERVAL, can_meet, renewal_after},
     },
-    store::CERTIFICATE,
+    store::{CERTIFICATE, SecretStore},
 };
 
 /// How far in the future (seconds) a certificate may begin to be held until then. More means that a clock is wrong.
-pub(in crate::rotation) const HELD_UNTIL_VALID: i64 = 60;
+const HELD_UNTIL_VALID: i64 = 60;
 /// How long after a change its like may follow: key and certificate are two files.
 const SETTLES: Duration = Duration::from_millis(100);
 /// How often the pause between cures that follow each other doubles.
@@ -151,22 +151,6 @@ impl<T: TokenSource> Renewal<T> {
         self.held.as_ref().map(left)
     }
 
-    /// Holds a certificate back whose time comes within a minute; the current one is served meanwhile.
-    pub(super) async fn wait_for_start(&self, svid: &X509Svid) {
-        let ((not_before, _), now) = (svid.validity(), clock::now());
-        if (1..=HELD_UNTIL_VALID).contains(&not_before.saturating_sub(now)) {
-            let (from, now) = (clock::rfc3339(not_before), clock::rfc3339(now));
-            info!(not_before = from, now, "holding back the certificate until it becomes valid");
-            tokio::select! {
-                () = self.until(UNIX_EPOCH + Duration::from_secs(not_before as u64) + COARSE_CLOCK) => {}
-                // A clock that was set back meanwhile would make it wait for hours.
-                () = tokio::time::sleep(Duration::from_secs(HELD_UNTIL_VALID as u64)) => {}
-                () = self.force.notified() => info!("renewal requested by signal: no longer holding back the \
-                                                     certificate"),
-            }
-        }
-    }
-
     /// Tells when the availability target cannot be met.
     pub(super) fn warn_of_short_life(&mut self, left: Duration) {
         match self.rotation.schedule.availability_target {
@@ -254,6 +238,34 @@ pub(in crate::rotation) fn check_start(svid: &X509Svid, holds: bool) -> Result<(
         "the certificate is not yet valid: this clock or the CA's is wrong; serving it anyway"
     );
     Ok(())
+}
+
+/// Holds a certificate back whose time comes within a minute; the current one is served meanwhile.
+pub(in crate::rotation) async fn wait_for_start(
+    svid: &X509Svid,
+    timer: Option<&WallTimer>,
+    store: &SecretStore,
+    force: &Notify,
+) {
+    let ((not_before, _), now) = (svid.validity(), clock::now());
+    if (1..=HELD_UNTIL_VALID).contains(&not_before.saturating_sub(now)) {
+        let (from, now) = (clock::rfc3339(not_before), clock::rfc3339(now));
+        info!(not_before = from, now, "holding back the certificate until it becomes valid");
+        let begins = UNIX_EPOCH + Duration::from_secs(not_before as u64) + COARSE_CLOCK;
+        let begun = async {
+            match timer {
+                // What the clock said of the current one may no longer be so once it was set.
+                Some(timer) => timer.until(begins, || store.look_again()).await,
+                None => future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = begun => {}
+            // A clock that was set back meanwhile would make it wait for hours.
+            () = tokio::time::sleep(Duration::from_secs(HELD_UNTIL_VALID as u64)) => {}
+            () = force.notified() => info!("renewal requested by signal: no longer holding back the certificate"),
+        }
+    }
 }
 
 /// Waits until another trust domain is wanted than the one that was asked for at `tried`.
