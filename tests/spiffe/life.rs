@@ -6,7 +6,7 @@ use testkit::{
     agent::{Agent, Answer},
     confined::{self, Confinement},
     development_ca::Leaf,
-    fixture::{Logged, QUIET, Site, secret},
+    fixture::{Logged, QUIET, Site, delta_names, secret},
     sds,
     shim::ShimBuilder,
     workload_api::{self, WorkloadApi},
@@ -51,6 +51,46 @@ async fn each_certificate_is_served_as_it_is_told_and_the_ca_is_not_called() -> 
     assert!(table.log().contains("renewal  left to its source; last success"), "{:?}", table.log().lines());
     let metrics = scene.page("/metrics").await?;
     assert!(metrics.contains("sds_shim_renewals_total 4"), "{metrics}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_says_where_the_identity_comes_from() -> testkit::Result {
+    let site = Site::new().await?;
+    let _agent = Agent::start(&socket(&site), Answer::Silence)?;
+    let mut check = shim(&site).env("SDS_SHIM_SPIFFE_ID", ID).arg("check").start()?;
+    let code = check.wait_exit().await?.code();
+    let text = check.log().lines().join("\n");
+    assert_eq!(code, Some(0), "{text}");
+    let at = socket(&site);
+    for expected in [
+        format!("identity {ID}\n"),
+        format!("source   the SPIFFE Workload API at {}\n", at.display()),
+        format!("ok       {}", at.display()),
+        "ROOTCA   from the same source\n".to_owned(),
+        "SDS_SHIM_SOURCE = spiffe  (environment)\n".to_owned(),
+    ] {
+        assert!(text.contains(&expected), "{expected:?} is not in {text}");
+    }
+    // Its token and its CA are not what it would use.
+    assert!(!text.contains("CA       ") && !text.contains("the token is for"), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn delta_streams_get_what_changes_alone() -> testkit::Result {
+    let mut scene = Scene::new(|site| told(site, &issue(site, ID), ID)).await?;
+    scene.next().await?;
+    let mut delta = scene.shim.connect().await?.delta();
+    delta.send(sds::delta_request(&["default", "ROOTCA"], &[]));
+    let first = delta.recv().await?;
+    assert_eq!(delta_names(&first)?, ["ROOTCA", "default"]);
+    delta.send(sds::delta_ack(&first));
+    let issued = scene.renew()?;
+    scene.serves(&issued).await?;
+    let next = delta.recv().await?;
+    assert_eq!(delta_names(&next)?, ["default"]);
+    assert_eq!(sds::delta_secrets(&next)?.remove(0).chain_pem, issued.chain_pem);
     Ok(())
 }
 

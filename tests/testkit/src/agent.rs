@@ -3,7 +3,6 @@
 use std::{
     convert::Infallible,
     fs::Permissions,
-    io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{
@@ -145,10 +144,7 @@ async fn serve(stream: UnixStream, answer: watch::Receiver<Answer>, calls: Arc<A
         async move { Ok::<_, Infallible>(respond(&request, answer)) }
     });
     // How it ends is the client's business.
-    let _: io::Result<()> = http2::Builder::new(TokioExecutor::new())
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-        .map_err(io::Error::other);
+    let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
 }
 
 fn respond(request: &Request<Incoming>, answer: watch::Receiver<Answer>) -> Response<Body> {
