@@ -1,5 +1,5 @@
 //! Stand-ins for two functions of the C library, which bring `sscanf` into a static program and with it, for a port number
-//! and a line of `/proc/self/maps`, 80 KiB that read numbers of every kind and size.
+//! and a line of `/proc/self/maps`, 94 KiB that read numbers of every kind and size.
 
 /// The number that a text begins with, behind blanks; more than fits is the largest.
 fn number(text: &[u8]) -> Option<u32> {
