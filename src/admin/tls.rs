@@ -17,7 +17,7 @@ use openssl::{
     x509::{X509, X509Ref, X509VerifyResult, store::X509StoreBuilder, verify::X509VerifyFlags},
 };
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::watch,
     time::{Instant, timeout_at},
@@ -44,6 +44,9 @@ const MAX_CHAIN: u16 = 8 * 1024;
 const HELLO_WITHIN: Duration = Duration::from_secs(3);
 const SLOT_WITHIN: Duration = Duration::from_secs(10);
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(2);
+/// How long a client that was refused may take to close, and the bytes of it that are read meanwhile.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+const CLOSE: u64 = 16 * 1024;
 
 /// Lets clients in who are named, with the certificate and the trust anchors that are served when they come.
 pub(super) struct Door {
@@ -69,6 +72,18 @@ pub(super) type Secured = SslStream<Box<dyn Stream>>;
 /// Why somebody is not let in; `None` where it said nothing.
 type Refusal = Option<String>;
 
+/// Somebody who is not let in, with its connection where an alert on it says so.
+struct Refused {
+    why: Refusal,
+    alerted: Option<Box<dyn Stream>>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(why: Refusal) -> Self {
+        Self { why, alerted: None }
+    }
+}
+
 /// Who a client says it is, before that has been verified.
 type Claim = Arc<Mutex<Option<Result<String, &'static str>>>>;
 
@@ -82,18 +97,20 @@ impl Door {
     pub(super) async fn admit(&self, stream: TcpStream, peer: IpAddr) -> Option<(Secured, Visitor)> {
         match self.try_admit(stream, peer).await {
             Ok(admitted) => Some(admitted),
-            Err(Some(why)) => {
-                self.refusals.tell(peer, &why);
-                None
-            }
-            Err(None) => {
-                debug!(client = %peer, "a connection to SDS_SHIM_ADMIN_TLS brought nothing");
+            Err(Refused { why, alerted }) => {
+                match why {
+                    Some(why) => self.refusals.tell(peer, &why),
+                    None => debug!(client = %peer, "a connection to SDS_SHIM_ADMIN_TLS brought nothing"),
+                }
+                if let Some(stream) = alerted {
+                    close(stream).await;
+                }
                 None
             }
         }
     }
 
-    async fn try_admit(&self, mut stream: TcpStream, peer: IpAddr) -> Result<(Secured, Visitor), Refusal> {
+    async fn try_admit(&self, mut stream: TcpStream, peer: IpAddr) -> Result<(Secured, Visitor), Refused> {
         self.served()?;
         let began = Instant::now();
         let hello = timeout_at(began + HELLO_WITHIN, first_record(&mut stream)).await.map_err(|_| None)??;
@@ -117,8 +134,13 @@ impl Door {
         });
         match timeout_at(Instant::now() + HANDSHAKE_WITHIN, accept).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(Some(explain(secured.ssl(), &error, &claim))),
-            Err(_) => return Err(Some("it did not finish the handshake in time".to_owned())),
+            Ok(Err(error)) => {
+                let why = Some(explain(secured.ssl(), &error, &claim));
+                // Taken out, so that what belongs to the handshake is gone before the client closes.
+                let alerted = Some(std::mem::replace(secured.get_mut(), Box::new(tokio::io::empty())));
+                return Err(Refused { why, alerted });
+            }
+            Err(_) => return Err(Some("it did not finish the handshake in time".to_owned()).into()),
         }
         let forbidden = self.judge(secured.ssl(), &validation)?;
         slot.is_known = true;
@@ -168,6 +190,17 @@ impl Door {
         }
         let is_named = self.clients.iter().any(|pattern| pattern.matches(&id));
         Ok((!is_named).then(|| format!("{id} is not in SDS_SHIM_ADMIN_TLS_CLIENTS; add it there to let it in")))
+    }
+}
+
+/// Closes a connection so that the client reads the alert that says why. Closed with bytes of it unread, it is reset, and a
+/// client that still writes, as with TLS 1.3 it may before its certificate is judged, sees that alone (RFC 9112, section
+/// 9.6).
+async fn close(mut stream: Box<dyn Stream>) {
+    if stream.shutdown().await.is_ok() {
+        let (mut rest, mut piece) = (stream.take(CLOSE), [0; 512]);
+        let is_closed = async { while rest.read(&mut piece).await.is_ok_and(|count| count > 0) {} };
+        let _ = timeout_at(Instant::now() + CLOSE_WITHIN, is_closed).await;
     }
 }
 

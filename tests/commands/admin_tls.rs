@@ -131,6 +131,32 @@ async fn who_is_named_reads_every_page_and_nobody_else() -> testkit::Result {
     Ok(())
 }
 
+/// With TLS 1.3 a client is through its handshake before its certificate is judged: it may send its request, and finds the
+/// alert in place of an answer. A connection that is reset would fail it before it reads.
+#[tokio::test]
+async fn a_client_that_is_refused_while_it_writes_reads_the_alert() -> testkit::Result {
+    /// `SSL_R_TLSV13_ALERT_CERTIFICATE_REQUIRED`.
+    const CERTIFICATE_REQUIRED: i32 = 1116;
+    let scene = Scene::ready(|shim| shim).await?;
+    for _ in 0..5 {
+        let mut stream = tls::connect(scene.connect().await?, &scene.root, None).await?;
+        assert_eq!(stream.ssl().version_str(), "TLSv1.3");
+        // The session tickets that would come before it are not issued, so that this is the alert.
+        let tcp = stream.get_ref();
+        timeout(PATIENCE, tcp.peek(&mut [0])).await.or_fail("wait for the alert")?.or_fail("look at it")?;
+        for _ in 0..3 {
+            stream.write_all(b"GET /metrics HTTP/1.1\r\n").await.or_fail("write a request")?;
+            stream.flush().await.or_fail("write a request")?;
+        }
+        let error = timeout(PATIENCE, stream.read(&mut [0])).await.or_fail("wait for the alert")?.unwrap_err();
+        let error = error.into_inner().and_then(|inner| inner.downcast::<openssl::ssl::Error>().ok());
+        let stack = error.as_ref().and_then(|error| error.ssl_error()).ok_or_else(|| Failure::new("no alert"))?;
+        let reasons: Vec<_> = stack.errors().iter().map(|one| one.reason_code()).collect();
+        assert_eq!(reasons, [CERTIFICATE_REQUIRED], "{stack}");
+    }
+    scene.told("it presented no client certificate").await
+}
+
 #[tokio::test]
 async fn tls_1_2_is_spoken_and_what_is_no_tls_or_too_large_is_refused() -> testkit::Result {
     let scene = Scene::ready(|shim| shim).await?;
