@@ -37,7 +37,7 @@ use crate::{
     sds::{self, BindError, Clients, Names, SdsSocket, Served},
     status::{Pages, Sources, Status},
     store::{AttachError, CERTIFICATE, Consumer, ROOTS, SecretStore, View, Workloads},
-    supervise::{self, Launch, LaunchError, Signals, Supervisor},
+    supervise::{self, ARE_WE_ALIVE, Launch, LaunchError, Signals, Supervisor},
     workload_api::{self, WorkloadApi},
 };
 
@@ -151,7 +151,9 @@ fn runtime() -> io::Result<Runtime> {
         .on_thread_park(|| {
             locked::clear_vector_registers();
             locked::clear_idle_stack();
+            locked::asleep();
         })
+        .on_thread_unpark(locked::awake)
         .build()
 }
 
@@ -249,6 +251,7 @@ async fn serve_on(
             // Nothing that a client does may keep a signal from us; and what is to be started finds us serving.
             biased;
             event = signals.next() => match event? {
+                event if event.signal == ARE_WE_ALIVE => locked::answer(),
                 event if event.signal == Signal::SIGUSR1 => forced.ask(),
                 event => if let ControlFlow::Break(ended) = supervisor.signal(event) { return Ok(ended) },
             },

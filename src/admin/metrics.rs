@@ -78,7 +78,7 @@ impl Writer<'_> {
         build.encode_info(&labels)?;
         self.gauge("sds_shim_start_time_seconds", "Start time of the process", status.started)?;
         let crashes = locked::last_crash().map_or(0, |crash| crash.crashes);
-        self.counter("sds_shim_successors", "Crashes after which the process restarted in place", crashes)?;
+        self.counter("sds_shim_successors", "Crashes and hangs after which the process restarted in place", crashes)?;
         let ready = i64::from(status.readiness(now).is_ok());
         self.gauge("sds_shim_ready", "1 if everything that Envoy needs is held and usable, as /readyz reports", ready)
     }

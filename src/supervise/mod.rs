@@ -7,6 +7,6 @@ mod successor;
 mod supervisor;
 
 pub use child::{Launch, LaunchError};
-pub use signals::{Event, Signals};
+pub use signals::{ARE_WE_ALIVE, Event, Signals};
 pub use successor::stand_by;
 pub use supervisor::Supervisor;

@@ -1,17 +1,20 @@
-use std::{io, os::fd::AsFd};
+use std::{cell::Cell, io, os::fd::AsFd};
 
 use locked::Readable;
 use nix::{
     errno::Errno,
-    libc::SI_KERNEL,
+    libc::{SI_KERNEL, signalfd_siginfo},
     sys::{
         signal::{SigSet, Signal},
-        signalfd::{SfdFlags, SignalFd, siginfo},
+        signalfd::{SfdFlags, SignalFd},
     },
 };
 
+/// The question whether we take our events ([`locked::watch_for_hangs`]).
+pub const ARE_WE_ALIVE: Signal = Signal::SIGVTALRM;
+
 /// Signals for a process that has no child.
-const OURS: &[Signal] = &[Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1];
+const OURS: &[Signal] = &[Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, ARE_WE_ALIVE];
 
 /// What else a child may be sent: whatever somebody outside sends by intent. Signals that the kernel raises for a
 /// mistake of the process itself are no news for its child; stopping us stops serving, and is left to do so.
@@ -35,10 +38,10 @@ pub struct Event {
     pub from_terminal: bool,
 }
 
-impl TryFrom<siginfo> for Event {
+impl TryFrom<signalfd_siginfo> for Event {
     type Error = Errno;
 
-    fn try_from(info: siginfo) -> Result<Self, Errno> {
+    fn try_from(info: signalfd_siginfo) -> Result<Self, Errno> {
         let signal = Signal::try_from(info.ssi_signo.cast_signed())?;
         let keys = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH];
         Ok(Self { signal, from_terminal: info.ssi_code == SI_KERNEL && keys.contains(&signal) })
@@ -50,6 +53,8 @@ impl TryFrom<siginfo> for Event {
 pub struct Signals {
     descriptor: SignalFd,
     readable: Readable,
+    /// What a crash came between.
+    inherited: Cell<Option<Signal>>,
 }
 
 impl Signals {
@@ -70,20 +75,20 @@ impl Signals {
         let mask = mask(with_child);
         let descriptor = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let readable = Readable::new(descriptor.as_fd().try_clone_to_owned()?)?;
-        Ok(Self { descriptor, readable })
+        let inherited = locked::inherited_signal().and_then(|signal| Signal::try_from(signal).ok());
+        Ok(Self { descriptor, readable, inherited: Cell::new(inherited.filter(|signal| mask.contains(*signal))) })
     }
 
-    /// The next signal.
+    /// The next signal. The one before has been handled.
     ///
     /// # Errors
     /// What the kernel says.
     pub async fn next(&self) -> io::Result<Event> {
-        self.readable
-            .read(|| match self.descriptor.read_signal()? {
-                Some(info) => Ok(info.try_into()?),
-                None => Err(io::ErrorKind::WouldBlock.into()),
-            })
-            .await
+        if let Some(signal) = self.inherited.take() {
+            return Ok(Event { signal, from_terminal: false });
+        }
+        locked::signal_is_handled();
+        self.readable.read(|| Ok(locked::take_signal(self.descriptor.as_fd())?.try_into()?)).await
     }
 }
 

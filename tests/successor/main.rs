@@ -1,6 +1,7 @@
 //! A crash of the shim: the process executes itself anew in place, and keeps its number, its socket and its command. Faults
 //! are made by a tracer, so these tests need root.
 
+mod hang;
 mod key;
 mod renewals;
 mod thief;
@@ -17,8 +18,8 @@ use nix::{
     unistd::Pid,
 };
 use testkit::{
-    Failure, OrFail,
-    confined::crash,
+    Failure, OrFail, POLL,
+    confined::{Break, break_it, crash},
     development_ca::Fault,
     fixture::{Pod, Site, names, serial},
     process::Process,
@@ -26,6 +27,7 @@ use testkit::{
     shim::Shim,
     workload_api::{self, WorkloadApi},
 };
+use tokio::time::sleep;
 use tonic::{
     Code, Status,
     metadata::{MetadataMap, MetadataValue},
@@ -177,7 +179,7 @@ async fn a_filter_that_allows_no_exec_tells_so_and_a_crash_ends_the_process() ->
         assert!(line.ends_with("; a crash ends the process"), "{line}");
         crash(pod.shim.pid())?;
         assert_eq!(pod.shim.wait_exit().await?.signal(), Some(Signal::SIGSEGV as i32));
-        assert!(pod.shim.log().contains("sds-shim: crashed, and cannot be executed anew"));
+        assert!(pod.shim.log().contains("sds-shim: crashed or hung, and cannot be restarted in place"));
     }
     Ok(())
 }
@@ -234,6 +236,30 @@ async fn a_command_that_ends_during_a_crash_is_followed() -> testkit::Result {
         let _ = crash(pod.shim.pid());
         assert_eq!(pod.shim.wait_exit().await?.code(), Some(9));
     }
+    Ok(())
+}
+
+/// The kernel has given it away, and nobody else knows of it.
+#[tokio::test]
+async fn a_signal_that_was_read_when_the_crash_came_is_handled() -> testkit::Result {
+    let site = Site::new().await?;
+    let script = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.02; done";
+    let shim = site.shim().exec(&["sh", "-c", script]);
+    let mut pod = site.serve_with(shim).await?;
+    pod.shim.wait_for_log("ready").await?;
+    pod.shim.wait_for_log("command started").await?;
+    let pid = pod.shim.pid();
+    let broken = tokio::task::spawn_blocking(move || break_it(pid, Break::Signalled));
+    let traced = format!("/proc/{pid}/status");
+    while !fs::read_to_string(&traced).or_fail("read its status")?.contains("State:\tS (sleeping)\nTgid:")
+        || fs::read_to_string(&traced).or_fail("read its status")?.contains("TracerPid:\t0\n")
+    {
+        sleep(POLL).await;
+    }
+    pod.shim.signal(Signal::SIGTERM)?;
+    broken.await.map_err(|error| Failure::new(error.to_string()))??;
+    pod.shim.wait_for_log(RESTARTED).await?;
+    assert_eq!(pod.shim.wait_exit().await?.code(), Some(9));
     Ok(())
 }
 

@@ -75,8 +75,9 @@ pub use seccomp::{FOLLOWING_CALLS, NEWER_CALLS, OLDER_CALLS, SERVING_CALLS, rest
 pub use secret::{Need, SecretUsage};
 pub use stack::{clear_idle_stack, on_arena_stack};
 pub use successor::{
-    Crash, Listener, Reached, hand_on_confinement, hand_on_key, hand_on_listener, hand_on_no_key, hand_on_patience,
-    image, inherited_command, inherited_confinement, inherited_key, inherited_listener, inherited_patience, last_crash,
-    stand_by, stand_down,
+    Crash, Listener, Reached, answer, asleep, awake, hand_on_confinement, hand_on_key, hand_on_listener,
+    hand_on_no_key, hand_on_patience, image, inherited_command, inherited_confinement, inherited_key,
+    inherited_listener, inherited_patience, inherited_signal, last_crash, signal_is_handled, stand_by, stand_down,
+    take_signal, watch_for_hangs,
 };
 pub use tls::{AnchorsFor, find_anchors, limit_certificate_chain, negotiated_group};

@@ -36,7 +36,8 @@ calls! {
     SYS_getsockopt SYS_setsockopt SYS_getsockname SYS_getpeername
     // Waiting.
     SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_eventfd2 SYS_signalfd4 SYS_timerfd_create
-    SYS_timerfd_settime SYS_ppoll SYS_futex SYS_nanosleep SYS_clock_nanosleep SYS_restart_syscall
+    SYS_timerfd_settime SYS_timer_settime SYS_ppoll SYS_futex SYS_nanosleep SYS_clock_nanosleep
+    SYS_restart_syscall
     // Memory; what may not be executed, below. Secret memory that the limit has refused is asked for again.
     SYS_brk SYS_munmap SYS_mremap SYS_madvise SYS_memfd_secret SYS_ftruncate
     // Time, where it is no plain read of memory, and randomness.
@@ -68,8 +69,9 @@ calls! {
 }
 
 /// What a start takes beside them: libc's, which says where the thread's number is cleared, and the arena and the process,
-/// which are locked in memory. For a successor, which is bound from its first instruction.
-const STARTING: &[libc::c_long] = &[libc::SYS_set_tid_address, libc::SYS_mlock, libc::SYS_mlock2, libc::SYS_mlockall];
+/// which are locked in memory, and the timers that see a hang. For a successor, which is bound from its first instruction.
+const STARTING: &[libc::c_long] =
+    &[libc::SYS_set_tid_address, libc::SYS_mlock, libc::SYS_mlock2, libc::SYS_mlockall, libc::SYS_timer_create];
 
 /// Calls that a start takes with one value of one argument: what is inherited is closed for others, and on x86-64 libc
 /// says where thread-local data is.

@@ -3,7 +3,9 @@
 
 mod crash;
 mod handler;
+mod hang;
 mod record;
+mod signal;
 mod vault;
 
 use std::{
@@ -28,7 +30,9 @@ use nix::{
 pub use crash::{Crash, Reached};
 pub(crate) use handler::clear_stack;
 use handler::{ARGUMENTS, ENVIRONMENT, PLACE};
+pub use hang::{answer, asleep, awake, watch_for_hangs};
 use record::{NONE, Record, Shared, checksum_of};
+pub use signal::{inherited_signal, signal_is_handled, take_signal};
 use vault::Vault;
 pub use vault::{hand_on_key, hand_on_no_key, inherited_key};
 

@@ -16,6 +16,7 @@ pub const STARTING: &[&str] = &[
     "mlockall",
     "seccomp",
     "set_tid_address",
+    "timer_create",
 ];
 
 /// What the filter allows with some arguments only.

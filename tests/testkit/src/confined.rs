@@ -144,7 +144,26 @@ pub fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
 
 /// Has a process execute where nothing is, which is a crash of its own making. Needs root.
 pub fn crash(pid: u32) -> Result<(), Failure> {
-    let status = Command::new(helper("breaker")?).arg(pid.to_string()).stdin(Stdio::null()).status();
+    break_it(pid, Break::Crash)
+}
+
+/// What can become of a process.
+#[derive(Clone, Copy, Debug)]
+pub enum Break {
+    /// It executes where nothing is.
+    Crash,
+    /// The same once it has read its next signal, before it does anything about that.
+    Signalled,
+    /// After it has accepted its next connection it goes round in a circle.
+    Spin,
+    /// After that it waits for ever.
+    Block,
+}
+
+/// Breaks a process. Needs root.
+pub fn break_it(pid: u32, how: Break) -> Result<(), Failure> {
+    let how = format!("{how:?}").to_lowercase();
+    let status = Command::new(helper("breaker")?).args([pid.to_string(), how]).stdin(Stdio::null()).status();
     match status.or_fail("start the breaker")?.success() {
         true => Ok(()),
         false => Err(Failure::new("the breaker failed")),

@@ -4,6 +4,7 @@ use std::{
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use nix::{
@@ -87,16 +88,30 @@ impl Process {
 
     /// Like [`Process::wait_for_log`], looking only at lines after the first `mark` ones (see [`Log::mark`]).
     pub async fn wait_for_log_after(&self, mark: usize, text: &str) -> Result<String, Failure> {
+        self.wait_for_log_within(mark, text, PATIENCE).await
+    }
+
+    /// The same for what takes its time.
+    pub async fn wait_for_log_within(&self, mark: usize, text: &str, limit: Duration) -> Result<String, Failure> {
         let line = |lines: &[String]| lines.iter().skip(mark).find(|line| line.contains(text)).cloned();
-        self.wait_until(&format!("the log line {text:?}"), line).await
+        self.wait_within(limit, &format!("the log line {text:?}"), line).await
     }
 
     /// Waits until `look` finds something in all lines so far; `what` names it.
     pub async fn wait_until<T>(&self, what: &str, look: impl Fn(&[String]) -> Option<T>) -> Result<T, Failure> {
-        match timeout(PATIENCE, self.log.find(look)).await {
+        self.wait_within(PATIENCE, what, look).await
+    }
+
+    async fn wait_within<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        look: impl Fn(&[String]) -> Option<T>,
+    ) -> Result<T, Failure> {
+        match timeout(limit, self.log.find(look)).await {
             Ok(Some(found)) => Ok(found),
             Ok(None) => Err(self.failure(format!("{} ended without {what}", self.name))),
-            Err(_) => Err(self.failure(format!("not {what} from {} within {PATIENCE:?}", self.name))),
+            Err(_) => Err(self.failure(format!("not {what} from {} within {limit:?}", self.name))),
         }
     }
 

@@ -12,9 +12,9 @@ use std::{
 use nix::errno::Errno;
 
 use super::{
-    PATIENCE, SHARED, VARIABLE,
+    PATIENCE, SHARED, VARIABLE, hang,
     record::{NONE, REMEMBERED, Record, TEXT},
-    vault,
+    signal, vault,
 };
 
 /// The signals of a process that has made a mistake.
@@ -54,6 +54,10 @@ static ENTERED: AtomicBool = AtomicBool::new(false);
 /// Whether the stack has what a signal that we ignore interrupted.
 static SENT: AtomicBool = AtomicBool::new(false);
 
+/// So many crashes within [`PATIENCE`] leave a hang as it is: nine more would end the process, and with it what it still
+/// serves.
+const HANGS_WITHIN: usize = 3;
+
 /// Near to 0, as null with the offset of a field is.
 const LOW: u64 = 64 << 10;
 
@@ -92,17 +96,38 @@ extern "C" fn on_crash(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
             // SAFETY: there are no entries; the call waits, for ever since all signals are blocked.
             unsafe { libc::poll(ptr::null_mut(), 0, -1) };
         }
-        succeed(signal, info, context);
+        succeed(signal, info.si_code, info, context);
     }
     end(signal, own, info.si_code);
 }
 
-/// Waits for ever where another thread is in the handler: what that reads must not change any more, and nothing be
+/// Has a successor for a process that hangs, in the handler of a signal of the hanging thread. Returns when there is none,
+/// and whether there may be one later.
+pub(super) fn hangs(cause: c_int, info: &libc::siginfo_t, context: &libc::ucontext_t) -> bool {
+    let Some(record) = SHARED.get() else { return true };
+    if record.crashes_within(PATIENCE, milliseconds()) >= HANGS_WITHIN {
+        tell(b"sds-shim: this process hangs, and has crashed or hung 3 times within 10 minutes: leaving it as it is\n");
+        return false;
+    }
+    // Another thread has crashed, and is about to end this one.
+    if !ENTERED.swap(true, Ordering::SeqCst) {
+        succeed(hang::HANGS, cause, info, context);
+        ENTERED.store(false, Ordering::SeqCst);
+    }
+    false
+}
+
+/// From now on the stack has what a signal interrupted that nothing came of.
+pub(super) fn has_interrupted() {
+    SENT.store(true, Ordering::SeqCst);
+}
+
+/// Waits where another thread is in the handler, mostly for ever: what that reads must not change any more, and nothing be
 /// started or reaped that it does not know of.
 pub(super) fn give_way() {
     while ENTERED.load(Ordering::SeqCst) {
-        // SAFETY: there are no entries; the call waits until a signal comes.
-        unsafe { libc::poll(ptr::null_mut(), 0, -1) };
+        // SAFETY: there are no entries; the call waits for some time, or until a signal comes.
+        unsafe { libc::poll(ptr::null_mut(), 0, 100) };
     }
 }
 
@@ -141,7 +166,7 @@ fn end(signal: c_int, own: bool, code: c_int) {
 }
 
 /// Returns when there is to be no successor.
-fn succeed(signal: c_int, info: &libc::siginfo_t, context: &libc::ucontext_t) {
+fn succeed(signal: c_int, code: c_int, info: &libc::siginfo_t, context: &libc::ucontext_t) {
     let Some(mut record) = SHARED.get() else { return };
     // A child that shares our memory until it executes its program has all handlers taken away; and another number.
     if record.pid != process() as u64 {
@@ -153,8 +178,9 @@ fn succeed(signal: c_int, info: &libc::siginfo_t, context: &libc::ucontext_t) {
         tell(b"sds-shim: 10 crashes within 10 minutes: giving up\n");
         return;
     }
-    (record.signal, record.code) = (signal as u64, info.si_code as u64);
+    (record.signal, record.code) = (signal as u64, code as u64);
     (record.offset, record.reached) = place(signal, info, context);
+    record.taken = signal::taken();
     vault::fill(&mut record, now);
     let mut text = [0; VARIABLE.len() + TEXT];
     let (name, value) = text.split_at_mut(VARIABLE.len());
@@ -175,7 +201,10 @@ fn succeed(signal: c_int, info: &libc::siginfo_t, context: &libc::ucontext_t) {
     let (image, flags) = (record.image as c_int, libc::AT_EMPTY_PATH);
     // SAFETY: the path and both arrays are C strings that outlive the call, which only returns when it is refused.
     unsafe { libc::syscall(libc::SYS_execveat, image, c"".as_ptr(), arguments, environment, flags) };
-    tell(b"sds-shim: crashed, and cannot be executed anew\n");
+    tell(b"sds-shim: crashed or hung, and cannot be restarted in place\n");
+    // For a process that hangs and is left as it is.
+    for_exec(&record, libc::FD_CLOEXEC);
+    vault::close(&record);
 }
 
 /// Sets the flags of the descriptors that a successor gets.

@@ -99,6 +99,8 @@ record! {
     start,
     /// What the process has denied itself, in words of who did; 0 for nothing yet.
     confined,
+    /// The signal that was being handled; 0 for none.
+    taken,
 }
 
 impl Record {

@@ -147,7 +147,17 @@ fn copy(record: &Record) -> Option<u64> {
         unsafe { to.as_ptr().copy_from_nonoverlapping(from, len as usize) };
         at += len as usize;
     }
+    // SAFETY: the mapping is ours, and nobody uses it any more: the descriptor has what is in it.
+    unsafe { libc::munmap(place.as_ptr().cast(), at) };
     Some(file as u64)
+}
+
+/// Closes what [`fill`] has made, where nobody is executed who could take it.
+pub(super) fn close(record: &Record) {
+    if record.kept == HANDED_ON {
+        // SAFETY: the descriptor is ours.
+        unsafe { libc::close(record.vault as i32) };
+    }
 }
 
 /// A page that the limit refuses is an error of a system call, and SIGBUS of a store.

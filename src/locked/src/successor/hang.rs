@@ -1,0 +1,173 @@
+//! A process that hangs has a successor, as one that has crashed: timers end it when it does not come back from what it
+//! does. An idle process has none that runs.
+
+use std::{
+    ffi::{c_int, c_void},
+    io,
+    mem::MaybeUninit,
+    ptr,
+    sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use nix::errno::Errno;
+
+use super::handler::{self, milliseconds};
+
+/// How much processor time passes between two questions whether the process still takes its events, and two looks at when
+/// it last answered.
+const ASK: Duration = Duration::from_secs(4);
+const LOOK: Duration = Duration::from_secs(5);
+/// Processor time without an answer: a hang. What takes longest of all that is done at once, a bundle of a megabyte, takes
+/// less than a second.
+const SPENT: u64 = 20_000_000_000;
+/// How long the process may be awake until it is looked at, and how long until the next look.
+const AWAKE: Duration = Duration::from_secs(20);
+const AGAIN: Duration = Duration::from_secs(10);
+/// Looks in a row between which it has done nothing at all: a hang. Who is only kept from running does something whenever
+/// it is looked at, since that makes it run.
+const STILL: u32 = 3;
+/// Processor time, in nanoseconds, that a look itself may take.
+const NOTHING: u64 = 2_000_000;
+
+/// What a timer carries, and what [`super::Crash`] has for its code.
+pub(super) const SPINS: c_int = 1;
+pub(super) const WAITS: c_int = 2;
+
+/// The signal of a look.
+pub(super) const HANGS: c_int = libc::SIGPROF;
+/// The signal of a question: blocked, so that whoever reads the process's signals finds it among them.
+const QUESTION: c_int = libc::SIGVTALRM;
+
+/// There is no such timer.
+const NONE: c_int = -1;
+static WALL: AtomicI32 = AtomicI32::new(NONE);
+/// The thread's processor time at its last answer, and at the last look.
+static ANSWERED: AtomicU64 = AtomicU64::new(0);
+static LOOKED: AtomicU64 = AtomicU64::new(0);
+/// When the last look was, and how many there were between which nothing was done.
+static SINCE: AtomicU64 = AtomicU64::new(0);
+static LOOKS: AtomicU32 = AtomicU32::new(0);
+static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+
+/// From now on a hang of this thread is treated as a crash: when it takes processor time and does not call [`answer`], or
+/// when it neither sleeps ([`asleep`]) nor does anything for a minute. Where there were three crashes within ten minutes
+/// a hang is left as it is: what it waits for may hang for others, too. For the thread that takes the process's events.
+///
+/// # Errors
+/// When the kernel does not have such timers.
+pub fn watch_for_hangs() -> io::Result<()> {
+    ANSWERED.store(spent(), Ordering::Relaxed);
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: all fields are numbers, sets or an optional function, of which zeros are one.
+    let action = unsafe { action.assume_init_mut() };
+    action.sa_sigaction = on_look as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+    // SAFETY: the set is a valid place.
+    unsafe { libc::sigfillset(&raw mut action.sa_mask) };
+    // SAFETY: the handler only does what may be done in one.
+    Errno::result(unsafe { libc::sigaction(HANGS, action, ptr::null_mut()) })?;
+    let bit = 1_u64 << (HANGS - 1);
+    let none = ptr::null_mut::<u64>();
+    // SAFETY: the kernel reads eight bytes.
+    let unblocked =
+        unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_UNBLOCK, &raw const bit, none, 8_usize) };
+    Errno::result(unblocked)?;
+    // The process's time would count a thread that makes an RSA key.
+    set(create(libc::CLOCK_THREAD_CPUTIME_ID, QUESTION, 0)?, ASK, ASK);
+    set(create(libc::CLOCK_THREAD_CPUTIME_ID, HANGS, SPINS)?, LOOK, LOOK);
+    WALL.store(create(libc::CLOCK_MONOTONIC, HANGS, WAITS)?, Ordering::Relaxed);
+    Ok(())
+}
+
+/// The thread takes its events: the answer to the question that came as `SIGVTALRM`.
+pub fn answer() {
+    ANSWERED.store(spent(), Ordering::Relaxed);
+}
+
+/// The thread has something to do.
+pub fn awake() {
+    let timer = WALL.load(Ordering::Relaxed);
+    if timer != NONE {
+        LOOKED.store(0, Ordering::Relaxed);
+        LOOKS.store(0, Ordering::Relaxed);
+        set(timer, AWAKE, AGAIN);
+    }
+}
+
+/// The thread waits for what comes next.
+pub fn asleep() {
+    let timer = WALL.load(Ordering::Relaxed);
+    if timer != NONE {
+        set(timer, Duration::ZERO, Duration::ZERO);
+    }
+}
+
+/// A timer of this thread. Not by libc's function, which has a thread for timers that want one.
+fn create(clock: libc::clockid_t, signal: c_int, carries: c_int) -> Result<c_int, Errno> {
+    let mut event = MaybeUninit::<libc::sigevent>::zeroed();
+    // SAFETY: all fields are numbers or pointers.
+    let event = unsafe { event.assume_init_mut() };
+    event.sigev_notify = libc::SIGEV_THREAD_ID;
+    event.sigev_signo = signal;
+    event.sigev_value = libc::sigval { sival_ptr: ptr::without_provenance_mut::<c_void>(carries as usize) };
+    // SAFETY: the call takes nothing.
+    event.sigev_notify_thread_id = unsafe { libc::gettid() };
+    let mut timer: c_int = 0;
+    // SAFETY: the kernel reads the event and writes a number.
+    let created = unsafe { libc::syscall(libc::SYS_timer_create, clock, ptr::from_ref(event), &raw mut timer) };
+    Errno::result(created).map(|_| timer)
+}
+
+/// Lets a timer expire after `first`, and from then on each time after `next`; not at all where `first` is zero.
+fn set(timer: c_int, first: Duration, next: Duration) {
+    let time = |duration: Duration| libc::timespec { tv_sec: duration.as_secs() as libc::time_t, tv_nsec: 0 };
+    let times = libc::itimerspec { it_interval: time(next), it_value: time(first) };
+    let none = ptr::null_mut::<libc::itimerspec>();
+    // SAFETY: the kernel reads two times; a number that is no timer's is refused.
+    unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const times, none) };
+}
+
+extern "C" fn on_look(_: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    handler::has_interrupted();
+    // SAFETY: the kernel hands it over, and it is valid until the handler returns.
+    let info = unsafe { &*info };
+    // SAFETY: likewise.
+    let context = unsafe { &*context.cast::<libc::ucontext_t>() };
+    // SAFETY: whatever was sent has a value, or a number in its place; which are none of ours.
+    let carries = unsafe { info.si_value() }.sival_ptr.addr();
+    let cause = match (info.si_code, carries as c_int) {
+        (libc::SI_TIMER, SPINS) if spins() => SPINS,
+        (libc::SI_TIMER, WAITS) if waits() => WAITS,
+        _ => return,
+    };
+    if !GIVEN_UP.load(Ordering::Relaxed) {
+        GIVEN_UP.store(!handler::hangs(cause, info, context), Ordering::Relaxed);
+    }
+}
+
+/// Whether the thread has not answered for long, by its own clock.
+fn spins() -> bool {
+    spent().saturating_sub(ANSWERED.load(Ordering::Relaxed)) >= SPENT
+}
+
+/// Whether the thread has done nothing between the last looks.
+fn waits() -> bool {
+    let (now, spent) = (milliseconds(), spent());
+    let did = spent.saturating_sub(LOOKED.swap(spent, Ordering::Relaxed));
+    // Somebody else may send what looks like a timer's.
+    let soon = now.saturating_sub(SINCE.swap(now, Ordering::Relaxed)) < AGAIN.as_millis() as u64 / 2;
+    if did > NOTHING || soon {
+        LOOKS.store(0, Ordering::Relaxed);
+        return false;
+    }
+    LOOKS.fetch_add(1, Ordering::Relaxed) + 1 >= STILL
+}
+
+/// The processor time of this thread in nanoseconds.
+fn spent() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one time.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

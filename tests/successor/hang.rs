@@ -1,0 +1,71 @@
+//! A shim that hangs has a successor as well: one that spins, and one that waits for what never comes.
+
+use std::time::Duration;
+
+use testkit::{
+    Failure, POLL,
+    confined::{Break, break_it, crash},
+    fixture::Pod,
+};
+use tokio::{net::UnixStream, time::sleep};
+
+use crate::{RESTARTED, break_and_see, served};
+
+/// How long it may take until a hang is seen: 25 s of processor time, of which a busy machine gives a part, or 50 s.
+const SEEN_WITHIN: Duration = Duration::from_secs(240);
+
+/// Breaks a shim while it accepts a connection.
+async fn hang(pod: &Pod, how: Break) -> testkit::Result {
+    let (pid, socket) = (pod.shim.pid(), pod.shim.socket().to_owned());
+    let broken = tokio::task::spawn_blocking(move || break_it(pid, how));
+    while !broken.is_finished() {
+        // The kernel lets it in, and wakes the shim. No more than a few wait for the successor then.
+        drop(UnixStream::connect(&socket).await);
+        sleep(POLL).await;
+    }
+    broken.await.map_err(|error| Failure::new(error.to_string()))?
+}
+
+async fn hangs_and_goes_on(how: Break, said: &str) -> testkit::Result {
+    let mut pod = Pod::new().await?;
+    served(&mut pod.shim).await?;
+    let mark = pod.shim.log().mark();
+    hang(&pod, how).await?;
+    let line = pod.shim.wait_for_log_within(mark, RESTARTED, SEEN_WITHIN).await?;
+    assert!(line.contains(said) && line.contains("; crash 1 of this process"), "{line}");
+    served(&mut pod.shim).await?;
+    let metrics = pod.shim.admin("/metrics").await?.text();
+    assert!(metrics.contains("\nsds_shim_successors_total 1"), "{metrics}");
+    // It is watched like its predecessor, and crashes like it.
+    break_and_see(&pod.shim).await?;
+    served(&mut pod.shim).await?;
+    assert_eq!(pod.shim.terminate().await?.code(), Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_shim_that_spins_is_restarted_in_place() -> testkit::Result {
+    hangs_and_goes_on(Break::Spin, "hung: 20 s of CPU time without returning to its events").await
+}
+
+#[tokio::test]
+async fn a_shim_that_blocks_is_restarted_in_place() -> testkit::Result {
+    hangs_and_goes_on(Break::Block, "hung: blocked for 30 s").await
+}
+
+/// What it waits for may hang for its successors as well: they would come to an end, and the command with them.
+#[tokio::test]
+async fn a_hang_after_three_crashes_is_left_as_it_is() -> testkit::Result {
+    let pod = Pod::new().await?;
+    for _ in 0..3 {
+        break_and_see(&pod.shim).await?;
+    }
+    hang(&pod, Break::Block).await?;
+    let left = "crashed or hung 3 times within 10 minutes: leaving it as it is";
+    pod.shim.wait_for_log_within(0, left, SEEN_WITHIN).await?;
+    // Nor does that keep a crash from having a successor.
+    let mark = pod.shim.log().mark();
+    crash(pod.shim.pid())?;
+    pod.shim.wait_for_log_after(mark, "crash 4 of this process").await?;
+    Ok(())
+}
