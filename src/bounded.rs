@@ -21,7 +21,7 @@ pub use place::{MOUNTED_ALONE, is_mounted_alone, silent_file_system};
 /// What helps where something is closed to us.
 const CLOSED: &str = "grant this user access, in Kubernetes with fsGroup or the volume's defaultMode";
 /// What helps with a text of that form.
-pub const UTF_16: &str = "it is UTF-16, write it as UTF-8 (iconv -f UTF-16 -t UTF-8)";
+pub const UTF_16: &str = "it is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)";
 /// Bytes that a file may have grown by since it was opened, or have where the file system tells no sizes.
 const GROWTH: usize = 16 * 1024;
 
@@ -132,7 +132,7 @@ pub fn text(content: Vec<u8>) -> io::Result<String> {
         let at = error.utf8_error().valid_up_to() + 1;
         let form = match error.as_bytes() {
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => format!(": {UTF_16}"),
-            [0x30, 0x80..=0x84, ..] => ": it looks like DER, write it as PEM (openssl x509 -inform DER)".to_owned(),
+            [0x30, 0x80..=0x84, ..] => ": it looks like DER; convert it to PEM (openssl x509 -inform DER)".to_owned(),
             _ => String::new(),
         };
         io::Error::new(io::ErrorKind::InvalidData, format!("it is not text: invalid UTF-8 at byte {at}{form}"))

@@ -53,7 +53,7 @@ pub fn check(env: &dyn Env) -> Findings {
             config.memory.require
         }
         Err(mistakes) => {
-            found.line("mistakes:");
+            found.line("errors:");
             mistakes.iter().for_each(|mistake: &Mistake| found.verdict(Err(mistake.to_string())));
             Level::None
         }
@@ -266,6 +266,6 @@ fn further_roots(roots: &RootsConfig) -> String {
     let files: String = roots.files.iter().map(|file| format!(", {}", file.display())).collect();
     match roots.inline.len() {
         0 => files,
-        count => format!("{files}, {count} texts of PROXY_CONFIG"),
+        count => format!("{files}, caCertificatesPem of PROXY_CONFIG ({count})"),
     }
 }

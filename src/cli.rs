@@ -58,7 +58,7 @@ Usage: sds-shim [COMMAND]
             exit when it exits, with its exit code (128 + n after signal n, 127 not found, 126 not executable)
   status [--json|--table|--row]
             show the running shim's identity, certificates, renewal, CA, streams and memory: by default as a table
-            on a terminal and as JSON elsewhere; --row prints one line with tabs, for a table of many
+            on a terminal and as JSON elsewhere; --row prints one tab-separated line, for a table of many shims
   health    exit with 0 if it is ready, else with 1 and the reason: for exec probes
   wait [--timeout DURATION]
             wait until it is ready, by default for at most 60s: for start-up probes and scripts

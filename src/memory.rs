@@ -99,7 +99,7 @@ pub fn describe(report: &Report) -> String {
     let limit = report.limit.map_or_else(|| "none".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
     let mapped = report.mapped / 1024;
     let amounts = report.locked.map_or_else(
-        || format!("{mapped} KiB are mapped, this kernel does not tell what is locked"),
+        || format!("{mapped} KiB are mapped, this kernel does not report what is locked"),
         |locked| format!("{} of {mapped} KiB are locked", locked / 1024),
     );
     let mut text = format!("keys are in {keys}, {process}; {amounts}, the limit is {limit}");

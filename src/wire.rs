@@ -1,6 +1,7 @@
 //! HTTP/2 clients over whatever kind of stream: one copy of the protocol's code, for the CA, for our own socket and for
 //! that of a SPIFFE Workload API.
 
+mod code;
 mod limits;
 mod protobuf;
 
@@ -17,6 +18,7 @@ use tokio::{
     task::AbortHandle,
 };
 
+pub use code::code_name;
 pub use limits::{GivenUp, Limited, MAX_ANSWER, MAX_BYTES, Tap};
 pub use protobuf::{Content, Overlong, Prefix, Varint, field};
 

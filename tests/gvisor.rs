@@ -67,13 +67,13 @@ async fn it_serves_renews_by_command_and_tells_what_gvisor_does_not_keep() -> te
     let told = "keys are in memory that is NOT locked, the process is NOT locked; ";
     let line = shim.wait_for_log("keys are in").await?;
     assert!(
-        line.contains(told) && line.contains(" KiB are mapped, this kernel does not tell what is locked"),
+        line.contains(told) && line.contains(" KiB are mapped, this kernel does not report what is locked"),
         "{line}"
     );
     // Neither a fault of the limit, nor anything that a setting would give.
     for missing in [
         "keys are not in secret memory: memfd_secret is not available in gVisor",
-        "keys can be swapped out: gVisor accepts locks of memory and does not pass them on to its host; where the host \
+        "keys can be swapped out: gVisor accepts memory locks but does not pass them on to its host; where the host \
          has no swap, set SDS_SHIM_REQUIRE_LOCKED=none",
     ] {
         shim.wait_for_log(missing).await?;
@@ -118,7 +118,7 @@ async fn it_does_not_start_where_locked_memory_is_required() -> testkit::Result 
     let Some(image) = image(&site, None)? else { return Ok(()) };
     let mut shim = start(&site, sandbox(image.name())?, &[("SDS_SHIM_REQUIRE_LOCKED", "locked")])?;
     assert_eq!(shim.wait_exit().await?.code(), Some(71));
-    assert!(shim.log().contains("gVisor accepts locks of memory"), "{:?}", shim.log().lines());
+    assert!(shim.log().contains("gVisor accepts memory locks"), "{:?}", shim.log().lines());
     Ok(())
 }
 
@@ -164,7 +164,7 @@ async fn where_the_socket_is_open_to_others_nobody_is_taken_for_ourselves() -> t
     shim.wait_for_log("serving SDS").await?;
     let answer = ask(&shim, &["get", "default"]).await;
     assert!(answer.is_err(), "{answer:?}");
-    shim.wait_for_log("refused a connection to the SDS socket: this kernel does not tell who connects").await?;
+    shim.wait_for_log("refused a connection to the SDS socket: this kernel does not report who connects").await?;
     assert_eq!(shim.terminate().await?.code(), Some(0));
     Ok(())
 }

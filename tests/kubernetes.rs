@@ -132,7 +132,7 @@ async fn refused(stage: &Stage, world: &World, sidecar: &Sidecar, token: &str) -
         return Err(Failure::new(format!("the token of something deleted: {outcome:?}")));
     };
     let line = sidecar.shim.wait_for_log_after(mark, "UNAUTHENTICATED").await?;
-    assert!(line.contains("that the pod and its service account are still there"), "{line}");
+    assert!(line.contains("that the pod and its service account still exist"), "{line}");
     println!("{}: {reason}; its shim says: {line}", sidecar.name());
     Ok(())
 }

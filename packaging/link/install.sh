@@ -44,9 +44,9 @@ if (fetch); then
     dpkg-deb --fsys-tarfile "$libc"/deb/*.deb | tar -x -C "$libc" --wildcards './usr/lib/*.a' './usr/lib/*.o' ||
         fail "libc6-dev for $platform cannot be unpacked"
     dpkg-deb --field "$libc"/deb/*.deb Version >"$libc/version"
-    [ "$(cat "$libc/version")" = "$version" ] || say "there is no such version for $platform: taking $(cat "$libc/version")"
+    [ "$(cat "$libc/version")" = "$version" ] || say "there is no such version for $platform: using $(cat "$libc/version")"
 else
-    say "this cannot be had; the libc of the cross compiler takes its place, which may lack what was mended since"
+    say "cannot fetch it; using the libc of the cross compiler instead, which may lack later fixes"
     rm -f "$libc/version"
 fi
 rm -rf "$libc/deb" "$libc/lists" "$libc/cache"

@@ -218,7 +218,7 @@ async fn first_record(stream: &mut TcpStream) -> Result<Vec<u8>, Refusal> {
         return Err(Some("it does not speak TLS: connect by https".to_owned()));
     }
     if size > HELLO {
-        return Err(Some(format!("its first TLS record has {size} bytes, {HELLO} at the most are accepted")));
+        return Err(Some(format!("its first TLS record has {size} bytes; the limit is {HELLO}")));
     }
     if !budget::has_room_for_handshakes(1) {
         return Err(no_room());
@@ -296,7 +296,7 @@ fn explain(ssl: &SslRef, error: &openssl::ssl::Error, claim: &Claim) -> String {
         // The library's reasons that are alerts of the peer.
         _ if reasons.iter().any(|reason| (1000..1256).contains(reason)) => {
             format!(
-                "it ended the handshake ({error}); it must trust the anchors in ROOTCA, and a name in our certificate or none"
+                "it ended the handshake ({error}); it must trust the anchors in ROOTCA and expect no name that our certificate lacks"
             )
         }
         _ => format!("the handshake failed: {error}"),

@@ -8,8 +8,8 @@ use std::{
 use nix::{fcntl::OFlag, sys::statfs::statfs};
 
 /// What it means that a file is mounted by itself.
-pub const MOUNTED_ALONE: &str = "it is mounted by itself, as with a volume's subPath, where kubelet never brings a \
-                                 change: mount the volume's directory instead";
+pub const MOUNTED_ALONE: &str = "it is mounted by itself, as with a volume's subPath, so kubelet never updates it: \
+                                 mount the volume's directory instead";
 
 /// File systems that tell of changes (inotify), by their numbers in statfs(2): tmpfs, ramfs, ext2 to ext4, xfs, btrfs,
 /// f2fs, bcachefs, zfs, and overlayfs, where what is changed lies in its upper layer.

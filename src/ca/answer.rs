@@ -13,11 +13,11 @@ use crate::{
     wire::{Content, GivenUp, MAX_ANSWER, Overlong, Prefix, Varint, field},
 };
 
-const TOO_LARGE: &str = "the answer is too large: 1,280 KiB are the most";
+const TOO_LARGE: &str = "the answer is too large: the limit is 1,280 KiB";
 const CUT: &str = "the answer ended too early";
 const MORE: &str = "the answer is more than one message";
 const FIELDS: &str = "the message has more than 512 fields";
-const MALFORMED: &str = "the answer is no IstioCertificateResponse";
+const MALFORMED: &str = "the answer is not an IstioCertificateResponse";
 /// Bytes of what stands before each portion.
 const PREFIX: usize = 5;
 

@@ -7,7 +7,7 @@ use super::retry;
 use crate::{bounded::foreign_text, resolve::ResolveError};
 
 /// What a deadline is called that is none of the configuration's.
-const HELD: &str = "half of the life that the certificate has left";
+const HELD: &str = "half of the certificate's remaining life";
 
 /// Why a call to the CA brought no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +69,7 @@ pub enum CaError {
     #[error("connection aborted: {0}")]
     GivenUp(&'static str),
     /// The CA answered with an error.
-    #[error("the CA answered {}: {message}", code_name(*.code))]
+    #[error("the CA answered {}: {message}", crate::wire::code_name(*.code))]
     Status {
         /// Its gRPC code.
         code: Code,
@@ -149,28 +149,5 @@ impl CaError {
             Self::ClientCertificateRefused(_)
                 | Self::Status { code: Code::Unauthenticated | Code::PermissionDenied, .. }
         )
-    }
-}
-
-/// A gRPC code as the specification writes it.
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }

@@ -145,7 +145,7 @@ impl Findings {
             let is_superseded = |other: &RevocationList| other.is_like(list) && unusable(other).is_none();
             let told = format!("{}: the CRL of {} {why}", file.display(), list.issuer());
             match lists.iter().any(is_superseded) {
-                true => self.line(&format!("  note     {told}; another one of this issuer counts")),
+                true => self.line(&format!("  note     {told}; another one of this issuer is used instead")),
                 false => self.verdict(Err(told)),
             }
         }
@@ -163,8 +163,8 @@ impl Findings {
         let size: usize = all.anchors().iter().map(|anchor| anchor.size()).sum();
         if size > most {
             self.verdict(Err(format!(
-                "the {} trust anchors of all files take {} KiB, and {} KiB, half of the arena, are the most: some would be \
-                 left out; raise SDS_SHIM_ARENA_KIB",
+                "the {} trust anchors of all files take {} KiB; the limit is {} KiB, half of the arena, so some would be \
+                 left out: raise SDS_SHIM_ARENA_KIB",
                 all.anchors().len(),
                 size / 1024,
                 most / 1024
@@ -221,7 +221,9 @@ fn certificate(
     let read = |path: &Path| KeyText::open(path, MAX_FILE).map_err(|error| bounded::describe(path, &error));
     let credential = read(chain).and_then(|text| {
         let credential = Credential::from_pem(&text.0, &read(key)?.1);
-        credential.map_err(|error| format!("{}: {error}", chain.display()))
+        let both = || format!("{} and {}", chain.display(), key.display());
+        credential
+            .map_err(|error| format!("{}: {error}", if key == chain { chain.display().to_string() } else { both() }))
     });
     let credential = match credential {
         Ok(credential) => credential,
@@ -255,7 +257,7 @@ fn writable(directory: &Path) -> Result<String, String> {
 fn connectable(socket: &Path) -> Result<String, String> {
     let describe = |error: &io::Error| bounded::describe(socket, error);
     if !fs::metadata(socket).map_err(|error| describe(&error))?.file_type().is_socket() {
-        return Err(format!("{}: it is no socket", socket.display()));
+        return Err(format!("{}: it is not a socket", socket.display()));
     }
     access(socket, AccessFlags::W_OK).map_err(|error| describe(&error.into()))?;
     Ok(format!("{}: a socket that we may connect to", socket.display()))

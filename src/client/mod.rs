@@ -139,7 +139,7 @@ impl Shim<'_> {
         };
         let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0).map(Pid::from_raw);
         let connection = timeout(PATIENCE, Connection::new(Box::new(stream), None)).await;
-        let connection = connection.map_err(|_| self.unreachable(&"it says nothing"))?;
+        let connection = connection.map_err(|_| self.unreachable(&"it accepts connections but sends nothing"))?;
         Ok((connection.map_err(|error| self.unreachable(&error))?, pid))
     }
 
@@ -157,7 +157,7 @@ impl Shim<'_> {
             let body = Limited::new(answer.into_body(), DOCUMENT).collect().await.map_err(io::Error::other)?;
             Ok::<_, io::Error>((status, body.to_bytes().to_vec()))
         };
-        let answer = timeout(PATIENCE, answer).await.map_err(|_| self.unreachable(&"it does not answer"))?;
+        let answer = timeout(PATIENCE, answer).await.map_err(|_| self.unreachable(&"it does not answer requests"))?;
         answer.map_err(|error| self.unreachable(&error))
     }
 
@@ -251,7 +251,7 @@ impl Shim<'_> {
             let confirmed = |status: &Value| status["workloads"][0]["confirmed"].as_u64();
             if confirmed(&now) != confirmed(&before) {
                 let source = now["source"].as_str().unwrap_or_default();
-                return Ok(format!("{source} tells the certificate that is already served: it renews on its own\n"));
+                return Ok(format!("{source} returned the certificate already served: it decides when to renew\n"));
             }
             let held =
                 if has_certificate(&now) { "still serving the current certificate" } else { "nothing is served yet" };

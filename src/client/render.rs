@@ -69,19 +69,19 @@ impl Page {
             let _ = writeln!(out, "wanted   {}", self.paint("33", &format!("{wanted}, not issued yet")));
         }
         let next = match (workload["asking"] == true, workload["trouble"].is_null()) {
-            (true, _) => "asking now".to_owned(),
-            (false, true) if workload["next_attempt"].is_null() => "left to its source".to_owned(),
+            (true, _) => "in progress".to_owned(),
+            (false, true) if workload["next_attempt"].is_null() => "handled by its source".to_owned(),
             (false, true) => format!("renews {}", self.when(&workload["next_attempt"])),
             (false, false) => format!("retrying {}", self.when(&workload["next_attempt"])),
         };
         let _ = writeln!(out, "renewal  {next}; last success {}", self.when(&workload["last_success"]));
         if !workload["token_not_after"].is_null() {
-            let _ = writeln!(out, "token    the one last used expires {}", self.when(&workload["token_not_after"]));
+            let _ = writeln!(out, "token    the last one used expires {}", self.when(&workload["token_not_after"]));
         }
         if let Some(trouble) = workload["trouble"].as_object() {
             let reached = match (trouble.get("reached").and_then(Value::as_bool), text(&trouble["reason"])) {
-                (Some(true), _) => "; not asking again until then",
-                (Some(false), "connect" | "resolve") => "; this costs the CA nothing",
+                (Some(true), _) => "; backing off until then",
+                (Some(false), "connect" | "resolve") => "; retries cost the CA nothing",
                 _ => "",
             };
             let trouble = format!(
@@ -143,7 +143,7 @@ impl Page {
         let state = match ca["up"].as_bool() {
             Some(true) => self.paint("32", "answers"),
             Some(false) => self.paint("31", "fails"),
-            None => "not asked yet".to_owned(),
+            None => "not called yet".to_owned(),
         };
         let _ = write!(
             out,
@@ -327,7 +327,7 @@ sds-shim 1, process 7, up 1 min 40 s: NOT READY: why
 source   s
 
 i
-renewal  asking now; last success never
+renewal  in progress; last success never
 trouble  no token (token, since 40 s)
 RESOURCE  KIND  SERIAL  ISSUER  BEGAN  ENDS
 

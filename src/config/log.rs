@@ -64,7 +64,10 @@ fn levels(text: &str) -> Result<Levels, String> {
             }),
         };
         known.ok_or_else(|| {
-            format!("expected error, warn, info or debug, also for one of {}, as in info,sds=debug", SCOPES.join(", "))
+            format!(
+                "expected error, warn, info or debug, or SCOPE=LEVEL with one of {}, as in info,sds=debug",
+                SCOPES.join(", ")
+            )
         })?;
     }
     Ok((all, scopes))

@@ -21,7 +21,7 @@ fn parse(text: &str, tokens: &[PathBuf]) -> Result<BTreeMap<String, FileResource
         let (name, files) = one.split_once('=').ok_or(EXPECTED)?;
         let (name, files) = (name.trim(), files.trim());
         if TAKEN.contains(&name) || name.starts_with(FILE) {
-            return Err("default, ROOTCA, * and names that begin with file- have a meaning of their own");
+            return Err("default, ROOTCA, * and names that begin with file- are reserved: choose another name");
         }
         let parts: Vec<_> = files.split('~').map(str::trim).collect();
         let full = match parts[..] {
@@ -33,7 +33,7 @@ fn parse(text: &str, tokens: &[PathBuf]) -> Result<BTreeMap<String, FileResource
         if let FileResource::Token(path) = &files
             && !(path.is_absolute() && directory_of(tokens, path).is_some())
         {
-            return Err("a token lies in none of the directories of SDS_SHIM_TOKEN_DIRECTORIES");
+            return Err("a token's path must be absolute and below one of SDS_SHIM_TOKEN_DIRECTORIES");
         }
         if name.is_empty() || names.insert(name.to_owned(), files).is_some() {
             return Err(EXPECTED);

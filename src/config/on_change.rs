@@ -37,7 +37,7 @@ impl OnChange {
     pub fn check(&self, has_command: bool) -> Result<(), Mistake> {
         match self {
             Self::Signal(_) if !has_command => {
-                let what = "a signal is for the command that `sds-shim exec` has started; there is none";
+                let what = "a signal needs a command to receive it: start the shim with `sds-shim exec`";
                 Err(Mistake::new(variables::SDS_SHIM_ON_CHANGE.name, what))
             }
             _ => Ok(()),

@@ -19,7 +19,7 @@ pub(super) fn read(reader: &mut Reader<'_>, from_request: bool) -> Option<Output
         _ => Err("expected an octal mode, such as 0640"),
     });
     let gid = reader.parse_with(&variables::SDS_SHIM_OUTPUT_GID, |text| {
-        text.parse::<u32>().map_err(|_| "expected the number of a group")
+        text.parse::<u32>().map_err(|_| "expected a numeric group ID, such as 1337")
     });
     let directory = reader.text(&variables::OUTPUT_CERTS)?.into();
     if from_request {

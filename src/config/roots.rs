@@ -105,7 +105,7 @@ fn bundles(text: &str, own: Option<&TrustDomain>) -> Result<Vec<(TrustDomain, Pa
         let (domain, file) = one.split_once('=').ok_or(EXPECTED)?;
         let domain: TrustDomain = domain.trim().parse().map_err(|_| EXPECTED)?;
         if Some(&domain) == own {
-            return Err("our own trust domain gets its anchors elsewhere: use SDS_SHIM_EXTRA_ROOTS to add some");
+            return Err("it lists our own trust domain: add its anchors with SDS_SHIM_EXTRA_ROOTS instead");
         }
         if file.trim().is_empty() || found.iter().any(|(known, _)| *known == domain) {
             return Err(EXPECTED);

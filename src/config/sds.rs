@@ -184,10 +184,10 @@ pub(super) fn workload_api(
     }
     let is_at = |other: &Path| is_same_file(&socket, other);
     if is_at(&sds.socket) {
-        reader.mistake(place, "that is the SDS socket: they need a socket each, because of who may connect");
+        reader.mistake(place, "that is the SDS socket: the Workload API needs one of its own, for its own users");
     }
     if source.spiffe.as_ref().is_some_and(|source| is_at(&source.socket)) {
-        reader.mistake(place, "that is SPIFFE_ENDPOINT_SOCKET, which our own identity comes from");
+        reader.mistake(place, "that is SPIFFE_ENDPOINT_SOCKET, where our own identity comes from: choose another path");
     }
     let (file_directories, token_directories, names) = Default::default();
     let service = Service::WorkloadApi;

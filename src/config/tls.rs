@@ -32,7 +32,7 @@ const GROUPS: &[Group] = &[
     Group { name: "P-521", other: "secp521r1", number: 716, is_new: false },
 ];
 
-const UNKNOWN: &str = "is unknown; there are X25519MLKEM768, SecP256r1MLKEM768, SecP384r1MLKEM1024, X25519, X448, P-256, \
+const UNKNOWN: &str = "is unknown; known are X25519MLKEM768, SecP256r1MLKEM768, SecP384r1MLKEM1024, X25519, X448, P-256, \
                        P-384 and P-521";
 
 /// What OpenSSL 3.5 has for its number.
@@ -111,7 +111,7 @@ mod tests {
         for (text, at) in [("P-256,P-255", 2), ("", 1), ("X25519,,P-256", 2), ("secret", 1), ("?X25519", 1)] {
             let error = groups(text, NEW).unwrap_err();
             assert!(
-                error.starts_with(&format!("group {at} of the list is unknown; there are X25519MLKEM768, ")),
+                error.starts_with(&format!("group {at} of the list is unknown; known are X25519MLKEM768, ")),
                 "{error}"
             );
             assert!(error.ends_with(" P-521") && !error.contains("secret"), "{error}");

@@ -18,8 +18,8 @@ pub(super) fn read(reader: &mut Reader<'_>) -> TokenConfig {
     let fetchers = [("JWT", false), ("GoogleComputeEngine", true)];
     if reader.choice(&variables::CREDENTIAL_FETCHER_TYPE, &fetchers) {
         reader.notes.push(
-            "CREDENTIAL_FETCHER_TYPE=GoogleComputeEngine: no token is fetched from the metadata server; the token's file \
-             is used, which something else must write",
+            "CREDENTIAL_FETCHER_TYPE=GoogleComputeEngine: no token is fetched from the metadata server; the token file is \
+             used, and something else must write it",
         );
     }
     let policies = [("third-party-jwt", (TOKEN_FILE, Some("istio-ca"))), ("first-party-jwt", (OWN_TOKEN_FILE, None))];

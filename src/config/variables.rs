@@ -113,7 +113,7 @@ variables! {
     FILE_DEBOUNCE_DURATION: "Go duration" = "100ms",
         "How long to wait after a file changes for further changes, so that files that belong together are read together.";
     SDS_SHIM_FILE_CHECK: "Go duration" = "30s",
-        "How often to check followed files for changes without being notified: mounted and named ones, token, trust anchors, revocation lists, trust domain. By default only on file systems that do not report changes (NFS, FUSE, virtiofs, 9p); 0s means never.";
+        "How often to poll the watched files (mounted and named ones, token, trust anchors, revocation lists, trust domain). By default only those on file systems that do not report changes (NFS, FUSE, virtiofs, 9p); 0s means never.";
     OUTPUT_CERTS: "directory" else "unset",
         "Write key.pem, cert-chain.pem, root-cert.pem and spiffe-bundle-map.json to this directory, each generation atomically. Note that this puts the key into a file, which SDS otherwise avoids.";
     SDS_SHIM_OUTPUT_MODE: "octal mode" = "0640",
@@ -147,9 +147,9 @@ variables! {
     SDS_SHIM_FILE_DIRECTORIES: "directories, comma separated" else "none",
         "Directories below which users of SDS_SHIM_ALLOW_UIDS may name files (file-cert:, file-root:); our own user may name any file. Symbolic links that lead out of them are not followed.";
     SDS_SHIM_TOKEN_DIRECTORIES: "directories, comma separated" else "none",
-        "Directories below which tokens may be named (file-token:), which Envoy then gets as a generic secret, whoever of those who may connect to the SDS socket asks. Symbolic links that lead out of them are not followed.";
+        "Directories below which clients may name tokens (file-token:), served as generic secrets to every user who may connect to the SDS socket. Symbolic links that lead out of them are not followed.";
     SDS_SHIM_NAMES: "NAME=CHAIN~KEY or NAME=FILE, comma separated" else "none",
-        "Names of your own for files, so that no path stands in Envoy's configuration: a certificate with its key, or trust anchors, which Istio's Envoys request as NAME-cacert, or file-token:FILE. Every user who may connect to the SDS socket may have them.";
+        "Names of your own for files, so that Envoy's configuration needs no paths: a certificate with its key, trust anchors (which Istio's Envoys request as NAME-cacert), or file-token:FILE. Every user who may connect to the SDS socket may request them.";
     SDS_SHIM_WORKLOAD_API: "unix:PATH or off" = "off",
         "Socket, by its absolute path, on which to serve the SPIFFE Workload API to applications: the same certificate with its private key, and the same trust anchors.";
     SDS_SHIM_WORKLOAD_API_UIDS: "user ids, comma separated" else "none",
@@ -159,7 +159,7 @@ variables! {
     SDS_SHIM_ADMIN: "address:port, unix:PATH or off" = "127.0.0.1:15022",
         "Where to serve health, metrics and status over HTTP/1.1. Anything but a loopback address exposes them to the network.";
     SDS_SHIM_ADMIN_TLS: "address:port or off" = "off",
-        "Where to serve the same over mutual TLS as well, with the served certificate, to clients that the served trust anchors vouch for and SDS_SHIM_ADMIN_TLS_CLIENTS names; new connections use what is served then.";
+        "Where to serve the same over mutual TLS as well, to the clients in SDS_SHIM_ADMIN_TLS_CLIENTS whose certificates lead to the served trust anchors; each connection uses the certificate and anchors served at that moment.";
     SDS_SHIM_ADMIN_TLS_CLIENTS: "SPIFFE IDs, comma separated" else "required with SDS_SHIM_ADMIN_TLS",
         "Who may connect to SDS_SHIM_ADMIN_TLS: SPIFFE IDs in full, or ending in /* for all below a path, as in spiffe://cluster.local/ns/monitoring/*.";
     SDS_SHIM_READY_MIN_LIFE: "Go duration" = "0s",
@@ -172,7 +172,7 @@ variables! {
     SDS_SHIM_ARENA_KIB: "number of KiB" = "2352",
         "Size of the locked memory that holds all allocations but keys; a larger arena allows more streams and more trust anchors.";
     SDS_SHIM_SECCOMP: "strict or off" else "a filter, where the kernel allows one",
-        "strict makes the kernel reject every system call that serving does not need; when it is set and the filter cannot be installed, the shim does not start, and a crash ends the process; by default the filter leaves the restart in place after a crash. With `sds-shim exec` the filter is installed after the program has started and does not bind it.";
+        "strict makes the kernel reject every system call that serving does not need: without the filter the shim then does not start, and a crash ends the process. The default filter still allows the restart in place after a crash. With `sds-shim exec` the filter is installed after the program has started and does not bind it.";
     SDS_SHIM_LANDLOCK: "on, strict or off" = "on",
         "Landlock, as far as the kernel has it: on restricts writing to the directories of the sockets and OUTPUT_CERTS, and TCP to DNS and the ports in these variables. strict also restricts reading, to the directories of the files in these variables and SDS_SHIM_FILE_DIRECTORIES; files elsewhere cannot be named then (file-cert:, file-root:). The program of `sds-shim exec` is not bound.";
     SDS_SHIM_LOG: "levels" = "info",

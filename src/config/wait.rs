@@ -13,7 +13,10 @@ pub(super) fn read(reader: &mut Reader<'_>, from_request: bool) -> WaitFor {
     let choices = [("socket", WaitFor::Socket), ("certificate", WaitFor::Certificate)];
     let wait = reader.choice(&variables::SDS_SHIM_WAIT, &choices);
     if from_request && wait == WaitFor::Certificate {
-        reader.mistake(&variables::SDS_SHIM_WAIT, "there is no certificate before the command sends its token");
+        reader.mistake(
+            &variables::SDS_SHIM_WAIT,
+            "with SDS_SHIM_TOKEN_SOURCE=request there is no certificate before the command sends its token",
+        );
     }
     wait
 }

@@ -133,11 +133,11 @@ fn read_inline(texts: &[String]) -> TrustBundle {
         match TrustBundle::from_pem(text, clock::now()) {
             Ok((bundle, bad)) => {
                 if !bad.is_empty() {
-                    warn!("PROXY_CONFIG: caCertificatesPem, text {}: {bad}", index + 1);
+                    warn!("PROXY_CONFIG: caCertificatesPem, entry {}: {bad}", index + 1);
                 }
                 anchors.extend_from_slice(bundle.anchors());
             }
-            Err(error) => warn!("PROXY_CONFIG: caCertificatesPem, text {}: {error}", index + 1),
+            Err(error) => warn!("PROXY_CONFIG: caCertificatesPem, entry {}: {error}", index + 1),
         }
     }
     TrustBundle::new(anchors)

@@ -184,7 +184,7 @@ impl Reading<'_> {
                     first_without_room = first_without_room.or(Some(position));
                     let most = budget::for_anchors() / 1024;
                     Err(format!(
-                        "finds no room: all anchors may take {most} KiB, half of the arena; raise SDS_SHIM_ARENA_KIB"
+                        "does not fit: all anchors may take {most} KiB, half of the arena; raise SDS_SHIM_ARENA_KIB"
                     ))
                 }
                 Err(PemError::TooLarge { .. }) => Err(pem::TOO_LARGE.to_owned()),

@@ -38,15 +38,15 @@ impl BundleMap {
     /// When it is none.
     pub fn read(text: &str, now: i64, room: fn(usize) -> bool) -> Result<Self, String> {
         if !budget::has_room_for_json(text) {
-            return Err("there is no room for what it says; raise SDS_SHIM_ARENA_KIB".to_owned());
+            return Err("not enough arena memory for its content; raise SDS_SHIM_ARENA_KIB".to_owned());
         }
-        let map: Value = serde_json::from_str(text).map_err(|error| format!("it is no JSON: {error}"))?;
-        let named = map["trust_domains"].as_object().ok_or("it is no SPIFFE bundle map: it has no trust_domains")?;
+        let map: Value = serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
+        let named = map["trust_domains"].as_object().ok_or("it is not a SPIFFE bundle map: it has no trust_domains")?;
         let mut read = Self { domains: Vec::new(), unusable: Vec::new(), bad: Vec::new() };
         // In the order of their names, as serde_json has them.
         for (name, bundle) in named {
             let Ok(domain) = name.parse::<TrustDomain>() else {
-                read.leave_out("a name that is no trust domain".to_owned());
+                read.leave_out("a name that is not a trust domain".to_owned());
                 continue;
             };
             let (mut anchors, mut whole) = (Vec::new(), true);
@@ -91,16 +91,16 @@ fn anchor(key: &Value, now: i64, room: fn(usize) -> bool) -> Result<TrustBundle,
     }
     let certificates = key["x5c"].as_array().map(Vec::as_slice).unwrap_or_default();
     let [Value::String(certificate)] = certificates else {
-        return Err(format!("has {} certificates (x5c), and not one", certificates.len()));
+        return Err(format!("has {} certificates (x5c) instead of one", certificates.len()));
     };
-    let der = STANDARD.decode(certificate).map_err(|_| "has a certificate that is no base64")?;
+    let der = STANDARD.decode(certificate).map_err(|_| "has a certificate that is not base64")?;
     if !room(der.len()) {
-        return Err("finds no room; raise SDS_SHIM_ARENA_KIB".to_owned());
+        return Err("does not fit; raise SDS_SHIM_ARENA_KIB".to_owned());
     }
     let mut pem = Vec::new();
     facts::push_pem(&der, facts::CERTIFICATE, &mut pem);
-    let (bundle, _) =
-        TrustBundle::from_pem(&String::from_utf8_lossy(&pem), now).map_err(|error| format!("is no anchor: {error}"))?;
+    let (bundle, _) = TrustBundle::from_pem(&String::from_utf8_lossy(&pem), now)
+        .map_err(|error| format!("is not an anchor: {error}"))?;
     Ok(bundle)
 }
 
@@ -200,12 +200,12 @@ mod tests {
         assert_eq!(read.unusable.iter().map(ToString::to_string).collect::<Vec<_>>(), ["bad"]);
         let told = read.bad.join("; ");
         for part in [
-            "one: key 1 is no anchor",
-            "one: key 2 has a certificate that is no base64",
+            "one: key 1 is not an anchor",
+            "one: key 2 has a certificate that is not base64",
             "one: key 3 has 2 certificates",
             "one: key 4 is not for x509-svid",
-            "bad: key 1 is no anchor",
-            "a name that is no trust domain",
+            "bad: key 1 is not an anchor",
+            "a name that is not a trust domain",
         ] {
             assert!(told.contains(part), "{part:?} is not in {told}");
         }

@@ -101,7 +101,7 @@ impl RevocationList {
             Ok((size, None)) => {
                 let kib = budget::arena_for_revocation_lists(size, several);
                 let text = format!(
-                    "{}: there is no room for {size} bytes of revocation lists; SDS_SHIM_ARENA_KIB={kib} makes enough",
+                    "{}: no room for {size} bytes of revocation lists; set SDS_SHIM_ARENA_KIB={kib} or more",
                     file.display()
                 );
                 Err(trouble("too_large", text))
@@ -134,10 +134,10 @@ impl RevocationList {
             if !budget::has_room_for_list(std::iter::once(content.len())) {
                 return Err(no_room(1));
             }
-            return Ok(vec![Self::new(content.to_vec(), 1)?.ok_or("it is no DER CRL, nor PEM")?]);
+            return Ok(vec![Self::new(content.to_vec(), 1)?.ok_or("it is neither a DER CRL nor PEM")?]);
         }
         let text = std::str::from_utf8(content).map_err(|error| {
-            format!("it is neither a DER CRL nor text: byte {} is no UTF-8", error.valid_up_to() + 1)
+            format!("it is neither a DER CRL nor text: byte {} is not valid UTF-8", error.valid_up_to() + 1)
         })?;
         let mut found = Vec::new();
         for (index, block) in cut(text, BEGIN, END).enumerate() {

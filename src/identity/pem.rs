@@ -168,21 +168,21 @@ fn form(text: &str) -> Option<&'static str> {
     match () {
         () if has("\0") => Some(UTF_16),
         () if has(TRUSTED) => {
-            Some("a TRUSTED CERTIFICATE is a form of OpenSSL's own, write it as a CERTIFICATE (openssl x509 -in FILE)")
+            Some("TRUSTED CERTIFICATE is OpenSSL's own format; convert it to CERTIFICATE (openssl x509 -in FILE)")
         }
         () if has("-----BEGIN X509 CERTIFICATE-----") => {
-            Some("an X509 CERTIFICATE is an old form, write it as a CERTIFICATE (openssl x509 -in FILE)")
+            Some("X509 CERTIFICATE is an obsolete label; convert it to CERTIFICATE (openssl x509 -in FILE)")
         }
         () if has("-----BEGIN PKCS7-----") => {
-            Some("a PKCS7 block is none, write what it holds (openssl pkcs7 -print_certs -in FILE)")
+            Some("a PKCS7 block is not a certificate; extract those in it (openssl pkcs7 -print_certs -in FILE)")
         }
         () if has("CERTIFICATE-----\\n") => {
-            Some("its line breaks are written as \\n, write real ones (printf '%b' \"$(cat FILE)\")")
+            Some("its line breaks are written as \\n; write real ones (printf '%b' \"$(cat FILE)\")")
         }
         () if text.trim_start().starts_with("LS0tLS1CRUdJTi") => {
-            Some("it is PEM once more in base64, decode it (base64 -d FILE)")
+            Some("it is base64-encoded PEM; decode it (base64 -d FILE)")
         }
-        () if count(BEGIN) > count(END) => Some("a block has no END line, the text was cut off"),
+        () if count(BEGIN) > count(END) => Some("a block has no END line; the text is truncated"),
         () => None,
     }
 }

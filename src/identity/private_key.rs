@@ -32,7 +32,7 @@ pub enum KeyError {
     #[error("its private key is encrypted; remove the passphrase (openssl pkey -in FILE)")]
     Encrypted,
     /// It was copied out of JSON or YAML.
-    #[error("the line breaks of its private key are written as \\n, write real ones (printf '%b')")]
+    #[error("the line breaks of its private key are written as \\n; write real ones (printf '%b')")]
     Escaped,
     /// It has more bytes than a key has.
     #[error("its private key has more than {MAX_KEY} bytes")]

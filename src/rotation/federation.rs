@@ -64,7 +64,7 @@ pub(super) fn federation(
         let text = String::from_utf8_lossy(name);
         // Both forms are found.
         let Ok(domain) = text.strip_prefix("spiffe://").unwrap_or(&text).parse::<TrustDomain>() else {
-            tell(format!("the name of number {} is no trust domain; skipped", number + 1));
+            tell(format!("number {} has a name that is not a trust domain; skipped", number + 1));
             continue;
         };
         // Envoy refuses all of them where one comes twice.
@@ -74,12 +74,12 @@ pub(super) fn federation(
         match TrustBundle::from_der(der, now, budget::has_room_for_anchor) {
             Ok((bundle, bad)) => {
                 if !bad.is_empty() {
-                    tell(format!("in that of {domain}, {bad}"));
+                    tell(format!("of {domain}: {bad}"));
                 }
                 others.push((domain, bundle));
             }
             Err(error) => {
-                tell(format!("that of {domain}: {}; skipped", in_der(&error)));
+                tell(format!("of {domain}: {}; skipped", in_der(&error)));
                 // The next message may be hours away.
                 let held = before.iter().find(|(known, _)| *known == domain);
                 others.extend(held.filter(|_| matches!(error, PemError::NoRoom { .. })).cloned());

@@ -87,8 +87,9 @@ impl Mounted {
         let mut changes = Changes::new(vec![chain, key], self.config.debounce, self.config.check);
         let force = Arc::clone(&self.force);
         let mut asked = false;
-        let timer =
-            WallTimer::new().inspect_err(|error| warn!("a certificate that nobody renews is not told: {error}")).ok();
+        let timer = WallTimer::new()
+            .inspect_err(|error| warn!("no wall-clock timer, so an overdue certificate is not reported: {error}"))
+            .ok();
         loop {
             // Watched and listened to before they are read, so that no change and no signal falls in between.
             let forced = force.notified();

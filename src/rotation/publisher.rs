@@ -190,8 +190,8 @@ impl Publisher {
     /// Follows the files, and drops anchors whose grace is over, for as long as it is polled.
     pub(super) async fn follow(&self, mut files: watch::Receiver<PeerTrust>) -> Infallible {
         // By the wall clock, over suspends: anchors end by it.
-        let timer =
-            WallTimer::new().inspect_err(|error| warn!("trust anchors may be served past their expiry: {error}"));
+        let timer = WallTimer::new()
+            .inspect_err(|error| warn!("no wall-clock timer, so expired trust anchors may still be served: {error}"));
         loop {
             let now = clock::now();
             let in_files = files.borrow_and_update().clone();
@@ -254,7 +254,7 @@ impl State {
         told.into_iter().for_each(|what| self.tell(what));
         if let Some(gap) = gap.filter(|_| !domains.is_empty()) {
             self.tell(format!(
-                "no CRL was issued by {gap}: where trust domains are told apart Envoy always checks whole chains, and rejects peers below it"
+                "no CRL was issued by {gap}: Envoy's SPIFFE validator always checks whole chains, and rejects peers below this CA"
             ));
         }
         self.lists_until = next;
@@ -289,13 +289,11 @@ impl State {
         match self.roots.left_out(now) {
             None => {}
             Some((count, Room::Arena)) => self.tell(format!(
-                "{count} trust anchors are left out: all together may take {} KiB, half of the arena; SDS_SHIM_ARENA_KIB \
-                 makes more",
+                "{count} trust anchors are left out: together they may take {} KiB, half of the arena; raise \
+                 SDS_SHIM_ARENA_KIB",
                 budget::for_anchors() / 1024
             )),
-            Some((count, Room::Names)) => self.tell(format!(
-                "{count} trust anchors are left out: {TOO_MANY_NAMES}"
-            )),
+            Some((count, Room::Names)) => self.tell(format!("{count} trust anchors are left out: {TOO_MANY_NAMES}")),
         }
         let anchors = bundle.clone();
         let told_apart = domains.iter().map(|(domain, bundle)| (domain.to_string(), bundle.clone())).collect();

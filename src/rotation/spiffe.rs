@@ -155,7 +155,7 @@ impl Spiffe {
 
     async fn follow(&mut self) -> Infallible {
         let timer = WallTimer::new()
-            .inspect_err(|error| warn!("a certificate that the Workload API does not renew is not noticed: {error}"))
+            .inspect_err(|error| warn!("no wall-clock timer, so an overdue renewal is not noticed: {error}"))
             .ok();
         let force = Arc::clone(&self.force);
         self.resume().await;
@@ -265,7 +265,7 @@ impl Spiffe {
         let (others, flaws) = federation(&bundles, &id.domain(), &self.told.borrow().others, now);
         drop(bundles);
         if flaws != self.flaws {
-            flaws.iter().for_each(|flaw| warn!("among the Workload API's federated bundles, {flaw}"));
+            flaws.iter().for_each(|flaw| warn!("the Workload API's federated bundle {flaw}"));
             self.flaws = flaws;
         }
         let certificate = content(&issued.svid, &self.key).map_err(|error| Failure::Answer(error.to_string()))?;

@@ -81,7 +81,7 @@ impl Trouble {
         let served = match held {
             None => "Envoy waits".to_owned(),
             Some(Held { life: (_, end), .. }) if *end <= now => {
-                format!("the certificate expired at {}, new streams get none", rfc3339(*end))
+                format!("the certificate expired at {}; new streams get none", rfc3339(*end))
             }
             Some(Held { life: (_, end), .. }) => {
                 format!("still serving the current certificate until {}", rfc3339(*end))

@@ -74,7 +74,7 @@ impl Admission {
         // Nobody is, so the kernel tells everybody as ourselves (gVisor before November 2025).
         if self.shared && pid == Some(Pid::this().as_raw()) {
             return Err(format!(
-                "this kernel does not tell who connects (gVisor): unset {} and run {} as the shim's own user",
+                "this kernel does not report who connects (gVisor): unset {} and run {} as the shim's own user",
                 self.service.users(),
                 self.service.clients()
             ));

@@ -127,7 +127,7 @@ impl Report {
         if self.fetched {
             for (name, secret) in &outcome.send {
                 if event_enabled!(Level::INFO) && self.group.may_log(Cause::Sent) {
-                    info!(resource = name, version = secret.version(), "fetched by a client that keeps no stream");
+                    info!(resource = name, version = secret.version(), "sent in answer to FetchSecrets");
                 }
             }
             return;
@@ -144,8 +144,8 @@ impl Report {
     pub(super) fn put_off(&self, names: &[&str]) {
         for name in names {
             let trouble = format!(
-                "the limit of {MAX_NAMES} file names is reached, or they are too long together; waiting until one of \
-                 them is released"
+                "the limit of {MAX_NAMES} file names is reached, or that of their total length; waiting until one is \
+                 released"
             );
             self.warn_once(name, &trouble);
         }

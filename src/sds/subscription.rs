@@ -307,9 +307,9 @@ fn bounded<'a>(
     for name in first.into_iter().chain(rest) {
         let known = held.contains_key(name) || wanted.contains(name);
         if name.len() > MAX_NAME_BYTES {
-            left_out = Some((cut(name), format!("the name has {} bytes, {MAX_NAME_BYTES} are the most", name.len())));
+            left_out = Some((cut(name), format!("the name has {} bytes; the limit is {MAX_NAME_BYTES}", name.len())));
         } else if room == 0 && !known {
-            let why = format!("its stream has {MAX_NAMES} names, which is the most");
+            let why = format!("its stream already has {MAX_NAMES} names, the limit");
             left_out.get_or_insert_with(|| (cut(name), why));
         } else {
             room -= usize::from(!known);

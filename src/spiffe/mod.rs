@@ -50,7 +50,7 @@ pub enum SpiffeError {
         cause: io::Error,
     },
     /// The answer is an error.
-    #[error("the Workload API answered {code:?}: {message}")]
+    #[error("the Workload API answered {}: {message}", crate::wire::code_name(*.code))]
     Refused {
         /// gRPC's code.
         code: Code,

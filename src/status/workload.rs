@@ -64,7 +64,7 @@ pub struct Trouble {
     pub reason: Reason,
     /// In words.
     pub text: String,
-    /// Whether the CA, or whoever stands for it, had any work with the last attempt.
+    /// Whether the last attempt reached the CA, or what takes its place, and cost it work.
     pub reached: bool,
 }
 

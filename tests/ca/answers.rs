@@ -301,7 +301,11 @@ async fn a_leaf_lasts_as_long_as_its_last_path() -> testkit::Result {
     assert!(renewal_in(&shim, "certificate issued").await? < LEFT);
     let next = next_attempt(&mut shim).await?;
     write(&extra, &scene.pki.renewed_root(lasting))?;
-    assert!(renewal_in(&shim, "what is held ends at another time").await? > LEFT, "a file brings it");
+    assert!(
+        renewal_in(&shim, "the trust anchors changed, and with them the time at which the certificate expires").await?
+            > LEFT,
+        "a file brings it"
+    );
     assert!(next_attempt(&mut shim).await? > next + LEFT as f64);
     assert_eq!(scene.ca.calls().len(), 1);
     Ok(())

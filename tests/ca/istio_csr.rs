@@ -55,8 +55,8 @@ async fn unauthenticated_is_told_with_what_was_asked_for_and_an_outage_leads_to_
     scene.ca.set_fault(Some(Fault::Status(Code::Unauthenticated, "request authenticate failure".to_owned())));
     renew(&shim)?;
     let line = shim.wait_for_log("renewal failed").await?;
-    let asked = "asked for spiffe://cluster.local/ns/foo/sa/sleep with the ClusterID east";
-    assert!(line.contains(asked) && line.contains("reaches its API server"), "{line}");
+    let asked = "requested spiffe://cluster.local/ns/foo/sa/sleep with ClusterID east";
+    assert!(line.contains(asked) && line.contains("can reach its API server"), "{line}");
     testkit::fixture::attempts::failed(&shim, 0, 4).await?;
     scene.ca.set_fault(None);
     stream.next(&shim).await?;

@@ -276,7 +276,7 @@ fn who_cannot_be_asked_is_a_row() -> testkit::Result {
         assert_eq!(rows["dumb"][2..8], unknown, "{told:?}");
         assert_eq!(
             rows["dumb"][8],
-            "cannot be asked: sds-shim: --row: no such command; by the proxy: what answers is no shim that knows \
+            "cannot be asked: sds-shim: --row: no such command; by the proxy: the answer is not from a shim that knows \
              `status --row`"
         );
         assert_eq!(

@@ -62,8 +62,8 @@ async fn a_token_that_the_ca_does_not_accept_is_explained() -> testkit::Result {
         "the CA answered UNAUTHENTICATED: request authenticate failure",
         "the token is for the audience [\"istio-ca\"], of system:serviceaccount:foo:sleep, from \
          https://kubernetes.default.svc.cluster.local, and expires at 20",
-        "; asked for spiffe://cluster.local/ns/foo/sa/sleep with the ClusterID Kubernetes: check that the CA knows",
-        "serves this trust domain and cluster, and reaches its API server",
+        "; requested spiffe://cluster.local/ns/foo/sa/sleep with ClusterID Kubernetes: check that the CA knows",
+        "serves this trust domain and cluster and can reach its API server",
         "Envoy waits; retrying in ",
     ] {
         assert!(line.contains(expected), "{expected:?} is not in {line}");

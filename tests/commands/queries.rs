@@ -43,7 +43,7 @@ source   the CA, with the token in ./var/run/secrets/tokens/istio-token
 
 spiffe://cluster.local/ns/foo/sa/sleep
 renewal  renews in # h # min; last success # s ago
-token    the one last used expires in # min # s
+token    the last one used expires in # min # s
 RESOURCE  KIND  SERIAL   ISSUER   BEGAN   ENDS
 ROOTCA    root  SERIAL   ISSUER   # min # s ago   in # y # d
 default   leaf  SERIAL   ISSUER   # min # s ago   in # h # min
@@ -337,7 +337,7 @@ async fn what_a_command_fetches_was_not_sent_to_envoy() -> testkit::Result {
     assert_eq!(code, 0, "{told}");
     let (code, told) = run(scene.shim(), &["get", "default"]).await?;
     assert!(code == 0 && told.contains("BEGIN CERTIFICATE"), "{told}");
-    shim.wait_for_log("fetched by a client that keeps no stream").await?;
+    shim.wait_for_log("sent in answer to FetchSecrets").await?;
     assert_eq!(shim.log().count("sent to Envoy"), 0);
     let status: Value = serde_json::from_str(&shim.admin("/status").await?.text()).or_fail("read the status")?;
     assert!(status["sds"]["resources"]["default"]["pushes"].as_u64().unwrap_or(0) == 0, "{status:#}");

@@ -120,7 +120,7 @@ fetch_kernels() {
             say "fetching $1 $2 ($(($3 / 1000000)) MB)"
             # shellcheck disable=SC2086
             (cd "$scratch/deb" && retry debian $private download "$1=$2") \
-                || { skip "$1 $2 cannot be had; apt's message is above"; continue; }
+                || { skip "could not download $1 $2; apt's message is above"; continue; }
             dpkg-deb --fsys-tarfile "$scratch"/deb/*.deb | tar -x -C "$scratch/deb" --wildcards '*/vmlinuz*' \
                 || fail "$1 holds no kernel"
             find "$scratch/deb" -name 'vmlinuz*' -type f -exec mv {} "$scratch/vmlinuz" ';'
@@ -145,7 +145,7 @@ fetch_busybox() {
 
 for one in $(architectures); do
     [ -z "$(wanted "$one")" ] && busybox "$one" && continue
-    apt_for "$one" || { skip "the lists for $one cannot be had; apt's message is above"; continue; }
+    apt_for "$one" || { skip "could not download the lists for $one; apt's message is above"; continue; }
     rm -f "$scratch"/*.list
     busybox "$arch" || fetch_busybox
     fetch_kernels

@@ -56,7 +56,7 @@ fn plain(reason: &str) -> String {
         ("the leaf has an RSA key", "the leaf has a key of a kind or size that Envoy does not present"),
         ("the leaf has an elliptic key that", "the leaf has a key of a kind or size that Envoy does not present"),
         ("the chain does not lead to a root in the answer", "the chain does not lead to a root in the answer"),
-        ("is too large", "is too large: 16 KiB and 512 ASN.1 elements are the most"),
+        ("is too large", "is too large: the limits are 16 KiB and 512 ASN.1 elements"),
         ("OpenSSL", "the leaf's key cannot be parsed"),
     ] {
         if text.starts_with(start) && !text.starts_with("the leaf has a key usage") {

@@ -96,7 +96,9 @@ fn page() -> String {
         let (kind, default) = (roff(variable.kind), roff(variable.default));
         let _ = writeln!(text, ".TP\n\\fB{}\\fR ({kind}; default: {default})\n{}", variable.name, roff(variable.help));
     }
-    text.push_str(".SH EXIT STATUS\nOf serve and exec; exec exits with its program's own once that runs.\n");
+    text.push_str(
+        ".SH EXIT STATUS\nFor serve and exec. Once its program runs, exec exits with the program's own status.\n",
+    );
     for (code, when) in exit_codes() {
         let _ = writeln!(text, ".TP\n{code}\n{}", roff(&when));
     }

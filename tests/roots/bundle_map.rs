@@ -66,11 +66,11 @@ async fn a_map_is_followed_and_grpc_go_takes_what_is_written() -> testkit::Resul
     serials.sort();
     taken(format!("taken: {own} other.example={}+{}", serials[0], serials[1])).await?;
     let line = shim.wait_for_log("the bundle map in ").await?;
-    assert!(line.contains("other.example: key 2 is no anchor"), "{line}");
+    assert!(line.contains("other.example: key 2 is not an anchor"), "{line}");
 
     // What cannot be read changes nothing; a trust domain that is gone is.
     replace(&map, "no map")?;
-    let line = shim.wait_for_log("it is no JSON").await?;
+    let line = shim.wait_for_log("it is not JSON").await?;
     assert!(line.contains("trust anchors of 2 trust domains in use"), "{line}");
     replace(&map, "{\"trust_domains\":{}}")?;
     taken(format!("taken: {own}")).await?;
@@ -94,7 +94,7 @@ async fn a_map_that_finds_no_room_ends_nothing_and_an_empty_set_withdraws() -> t
     for keys in [vec![json!({}); 40_000], vec![json!(0); 60_000], vec![json!({ "a": [{ "b": 0 }] }); 8000]] {
         let mark = shim.log().mark();
         replace(&map, &other(&keys))?;
-        shim.wait_for_log_after(mark, "there is no room for what it says").await?;
+        shim.wait_for_log_after(mark, "not enough arena memory for its content").await?;
         assert!(has_other(), "it keeps what it had");
         replace(&map, &one)?;
         shim.wait_for_log_after(mark, "everything is usable again").await?;

@@ -160,7 +160,7 @@ async fn what_does_not_fit_is_told_with_its_limit_and_the_remedy() -> testkit::R
     let mut shim = with(scene.shim().confined(Confinement::default())).start()?;
     let mut certificate = Open::connect(&mut shim, "default").await?;
     certificate.next(&shim).await?;
-    let line = shim.wait_for_log("finds no room").await?;
+    let line = shim.wait_for_log("does not fit").await?;
     assert!(line.contains(REMEDY), "{line}");
     let served = Open::connect(&mut shim, "ROOTCA").await?.next(&shim).await?.trusted_ca_pem;
     assert!((ROOTS..2 * ROOTS).contains(&count(&served)), "{} are served", count(&served));

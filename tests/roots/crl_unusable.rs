@@ -68,7 +68,7 @@ const UNUSABLE: [(&str, Content, &str); 9] = [
         |pki, revoked| pki.crl(&[revoked], 600).repeat(2).replacen("\nM", "\nAAAAM", 2).into(),
         "cannot be parsed",
     ),
-    ("cut DER", |pki, revoked| der(&pki.crl(&[revoked], 600))[..200].to_vec(), "it is no DER CRL"),
+    ("cut DER", |pki, revoked| der(&pki.crl(&[revoked], 600))[..200].to_vec(), "it is neither a DER CRL nor PEM"),
     ("UTF-16", |pki, _| pki.crl(&[], 600).encode_utf16().flat_map(u16::to_le_bytes).collect(), "it holds no PEM CRL"),
     ("delta", |pki, revoked| like(pki, revoked, CrlOptions { extensions: DELTA, ..fresh() }), "is a delta CRL"),
     (

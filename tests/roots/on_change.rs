@@ -127,7 +127,7 @@ async fn a_signal_for_nobody_is_a_mistake() -> testkit::Result {
     let scene = Site::new().await?;
     let mut shim = scene.shim().env("SDS_SHIM_ON_CHANGE", "SIGHUP").start()?;
     assert_eq!(shim.wait_exit().await?.code(), Some(64));
-    let told = "SDS_SHIM_ON_CHANGE: a signal is for the command that `sds-shim exec` has started";
+    let told = "SDS_SHIM_ON_CHANGE: a signal needs a command to receive it: start the shim with `sds-shim exec`";
     assert!(shim.log().contains(told), "{:?}", shim.log().lines());
     Ok(())
 }

@@ -101,7 +101,7 @@ async fn an_envoy_serves_a_name_by_sni_once_its_files_are_there() -> testkit::Re
 async fn names_that_mean_something_else_are_refused_and_check_looks_at_the_files() -> testkit::Result {
     let site = Site::new().await?;
     for (names, told) in [
-        ("default=a~b", "SDS_SHIM_NAMES: default, ROOTCA, * and names that begin with file- have a meaning"),
+        ("default=a~b", "SDS_SHIM_NAMES: default, ROOTCA, * and names that begin with file- are reserved"),
         ("shop", "SDS_SHIM_NAMES: expected NAME=CHAIN~KEY"),
         ("shop=/nowhere/c.pem~/nowhere/k.pem", "/nowhere/c.pem: No such file"),
     ] {

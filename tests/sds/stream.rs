@@ -239,9 +239,9 @@ async fn names_that_are_too_long_or_too_many_do_not_end_the_stream() -> testkit:
         pod.rotate()?;
         assert_eq!(names(&stream.recv().await?)?, ["default"]);
     }
-    let line = pod.shim.wait_for_log("the name has 20000 bytes, 8208 are the most; its stream stays open").await?;
+    let line = pod.shim.wait_for_log("the name has 20000 bytes; the limit is 8208; its stream stays open").await?;
     assert!(line.len() < 512, "{line}");
-    pod.shim.wait_for_log("its stream has 64 names, which is the most; its stream stays open").await?;
+    pod.shim.wait_for_log("its stream already has 64 names, the limit; its stream stays open").await?;
     Ok(())
 }
 

@@ -159,7 +159,8 @@ async fn what_lies_elsewhere_is_no_token() -> testkit::Result {
     let mut shim = Logged(shim.arg("check").start()?);
     assert!(!shim.wait_exit().await?.success());
     assert!(
-        shim.log().contains("SDS_SHIM_NAMES: a token lies in none of the directories of SDS_SHIM_TOKEN_DIRECTORIES")
+        shim.log()
+            .contains("SDS_SHIM_NAMES: a token's path must be absolute and below one of SDS_SHIM_TOKEN_DIRECTORIES")
     );
     Ok(())
 }

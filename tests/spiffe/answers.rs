@@ -112,6 +112,6 @@ async fn a_stranger_on_the_socket_is_told() -> testkit::Result {
     // An SDS socket is one that answers, and has no such call.
     let (site, pod) = (Site::new().await?, Pod::new().await?);
     let shim = Logged(shim(&site).env("SPIFFE_ENDPOINT_SOCKET", at(pod.shim.socket())).start()?);
-    shim.wait_for_log("the Workload API answered Unimplemented: ").await?;
+    shim.wait_for_log("the Workload API answered UNIMPLEMENTED: ").await?;
     Ok(())
 }

@@ -36,7 +36,7 @@ async fn each_certificate_is_served_as_it_is_told_and_the_ca_is_not_called() -> 
     let calls = scene.agent.calls();
     let mut renew = scene.site.shim().arg("renew").start()?;
     assert!(renew.wait_exit().await?.success(), "{:?}", renew.log().lines());
-    assert!(renew.log().contains("tells the certificate that is already served: it renews on its own"));
+    assert!(renew.log().contains("returned the certificate already served: it decides when to renew"));
     scene.shim.wait_for_log("requested by signal: asking the Workload API again").await?;
     assert_eq!(scene.agent.calls(), calls + 1);
     scene.stream.expect_silence(QUIET).await?;
@@ -48,7 +48,7 @@ async fn each_certificate_is_served_as_it_is_told_and_the_ca_is_not_called() -> 
     assert_eq!(scene.page("/readyz").await?.trim(), "ok");
     let mut table = scene.site.shim().arg("status").arg("--table").start()?;
     assert!(table.wait_exit().await?.success());
-    assert!(table.log().contains("renewal  left to its source; last success"), "{:?}", table.log().lines());
+    assert!(table.log().contains("renewal  handled by its source; last success"), "{:?}", table.log().lines());
     let metrics = scene.page("/metrics").await?;
     assert!(metrics.contains("sds_shim_renewals_total 4"), "{metrics}");
     Ok(())
@@ -107,7 +107,7 @@ async fn an_agent_that_comes_late_is_asked_at_once() -> testkit::Result {
     assert!(ready.contains("default is not available yet: no Workload API at"), "{ready}");
     // It is there, and does not know us yet.
     let agent = Agent::start(&socket(&site), Answer::Refusal(Code::PermissionDenied, "no identity issued"))?;
-    shim.wait_for_log("the Workload API answered PermissionDenied: no identity issued; Envoy waits").await?;
+    shim.wait_for_log("the Workload API answered PERMISSION_DENIED: no identity issued; Envoy waits").await?;
     agent.tell(Answer::Silence);
     let calls = agent.calls();
     shim.until("another call", || (agent.calls() > calls).then_some(())).await?;

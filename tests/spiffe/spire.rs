@@ -152,7 +152,7 @@ async fn spires_agent_gives_envoy_its_identity_and_renews_it() -> testkit::Resul
     let socket = place.join("agent.sock");
     let mut shim = Logged(shim(&site).env("SPIFFE_ENDPOINT_SOCKET", at(&socket)).start()?);
     shim.connect().await?;
-    shim.wait_for_log("the Workload API answered PermissionDenied: no identity issued; Envoy waits").await?;
+    shim.wait_for_log("the Workload API answered PERMISSION_DENIED: no identity issued; Envoy waits").await?;
     let (uid, life) = (format!("unix:uid:{}", nix::unistd::geteuid()), LIFE.to_string());
     let entry = ["entry", "create", "-parentID", AGENT, "-spiffeID", ID, "-selector", &uid, "-x509SVIDTTL", &life];
     spire.ask(&entry).await?;

@@ -58,8 +58,8 @@ async fn federated_bundles_are_trusted_each_for_its_own_trust_domain() -> testki
     message.federated_bundles.insert("no trust domain".to_owned(), der(&third.root_pem())?);
     scene.agent.tell(Answer::Message(message));
     root_ca(&mut scene, |text| has(text, &[validator, "other.example"]) && !text.contains("empty.example")).await?;
-    scene.shim.wait_for_log("that of empty.example: it holds no certificate; skipped").await?;
-    scene.shim.wait_for_log("is no trust domain; skipped").await?;
+    scene.shim.wait_for_log("of empty.example: it holds no certificate; skipped").await?;
+    scene.shim.wait_for_log("has a name that is not a trust domain; skipped").await?;
     Ok(())
 }
 

@@ -32,7 +32,7 @@ fi
 say "Go $(version go) is too old to fetch another by itself: fetching Go $newer for it"
 module=golang.org/toolchain@v0.0.1-go$newer.linux-$(go env GOARCH)
 cd /
-retry go mod download "$module" || fail "Go $newer cannot be had; go's message is above"
+retry go mod download "$module" || fail "could not download Go $newer; go's message is above"
 from=$(go mod download -json "$module" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
 [ -n "$from" ] || fail "Go $newer is not where go has its modules"
 rm -rf "$directory" "$directory.new"

@@ -29,7 +29,7 @@ if (pauses=5 && fetch); then
     dpkg-deb --fsys-tarfile "$scratch/runsc.deb" | tar -x -C "$scratch" ./usr/bin/runsc || fail "there is no runsc in its package"
     mv -f "$scratch/usr/bin/runsc" "$directory/runsc"
 else
-    say "runsc $version cannot be had: taking this machine's own"
+    say "could not download runsc $version: using this machine's own"
     command -v runsc >/dev/null || packages runsc runsc
     ln -sf "$(command -v runsc)" "$directory/runsc"
 fi

@@ -43,17 +43,17 @@ say "building Kubernetes $kubernetes and Helm $helm with Go $version (the first 
 cd "$source"
 export GOFLAGS=-mod=readonly
 started=$(date +%s)
-retry go mod download || fail "the modules that $source/go.mod names cannot be had; go's message is above"
+retry go mod download || fail "could not download the modules of $source/go.mod; go's message is above"
 rm -rf "$directory/new"
 # Where the module $1 lies, as the go.mod of this directory or its own version names it.
 module() {
-    retry go mod download "$1" >&2 || fail "the module $1 cannot be had; go's message is above"
+    retry go mod download "$1" >&2 || fail "could not download the module $1; go's message is above"
     go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p'
 }
 mkdir -p "$directory/new/kinds"
 from=$(module "$operator")
 cd "$from/example/prometheus-operator-crd" || fail "the module $operator has no kinds"
-echo "$operator_kinds" | sed 1d | sha256sum --check --quiet - || fail "$operator is not what it was"
+echo "$operator_kinds" | sed 1d | sha256sum --check --quiet - || fail "the files of $operator do not match their checksums"
 cp monitoring.coreos.com_podmonitors.yaml monitoring.coreos.com_prometheusrules.yaml "$directory/new/kinds"
 cd "$istio"
 from=$(module istio.io/api)

@@ -21,7 +21,7 @@ say "building containerd $containerd and plugins for the network of pods (some m
 started=$(date +%s)
 cd "$source"
 export GOFLAGS=-mod=readonly CGO_ENABLED=0
-retry go mod download || fail "the modules that $source/go.mod names cannot be had; go's message is above"
+retry go mod download || fail "could not download the modules of $source/go.mod; go's message is above"
 rm -rf "$directory.new"
 mkdir -p "$directory.new"
 # Two compilers at a time leave memory for what else runs.

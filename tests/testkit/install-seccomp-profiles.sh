@@ -46,7 +46,7 @@ while read -r name version sum; do
         mv -f "$scratch/usr/share/containers/seccomp.json" "$directory/$name.json"
         echo "$version" >"$directory/$name.version"
     else
-        say "SKIPPED: $package $version cannot be had: name another with its sum in tests/go/seccomp-profiles/podman"
+        say "SKIPPED: could not download $package $version: name another with its sum in tests/go/seccomp-profiles/podman"
         complete=false
     fi
 done <"$source/podman"

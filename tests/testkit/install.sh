@@ -29,7 +29,7 @@ packages() {
     [ "$(id -u)" = 0 ] || fail "missing: $missing; install it (Debian: apt-get install $*) or run this as root once"
     command -v apt-get >/dev/null || fail "missing: $missing, and there is no apt-get to install $* with"
     say "installing $* (apt-get)"
-    retry debian update || fail "apt-get could not read which packages there are; its message is above"
+    retry debian update || fail "apt-get could not update its package lists; its message is above"
     retry debian install -y --no-install-recommends "$@" || fail "apt-get could not install $*; its message is above"
 }
 

@@ -25,7 +25,7 @@ fn one_list_may_be_der() {
     let der = openssl::x509::X509Crl::from_pem(text.as_bytes()).unwrap().to_der().unwrap();
     assert_eq!(pem(&RevocationList::all(&der).unwrap()), text);
     let error = RevocationList::all(&der[..der.len() - 1]).unwrap_err();
-    assert_eq!(error, "it is no DER CRL, nor PEM");
+    assert_eq!(error, "it is neither a DER CRL nor PEM");
 }
 
 #[test]

@@ -106,7 +106,7 @@ pub fn harden_process() -> io::Result<Inherited> {
 
 static ON_GVISOR: AtomicBool = AtomicBool::new(false);
 
-/// Whether the kernel is gVisor's, as far as [`harden_process`] has found out: it accepts locks of memory and does not
+/// Whether the kernel is gVisor's, as far as [`harden_process`] has found out: it accepts memory locks but does not
 /// pass them on to its host, and never reports that the clock was set.
 pub fn on_gvisor() -> bool {
     ON_GVISOR.load(Ordering::Relaxed)

@@ -169,8 +169,8 @@ fn shared_limit(all: &str, had: usize, wanted: usize, status: &Status) -> String
 
 fn full(secret: SecretUsage) -> String {
     format!(
-        "not all keys are in secret memory: {} bytes of key material found no room in its {} KiB; fewer keys at a time \
-         would fit (names of files that are asked for, tokens that come with requests)",
+        "not all keys are in secret memory: {} bytes of key material do not fit into its {} KiB; use fewer keys at a time \
+         (file names that clients request, tokens that come with requests)",
         secret.spilled,
         secret.charged / 1024
     )
@@ -196,7 +196,7 @@ fn process_not_locked(process: ProcessLock, keys_secret: bool, status: &Status) 
     match process {
         ProcessLock::Whole | ProcessLock::NotAsked => None,
         ProcessLock::Pretended => Some(format!(
-            "{}: gVisor accepts locks of memory and does not pass them on to its host; where the host has no swap, set \
+            "{}: gVisor accepts memory locks but does not pass them on to its host; where the host has no swap, set \
              SDS_SHIM_REQUIRE_LOCKED=none",
             swapped(keys_secret)
         )),

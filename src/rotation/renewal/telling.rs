@@ -52,9 +52,9 @@ impl<T: TokenSource> Renewal<T> {
         let why = match (failure, &self.token) {
             (Failure::Attempt(error), Some(token)) if error.class().is_authentication => {
                 format!(
-                    "{failure}; {token}; asked for {} with the ClusterID {}: check that the CA knows the token's issuer, \
-                     wants this audience, has the same time, serves this trust domain and cluster, and reaches its API \
-                     server, and that the pod and its service account are still there",
+                    "{failure}; {token}; requested {} with ClusterID {}: check that the CA knows the token's issuer, \
+                     expects this audience, has the same time, serves this trust domain and cluster and can reach its \
+                     API server, and that the pod and its service account still exist",
                     self.wanted(),
                     self.ca.cluster_id
                 )

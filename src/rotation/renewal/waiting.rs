@@ -205,7 +205,7 @@ impl<T: TokenSource> Renewal<T> {
         info!(
             not_after = clock::rfc3339(not_after),
             renewal_in_s = wait.as_secs(),
-            "other trust anchors: what is held ends at another time"
+            "the trust anchors changed, and with them the time at which the certificate expires"
         );
         self.store.lasts_until(CERTIFICATE, not_after);
         self.shown.renews(self.due);

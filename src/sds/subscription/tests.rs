@@ -238,8 +238,8 @@ fn names_beyond_the_limits_are_left_out_and_the_others_served() {
     let long = "x".repeat(MAX_NAME_BYTES + 1);
     let with_default: Vec<&str> = many.iter().copied().chain(["default"]).collect();
     for (names, kept, why) in [
-        (&with_default[..], MAX_NAMES, "its stream has 64 names, which is the most"),
-        (&[&long, "default"], 1, "the name has 8209 bytes, 8208 are the most"),
+        (&with_default[..], MAX_NAMES, "its stream already has 64 names, the limit"),
+        (&[&long, "default"], 1, "the name has 8209 bytes; the limit is 8208"),
     ] {
         let mut stream = Subscription::new(1);
         let outcome = stream.request(&request(names, ""), &held, NOW).unwrap();

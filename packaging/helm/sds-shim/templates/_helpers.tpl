@@ -31,7 +31,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "sds-shim.needs" -}}
 {{- $context := index . 0 }}
 {{- if not ($context.Capabilities.APIVersions.Has (index . 1)) }}
-{{- fail (printf "%s needs %s, which this cluster does not have: %s (`helm template` knows no cluster: add --api-versions %s)" (index . 2) (index . 1) (index . 3) (index . 1)) }}
+{{- fail (printf "%s needs %s, which this cluster does not have: %s (`helm template` does not see the cluster: add --api-versions %s)" (index . 2) (index . 1) (index . 3) (index . 1)) }}
 {{- end }}
 {{- end }}
 
@@ -63,7 +63,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- fail "podMonitor.enabled needs metrics.enabled: Prometheus does not reach the shims' loopback address" }}
 {{- end }}
 {{- if and .podMonitor.enabled (eq .mode "istio") (not .istio.policy) }}
-{{- fail "podMonitor.enabled needs istio.policy in mode istio: a template of Istio's injector cannot take the port of the metrics from Envoy. Give the pods the annotation traffic.sidecar.istio.io/excludeInboundPorts: \"15022\" (15023 with metrics.tlsClients), and monitor those with the label sds-shim.dev/injected=true by a PodMonitor of yours" }}
+{{- fail "podMonitor.enabled needs istio.policy in mode istio: an Istio injection template cannot exclude the metrics port from redirection to Envoy. Give the pods the annotation traffic.sidecar.istio.io/excludeInboundPorts: \"15022\" (15023 with metrics.tlsClients), and monitor those with the label sds-shim.dev/injected=true by a PodMonitor of yours" }}
 {{- end }}
 {{- if eq .mode "istio" }}{{ include "sds-shim.validate.istio" . }}{{ end }}
 {{- end }}
@@ -76,7 +76,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   (list (ne .ca.root.source "configMap") "ca.root.source" "Istio's sidecar has the root that istiod gives it, or that env.CA_ROOT_CA names")
   (list (ne .ca.audience "istio-ca") "ca.audience" "Istio's sidecar asks for the audience global.sds.token.aud of istiod's chart, and the shim follows")
   (list .workloadAPI.enabled "workloadAPI.enabled" "for Istio's sidecar set env.SDS_SHIM_WORKLOAD_API, and mount a volume there")
-  (list .mutualTLS.networkPolicy "mutualTLS.networkPolicy" "Istio's sidecar takes what comes to any port")
+  (list .mutualTLS.networkPolicy "mutualTLS.networkPolicy" "Istio's sidecar accepts traffic on any port")
   (list .trustDomainAliases "trustDomainAliases" "Istio has meshConfig.trustDomainAliases")
   (list (or .proxy.outbound .proxy.allowedClients .proxy.probePaths) "proxy" "Istio's sidecar is configured by istiod")
   (list (eq .injection "patch") "injection=patch" "with mode istio it is istio.policy=false, and an annotation of the pods")

@@ -40,7 +40,7 @@ const REASONS: [&str; 8] = [
     "it cannot be read",
     "another process of the same user could have read it (the binary's mode is not 0111, or we have all capabilities)",
     "its key was not in secret memory",
-    "certificate and trust anchors take more than 32 KiB, or found no room in the arena",
+    "certificate and trust anchors take more than 32 KiB, or did not fit into the arena",
     "the process crashed 3 times within a minute, and it may be the cause",
     "the limit of locked memory had no room to hand it on",
     "it was overwritten",
