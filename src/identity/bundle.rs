@@ -11,7 +11,6 @@ use super::{
     der::{CERTIFICATE, Weight},
     facts::{self, CertificateFacts, Certificates, pem_len, push_pem},
     pem::{self, PemError},
-    validity::is_ca,
 };
 
 /// A trust anchor, as its DER: parsed it would take a multiple of the memory.
@@ -30,7 +29,7 @@ impl TrustAnchor {
         der.shrink_to_fit();
         let facts = CertificateFacts::new(certificate, &der);
         // Version 1 has no extensions that could say so.
-        if certificate.version() > 0 && !is_ca(certificate).map_err(|error| error.to_string())? {
+        if certificate.version() > 0 && !locked::is_ca(certificate) {
             return Err("is not a CA certificate".to_owned());
         }
         let subject = certificate.subject_name().to_der().map_err(|error| error.to_string())?;

@@ -2,7 +2,7 @@
 
 use openssl::x509::X509Ref;
 
-use super::{crl::RevocationList, spiffe::SpiffeId, validity::is_ca};
+use super::{crl::RevocationList, spiffe::SpiffeId};
 
 /// The SPIFFE ID of a leaf that a peer presents (X509-SVID, sections 2 and 4.1).
 ///
@@ -15,10 +15,7 @@ pub fn spiffe_id_of(leaf: &X509Ref) -> Result<SpiffeId, &'static str> {
     if uris.next().is_some() {
         return Err("its certificate carries more than one URI");
     }
-    match is_ca(leaf) {
-        Ok(false) => Ok(id),
-        _ => Err("its certificate is that of a CA"),
-    }
+    if locked::is_ca(leaf) { Err("its certificate is that of a CA") } else { Ok(id) }
 }
 
 /// Why one of these certificates, the leaf first and each before its issuer, does not hold at `now` (Unix seconds) as

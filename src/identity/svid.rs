@@ -23,7 +23,7 @@ use super::{
     pem::{Chain, PemError},
     sides::lacking,
     spiffe::SpiffeId,
-    validity::{is_ca, validity},
+    validity::validity,
 };
 
 /// Names that a leaf may have. An X.509-SVID has one URI; some CAs add DNS names of the workload.
@@ -227,7 +227,7 @@ fn check_usage(leaf: &X509Ref) -> Result<(), SvidError> {
     use openssl::x509::X509KeyUsage;
     // Without the extension every use is allowed (RFC 5280, section 4.2.1.3).
     let usage = leaf.key_usage().unwrap_or(X509KeyUsage::DIGITAL_SIGNATURE);
-    if usage.contains(X509KeyUsage::KEY_CERT_SIGN) || is_ca(leaf)? {
+    if usage.contains(X509KeyUsage::KEY_CERT_SIGN) || locked::is_ca(leaf) {
         return Err(SvidError::LeafIsCa);
     }
     // Each side of a handshake signs it, and Envoy looks whether the other was allowed to.

@@ -20,18 +20,6 @@ pub fn unix_seconds(time: &Asn1TimeRef) -> Result<i64, ErrorStack> {
     Ok(i64::from(since_epoch.days) * 86_400 + i64::from(since_epoch.secs))
 }
 
-/// Whether basicConstraints says CA:TRUE (RFC 5280, section 4.2.1.9), found by its encoding: the OpenSSL binding has
-/// no accessor for it, and its own check for servers and clients lets a CA certificate pass as a leaf.
-pub(super) fn is_ca(certificate: &X509Ref) -> Result<bool, ErrorStack> {
-    let der = certificate.to_der()?;
-    Ok(match extension(&der, &[0x55, 0x1d, 0x13]) {
-        Ok(None) => false,
-        // OpenSSL takes more than DER allows, and any value but zero for TRUE: only what is plainly no CA counts as none.
-        Ok(Some(value)) => !matches!(value, [0x30, 0x00] | [0x30, _, 0x01, 0x01, 0x00, ..] | [0x30, _, 0x02, ..]),
-        Err(Unreadable) => true,
-    })
-}
-
 /// DER that is not as we expect it.
 pub(super) struct Unreadable;
 
