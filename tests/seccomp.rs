@@ -30,6 +30,7 @@ fn the_profile_allows_what_the_filter_allows_and_what_starting_takes() {
     assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
     assert_eq!(profile["defaultErrnoRet"], 1);
     let rules = profile["syscalls"].as_array().expect("rules");
+    assert!(rules.iter().all(|rule| rule["comment"].as_str().is_some_and(|comment| !comment.is_empty())));
     let allowing = |looked_at: bool| {
         let rules = rules.iter().filter(move |rule| {
             rule["action"] == "SCMP_ACT_ALLOW"

@@ -25,47 +25,83 @@ macro_rules! calls {
 calls! {
     /// What a serving process uses, the thread that makes an RSA key and its end included.
     SERVING, SERVING_CALLS:
-    // Descriptors.
-    SYS_read SYS_write SYS_readv SYS_writev SYS_close SYS_fcntl SYS_ioctl SYS_lseek SYS_dup
-    // Files.
-    SYS_openat SYS_newfstatat SYS_fstat SYS_statx SYS_statfs SYS_fstatfs SYS_readlinkat SYS_getdents64 SYS_unlinkat
-    SYS_fchmod SYS_fchown SYS_fsync SYS_umask SYS_getcwd
+    // Files, the log, sockets' pieces, and the runtime's own descriptors.
+    SYS_read SYS_write SYS_readv SYS_writev SYS_close
+    // Flags: the runtime makes descriptors non-blocking, the handler of a crash clears close-on-exec.
+    SYS_fcntl SYS_ioctl
+    // The standard library asks how much of a file is left before it reads it to its end, and copies descriptors.
+    SYS_lseek SYS_dup
+    // Followed and requested files, the resolver's, and /proc/self/status for `status`.
+    SYS_openat SYS_newfstatat SYS_fstat SYS_statx SYS_readlinkat
+    // Whether a file's file system reports changes (`files`).
+    SYS_statfs SYS_fstatfs
+    // OUTPUT_CERTS: directories that are gone through and cleared, modes and groups of what is written, onto the disk.
+    SYS_getdents64 SYS_unlinkat SYS_fchmod SYS_fchown SYS_fsync
+    // A socket's file that is made anew gets its mode as it is bound; relative paths in messages.
+    SYS_umask SYS_getcwd
+    // Followed files.
     SYS_inotify_init1 SYS_inotify_add_watch SYS_inotify_rm_watch
-    // Sockets; those of which family is below.
-    SYS_accept4 SYS_bind SYS_listen SYS_connect SYS_shutdown SYS_recvfrom SYS_sendto SYS_recvmsg SYS_sendmsg
-    SYS_getsockopt SYS_setsockopt SYS_getsockname SYS_getpeername
-    // Waiting.
-    SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_eventfd2 SYS_signalfd4 SYS_timerfd_create
-    SYS_timerfd_settime SYS_timer_settime SYS_ppoll SYS_futex SYS_nanosleep SYS_clock_nanosleep
-    SYS_restart_syscall
-    // Memory; what may not be executed, below. Secret memory that the limit has refused is asked for again.
-    SYS_brk SYS_munmap SYS_mremap SYS_madvise SYS_memfd_secret SYS_ftruncate
-    // Time, where it is no plain read of memory, and randomness.
-    SYS_clock_gettime SYS_gettimeofday SYS_getrandom
-    // Ourselves.
-    SYS_getpid SYS_gettid SYS_getuid SYS_geteuid SYS_getgid SYS_getegid SYS_uname SYS_sysinfo SYS_prlimit64 SYS_prctl
-    SYS_sched_getaffinity SYS_sched_yield SYS_set_robust_list SYS_rseq SYS_rt_sigaction SYS_rt_sigprocmask
-    SYS_rt_sigreturn SYS_sigaltstack SYS_tgkill SYS_exit SYS_exit_group
+    // Serving SDS, the Workload API and the admin endpoints, and a socket that is made anew.
+    SYS_accept4 SYS_bind SYS_listen SYS_shutdown SYS_getpeername
+    // The CA, nameservers, Envoy's admin, the Workload API; whose families are looked at below.
+    SYS_connect SYS_recvfrom SYS_sendto SYS_recvmsg SYS_sendmsg SYS_getsockname
+    // Who a client is (SO_PEERCRED), errors of a connection, and its options.
+    SYS_getsockopt SYS_setsockopt
+    // The runtime waits, is woken, and takes signals and the wall clock's jumps as descriptors.
+    SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_eventfd2 SYS_signalfd4 SYS_timerfd_create SYS_timerfd_settime
+    // The timer that notices a hang (`successor::hang`).
+    SYS_timer_settime
+    // Handlers wait by poll; the standard library at its start, too. Locks and the thread for RSA keys.
+    SYS_ppoll SYS_futex
+    // libc's sleep, and what goes on with an interrupted one.
+    SYS_nanosleep SYS_clock_nanosleep SYS_restart_syscall
+    // The arena grows and gives back; libc's own heap; what may not be executed, below.
+    SYS_brk SYS_munmap SYS_mremap SYS_madvise
+    // Secret memory that the limit has refused is requested again, and a crash needs some for the key.
+    SYS_memfd_secret SYS_ftruncate
+    // Time, where it is no plain read of memory; this thread's processor time always is a call.
+    SYS_clock_gettime SYS_gettimeofday
+    // Keys, nonces and jitter.
+    SYS_getrandom
+    // Who we are: messages about sockets and files, peers of our own user, the pid in `status`.
+    SYS_getpid SYS_gettid SYS_getuid SYS_geteuid SYS_getgid SYS_getegid
+    // The limits and names in the memory line (`locked::report`); a successor looks at them anew.
+    SYS_uname SYS_sysinfo SYS_prlimit64 SYS_prctl
+    // libc, for a thread: that of an RSA key, and the one that starts a command.
+    SYS_sched_getaffinity SYS_sched_yield SYS_set_robust_list SYS_rseq
+    // Handlers of crashes and hangs, and their stacks; a thread's mask.
+    SYS_rt_sigaction SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sigaltstack
+    // An abort raises its signal by it; other processes are out of its reach by Landlock.
+    SYS_tgkill
+    // The end of a thread, and of the process.
+    SYS_exit SYS_exit_group
 }
 
 calls! {
     /// What libc calls here beside them: forms that newer architectures do not have.
     #[cfg(target_arch = "x86_64")]
     NATIVE, OLDER_CALLS:
-    SYS_open SYS_stat SYS_lstat SYS_access SYS_readlink SYS_mkdir SYS_unlink SYS_rmdir SYS_rename SYS_symlink SYS_chmod
-    SYS_chown SYS_lchown SYS_epoll_wait SYS_poll SYS_time
+    // Files that are read, as `openat` and `newfstatat` above; whether the socket's directory may be written.
+    SYS_open SYS_stat SYS_lstat SYS_access SYS_readlink
+    // OUTPUT_CERTS: generations of files that are made, exchanged and removed; the socket's file.
+    SYS_mkdir SYS_unlink SYS_rmdir SYS_rename SYS_symlink SYS_chmod SYS_chown SYS_lchown
+    // Waiting, as above, and the time where the kernel maps no clock.
+    SYS_epoll_wait SYS_poll SYS_time
 }
 
 calls! {
     /// What libc calls in their place elsewhere.
     #[cfg(not(target_arch = "x86_64"))]
     NATIVE, NEWER_CALLS:
+    // Whether the socket's directory may be written; OUTPUT_CERTS and the socket's file.
     SYS_faccessat SYS_mkdirat SYS_renameat SYS_symlinkat SYS_fchmodat SYS_fchownat
 }
 
 calls! {
     /// What following a command takes.
-    FOLLOWING, FOLLOWING_CALLS: SYS_kill SYS_wait4
+    FOLLOWING, FOLLOWING_CALLS:
+    // Signals are passed on to it, and it is reaped.
+    SYS_kill SYS_wait4
 }
 
 /// What a start takes beside them: libc's, which says where the thread's number is cleared, and the arena and the process,
