@@ -1,6 +1,7 @@
 //! An address in front of a server, from which the way there can be closed, lost or turned.
 
 use std::{
+    io,
     net::{Ipv4Addr, SocketAddr},
     process,
     sync::atomic::{AtomicU8, Ordering},
@@ -10,9 +11,10 @@ use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpSocket, TcpStream},
     task::{JoinHandle, JoinSet},
+    time::{Instant, sleep},
 };
 
-use crate::{Failure, OrFail};
+use crate::{Failure, OrFail, PATIENCE, POLL};
 
 /// A loopback address that nobody else uses, so that nobody takes a port on it while its owner is away.
 pub fn own_address() -> SocketAddr {
@@ -80,9 +82,22 @@ impl Door {
 
     async fn open(&mut self, way: Way) -> Result<(), Failure> {
         self.close().await;
-        let listener = TcpListener::bind(self.address).await.or_fail(format!("listen on {}", self.address))?;
+        let listener = self.listen().await.or_fail(format!("listen on {}", self.address))?;
         self.task = Some(tokio::spawn(accept(listener, way)));
         Ok(())
+    }
+
+    /// A program that another test starts at this moment has a copy of the listener before, until it is executed.
+    async fn listen(&self) -> io::Result<TcpListener> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match TcpListener::bind(self.address).await {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                    sleep(POLL).await
+                }
+                listened => return listened,
+            }
+        }
     }
 }
 
