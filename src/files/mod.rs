@@ -10,7 +10,7 @@ mod watcher;
 
 pub use access::FileAccess;
 pub use changes::{Changes, look_again, tell_of_places};
-pub use output::{OutputWriter, Report};
+pub use output::{OnWritten, OutputWriter};
 pub use roots::RootFiles;
 pub use source::{FileSource, MountedCertificate, read_certificate};
 pub use watcher::FileWatcher;

@@ -43,7 +43,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 const LEFT_BEHIND: Duration = Duration::from_secs(60);
 
 /// Takes what came of each attempt to write: nothing, or what is wrong.
-pub type Report = Box<dyn Fn(Result<(), String>) + Send>;
+pub type OnWritten = Box<dyn Fn(Result<(), String>) + Send>;
 
 /// Writes key, chain and trust anchors into a directory each time one of them changes (`OUTPUT_CERTS`).
 ///
@@ -51,7 +51,7 @@ pub type Report = Box<dyn Fn(Result<(), String>) + Send>;
 /// the files by their names never finds parts of two. It is the one thing here that puts a key into a file.
 pub struct OutputWriter {
     config: OutputConfig,
-    report: Report,
+    report: OnWritten,
     told: Option<String>,
     generation: u64,
 }
@@ -87,7 +87,7 @@ impl<'a> Generation<'a> {
 
 impl OutputWriter {
     /// Warns unless the directory is in memory.
-    pub fn new(config: OutputConfig, report: Report) -> Self {
+    pub fn new(config: OutputConfig, report: OnWritten) -> Self {
         let kind = statfs(existing(&config.directory)).map(|found| found.filesystem_type());
         if kind != Ok(TMPFS_MAGIC) {
             warn!(

@@ -23,7 +23,7 @@ use super::{
     publisher::{Publisher, content},
     schedule::renewal_after,
     settings::RenewalSettings,
-    trouble::Trouble,
+    trouble::Outage,
 };
 pub(super) use waiting::{check_start, random, wait_for_start};
 
@@ -95,7 +95,7 @@ pub struct Renewal<T> {
     held: Option<X509Svid>,
     /// The trust anchors that came with it.
     answered: TrustBundle,
-    trouble: Trouble,
+    trouble: Outage,
     shown: Arc<Workload>,
     /// When what is held was issued, Unix seconds.
     received: i64,
@@ -144,7 +144,7 @@ impl<T: TokenSource> Renewal<T> {
             timer: WallTimer::new()?,
             held: None,
             answered: TrustBundle::default(),
-            trouble: Trouble::default(),
+            trouble: Outage::default(),
             token: None,
             received: 0,
             due: i64::MIN,

@@ -21,7 +21,7 @@ use super::{
     publisher::{Publisher, content},
     renewal::{check_start, random, wait_for_start},
     settings::RenewalSettings,
-    trouble::{Held, Trouble},
+    trouble::{Held, Outage},
 };
 use crate::{
     clock::{self, WallTimer},
@@ -62,7 +62,7 @@ pub struct Spiffe {
     roots: Arc<Publisher>,
     told: watch::Sender<Federation>,
     shown: Arc<Workload>,
-    trouble: Trouble,
+    trouble: Outage,
     backoff: Backoff,
     held: Option<Held>,
     /// Its version in the store.
@@ -76,7 +76,7 @@ pub struct Spiffe {
 
 /// Why it has brought nothing.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+enum SourceFailure {
     #[error("{0}")]
     Api(#[from] SpiffeError),
     #[error("the Workload API has not answered for {} s", .0.as_secs())]
@@ -85,7 +85,7 @@ enum Failure {
     Answer(String),
 }
 
-impl Failure {
+impl SourceFailure {
     fn reason(&self) -> Reason {
         match self {
             Self::Api(SpiffeError::Unreachable { .. }) => Reason::Connect,
@@ -107,7 +107,7 @@ impl Failure {
 
 /// What became of a stream.
 enum Ended {
-    Failed(Failure),
+    Failed(SourceFailure),
     /// It is to be opened again.
     Again,
 }
@@ -130,7 +130,7 @@ impl Spiffe {
             roots: Arc::new(roots),
             told: watch::Sender::default(),
             shown,
-            trouble: Trouble::default(),
+            trouble: Outage::default(),
             backoff: Backoff::default(),
             held: None,
             version: None,
@@ -182,9 +182,9 @@ impl Spiffe {
     }
 
     /// Waits until the socket is there, if that is what was missing.
-    async fn appears(&self, failure: &Failure) {
+    async fn appears(&self, failure: &SourceFailure) {
         let socket = self.api.socket();
-        if !matches!(failure, Failure::Api(SpiffeError::Unreachable { .. })) || socket.exists() {
+        if !matches!(failure, SourceFailure::Api(SpiffeError::Unreachable { .. })) || socket.exists() {
             return future::pending().await;
         }
         // Others may write beside it.
@@ -212,7 +212,7 @@ impl Spiffe {
             opened = timeout(REACHED_WITHIN, self.api.watch()) => match opened {
                 Ok(Ok(updates)) => updates,
                 Ok(Err(error)) => return self.call_failed(called, error.into()),
-                Err(_) => return self.call_failed(called, Failure::Silent(REACHED_WITHIN)),
+                Err(_) => return self.call_failed(called, SourceFailure::Silent(REACHED_WITHIN)),
             },
         };
         let (mut answered, mut told_silent) = (false, false);
@@ -228,11 +228,11 @@ impl Spiffe {
                 // Whoever attests us may take a while; what is held is asked for on another connection.
                 () = sleep(SILENT), if !told_silent && self.held.is_none() => {
                     told_silent = true;
-                    self.failed(&Failure::Silent(SILENT), Duration::ZERO, "waiting on the open stream");
+                    self.failed(&SourceFailure::Silent(SILENT), Duration::ZERO, "waiting on the open stream");
                     continue;
                 }
                 () = sleep(GIVEN_UP), if !answered && self.held.is_some() => {
-                    return self.call_failed(called, Failure::Silent(GIVEN_UP));
+                    return self.call_failed(called, SourceFailure::Silent(GIVEN_UP));
                 }
             };
             let told = match told {
@@ -255,11 +255,11 @@ impl Spiffe {
     }
 
     /// Publishes what was told.
-    async fn take(&mut self, told: Told, timer: Option<&WallTimer>) -> Result<(), Failure> {
+    async fn take(&mut self, told: Told, timer: Option<&WallTimer>) -> Result<(), SourceFailure> {
         let Told { svid, ids, bundles } = told;
-        let svid = svid.ok_or_else(|| Failure::Answer(nobody(&ids)))?;
+        let svid = svid.ok_or_else(|| SourceFailure::Answer(nobody(&ids)))?;
         memory::before_a_key();
-        let (issued, id) = verify(svid, self.held.is_some()).map_err(Failure::Answer)?;
+        let (issued, id) = verify(svid, self.held.is_some()).map_err(SourceFailure::Answer)?;
         wait_for_start(&issued.svid, timer, &self.store, &self.force).await;
         let now = clock::now();
         let (others, flaws) = federation(&bundles, &id.domain(), &self.told.borrow().others, now);
@@ -268,7 +268,7 @@ impl Spiffe {
             flaws.iter().for_each(|flaw| warn!("the Workload API's federated bundle {flaw}"));
             self.flaws = flaws;
         }
-        let certificate = content(&issued.svid, &self.key).map_err(|error| Failure::Answer(error.to_string()))?;
+        let certificate = content(&issued.svid, &self.key).map_err(|error| SourceFailure::Answer(error.to_string()))?;
         self.publish(&issued, &id, others, certificate).await;
         self.published(&issued, &id, now);
         Ok(())
@@ -349,7 +349,7 @@ impl Spiffe {
         }
     }
 
-    fn call_failed(&self, called: Instant, failure: Failure) -> Ended {
+    fn call_failed(&self, called: Instant, failure: SourceFailure) -> Ended {
         self.called(called, Some((failure.to_string(), failure.reached())));
         Ended::Failed(failure)
     }
@@ -360,7 +360,7 @@ impl Spiffe {
         }
     }
 
-    fn failed(&mut self, failure: &Failure, wait: Duration, next: &str) {
+    fn failed(&mut self, failure: &SourceFailure, wait: Duration, next: &str) {
         let (now, text) = (clock::now(), failure.to_string());
         match self.trouble.failed(&text, self.held.as_ref(), now, next) {
             Some((Level::WARN, text)) => warn!("{text}"),

@@ -42,14 +42,14 @@ struct Told {
 
 /// What goes wrong with the renewals of one workload.
 #[derive(Debug, Default)]
-pub(super) struct Trouble {
+pub(super) struct Outage {
     since: Option<i64>,
     failures: u64,
     /// The causes that were told, the one that was told last at the end.
     told: Vec<Told>,
 }
 
-impl Trouble {
+impl Outage {
     /// An attempt failed at `now` (Unix seconds) for this cause; `next` says what will be tried. Answers what to tell
     /// of it, if anything.
     pub(super) fn failed(&mut self, cause: &str, held: Option<&Held>, now: i64, next: &str) -> Option<(Level, String)> {
@@ -147,7 +147,7 @@ mod tests {
 
     /// A day of an outage, with an attempt each 30 s from half of the life on.
     fn outage(cause: impl Fn(i64) -> String) -> Vec<(i64, Level, String)> {
-        let mut trouble = Trouble::default();
+        let mut trouble = Outage::default();
         let attempts = (DAY * 45 / 100..DAY + 7200).step_by(30);
         let told = |now| {
             trouble.failed(&cause(now), Some(&held()), now, "again in 30 s").map(|(level, text)| (now, level, text))
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn each_new_cause_is_told_at_once() {
-        let mut trouble = Trouble::default();
+        let mut trouble = Outage::default();
         let mut told = |cause: &str, now| trouble.failed(cause, None, now, "again").is_some();
         assert!(told("one", 0) && told("two", 30) && told("three", 60));
         assert!(!told("one", 90) && !told("two", 3629) && told("one", 3630) && told("two", 3660));
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn many_causes_do_not_fill_the_memory() {
-        let mut trouble = Trouble::default();
+        let mut trouble = Outage::default();
         let words = ["k", "l", "m", "n", "o", "p", "q", "r", "s", "t"];
         for (now, word) in (0..).zip(words) {
             assert!(trouble.failed(word, None, now, "again").is_some());
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn before_the_first_certificate_it_is_told_hourly() {
-        let mut trouble = Trouble::default();
+        let mut trouble = Outage::default();
         let told: Vec<_> = (0..7300).step_by(10).filter_map(|now| trouble.failed("down", None, now, "again")).collect();
         assert_eq!(told.len(), 3);
         assert_eq!(told[0].1, "cannot obtain a certificate: down; Envoy waits; again");

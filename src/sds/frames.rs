@@ -1,4 +1,6 @@
-use super::limits;
+//! HTTP/2 as it comes in, followed without being kept: how much of what a client has begun.
+
+use super::{authority::Text, limits};
 
 /// Length of the client's connection preface (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
@@ -12,18 +14,9 @@ const CONTINUATION: u8 = 0x9;
 const INITIAL_WINDOW_SIZE: [u8; 2] = [0, 4];
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
-/// Index of `:authority` in HPACK's static table (RFC 7541, appendix A).
-const AUTHORITY: usize = 1;
-/// gRPC's core spells the name out instead of using its index.
-const AUTHORITY_NAME: &[u8] = b":authority";
-
+/// An index that takes more than one byte, of a name that is not looked at.
+const OTHER: usize = usize::MAX;
 /// Follows frames and header blocks byte by byte, wherever reads happen to end, and keeps nothing of them.
-///
-/// The client may be gRPC's C++ core, as in Envoy's `google_grpc`. For a `unix:` target that core sends the
-/// percent-encoded path of the socket as `:authority`. A percent sign is not allowed there (RFC 3986, section 3.2.2 allows
-/// it only in registered names, which the http crate does not), and h2 resets such a stream before anybody sees it
-/// (hyperium/h2#487). Nothing here looks at the authority, so its percent signs are replaced, byte for byte, on the way
-/// in.
 pub(super) struct Walker {
     frame: Frame,
     block: Block,
@@ -61,15 +54,6 @@ enum Block {
     MoreLength { text: Text, value: usize, shift: u32 },
     /// Within a string.
     Bytes { text: Text, left: usize },
-}
-
-/// A string of a header block.
-#[derive(Clone, Copy)]
-enum Text {
-    /// A name, with how much of `:authority` it has matched so far; `None` once it is another one.
-    Name { matched: Option<usize> },
-    /// A value, whose percent signs are replaced or not.
-    Value { rewrite: bool },
 }
 
 impl Default for Walker {
@@ -223,7 +207,7 @@ impl Block {
     fn step(self, byte: &mut u8) -> Self {
         match self {
             Self::Representation => Self::representation(*byte),
-            Self::Integer { literal } if *byte & 0x80 == 0 => Self::after_index(literal, false),
+            Self::Integer { literal } if *byte & 0x80 == 0 => Self::after_index(literal, OTHER),
             Self::Integer { .. } => self,
             Self::Length { text } => {
                 // A Huffman-coded string is left as it is: gRPC's core codes neither name nor value.
@@ -261,49 +245,22 @@ impl Block {
         let index = byte & mask;
         match (literal, index) {
             (_, index) if index == mask => Self::Integer { literal },
-            (true, 0) => Self::Length { text: Text::Name { matched: Some(0) } },
-            (literal, index) => Self::after_index(literal, usize::from(index) == AUTHORITY),
+            (true, 0) => Self::Length { text: Text::name() },
+            (literal, index) => Self::after_index(literal, usize::from(index)),
         }
     }
 
-    fn after_index(literal: bool, authority: bool) -> Self {
+    fn after_index(literal: bool, index: usize) -> Self {
         match literal {
-            true => Self::Length { text: Text::Value { rewrite: authority } },
+            true => Self::Length { text: Text::value_of(index) },
             false => Self::Representation,
         }
     }
 
     fn string(text: Text, left: usize) -> Self {
-        match (left, text) {
-            (0, Text::Name { matched }) => {
-                Self::Length { text: Text::Value { rewrite: matched == Some(AUTHORITY_NAME.len()) } }
-            }
-            (0, Text::Value { .. }) => Self::Representation,
-            (left, text) => Self::Bytes { text, left },
-        }
-    }
-}
-
-impl Text {
-    fn passed_over(self) -> Self {
-        match self {
-            Self::Name { .. } => Self::Name { matched: None },
-            Self::Value { .. } => Self::Value { rewrite: false },
-        }
-    }
-
-    fn step(self, byte: &mut u8) -> Self {
-        match self {
-            Self::Name { matched: Some(matched) } if AUTHORITY_NAME.get(matched) == Some(byte) => {
-                Self::Name { matched: Some(matched + 1) }
-            }
-            Self::Name { .. } => Self::Name { matched: None },
-            Self::Value { rewrite } => {
-                if rewrite && *byte == b'%' {
-                    *byte = b'-';
-                }
-                self
-            }
+        match left {
+            0 => text.then().map_or(Self::Representation, |text| Self::Length { text }),
+            left => Self::Bytes { text, left },
         }
     }
 }

@@ -16,8 +16,8 @@ use tokio::{
 
 use super::{
     account::Account,
-    authority::Walker,
     crowd::Crowd,
+    frames::Walker,
     limits::{self, Limits},
 };
 

@@ -7,6 +7,7 @@ mod authority;
 mod blame;
 mod body;
 mod crowd;
+mod frames;
 #[cfg(fuzzing)]
 #[path = "../../tests/fuzz/inside/mod.rs"]
 pub mod fuzz;

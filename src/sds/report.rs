@@ -54,7 +54,7 @@ impl Told {
 }
 
 /// Tells what happens on one stream, in the log and in public.
-pub(super) struct Report {
+pub(super) struct StreamReport {
     shown: StreamHandle,
     rights: Rights,
     told: Arc<Told>,
@@ -63,7 +63,7 @@ pub(super) struct Report {
     fetched: bool,
 }
 
-impl Report {
+impl StreamReport {
     pub(super) fn new(shown: StreamHandle, rights: Rights, told: Arc<Told>, account: &Account, fetched: bool) -> Self {
         Self { shown, rights, told, group: Arc::clone(&account.group), fetched }
     }

@@ -17,7 +17,7 @@ use super::{
     lease::Leases,
     limits::{self, Limits},
     pace::{Bucket, Lines},
-    service::{Calls, SdsService, Served, Shared},
+    service::{Calls, Endpoint, SdsService, Served},
     socket::{Listener, SdsSocket},
 };
 use crate::{
@@ -52,7 +52,7 @@ impl Clients {
     /// When the socket cannot be listened on; a connection's trouble never ends the server.
     pub async fn serve(&self, socket: &SdsSocket, config: &SdsConfig, served: Served) -> io::Result<()> {
         let peers = served.status.peers.clone();
-        let shared = Shared::new(served, self.limits.clone(), random());
+        let shared = Endpoint::new(served, self.limits.clone(), random());
         self.listen(socket, config, (shared, self.limits.clone()), peers).await
     }
 
@@ -69,7 +69,7 @@ impl Clients {
         peers: Peers,
     ) -> io::Result<()> {
         let limits = self.limits.of_applications();
-        let shared = Shared::other(calls, status, limits.clone());
+        let shared = Endpoint::other(calls, status, limits.clone());
         self.listen(socket, config, (shared, limits), peers).await
     }
 
@@ -77,7 +77,7 @@ impl Clients {
         &self,
         socket: &SdsSocket,
         config: &SdsConfig,
-        (shared, limits): (Shared, Limits),
+        (shared, limits): (Endpoint, Limits),
         peers: Peers,
     ) -> io::Result<()> {
         let mut listener = socket.listener()?;

@@ -26,7 +26,7 @@ use super::{
     lease::Leases,
     limits::{FIRST_MESSAGE, Limits, MAX_REQUEST, MAX_SMALL_REQUEST, Place},
     message::Pieces,
-    report::{Report, Told},
+    report::{StreamReport, Told},
     rights::{Names, Rights},
     stream::{Delta, SecretStream, StateOfTheWorld, Variant},
     subscription::Subscription,
@@ -57,7 +57,7 @@ const KNOWN: &str = "default, ROOTCA, file-cert:CHAIN~KEY, file-root:FILE, file-
 /// tonic's encoder would copy each key into a buffer of each stream.
 #[derive(Clone)]
 pub(super) struct SdsService {
-    shared: Arc<Shared>,
+    shared: Arc<Endpoint>,
     client: Arc<Connected>,
 }
 
@@ -71,7 +71,7 @@ pub struct Connected {
 }
 
 /// What all connections to a socket have in common.
-pub(super) struct Shared {
+pub(super) struct Endpoint {
     limits: Limits,
     status: Arc<status::Status>,
     offered: Offered,
@@ -117,10 +117,10 @@ pub struct Served {
 struct Attached {
     consumer: Consumer,
     subscription: Subscription,
-    report: Report,
+    report: StreamReport,
 }
 
-impl Shared {
+impl Endpoint {
     /// `first_stream` makes nonces and marks of this process differ from those of an earlier one.
     pub(super) fn new(served: Served, limits: Limits, first_stream: u64) -> Self {
         let Served { workloads, status, pages, names } = served;
@@ -158,7 +158,7 @@ pub type MayLog = Box<dyn Fn() -> bool + Send>;
 
 impl SdsService {
     pub(super) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<Endpoint>,
         client: Client,
         other: Option<u32>,
         leases: Leases,
@@ -208,7 +208,7 @@ impl Future for Answering {
     }
 }
 
-impl Shared {
+impl Endpoint {
     async fn answer(&self, client: &Connected, request: http::Request<Incoming>, place: Place) -> Answer {
         let responses: Box<dyn Responses> = match (request.uri().path(), &self.offered) {
             (health::CHECK, _) => Box::new(self.health(client, request, false).await?),
@@ -273,7 +273,7 @@ impl Secrets {
         let rights = Rights::new(Arc::clone(&self.names), client.other);
         let subscription = Subscription::new(self.streams.fetch_add(1, Ordering::Relaxed)).of(rights.clone());
         let shown = client.shown.stream(call, clock::now());
-        let report = Report::new(shown, rights, Arc::clone(&self.told), &client.account, call == FETCH);
+        let report = StreamReport::new(shown, rights, Arc::clone(&self.told), &client.account, call == FETCH);
         Ok(Attached { consumer, subscription, report })
     }
 

@@ -14,7 +14,7 @@ use super::{
     body::Responses,
     lease::Leases,
     message::{self, Pieces},
-    report::Report,
+    report::StreamReport,
     service,
     subscription::{Outcome, ProtocolError, Subscription},
 };
@@ -94,7 +94,7 @@ pub(super) struct SecretStream<V: Variant> {
     /// Looked into for each answer; nothing is kept, so that a client that does not read keeps no old key alive.
     consumer: Consumer,
     subscription: Subscription,
-    report: Report,
+    report: StreamReport,
     leases: Leases,
     /// Until the first message has come, how the call ends without it.
     given_up: Option<Pin<Box<dyn Future<Output = Status> + Send>>>,
@@ -105,7 +105,7 @@ impl<V: Variant> SecretStream<V> {
         requests: Streaming<V::Request>,
         mut consumer: Consumer,
         subscription: Subscription,
-        report: Report,
+        report: StreamReport,
         leases: Leases,
         account: Arc<Account>,
     ) -> Self {

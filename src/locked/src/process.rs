@@ -45,7 +45,7 @@ static OUTCOME: Mutex<(ProcessLock, Option<Counting>)> = Mutex::new((ProcessLock
 /// other thread exists. When it is refused, nothing is half done: whatever holds a key is in secret memory, or in the arena.
 pub fn lock_process() -> ProcessLock {
     keep_libc_small();
-    let status = Status::read();
+    let status = KernelStatus::read();
     let counting = counting(&status);
     let fits = status.holds_ipc_lock || status.limit.is_none_or(|limit| status.mapped + HEADROOM <= limit);
     // Future mappings alone could be locked without the present ones fitting, but then each would fail.
@@ -65,7 +65,7 @@ pub fn lock_process() -> ProcessLock {
 }
 
 /// Where secret memory counts for the process, it is among what is locked from the moment when it is mapped.
-fn counting(status: &Status) -> Option<Counting> {
+fn counting(status: &KernelStatus) -> Option<Counting> {
     let arena = lock();
     if matches!(arena.secrets.refusal(), Some(Refusal::Charge { .. })) {
         return Some(Counting::User);
@@ -96,7 +96,7 @@ pub fn harden_process() -> io::Result<Inherited> {
     WAS_OPEN.store(dumpable == 1, Ordering::Relaxed);
     prctl::set_dumpable(false)?;
     prctl::set_no_new_privs()?;
-    let status = Status::read();
+    let status = KernelStatus::read();
     ON_GVISOR.store(status.on_gvisor(), Ordering::Relaxed);
     let inherited = Inherited::take(&BACKTRACES, successor::inherit())?;
     close_inherited_on_exec();
@@ -126,7 +126,7 @@ const BACKTRACES: [&str; 2] = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"];
 /// library wants to print needs memory itself, and waits for itself for ever instead of ending the process. And what was
 /// handed on by a process that has crashed is for nobody else.
 #[expect(clippy::disallowed_methods, reason = "this is the only thread, so nobody else reads the environment")]
-fn forgo_variables(status: &Status) {
+fn forgo_variables(status: &KernelStatus) {
     if status.threads == 1 {
         for name in BACKTRACES.into_iter().chain([successor::NAME]) {
             // SAFETY: this is the only thread, so nobody else reads the environment.
@@ -162,7 +162,7 @@ fn keep_libc_small() {
 }
 
 /// What the kernel says of the process, in bytes.
-pub(crate) struct Status {
+pub(crate) struct KernelStatus {
     pub(crate) mapped: u64,
     /// None where the kernel does not tell.
     pub(crate) locked: Option<u64>,
@@ -172,7 +172,7 @@ pub(crate) struct Status {
     threads: u64,
 }
 
-impl Status {
+impl KernelStatus {
     /// Without /proc all is zero.
     pub(crate) fn read() -> Self {
         const CAP_IPC_LOCK: u64 = 14;

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use crate::{
     arena::{Usage, lock, usage},
     mapping::{Refusal, page_size},
-    process::{ProcessLock, Status, on_gvisor, outcome},
+    process::{KernelStatus, ProcessLock, on_gvisor, outcome},
     secret::SecretUsage,
 };
 
@@ -99,7 +99,7 @@ pub fn report() -> Report {
     let (opened, refusal) = (arena.secrets.is_open(), arena.secrets.refusal());
     // What comes next allocates.
     drop(arena);
-    let status = Status::read();
+    let status = KernelStatus::read();
     let (process, counting) = if on_gvisor() { (ProcessLock::Pretended, None) } else { outcome() };
     // A lock of the whole process, as root can have it, includes an arena that could not be locked by itself.
     let arena_locked = match process {
@@ -130,7 +130,7 @@ pub fn report() -> Report {
     }
 }
 
-fn no_secret_memory(refusal: Refusal, charged: usize, status: &Status) -> String {
+fn no_secret_memory(refusal: Refusal, charged: usize, status: &KernelStatus) -> String {
     let all = if charged == 0 { "keys are not in secret memory" } else { "not all keys are in secret memory" };
     match refusal {
         // What a kernel says that does not know the call, and some container runtimes where their profile does not.
@@ -155,7 +155,7 @@ fn no_secret_memory(refusal: Refusal, charged: usize, status: &Status) -> String
 
 /// Where the limit counts for all processes of a user, the capability does not help, and a larger limit only as far as
 /// all of them fit.
-fn shared_limit(all: &str, had: usize, wanted: usize, status: &Status) -> String {
+fn shared_limit(all: &str, had: usize, wanted: usize, status: &KernelStatus) -> String {
     let (page, limit) = (page_size() as u64 / 1024, limit(status));
     let user = nix::unistd::getuid();
     format!(
@@ -181,7 +181,7 @@ fn swapped(keys_secret: bool) -> &'static str {
     if keys_secret { "tokens can be swapped out" } else { "keys can be swapped out" }
 }
 
-fn arena_not_locked(errno: Errno, keys_secret: bool, mapped: usize, status: &Status) -> String {
+fn arena_not_locked(errno: Errno, keys_secret: bool, mapped: usize, status: &KernelStatus) -> String {
     let (what, kib) = (swapped(keys_secret), mapped / 1024);
     match errno {
         Errno::ENOMEM | Errno::EPERM | Errno::EAGAIN => {
@@ -191,7 +191,7 @@ fn arena_not_locked(errno: Errno, keys_secret: bool, mapped: usize, status: &Sta
     }
 }
 
-fn process_not_locked(process: ProcessLock, keys_secret: bool, status: &Status) -> Option<String> {
+fn process_not_locked(process: ProcessLock, keys_secret: bool, status: &KernelStatus) -> Option<String> {
     let needed = (status.mapped + crate::process::HEADROOM).div_ceil(1024);
     match process {
         ProcessLock::Whole | ProcessLock::NotAsked => None,
@@ -216,7 +216,7 @@ fn process_not_locked(process: ProcessLock, keys_secret: bool, status: &Status) 
 }
 
 /// The setting that would give so many KiB.
-fn raise(status: &Status, kib: u64) -> String {
+fn raise(status: &KernelStatus, kib: u64) -> String {
     format!(
         "the limit of locked memory (RLIMIT_MEMLOCK, `ulimit -l`, LimitMEMLOCK=) is {}: raise it to at least {kib} \
          KiB, or grant the IPC_LOCK capability",
@@ -224,6 +224,6 @@ fn raise(status: &Status, kib: u64) -> String {
     )
 }
 
-fn limit(status: &Status) -> String {
+fn limit(status: &KernelStatus) -> String {
     status.limit.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{} KiB", bytes / 1024))
 }

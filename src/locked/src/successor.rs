@@ -31,7 +31,7 @@ pub use crash::{Crash, Reached};
 pub(crate) use handler::clear_stack;
 use handler::{ARGUMENTS, ENVIRONMENT, PLACE};
 pub use hang::{answer, asleep, awake, watch_for_hangs};
-use record::{NONE, Record, Shared, checksum_of};
+use record::{Copies, NONE, Record, checksum_of};
 pub use signal::{inherited_signal, signal_is_handled, take_signal};
 use vault::Vault;
 pub use vault::{hand_on_key, hand_on_no_key, inherited_key};
@@ -43,7 +43,7 @@ const VARIABLE: &[u8; 19] = b"SDS_SHIM_SUCCESSOR=";
 const PATIENCE: u64 = 10 * 60 * 1000;
 
 /// What the handler hands on; empty when a crash is to end the process.
-static SHARED: Shared = Shared::new();
+static SHARED: Copies = Copies::new();
 /// The same for those who change it.
 static OURS: Mutex<Ours> =
     Mutex::new(Ours { record: None, predecessor: None, taken: None, vault: None, start: 0, paused: false });

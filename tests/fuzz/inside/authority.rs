@@ -1,4 +1,4 @@
-use super::super::authority::Walker;
+use super::super::frames::Walker;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADERS: u8 = 1;

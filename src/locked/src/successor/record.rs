@@ -155,13 +155,13 @@ fn checksum(words: &[u64]) -> u64 {
 
 /// The record as a handler finds it, which may interrupt whoever changes it: there are two places, and the one that is
 /// pointed to is complete.
-pub(super) struct Shared {
+pub(super) struct Copies {
     places: [[AtomicU64; WORDS]; 2],
     /// Which place is complete, plus one; 0 for none.
     current: AtomicUsize,
 }
 
-impl Shared {
+impl Copies {
     pub(super) const fn new() -> Self {
         Self { places: [const { [const { AtomicU64::new(0) }; WORDS] }; 2], current: AtomicUsize::new(0) }
     }
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn what_was_overwritten_is_not_handed_on() {
-        let shared = Shared::new();
+        let shared = Copies::new();
         assert_eq!(shared.get(), None);
         for pid in 1..5 {
             shared.set(&Record { pid, ..record() });
