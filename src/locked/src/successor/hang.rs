@@ -171,3 +171,33 @@ fn spent() -> u64 {
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use nix::sys::signal::{SigSet, Signal};
+
+    use super::*;
+
+    /// What the runtime's hooks take each time it wakes and sleeps, at best of many.
+    #[test]
+    #[ignore = "a time, which says something on an idle machine only"]
+    fn a_wake_up_costs_next_to_nothing() {
+        const PAIRS: u32 = 1000;
+        // Nobody answers here.
+        SigSet::from(Signal::SIGVTALRM).thread_block().expect("block the question");
+        watch_for_hangs().expect("timers");
+        let pairs = || {
+            let start = Instant::now();
+            (0..PAIRS).for_each(|_| {
+                awake();
+                asleep();
+            });
+            start.elapsed() / PAIRS
+        };
+        let best = (0..200).map(|_| pairs()).min().expect("some");
+        println!("awake and asleep: {} ns at best", best.as_nanos());
+        assert!(best <= Duration::from_micros(5), "{best:?}");
+    }
+}
