@@ -99,7 +99,7 @@ async fn the_shipped_image_holds_all_its_promises_in_a_restricted_container() ->
 }
 
 #[tokio::test]
-async fn where_secret_memory_is_forbidden_and_the_user_is_any_it_steps_down_and_serves() -> testkit::Result {
+async fn without_secret_memory_and_as_any_user_it_steps_down_and_serves() -> testkit::Result {
     let Some(images) = images()? else { return Ok(()) };
     let site = Site::new().await?;
     let path = podman(&["info", "--format", "{{.Host.Security.SECCOMPProfilePath}}"])?;

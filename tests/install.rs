@@ -178,7 +178,7 @@ async fn the_first_build_has_a_standard_library_of_its_own_as_well() -> testkit:
 }
 
 #[tokio::test]
-async fn without_the_standard_librarys_source_the_compiled_one_is_taken_and_the_price_told() -> testkit::Result {
+async fn without_std_sources_the_compiled_std_is_used_and_its_cost_reported() -> testkit::Result {
     let (flags, said) = flags("exit 1").await?;
     assert_eq!(flags, "");
     assert!(said.contains("320 KiB larger"), "{said}");

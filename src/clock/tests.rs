@@ -254,7 +254,7 @@ impl Clock for Deaf {
 }
 
 #[test]
-fn where_the_kernel_does_not_tell_that_the_clock_was_set_it_is_found_by_looking() {
+fn a_clock_that_was_set_is_found_by_polling_where_the_kernel_is_silent() {
     // (forwards, by how much) a sleep, how often it is told, and how long it takes until it is due.
     for (sets, looks, due) in [
         (vec![], 0, HOUR),

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_that_is_away_is_looked_for_every_few_seconds_and_after_half_an_hour_ever_more_rarely() {
+    fn an_unreachable_ca_is_probed_every_few_seconds_for_half_an_hour() {
         let mut backoff = Backoff::default();
         let bounds: Vec<_> = (0..6).map(|_| backoff.next_probe(1.0).as_millis()).collect();
         assert_eq!(bounds, [250, 500, 1000, 2000, 4000, 4000]);

@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_failed_comes_last_for_five_minutes_and_who_asked_for_it_is_left_out() {
+    fn failed_addresses_go_last_and_retry_after_is_honoured() {
         /// The second at which an address failed, and the one until which it asked for patience.
         type Told = (Option<u64>, Option<u64>);
         const FINE: Told = (None, None);

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ca_that_is_late_again_and_again_is_left_alone_for_longer_than_one_that_is_away() {
+    fn a_slow_ca_is_called_less_often_than_an_unreachable_one() {
         let longest = |strain| {
             let mut backoff = Backoff::default();
             let setback = Setback::Failed { strain, asked: None };

@@ -76,7 +76,7 @@ async fn error_is_named_and_outlived(code: Code, name: &str) -> testkit::Result 
 
 /// A gateway before the CA that is less patient than we are, and says so for it.
 #[tokio::test]
-async fn a_ca_that_is_late_for_others_is_left_alone_for_as_long_as_one_that_is_late_for_us() -> testkit::Result {
+async fn a_ca_that_is_slow_for_others_is_called_as_rarely_as_one_slow_for_us() -> testkit::Result {
     let scene = Site::new().await?;
     scene.ca.set_fault(Some(Fault::Status(Code::DeadlineExceeded, "upstream request timeout".to_owned())));
     let shim = scene.shim().env("SDS_SHIM_LOG", "debug").start()?;

@@ -46,7 +46,7 @@ async fn certificates_come_and_are_renewed() -> testkit::Result {
 
 /// It is down, or does not know the cluster, or its API server is away: the word is the same.
 #[tokio::test]
-async fn unauthenticated_is_told_with_what_was_asked_for_and_an_outage_leads_to_no_conclusion() -> testkit::Result {
+async fn unauthenticated_is_logged_with_the_request_and_an_outage_proves_nothing() -> testkit::Result {
     let scene = scene().await?;
     let shim = scene.shim().env("ISTIO_META_CLUSTER_ID", "east").env("SDS_SHIM_LOG", "debug");
     let mut shim = shim.start()?;

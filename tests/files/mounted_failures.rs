@@ -34,7 +34,7 @@ fn chmod(path: &Path, mode: u32) -> testkit::Result {
 
 /// As the user of a sidecar, who cannot read what has the mode 0000.
 #[tokio::test]
-async fn a_key_that_is_closed_to_us_is_named_costs_nothing_else_and_is_read_once_it_is_open() -> testkit::Result {
+async fn an_unreadable_key_is_named_and_read_once_it_can_be() -> testkit::Result {
     let scene = Site::new().await?;
     let mount = Mount::new(&scene, "./etc/certs", ISTIO)?;
     let key = mount.volume.dir().join("key.pem");
@@ -292,7 +292,7 @@ async fn the_mounted_certificate_is_written_elsewhere_as_well() -> testkit::Resu
 
 /// The mount goes on to rotate, also to another root and by halves, until the CA has issued in the middle of it.
 #[tokio::test]
-async fn a_mount_that_rotates_in_the_middle_of_the_way_to_the_ca_is_followed_and_then_left() -> testkit::Result {
+async fn auto_mode_follows_a_rotating_mount_until_the_ca_issues() -> testkit::Result {
     let scene = Site::new().await?;
     let mount = Mount::new(&scene, "./etc/certs", ISTIO)?;
     scene.ca.set_fault(Some(Fault::Status(Code::Unavailable, "down for the test".to_owned())));

@@ -88,7 +88,7 @@ fn unsafe_stays_in_the_locked_crate() {
 /// What tests link cannot share the shim's mistakes. The simulated fleet is the exception: it has no decisions of its own,
 /// but the pure functions that ship.
 #[test]
-fn tests_are_built_from_none_of_the_shims_modules_but_its_decisions_on_when_to_call() {
+fn testkit_links_nothing_of_the_shim_but_the_renewal_schedule() {
     let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
     for kit in ["tests/testkit/Cargo.toml", "tests/development-ca/Cargo.toml"] {
         assert!(!read(kit).lines().any(|line| line.starts_with("sds-shim =")), "{kit}");

@@ -172,7 +172,7 @@ async fn a_refused_trust_domain_leaves_the_old_identity_served_and_renewed() -> 
 
 /// As an istiod does it: whatever the CSR says, the certificate is in the CA's own trust domain.
 #[tokio::test]
-async fn a_ca_that_issues_under_another_name_is_told_and_followed_once_the_file_says_so() -> testkit::Result {
+async fn another_trust_domain_from_the_ca_is_followed_once_the_file_names_it() -> testkit::Result {
     let mut served = Served::start(&[OLD], |shim| shim).await?;
     let name = |domain: &'static str| {
         Fault::sign(move |sign| sign.leaf = Leaf::workload(&id(domain), Duration::from_secs(600)))

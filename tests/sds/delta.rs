@@ -70,7 +70,7 @@ async fn the_secrets_are_those_of_the_other_rpc() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn without_a_token_a_stream_is_open_and_silent_and_is_answered_once_there_is_one() -> testkit::Result {
+async fn streams_stay_open_without_a_token_and_are_answered_once_there_is_one() -> testkit::Result {
     let mut pod = Site::without_token(CaOptions::default()).await?.serve().await?;
     let mut stream = pod.client.delta();
     stream.send(sds::delta_request(&["default"], &[]));
@@ -82,7 +82,7 @@ async fn without_a_token_a_stream_is_open_and_silent_and_is_answered_once_there_
 }
 
 #[tokio::test]
-async fn what_a_client_holds_from_before_a_restart_is_not_removed_while_the_ca_fails() -> testkit::Result {
+async fn a_restart_while_the_ca_fails_removes_nothing_from_clients() -> testkit::Result {
     let site = Site::new().await?;
     site.ca.set_fault(Some(Fault::Status(Code::Unavailable, "out of order".to_owned())));
     let pod = site.serve().await?;

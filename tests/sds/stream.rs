@@ -50,7 +50,7 @@ async fn the_node_may_come_with_the_first_message_only_or_not_at_all() -> testki
 }
 
 #[tokio::test]
-async fn without_a_token_a_stream_is_open_and_silent_and_is_answered_once_there_is_one() -> testkit::Result {
+async fn streams_stay_open_without_a_token_and_are_answered_once_there_is_one() -> testkit::Result {
     let mut pod = Site::without_token(CaOptions::default()).await?.serve().await?;
     let mut stream = pod.client.stream();
     stream.send(sds::request(&["default"]));
@@ -62,7 +62,7 @@ async fn without_a_token_a_stream_is_open_and_silent_and_is_answered_once_there_
 }
 
 #[tokio::test]
-async fn while_the_ca_fails_a_stream_is_open_and_silent_and_is_answered_once_it_works() -> testkit::Result {
+async fn streams_stay_open_while_the_ca_fails_and_are_answered_once_it_works() -> testkit::Result {
     let site = Site::new().await?;
     site.ca.set_fault(Some(Fault::DropConnection));
     let pod = site.serve().await?;
@@ -76,7 +76,7 @@ async fn while_the_ca_fails_a_stream_is_open_and_silent_and_is_answered_once_it_
 }
 
 #[tokio::test]
-async fn requests_that_change_before_the_first_certificate_are_answered_with_the_last_names() -> testkit::Result {
+async fn the_last_names_requested_before_the_first_certificate_are_answered() -> testkit::Result {
     let mut pod = Site::without_token(CaOptions::default()).await?.serve().await?;
     let mut stream = pod.client.stream();
     stream.send(sds::request(&["default"]));
