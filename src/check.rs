@@ -8,7 +8,7 @@ use locked::{Level, Need};
 
 use crate::{
     bounded::foreign_text,
-    config::{Config, Env, Mistake, MutualTls, RootsConfig, Schedule, SdsConfig, ServerName, VARIABLES},
+    config::{Config, Env, Mistake, MutualTls, RootsConfig, Schedule, SdsConfig, ServerName, VARIABLES, WINDOW},
     identity::{KeyAlgorithm, KeyEncoding, KeySpec, SpiffeId},
     memory,
 };
@@ -257,7 +257,10 @@ fn schedule(schedule: &Schedule) -> String {
     let early = schedule.availability_target.map(|left| format!(", and {} s before its end", left.as_secs()));
     let when = match schedule.grace_period {
         Some(grace) => format!("renewed when {} (± {}) of its life is left", grace.ratio, grace.jitter),
-        None => "renewed after 45 % to 65 % of its remaining life".to_owned(),
+        None => {
+            let [from, to] = [WINDOW.start, WINDOW.end].map(|share| share * 100.0);
+            format!("renewed after {from} % to {to} % of its remaining life")
+        }
     };
     when + &early.unwrap_or_default()
 }

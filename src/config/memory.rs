@@ -1,4 +1,4 @@
-use locked::Level;
+use locked::{ARENA_KIB, Level};
 
 use super::{reader::Reader, variables};
 
@@ -10,9 +10,6 @@ pub struct MemoryConfig {
     /// Size of the arena in bytes, guard pages included.
     pub arena_bytes: usize,
 }
-
-/// The arena as it is made before the environment is read.
-const ARENA_KIB: usize = 2352;
 
 /// Room for some 20,000 streams; beyond it, one process for so many is a mistake.
 const MAX_ARENA_KIB: usize = 256 * 1024;

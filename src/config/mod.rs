@@ -51,7 +51,7 @@ pub use on_change::{AdminUrl, OnChange};
 pub use output::OutputConfig;
 pub use reader::Mistake;
 pub use roots::RootsConfig;
-pub use rotation::{GracePeriod, RotationConfig, Schedule};
+pub use rotation::{GracePeriod, RotationConfig, Schedule, WINDOW};
 pub use sandbox::{Landlock, SandboxConfig};
 pub use sds::{SOCKET_DIRECTORY, SdsConfig, Service, directory_of, overflow_uid};
 pub use source::{MountedFiles, SourceConfig, WorkloadApiSource};

@@ -1,6 +1,9 @@
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use super::{reader::Reader, roots::RootsConfig, variables};
+
+/// Our own window, where nothing else is set: renew after this share of the life that is left on receipt.
+pub const WINDOW: Range<f64> = 0.45..0.65;
 
 /// When certificates are renewed, and which roots are served.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
-use crate::config::{GracePeriod, Schedule};
+use crate::config::{GracePeriod, Schedule, WINDOW};
 
 /// Least time between two CSRs.
 pub(super) const MIN_INTERVAL: Duration = Duration::from_secs(1);
-/// Our own window: renew after this share of the life that is left on receipt.
-const WINDOW: std::ops::Range<f64> = 0.45..0.65;
-
 /// Within which share of the life renewals for the sake of the availability target are spread, and after which they
 /// come where it cannot be met.
 const EARLIEST: f64 = 0.1;

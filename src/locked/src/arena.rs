@@ -18,8 +18,10 @@ use crate::{
     tables::Tables,
 };
 
+/// KiB of the arena as it is made before anything is read of the environment.
+pub const ARENA_KIB: usize = 2352;
 /// guard | stack | guard | heap | guard; guards are a page each, and the heap has what is left.
-const ARENA: usize = 2352 << 10;
+const ARENA: usize = ARENA_KIB << 10;
 // Unoptimized code, as in a plain `cargo build`, takes several times the stack.
 pub(crate) const STACK: usize = if cfg!(debug_assertions) { 512 << 10 } else { 256 << 10 };
 const EXTENSIONS: usize = 8;

@@ -47,8 +47,8 @@ mod tables;
 mod tls;
 
 pub use arena::{
-    LockedAllocator, Usage, extend, has_room, keys_are_secret, mapped, open_secret_memory, reopen_secret_memory,
-    secret_usage, usage,
+    ARENA_KIB, LockedAllocator, Usage, extend, has_room, keys_are_secret, mapped, open_secret_memory,
+    reopen_secret_memory, secret_usage, usage,
 };
 #[cfg(feature = "dump")]
 pub use arena::{
