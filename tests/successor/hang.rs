@@ -2,21 +2,25 @@
 
 use std::time::Duration;
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use testkit::{
-    Failure, POLL,
+    Failure, OrFail, POLL,
     confined::{Break, break_it, crash},
-    fixture::Pod,
+    fixture::{Pod, Site},
 };
 use tokio::{net::UnixStream, time::sleep};
 
-use crate::{RESTARTED, break_and_see, served};
+use crate::{RESTARTED, break_and_see, first_child, served};
 
 /// How long it may take until a hang is seen: 25 s of processor time, of which a busy machine gives a part, or 50 s.
 const SEEN_WITHIN: Duration = Duration::from_secs(240);
 
-/// Breaks a shim while it accepts a connection.
-async fn hang(pod: &Pod, how: Break) -> testkit::Result {
-    let (pid, socket) = (pod.shim.pid(), pod.shim.socket().to_owned());
+/// Breaks a shim, which is this process, while it accepts a connection.
+async fn hang(pod: &Pod, pid: u32, how: Break) -> testkit::Result {
+    let socket = pod.shim.socket().to_owned();
     let broken = tokio::task::spawn_blocking(move || break_it(pid, how));
     while !broken.is_finished() {
         // The kernel lets it in, and wakes the shim. No more than a few wait for the successor then.
@@ -30,7 +34,7 @@ async fn hangs_and_goes_on(how: Break, said: &str) -> testkit::Result {
     let mut pod = Pod::new().await?;
     served(&mut pod.shim).await?;
     let mark = pod.shim.log().mark();
-    hang(&pod, how).await?;
+    hang(&pod, pod.shim.pid(), how).await?;
     let line = pod.shim.wait_for_log_within(mark, RESTARTED, SEEN_WITHIN).await?;
     assert!(line.contains(said) && line.contains("; crash 1 of this process"), "{line}");
     served(&mut pod.shim).await?;
@@ -53,6 +57,26 @@ async fn a_shim_that_blocks_is_restarted_in_place() -> testkit::Result {
     hangs_and_goes_on(Break::Block, "hung: blocked for 30 s").await
 }
 
+/// As the sidecar's first process, with its command.
+#[tokio::test]
+async fn the_first_process_of_a_namespace_keeps_its_command_over_a_hang() -> testkit::Result {
+    let site = Site::new().await?;
+    let unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
+    let script = "trap 'exit 8' TERM; echo parent $PPID; while :; do sleep 0.02; done";
+    let shim = site.shim().through(&unshare).exec(&["sh", "-c", script]);
+    let mut pod = site.serve_with(shim).await?;
+    pod.shim.wait_for_log("parent 1").await?;
+    pod.shim.wait_for_log("command started").await?;
+    let first = first_child(pod.shim.pid())?;
+    hang(&pod, first, Break::Block).await?;
+    pod.shim.wait_for_log_within(0, RESTARTED, SEEN_WITHIN).await?;
+    pod.shim.wait_for_log("still following the command").await?;
+    served(&mut pod.shim).await?;
+    kill(Pid::from_raw(first.cast_signed()), Signal::SIGTERM).or_fail("signal the first process")?;
+    assert_eq!(pod.shim.wait_exit().await?.code(), Some(8));
+    Ok(())
+}
+
 /// What it waits for may hang for its successors as well: they would come to an end, and the command with them.
 #[tokio::test]
 async fn a_hang_after_three_crashes_is_left_as_it_is() -> testkit::Result {
@@ -60,7 +84,7 @@ async fn a_hang_after_three_crashes_is_left_as_it_is() -> testkit::Result {
     for _ in 0..3 {
         break_and_see(&pod.shim).await?;
     }
-    hang(&pod, Break::Block).await?;
+    hang(&pod, pod.shim.pid(), Break::Block).await?;
     let left = "crashed or hung 3 times within 10 minutes: leaving it as it is";
     pod.shim.wait_for_log_within(0, left, SEEN_WITHIN).await?;
     // Nor does that keep a crash from having a successor.
