@@ -17,7 +17,7 @@ const CRASHES: usize = 12;
 /// A crash comes within so many times what a renewal takes without one.
 const RENEWALS: f64 = 1.0;
 
-fn crashes() -> usize {
+pub(crate) fn crashes() -> usize {
     env::var("SUCCESSOR_CRASHES").ok().and_then(|count| count.parse().ok()).unwrap_or(CRASHES)
 }
 
