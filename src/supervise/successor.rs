@@ -9,6 +9,6 @@ pub fn stand_by() {
     if let Err(error) = locked::stand_by() {
         warn!("a crash will end this process, as it cannot be restarted in place: {error}");
     } else if let Err(error) = locked::watch_for_hangs() {
-        info!("a hang of this process will not be noticed, as the kernel lacks the timers: {error}");
+        info!("a hang of this process will not be noticed: cannot create timers: {error}");
     }
 }

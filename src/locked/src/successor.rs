@@ -278,6 +278,7 @@ pub(crate) fn inherit() -> Option<Taken> {
     ours.predecessor = Some(record);
     // Until the socket is served again, what was handed on to us is what we hand on.
     ours.record = Some(record);
+    signal::inherit(record.taken);
     SHARED.set(&record);
     drop(ours);
     if handler::install().is_err() {

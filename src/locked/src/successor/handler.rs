@@ -90,11 +90,11 @@ extern "C" fn on_crash(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     // SAFETY: signals that are sent have a sender; nobody reads it of others.
     let own = info.si_code > 0 || unsafe { info.si_pid() } == process();
     if own {
-        // Another thread that comes here waits for its end.
+        // Another thread that comes here waits for its end, or that of a hang that has no successor.
         while ENTERED.swap(true, Ordering::SeqCst) {
             // Not `pause`, which the filter of system calls does not allow.
-            // SAFETY: there are no entries; the call waits, for ever since all signals are blocked.
-            unsafe { libc::poll(ptr::null_mut(), 0, -1) };
+            // SAFETY: there are no entries; the call waits.
+            unsafe { libc::poll(ptr::null_mut(), 0, 100) };
         }
         succeed(signal, info.si_code, info, context);
     }

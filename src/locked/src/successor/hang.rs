@@ -24,7 +24,7 @@ const SPENT: u64 = 20_000_000_000;
 /// How long the process may be awake until it is looked at, and how long until the next look.
 const AWAKE: Duration = Duration::from_secs(20);
 const AGAIN: Duration = Duration::from_secs(10);
-/// Looks in a row between which it has done nothing at all: a hang. Who is only kept from running does something whenever
+/// Looks in a row without an answer, or between which it has done nothing at all: a hang. Who is only kept from running does something whenever
 /// it is looked at, since that makes it run.
 const STILL: u32 = 3;
 /// Processor time, in nanoseconds, that a look itself may take.
@@ -44,6 +44,8 @@ const NONE: c_int = -1;
 static WALL: AtomicI32 = AtomicI32::new(NONE);
 /// The thread's processor time at its last answer, and at the last look.
 static ANSWERED: AtomicU64 = AtomicU64::new(0);
+/// Looks since that answer.
+static UNANSWERED: AtomicU32 = AtomicU32::new(0);
 static LOOKED: AtomicU64 = AtomicU64::new(0);
 /// When the last look was, and how many there were between which nothing was done.
 static SINCE: AtomicU64 = AtomicU64::new(0);
@@ -52,7 +54,7 @@ static GIVEN_UP: AtomicBool = AtomicBool::new(false);
 
 /// From now on a hang of this thread is treated as a crash: when it takes processor time and does not call [`answer`], or
 /// when it neither sleeps ([`asleep`]) nor does anything for a minute. Where there were three crashes within ten minutes
-/// a hang is left as it is: what it waits for may hang for others, too. For the thread that takes the process's events.
+/// a hang is left as it is: what has it hang may hang its successors, too. For the thread that takes the process's events.
 ///
 /// # Errors
 /// When the kernel does not have such timers.
@@ -74,15 +76,20 @@ pub fn watch_for_hangs() -> io::Result<()> {
         unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_UNBLOCK, &raw const bit, none, 8_usize) };
     Errno::result(unblocked)?;
     // The process's time would count a thread that makes an RSA key.
-    set(create(libc::CLOCK_THREAD_CPUTIME_ID, QUESTION, 0)?, ASK, ASK);
-    set(create(libc::CLOCK_THREAD_CPUTIME_ID, HANGS, SPINS)?, LOOK, LOOK);
-    WALL.store(create(libc::CLOCK_MONOTONIC, HANGS, WAITS)?, Ordering::Relaxed);
+    let question = create(libc::CLOCK_THREAD_CPUTIME_ID, QUESTION, 0)?;
+    let look = create(libc::CLOCK_THREAD_CPUTIME_ID, HANGS, SPINS)?;
+    let wall = create(libc::CLOCK_MONOTONIC, HANGS, WAITS)?;
+    set(question, ASK, ASK);
+    set(look, LOOK, LOOK);
+    WALL.store(wall, Ordering::Relaxed);
     Ok(())
 }
 
 /// The thread takes its events: the answer to the question that came as `SIGVTALRM`.
 pub fn answer() {
     ANSWERED.store(spent(), Ordering::Relaxed);
+    UNANSWERED.store(0, Ordering::Relaxed);
+    GIVEN_UP.store(false, Ordering::Relaxed);
 }
 
 /// The thread has something to do.
@@ -91,6 +98,7 @@ pub fn awake() {
     if timer != NONE {
         LOOKED.store(0, Ordering::Relaxed);
         LOOKS.store(0, Ordering::Relaxed);
+        GIVEN_UP.store(false, Ordering::Relaxed);
         set(timer, AWAKE, AGAIN);
     }
 }
@@ -129,6 +137,13 @@ fn set(timer: c_int, first: Duration, next: Duration) {
 }
 
 extern "C" fn on_look(_: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    let error = Errno::last_raw();
+    look(info, context);
+    // Of what was interrupted, which goes on.
+    Errno::set_raw(error);
+}
+
+fn look(info: *const libc::siginfo_t, context: *const c_void) {
     handler::has_interrupted();
     // SAFETY: the kernel hands it over, and it is valid until the handler returns.
     let info = unsafe { &*info };
@@ -146,9 +161,11 @@ extern "C" fn on_look(_: c_int, info: *mut libc::siginfo_t, context: *mut c_void
     }
 }
 
-/// Whether the thread has not answered for long, by its own clock.
+/// Whether the thread has not answered for long, by its own clock. That may leap, where a virtual machine was stopped
+/// while it ran: one look, whose question has not been read yet.
 fn spins() -> bool {
-    spent().saturating_sub(ANSWERED.load(Ordering::Relaxed)) >= SPENT
+    let looks = UNANSWERED.fetch_add(1, Ordering::Relaxed) + 1;
+    looks >= STILL && spent().saturating_sub(ANSWERED.load(Ordering::Relaxed)) >= SPENT
 }
 
 /// Whether the thread has done nothing between the last looks.

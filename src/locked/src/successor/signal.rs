@@ -27,8 +27,8 @@ fn number() -> &'static AtomicU32 {
     unsafe { AtomicU32::from_ptr(TAKEN.0.get().cast()) }
 }
 
-/// Takes the next signal from a signalfd. It counts as taken until [`signal_is_handled`], also for a successor. For one
-/// thread at a time.
+/// Takes the next signal from a signalfd. It counts as taken until [`signal_is_handled`], also for a successor: a crash in
+/// between has it handled once more, and never not at all. For one thread at a time.
 ///
 /// # Errors
 /// What the kernel says: `WouldBlock` when there is none.
@@ -48,12 +48,16 @@ pub fn signal_is_handled() {
     number().store(0, Ordering::SeqCst);
 }
 
-/// The signal that the crashed process had taken and not handled, if there was one. It counts as taken by us.
+/// The signal that the crashed process had taken and not handled, or not said so yet. Once.
 #[must_use]
 pub fn inherited_signal() -> Option<c_int> {
     let taken = ours().predecessor.as_mut().map(|record| std::mem::take(&mut record.taken))?;
-    number().store(taken as u32, Ordering::SeqCst);
     c_int::try_from(taken).ok().filter(|taken| *taken != 0)
+}
+
+/// From the first moment on the signal of the crashed process counts as taken by us, should the start crash too.
+pub(super) fn inherit(taken: u64) {
+    number().store(taken as u32, Ordering::SeqCst);
 }
 
 /// For the handler: the signal that is taken; 0 for none.
