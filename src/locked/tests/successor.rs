@@ -23,7 +23,10 @@ use std::{
 use locked::{Crash, Inherited, Listener, LockedAllocator, Need, Reached, Structure};
 use nix::{
     libc,
-    sys::signal::{Signal, kill, raise},
+    sys::{
+        signal::{SigSet, Signal, kill, raise},
+        signalfd::SignalFd,
+    },
     unistd::{Pid, geteuid, getpid},
 };
 use openssl::nid::Nid;
@@ -44,6 +47,7 @@ const TESTS: &[(&str, fn())] = &[
     ("a_record_of_another_process_is_not_taken", a_record_of_another_process_is_not_taken),
     ("a_key_is_handed_on_where_nobody_could_have_read_it", a_key_is_handed_on_where_nobody_could_have_read_it),
     ("a_start_that_crashes_hands_the_key_on_once_more", a_start_that_crashes_hands_the_key_on_once_more),
+    ("a_signal_that_is_being_handled_is_handed_on", a_signal_that_is_being_handled_is_handed_on),
     ("what_was_overwritten_is_not_taken", what_was_overwritten_is_not_taken),
     ("a_key_is_handed_on_until_another_takes_its_place", a_key_is_handed_on_until_another_takes_its_place),
 ];
@@ -90,6 +94,13 @@ fn live(what: &str, inherited: Inherited) -> ExitCode {
         if what.starts_with("key") {
             find_key(what, crash.crashes);
         }
+        if what.starts_with("signal") {
+            // A start may crash before anybody looks.
+            if what == "signal" && crash.crashes == 1 {
+                fault(8);
+            }
+            println!("signal {:?}, then {:?}", locked::inherited_signal(), locked::inherited_signal());
+        }
         tell(&crash);
         return ExitCode::SUCCESS;
     }
@@ -106,6 +117,9 @@ fn live(what: &str, inherited: Inherited) -> ExitCode {
     }
     if what.starts_with("key") {
         hand_on_key(what);
+    }
+    if what.starts_with("signal") {
+        take_signal(what == "signal-handled");
     }
     crash(what);
     println!("alive after {what}");
@@ -171,6 +185,18 @@ fn hand_on_key(what: &str) {
     }
 }
 
+/// Takes a signal as the shim does.
+fn take_signal(is_handled: bool) {
+    let wanted = SigSet::from(Signal::SIGTERM);
+    wanted.thread_block().expect("block it");
+    let signals = SignalFd::new(&wanted).expect("a signalfd");
+    raise(Signal::SIGTERM).expect("send it");
+    assert_eq!(locked::take_signal(signals.as_fd()).expect("it is there").ssi_signo, libc::SIGTERM as u32);
+    if is_handled {
+        locked::signal_is_handled();
+    }
+}
+
 fn find_key(what: &str, crashes: u64) {
     if what == "key-again" && crashes == 1 {
         fault(8);
@@ -232,7 +258,7 @@ fn crash(what: &str) {
         "stack" => println!("depth {}", descend(0)),
         "thread" => drop(thread::spawn(|| fault(8)).join()),
         "fault" | "loop" | "stood-down" | "handed-on" => fault(8),
-        _ if what.starts_with("key") => fault(8),
+        _ if what.starts_with("key") || what.starts_with("signal") => fault(8),
         "elsewhere" => fault(0x7000_0000_1000),
         "illegal" => illegal(),
         "trap" => trap(),
@@ -454,6 +480,11 @@ fn a_start_that_crashes_hands_the_key_on_once_more() {
     let lived = closed_lives("key-again");
     lived.expect(&format!("found {} {TEXT}", lived.line("made ")));
     lived.expect("crashes: 2");
+}
+
+fn a_signal_that_is_being_handled_is_handed_on() {
+    lives("signal", |_| ()).expect("signal Some(15), then None");
+    lives("signal-handled", |_| ()).expect("signal None, then None");
 }
 
 fn what_was_overwritten_is_not_taken() {
