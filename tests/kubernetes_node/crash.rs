@@ -18,7 +18,7 @@ pub(crate) async fn a_crashed_shim_goes_on_in_its_container(mesh: &Mesh) -> Resu
     let (before, pid) = (mesh.pod(HTTPBIN).await?, mesh.process(HTTPBIN, SHIM).await?);
     let (traffic, begun) = (Traffic::start(mesh).await?, Instant::now());
     for crash in 1..=CRASHES {
-        mesh.node.exec(&[&breaker, &pid]).await?;
+        mesh.node.exec(&[&breaker, &pid, "crash"]).await?;
         let counted = format!("\nsds_shim_successors_total {crash}\n");
         // Until the successor listens, who asks for metrics is refused.
         let look = async || Ok(mesh.metrics(HTTPBIN).await.ok().filter(|told| told.contains(&counted)));
