@@ -54,8 +54,8 @@ static ENTERED: AtomicBool = AtomicBool::new(false);
 /// Whether the stack has what a signal that we ignore interrupted.
 static SENT: AtomicBool = AtomicBool::new(false);
 
-/// So many crashes within [`PATIENCE`] leave a hang as it is: nine more would end the process, and with it what it still
-/// serves.
+/// So many crashes within [`PATIENCE`] leave a hang as it is: with its successors hanging too, the tenth would end the
+/// process, and with it what it still serves.
 const HANGS_WITHIN: usize = 3;
 
 /// Near to 0, as null with the offset of a field is.
@@ -67,19 +67,24 @@ pub(super) fn install() -> Result<(), Errno> {
     let stack = libc::stack_t { ss_sp: ON.0.get().cast(), ss_flags: 0, ss_size: STACK };
     // SAFETY: the stack is there for ever, and no other thread is given it.
     Errno::result(unsafe { libc::sigaltstack(&raw const stack, ptr::null_mut()) })?;
+    CRASHES.into_iter().try_for_each(|signal| handle(signal, on_crash, 0))
+}
+
+/// What the kernel calls: for the signal, what it says of it, and what was interrupted.
+pub(super) type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+
+/// Has a signal handled on the other stack. Nothing comes between; a fault inside of the handler ends the process, as it
+/// does without one. The handler only does what may be done in one.
+pub(super) fn handle(signal: c_int, handler: Handler, flags: c_int) -> Result<(), Errno> {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: all fields are numbers, sets or an optional function, of which zeros are one.
     let action = unsafe { action.assume_init_mut() };
-    action.sa_sigaction = on_crash as *const () as usize;
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-    // Nothing comes between; a fault inside of the handler ends the process, as it does without one.
+    action.sa_sigaction = handler as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | flags;
     // SAFETY: the set is a valid place.
     unsafe { libc::sigfillset(&raw mut action.sa_mask) };
-    for signal in CRASHES {
-        // SAFETY: the handler only does what may be done in one.
-        Errno::result(unsafe { libc::sigaction(signal, action, ptr::null_mut()) })?;
-    }
-    Ok(())
+    // SAFETY: the function takes what the flags say, and stays.
+    Errno::result(unsafe { libc::sigaction(signal, action, ptr::null_mut()) }).map(drop)
 }
 
 extern "C" fn on_crash(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
@@ -92,9 +97,7 @@ extern "C" fn on_crash(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     if own {
         // Another thread that comes here waits for its end, or that of a hang that has no successor.
         while ENTERED.swap(true, Ordering::SeqCst) {
-            // Not `pause`, which the filter of system calls does not allow.
-            // SAFETY: there are no entries; the call waits.
-            unsafe { libc::poll(ptr::null_mut(), 0, 100) };
+            wait();
         }
         succeed(signal, info.si_code, info, context);
     }
@@ -126,9 +129,15 @@ pub(super) fn has_interrupted() {
 /// started or reaped that it does not know of.
 pub(super) fn give_way() {
     while ENTERED.load(Ordering::SeqCst) {
-        // SAFETY: there are no entries; the call waits for some time, or until a signal comes.
-        unsafe { libc::poll(ptr::null_mut(), 0, 100) };
+        wait();
     }
+}
+
+/// Waits for a tenth of a second, or until a signal comes that is not blocked.
+fn wait() {
+    // Not `pause`, which the filter of system calls does not allow.
+    // SAFETY: there are no entries.
+    unsafe { libc::poll(ptr::null_mut(), 0, 100) };
 }
 
 /// Wipes what a signal that was only looked at has left on the handler's stack: all registers of what it interrupted. For
@@ -263,10 +272,15 @@ fn tell(line: &[u8]) {
 
 /// Since the machine started.
 pub(super) fn milliseconds() -> u64 {
+    (nanoseconds(libc::CLOCK_BOOTTIME) / 1_000_000).max(1)
+}
+
+/// What a clock shows.
+pub(super) fn nanoseconds(clock: libc::clockid_t) -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel writes one time.
-    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
-    (now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000).max(1)
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 pub(super) fn process() -> libc::pid_t {

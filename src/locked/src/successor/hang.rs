@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::signal::{SigSet, Signal},
+};
 
 use super::handler::{self, milliseconds};
 
@@ -60,21 +63,8 @@ static GIVEN_UP: AtomicBool = AtomicBool::new(false);
 /// When the kernel does not have such timers.
 pub fn watch_for_hangs() -> io::Result<()> {
     ANSWERED.store(spent(), Ordering::Relaxed);
-    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: all fields are numbers, sets or an optional function, of which zeros are one.
-    let action = unsafe { action.assume_init_mut() };
-    action.sa_sigaction = on_look as *const () as usize;
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-    // SAFETY: the set is a valid place.
-    unsafe { libc::sigfillset(&raw mut action.sa_mask) };
-    // SAFETY: the handler only does what may be done in one.
-    Errno::result(unsafe { libc::sigaction(HANGS, action, ptr::null_mut()) })?;
-    let bit = 1_u64 << (HANGS - 1);
-    let none = ptr::null_mut::<u64>();
-    // SAFETY: the kernel reads eight bytes.
-    let unblocked =
-        unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_UNBLOCK, &raw const bit, none, 8_usize) };
-    Errno::result(unblocked)?;
+    handler::handle(HANGS, on_look, libc::SA_RESTART)?;
+    SigSet::from(Signal::SIGPROF).thread_unblock()?;
     // The process's time would count a thread that makes an RSA key.
     let question = create(libc::CLOCK_THREAD_CPUTIME_ID, QUESTION, 0)?;
     let look = create(libc::CLOCK_THREAD_CPUTIME_ID, HANGS, SPINS)?;
@@ -183,17 +173,12 @@ fn waits() -> bool {
 
 /// The processor time of this thread in nanoseconds.
 fn spent() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes one time.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) };
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    handler::nanoseconds(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
-
-    use nix::sys::signal::{SigSet, Signal};
 
     use super::*;
 
