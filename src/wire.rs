@@ -20,7 +20,7 @@ use tokio::{
 
 pub use code::code_name;
 pub use limits::{GivenUp, Limited, MAX_ANSWER, MAX_BYTES, Tap};
-pub use protobuf::{Content, Overlong, Prefix, Varint, field};
+pub use protobuf::{Content, Overlong, PREFIX, Prefix, Varint, field};
 
 /// Receive windows: an answer is a few KiB, and nobody may make us hold much more.
 const WINDOW: u32 = 64 * 1024;

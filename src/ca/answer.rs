@@ -10,7 +10,7 @@ use hyper::body::{Body, Frame, Incoming};
 
 use crate::{
     identity::Answer,
-    wire::{Content, GivenUp, MAX_ANSWER, Overlong, Prefix, Varint, field},
+    wire::{Content, GivenUp, MAX_ANSWER, Overlong, PREFIX, Prefix, Varint, field},
 };
 
 const TOO_LARGE: &str = "the answer is too large: the limit is 1,280 KiB";
@@ -18,8 +18,6 @@ const CUT: &str = "the answer ended too early";
 const MORE: &str = "the answer is more than one message";
 const FIELDS: &str = "the message has more than 512 fields";
 const MALFORMED: &str = "the answer is not an IstioCertificateResponse";
-/// Bytes of what stands before each portion.
-const PREFIX: usize = 5;
 
 /// The body of an answer of one message, which it passes on as many, each as large as what has come of it.
 pub(super) struct Portions {

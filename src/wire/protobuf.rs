@@ -6,10 +6,13 @@ const EIGHT_BYTES: u64 = 1;
 const LENGTH_DELIMITED: u64 = 2;
 const FOUR_BYTES: u64 = 5;
 
+/// Bytes of what stands before a message.
+pub const PREFIX: usize = 5;
+
 /// What stands before a message: whether it is compressed, and its length ("gRPC over HTTP/2").
 #[derive(Default)]
 pub struct Prefix {
-    bytes: [u8; 5],
+    bytes: [u8; PREFIX],
     seen: usize,
 }
 
