@@ -166,6 +166,11 @@ pub fn read_ascii(path: &Path, limit: usize) -> io::Result<String> {
     String::from_utf8(content).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
+/// Two files that belong together, or the one that they both are.
+pub fn both(one: &Path, other: &Path) -> String {
+    if one == other { one.display().to_string() } else { format!("{} and {}", one.display(), other.display()) }
+}
+
 /// What is wrong with a file, and where it matters, whose it is and who we are.
 pub fn describe(path: &Path, error: &io::Error) -> String {
     let file = path.display();

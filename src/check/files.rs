@@ -221,9 +221,7 @@ fn certificate(
     let read = |path: &Path| KeyText::open(path, MAX_FILE).map_err(|error| bounded::describe(path, &error));
     let credential = read(chain).and_then(|text| {
         let credential = Credential::from_pem(&text.0, &read(key)?.1);
-        let both = || format!("{} and {}", chain.display(), key.display());
-        credential
-            .map_err(|error| format!("{}: {error}", if key == chain { chain.display().to_string() } else { both() }))
+        credential.map_err(|error| format!("{}: {error}", bounded::both(chain, key)))
     });
     let credential = match credential {
         Ok(credential) => credential,

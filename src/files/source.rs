@@ -201,12 +201,8 @@ impl MountedCertificate {
 /// What is wrong with which of the files.
 pub fn read_certificate(chain: &Path, key: &Path) -> Result<Credential, String> {
     let (text, beside) = file(chain)?;
-    let (both, key_text) = if key == chain {
-        (chain.display().to_string(), beside)
-    } else {
-        (format!("{} and {}", chain.display(), key.display()), file(key)?.1)
-    };
-    Credential::from_pem(&text, &key_text).map_err(|error| format!("{both}: {error}"))
+    let key_text = if key == chain { beside } else { file(key)?.1 };
+    Credential::from_pem(&text, &key_text).map_err(|error| format!("{}: {error}", bounded::both(chain, key)))
 }
 
 fn file(path: &Path) -> Result<(String, KeyText), String> {
