@@ -32,6 +32,11 @@ pub fn wall_clock() -> SystemTime {
     SystemTime::now()
 }
 
+/// A time in Unix seconds as a [`WallTimer`] has it; one before 1970 is over as well.
+pub fn deadline(seconds: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds.max(0).cast_unsigned())
+}
+
 /// A time in Unix seconds as people and programs read it (RFC 3339, UTC).
 pub fn rfc3339(seconds: i64) -> String {
     // What lies outside of the years 0 to 9999 has no such form.

@@ -1,9 +1,4 @@
-use std::{
-    convert::Infallible,
-    future,
-    sync::Arc,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::{convert::Infallible, future, sync::Arc};
 
 use tokio::sync::Notify;
 use tracing::{info, warn};
@@ -46,7 +41,7 @@ fn overdue(begins: i64, ends: i64) -> i64 {
 /// Waits for that.
 async fn due(timer: Option<&WallTimer>, overdue: Option<i64>) {
     match timer.zip(overdue) {
-        Some((timer, due)) => timer.at(UNIX_EPOCH + Duration::from_secs(due.max(0) as u64)).await,
+        Some((timer, due)) => timer.at(clock::deadline(due)).await,
         None => future::pending().await,
     }
 }

@@ -3,7 +3,7 @@ use std::{
     convert::Infallible,
     future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, UNIX_EPOCH},
+    time::Duration,
 };
 
 use tokio::sync::{Notify, watch};
@@ -230,10 +230,7 @@ impl Publisher {
 async fn until(timer: Option<&WallTimer>, moment: Option<i64>, now: i64) {
     match (moment, timer) {
         (None, _) => future::pending().await,
-        (Some(moment), Some(timer)) => {
-            let moment = UNIX_EPOCH + Duration::from_secs(moment.max(0).cast_unsigned());
-            timer.at(moment).await;
-        }
+        (Some(moment), Some(timer)) => timer.at(clock::deadline(moment)).await,
         (Some(moment), None) => tokio::time::sleep(Duration::from_secs((moment - now).max(1).cast_unsigned())).await,
     }
 }

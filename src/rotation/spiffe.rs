@@ -1,10 +1,4 @@
-use std::{
-    convert::Infallible,
-    future,
-    pin::Pin,
-    sync::Arc,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::{convert::Infallible, future, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Notify, futures::Notified, watch},
@@ -410,9 +404,8 @@ fn left(ends: i64) -> Duration {
 async fn due(timer: Option<&WallTimer>, moment: Option<i64>, store: &SecretStore) {
     match timer.zip(moment) {
         Some((timer, moment)) => {
-            let moment = UNIX_EPOCH + Duration::from_secs(moment.max(0) as u64);
             // A clock that is set may make what is held valid again.
-            timer.until(moment, || store.look_again()).await;
+            timer.until(clock::deadline(moment), || store.look_again()).await;
         }
         None => future::pending().await,
     }

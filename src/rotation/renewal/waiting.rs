@@ -1,6 +1,6 @@
 use std::{
     future,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -251,7 +251,7 @@ pub(in crate::rotation) async fn wait_for_start(
     if (1..=HELD_UNTIL_VALID).contains(&not_before.saturating_sub(now)) {
         let (from, now) = (clock::rfc3339(not_before), clock::rfc3339(now));
         info!(not_before = from, now, "holding back the certificate until it becomes valid");
-        let begins = UNIX_EPOCH + Duration::from_secs(not_before as u64) + COARSE_CLOCK;
+        let begins = clock::deadline(not_before) + COARSE_CLOCK;
         let begun = async {
             match timer {
                 // What the clock said of the current one may no longer be so once it was set.
