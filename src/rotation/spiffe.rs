@@ -1,3 +1,5 @@
+mod verify;
+
 use std::{convert::Infallible, future, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
@@ -6,14 +8,15 @@ use tokio::{
 };
 use tonic::Code;
 use tracing::{Level, error, info, warn};
+use verify::{nobody, verify};
 
 use super::{
     backoff::Backoff,
-    federation::{Federation, federation, in_der, merge, merged},
+    federation::{Federation, federation, merge, merged},
     generation::{self, Generation, Parts},
     patience::{Setback, Strain, wait_after},
     publisher::{Publisher, content},
-    renewal::{check_start, random, wait_for_start},
+    renewal::{random, wait_for_start},
     settings::RenewalSettings,
     trouble::{Held, Outage},
 };
@@ -21,9 +24,9 @@ use crate::{
     clock::{self, WallTimer},
     config::{FilesConfig, WorkloadApiSource},
     files::Changes,
-    identity::{Answer, Issued, KeySpec, PeerTrust, SpiffeId, SvidError, TrustBundle, TrustDomain, X509Svid},
+    identity::{Issued, KeySpec, PeerTrust, SpiffeId, TrustBundle, TrustDomain},
     memory,
-    spiffe::{SpiffeError, Svid, Told, WorkloadApi},
+    spiffe::{SpiffeError, Told, WorkloadApi},
     status::{self, Endpoint, Reason, Workload},
     store::{CERTIFICATE, Content, SecretStore},
 };
@@ -364,36 +367,6 @@ impl Spiffe {
         let next = now.saturating_add(wait.as_secs() as i64);
         let (reason, reached) = (failure.reason(), failure.reached());
         self.shown.failed(next, status::Trouble { since: now, reason, text, reached });
-    }
-}
-
-/// The certificate and its anchors, if they hold what the Workload API says of them.
-fn verify(svid: Svid, holds: bool) -> Result<(Issued, SpiffeId), String> {
-    let Svid { id, chain, key, bundle } = svid;
-    let id = str::from_utf8(&id).ok().and_then(SpiffeId::parse).ok_or("its spiffe_id is no SPIFFE ID with a path")?;
-    for (what, content) in [("x509_svid", &*chain), ("x509_svid_key", key.bytes()), ("bundle", &*bundle)] {
-        if content.is_empty() {
-            return Err(format!("its {what} is empty"));
-        }
-    }
-    let parsed = locked::read_pkcs8(key.bytes()).map_err(|_| "its private key cannot be parsed")?;
-    drop(key);
-    let answer = Answer::of_der(&chain, &bundle);
-    drop((chain, bundle));
-    let issued = X509Svid::verify(answer, &parsed, &id, clock::now()).map_err(|error| match error {
-        SvidError::ForeignKey => "the private key does not belong to the certificate".to_owned(),
-        SvidError::Element { position: 1, cause } => format!("its certificate chain: {}", in_der(&cause)),
-        SvidError::Element { cause, .. } => format!("its bundle: {}", in_der(&cause)),
-        error => error.to_string(),
-    })?;
-    check_start(&issued.svid, holds).map_err(|error| error.to_string())?;
-    Ok((issued, id))
-}
-
-fn nobody(ids: &[String]) -> String {
-    match ids.len() {
-        0 => "it has no identity".to_owned(),
-        _ => format!("SDS_SHIM_SPIFFE_ID is not among its identities: {}", ids.join(", ")),
     }
 }
 
