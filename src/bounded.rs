@@ -223,6 +223,8 @@ pub fn foreign_text(text: &str, limit: usize) -> String {
                 None => run,
             };
             rest = &rest[end..];
+            // It was no URL, or one that carries a key: the key's own slashes divide it no longer.
+            url = false;
             continue;
         }
         let (word, tail) = rest.split_at(run);
@@ -286,6 +288,7 @@ mod tests {
             (format!("see https://host {}/x", "A1b".repeat(15)), "see https://host [redacted]"),
             (format!("://{key}/{key}"), ":[redacted]"),
             (format!("https://host/{}", "0f".repeat(32)), "https://host/[redacted]"),
+            (format!("https://host/{key}/{}/{}", &key[..30], &key[..30]), "https://host/[redacted][redacted]"),
         ] {
             assert_eq!(foreign_text(&text, 256), expected, "{text}");
         }

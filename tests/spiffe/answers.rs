@@ -39,8 +39,8 @@ async fn what_cannot_be_used_leaves_the_last_good_certificate() -> testkit::Resu
     twice.x509_svid = [&twice.x509_svid[..], &[0x30, 0x80]].concat().into();
     let cases: Vec<(Answer, &str)> = vec![
         (Answer::Message(X509svidResponse::default()), "it has no identity"),
-        (with(site, |one| one.spiffe_id.clear())?, "its spiffe_id is no SPIFFE ID with a path"),
-        (with(site, |one| one.spiffe_id = "spiffe://example.org".to_owned())?, "its spiffe_id is no SPIFFE ID"),
+        (with(site, |one| one.spiffe_id.clear())?, "its spiffe_id is not a SPIFFE ID with a path"),
+        (with(site, |one| one.spiffe_id = "spiffe://example.org".to_owned())?, "its spiffe_id is not a SPIFFE ID"),
         (with(site, |one| one.spiffe_id = "spiffe://example.org/other".to_owned())?, "the leaf's URI SAN is"),
         (with(site, |one| one.x509_svid.clear())?, "its x509_svid is empty"),
         (with(site, |one| one.x509_svid_key.clear())?, "its x509_svid_key is empty"),

@@ -6,6 +6,8 @@ use sds_shim::bounded::foreign_text;
 
 /// Longest run of base64 that may be told.
 const RUN: usize = 40;
+/// Longest step of a URL's path that may be told, if it has no capital letters.
+const LABEL: usize = 63;
 /// The short last line of a key's base64.
 const SECRET: &str = "c2VjcmV0c2VjcmV0";
 
@@ -27,6 +29,16 @@ fn check(told: &str, limit: usize) {
     assert!(told.chars().count() <= limit + 1, "longer than {limit}: {told:?}");
     assert!(!told.contains(char::is_control), "it is not one line: {told:?}");
     assert!(!told.contains("-----BEGIN"), "a PEM block is told: {told:?}");
-    let longest = told.split(|c: char| !(c.is_ascii_alphanumeric() || "+/=_-".contains(c))).map(str::len).max();
-    assert!(longest.unwrap_or(0) <= RUN, "base64 is told: {told:?}");
+    let (text, url) = told.split_once("://").unwrap_or((told, ""));
+    for run in text.split(|c: char| c != '/' && !step(c)) {
+        assert!(run.len() <= RUN, "base64 is told: {told:?}");
+    }
+    for run in url.split(|c: char| !step(c)) {
+        let longest = if run.contains(|c: char| c.is_ascii_uppercase()) { RUN } else { LABEL };
+        assert!(run.len() <= longest, "base64 is told: {told:?}");
+    }
+}
+
+fn step(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "+=_-".contains(c)
 }
