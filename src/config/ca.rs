@@ -154,8 +154,8 @@ pub(super) fn read(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> 
         (None, Some(directory), _) => CaRoots::File(directory.join("root-cert.pem")),
         (None, None, _) => CaRoots::File(ROOT_FILE.into()),
     };
-    let modes = [("auto", MutualTls::Auto), ("always", MutualTls::Always), ("never", MutualTls::Never)];
-    let mutual_tls = reader.choice(&variables::SDS_SHIM_CA_MTLS, &modes);
+    let modes = [MutualTls::Auto, MutualTls::Always, MutualTls::Never];
+    let mutual_tls = reader.choice(&variables::SDS_SHIM_CA_MTLS, modes);
     if mutual_tls == MutualTls::Always && provisioned.is_none() {
         reader.mistake(
             &variables::SDS_SHIM_CA_MTLS,
@@ -170,10 +170,10 @@ pub(super) fn read(reader: &mut Reader<'_>, discovery_address: Option<&str>) -> 
         provisioned,
         mutual_tls,
         tls: tls::read(reader),
-        timeout: reader.positive_duration(&variables::SDS_SHIM_CA_TIMEOUT).unwrap_or_default(),
-        answer_timeout: reader.positive_duration(&variables::SDS_SHIM_CA_ANSWER_TIMEOUT).unwrap_or_default(),
+        timeout: reader.duration(&variables::SDS_SHIM_CA_TIMEOUT).unwrap_or_default(),
+        answer_timeout: reader.duration(&variables::SDS_SHIM_CA_ANSWER_TIMEOUT).unwrap_or_default(),
         cluster_id: header_value(reader, &variables::ISTIO_META_CLUSTER_ID).unwrap_or_default(),
-        ttl: asked_lifetime(reader),
+        ttl: reader.duration(&variables::SECRET_TTL).unwrap_or_default(),
     }
 }
 
@@ -231,14 +231,6 @@ fn header_value(reader: &mut Reader<'_>, variable: &Variable) -> Option<String> 
             Err("only visible ASCII characters can be sent as metadata")
         }
     })
-}
-
-fn asked_lifetime(reader: &mut Reader<'_>) -> Duration {
-    let ttl = reader.duration(&variables::SECRET_TTL);
-    if ttl.is_some_and(|ttl| ttl < Duration::from_secs(1)) {
-        reader.mistake(&variables::SECRET_TTL, "the lifetime must be at least 1s, which is the CA's unit");
-    }
-    ttl.unwrap_or_default()
 }
 
 fn host_and_port(text: &str) -> Result<(String, u16), &'static str> {

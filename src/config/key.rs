@@ -2,12 +2,9 @@ use super::{reader::Reader, variables};
 use crate::identity::{KeyAlgorithm, KeyEncoding, KeySpec};
 
 pub(super) fn read(reader: &mut Reader<'_>, compat: bool) -> KeySpec {
-    let ecdsa = reader.choice_if_set(&variables::ECC_SIGNATURE_ALGORITHM, &[("ECDSA", ())]);
-    let curve = reader.choice(&variables::ECC_CURVE, &[("P256", KeyAlgorithm::P256), ("P384", KeyAlgorithm::P384)]);
-    let rsa = reader.parse_with(&variables::WORKLOAD_RSA_KEY_SIZE, |text| match text.parse::<u32>() {
-        Ok(bits) if (2048..=4096).contains(&bits) && bits % 8 == 0 => Ok(KeyAlgorithm::Rsa { bits }),
-        _ => Err("expected a number of bits from 2048 to 4096"),
-    });
+    let ecdsa = reader.choice_if_set(&variables::ECC_SIGNATURE_ALGORITHM, [()]);
+    let curve = reader.choice(&variables::ECC_CURVE, [KeyAlgorithm::P256, KeyAlgorithm::P384]);
+    let rsa = reader.number(&variables::WORKLOAD_RSA_KEY_SIZE).map(|bits| KeyAlgorithm::Rsa { bits });
     let algorithm = match (ecdsa, rsa) {
         (None, Some(rsa)) => rsa,
         (None, None) if compat => KeyAlgorithm::Rsa { bits: 2048 },

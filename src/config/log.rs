@@ -45,8 +45,7 @@ const ABOVE_SCOPES: LogLevel = LogLevel::Info;
 
 pub(super) fn read(reader: &mut Reader<'_>) -> LogConfig {
     let (level, scopes) = reader.parse_with(&variables::SDS_SHIM_LOG, levels).unwrap_or((ABOVE_SCOPES, Vec::new()));
-    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-    let format = reader.choice(&variables::SDS_SHIM_LOG_FORMAT, &formats);
+    let format = reader.choice(&variables::SDS_SHIM_LOG_FORMAT, [LogFormat::Text, LogFormat::Json]);
     LogConfig { format, level, scopes }
 }
 

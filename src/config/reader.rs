@@ -1,6 +1,11 @@
-use std::{fmt, str::FromStr, time::Duration};
+use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
-use super::{duration::parse_go_duration, env::Env, variables::Variable};
+use super::{
+    duration::parse_go_duration,
+    env::Env,
+    kind::{Kind, bound},
+    variables::Variable,
+};
 
 /// One mistake in the configuration, in words that name the variable.
 #[derive(Debug, PartialEq, Eq)]
@@ -87,15 +92,27 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn duration(&mut self, variable: &Variable) -> Option<Duration> {
-        self.parse_with(variable, parse_go_duration)
+        self.parse_with(variable, |text| match (parse_go_duration(text), &variable.kind) {
+            (Ok(duration), Kind::Duration { least }) if duration < *least => {
+                Err(Cow::Owned(format!("the duration must be {}", bound(*least))))
+            }
+            (parsed, _) => parsed.map_err(Cow::Borrowed),
+        })
     }
 
-    pub(super) fn positive_duration(&mut self, variable: &Variable) -> Option<Duration> {
-        let value = self.duration(variable)?;
-        if value.is_zero() {
-            self.mistake(variable, "the duration must be longer than zero");
-        }
-        Some(value)
+    pub(super) fn number(&mut self, variable: &Variable) -> Option<u32> {
+        self.parse_with(variable, |text| match (text.parse(), &variable.kind) {
+            (Ok(number), Kind::Number { least, most, multiple_of, .. })
+                if (*least..=*most).contains(&number) && number.is_multiple_of(*multiple_of) =>
+            {
+                Ok(number)
+            }
+            (_, Kind::Number { multiple_of: 1, .. }) => Err(format!("expected a number from {}", variable.kind)),
+            (_, Kind::Number { multiple_of, .. }) => {
+                Err(format!("expected a number from {} that is a multiple of {multiple_of}", variable.kind))
+            }
+            (_, kind) => Err(format!("expected {kind}")),
+        })
     }
 
     pub(super) fn ratio(&mut self, variable: &Variable) -> Option<f64> {
@@ -105,7 +122,6 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Go's `strconv.ParseBool`, which Istio's variables use.
     pub(super) fn boolean(&mut self, variable: &Variable) -> Option<bool> {
         self.parse_with(variable, |text| match text {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -114,17 +130,21 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// One of `choices`, for a variable that has a default value.
-    pub(super) fn choice<T: Copy, const N: usize>(&mut self, variable: &Variable, choices: &[(&str, T); N]) -> T {
-        self.choice_if_set(variable, choices).unwrap_or(choices[0].1)
+    /// What the choice means, for a variable that has a default value: `meanings` has one for each, in their order.
+    pub(super) fn choice<T: Copy, const N: usize>(&mut self, variable: &Variable, meanings: [T; N]) -> T {
+        self.choice_if_set(variable, meanings).unwrap_or(meanings[0])
     }
 
-    pub(super) fn choice_if_set<T: Copy>(&mut self, variable: &Variable, choices: &[(&str, T)]) -> Option<T> {
+    /// What the choice means; `None` where it is unset and has no default value.
+    pub(super) fn choice_if_set<T: Copy, const N: usize>(
+        &mut self,
+        variable: &Variable,
+        meanings: [T; N],
+    ) -> Option<T> {
         self.parse_with(variable, |text| {
-            choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice).ok_or_else(|| {
-                let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
-                format!("expected one of {}", names.join(", "))
-            })
+            let Kind::OneOf(choices) = &variable.kind else { return Err(format!("expected {}", variable.kind)) };
+            let found = choices.iter().zip(meanings).find(|(name, _)| **name == text);
+            found.map(|(_, meaning)| meaning).ok_or_else(|| format!("expected {}", variable.kind))
         })
     }
 }

@@ -5,6 +5,10 @@ use super::{reader::Reader, roots::RootsConfig, variables};
 /// Our own window, where nothing else is set: renew after this share of the life that is left on receipt.
 pub const WINDOW: Range<f64> = 0.45..0.65;
 
+/// What Istio's agent takes where its variables are unset (Istio, `pkg/security`).
+const ISTIO_RATIO: f64 = 0.5;
+const ISTIO_JITTER: f64 = 0.01;
+
 /// When certificates are renewed, and which roots are served.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RotationConfig {
@@ -44,9 +48,10 @@ pub(super) fn read(reader: &mut Reader<'_>, compat: bool, roots: RootsConfig) ->
 
 fn schedule(reader: &mut Reader<'_>, compat: bool) -> Schedule {
     let ratio = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO);
-    let jitter = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO_JITTER);
-    let usual_jitter = if compat { 0.01 } else { 0.1 };
-    let grace_period = (ratio.is_some() || jitter.is_some() || compat)
-        .then(|| GracePeriod { ratio: ratio.unwrap_or(0.5), jitter: jitter.unwrap_or(usual_jitter) });
+    let jitter = reader.ratio(&variables::SECRET_GRACE_PERIOD_RATIO_JITTER).unwrap_or_default();
+    let sets_jitter = reader.is_set(&variables::SECRET_GRACE_PERIOD_RATIO_JITTER);
+    let jitter = if compat && !sets_jitter { ISTIO_JITTER } else { jitter };
+    let grace_period =
+        (ratio.is_some() || sets_jitter || compat).then(|| GracePeriod { ratio: ratio.unwrap_or(ISTIO_RATIO), jitter });
     Schedule { grace_period, availability_target: reader.duration(&variables::SDS_SHIM_AVAILABILITY_TARGET) }
 }

@@ -22,9 +22,8 @@ pub enum Landlock {
 }
 
 pub(super) fn read(reader: &mut Reader<'_>) -> SandboxConfig {
-    let levels = [("on", Landlock::On), ("strict", Landlock::Strict), ("off", Landlock::Off)];
     SandboxConfig {
-        strict_calls: reader.choice_if_set(&variables::SDS_SHIM_SECCOMP, &[("strict", true), ("off", false)]),
-        landlock: reader.choice(&variables::SDS_SHIM_LANDLOCK, &levels),
+        strict_calls: reader.choice_if_set(&variables::SDS_SHIM_SECCOMP, [true, false]),
+        landlock: reader.choice(&variables::SDS_SHIM_LANDLOCK, [Landlock::On, Landlock::Strict, Landlock::Off]),
     }
 }

@@ -101,22 +101,17 @@ impl Config {
 
 /// What is mounted, and whether that is served.
 pub(super) fn read(reader: &mut Reader<'_>, from_request: bool) -> SourceConfig {
-    let gke = reader.choice(&variables::CA_PROVIDER, &[("Citadel", false), ("GkeWorkloadCertificate", true)]);
+    let gke = reader.choice(&variables::CA_PROVIDER, [false, true]);
     let mounted = reader.boolean(&variables::FILE_MOUNTED_CERTS);
     let bundle = reader.text(&variables::SDS_SHIM_CREDENTIAL_BUNDLE);
     let anchors = reader.text(&variables::SDS_SHIM_TRUST_ANCHORS);
-    let sources = [
-        ("ca", Some((false, true))),
-        ("files", Some((true, false))),
-        ("auto", Some((true, true))),
-        // Neither files nor the CA.
-        ("spiffe", None),
-    ];
+    // Whether files are served, and whether the CA is asked; with a Workload API neither.
+    let (ca, files, auto, spiffe) = (Some((false, true)), Some((true, false)), Some((true, true)), None);
     let id = reader.parse_with(&variables::SDS_SHIM_SPIFFE_ID, |text| {
         SpiffeId::parse(text).ok_or("expected a SPIFFE ID with a path, such as spiffe://example.org/ns/foo/sa/bar")
     });
-    let wanted = match reader.choice_if_set(&variables::SDS_SHIM_SOURCE, &sources) {
-        Some(None) => return SourceConfig { spiffe: spiffe(reader, from_request, id), files: None, ca: false },
+    let wanted = match reader.choice_if_set(&variables::SDS_SHIM_SOURCE, [ca, files, auto, spiffe]) {
+        Some(None) => return SourceConfig { spiffe: workload_api(reader, from_request, id), files: None, ca: false },
         usual => usual.flatten(),
     };
     let (istio, google) = (MountedFiles::within(WELL_KNOWN, ISTIO), MountedFiles::within(WELL_KNOWN, GKE));
@@ -147,7 +142,7 @@ pub(super) fn read(reader: &mut Reader<'_>, from_request: bool) -> SourceConfig 
     SourceConfig { spiffe: None, files, ca }
 }
 
-fn spiffe(reader: &mut Reader<'_>, from_request: bool, id: Option<SpiffeId>) -> Option<WorkloadApiSource> {
+fn workload_api(reader: &mut Reader<'_>, from_request: bool, id: Option<SpiffeId>) -> Option<WorkloadApiSource> {
     if from_request {
         reader.mistake(&variables::SDS_SHIM_SOURCE, "only ca is possible with SDS_SHIM_TOKEN_SOURCE=request");
     }

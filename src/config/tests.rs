@@ -1,3 +1,5 @@
+mod table;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -38,26 +40,6 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!((config.memory.require, config.memory.arena_bytes), (Level::Locked, 2352 << 10));
     assert_eq!(config.wait, WaitFor::Socket);
     assert_eq!(config.key, KeySpec { algorithm: KeyAlgorithm::P256, encoding: KeyEncoding::Pkcs8 });
-}
-
-/// What is written as words says the same as what is used.
-#[test]
-fn the_table_has_the_defaults_that_are_used() {
-    assert_eq!(variables::SDS_SHIM_ARENA_KIB.default, locked::ARENA_KIB.to_string());
-    let [from, to] = [WINDOW.start, WINDOW.end].map(|share| share * 100.0);
-    let said = format!("renew after {from} % to {to} % of the remaining life");
-    assert_eq!(variables::SECRET_GRACE_PERIOD_RATIO.default, said);
-}
-
-#[test]
-fn a_default_that_is_set_changes_nothing() {
-    // Whether these are set says more: that the file must be there, and that every file is looked at.
-    const SAY_MORE: [&str; 2] = ["SDS_SHIM_CRL", "SDS_SHIM_FILE_CHECK"];
-    let unset = format!("{:?}", config(&[]).unwrap());
-    let values = VARIABLES.iter().filter_map(|variable| Some((variable.name, variable.value?)));
-    for (name, value) in values.filter(|(name, _)| !SAY_MORE.contains(name)) {
-        assert_eq!(format!("{:?}", config(&[(name, value)]).unwrap()), unset, "{name}={value}");
-    }
 }
 
 #[test]

@@ -49,8 +49,7 @@ pub fn group_name(number: i64) -> &'static str {
 }
 
 pub(super) fn read(reader: &mut Reader<'_>) -> CaTls {
-    let versions = [("1.2", false), ("1.3", true)];
-    let only_1_3 = reader.choice(&variables::SDS_SHIM_CA_TLS_MIN, &versions);
+    let only_1_3 = reader.choice(&variables::SDS_SHIM_CA_TLS_MIN, [false, true]);
     let number = openssl::version::number();
     let groups = reader.parse_with(&variables::SDS_SHIM_CA_TLS_GROUPS, |text| groups(text, number));
     CaTls { only_1_3, groups }

@@ -15,8 +15,8 @@ pub struct TokenConfig {
 }
 
 pub(super) fn read(reader: &mut Reader<'_>) -> TokenConfig {
-    let fetchers = [("JWT", false), ("GoogleComputeEngine", true)];
-    if reader.choice(&variables::CREDENTIAL_FETCHER_TYPE, &fetchers) {
+    let by_metadata_server = reader.choice(&variables::CREDENTIAL_FETCHER_TYPE, [false, true]);
+    if by_metadata_server {
         reader.notes.push(
             "CREDENTIAL_FETCHER_TYPE=GoogleComputeEngine: no token is fetched from the metadata server; the token file is \
              used, and something else must write it",
@@ -27,8 +27,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> TokenConfig {
     let policy = reader.text(&variables::JWT_POLICY);
     let policy = policies.iter().find(|(name, _)| policy.as_deref() == Some(name));
     let (file, audience) = policy.unwrap_or(&policies[0]).1;
-    let file =
-        reader.choice(&variables::SDS_SHIM_TOKEN_SOURCE, &[("file", Some(file)), ("request", None)]).map(PathBuf::from);
+    let file = reader.choice(&variables::SDS_SHIM_TOKEN_SOURCE, [Some(file), None]).map(PathBuf::from);
     let audience = reader.text(&variables::SDS_SHIM_TOKEN_AUDIENCE).or(audience.map(str::to_owned));
     TokenConfig { file, audience }
 }

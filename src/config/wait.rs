@@ -10,8 +10,7 @@ pub enum WaitFor {
 }
 
 pub(super) fn read(reader: &mut Reader<'_>, from_request: bool) -> WaitFor {
-    let choices = [("socket", WaitFor::Socket), ("certificate", WaitFor::Certificate)];
-    let wait = reader.choice(&variables::SDS_SHIM_WAIT, &choices);
+    let wait = reader.choice(&variables::SDS_SHIM_WAIT, [WaitFor::Socket, WaitFor::Certificate]);
     if from_request && wait == WaitFor::Certificate {
         reader.mistake(
             &variables::SDS_SHIM_WAIT,

@@ -93,7 +93,7 @@ fn page() -> String {
     }
     text.push_str(".SH ENVIRONMENT\n");
     for variable in VARIABLES {
-        let (kind, default) = (roff(variable.kind), roff(variable.default));
+        let (kind, default) = (roff(&variable.kind.to_string()), roff(variable.default));
         let _ = writeln!(text, ".TP\n\\fB{}\\fR ({kind}; default: {default})\n{}", variable.name, roff(variable.help));
     }
     text.push_str(

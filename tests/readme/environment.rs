@@ -59,7 +59,7 @@ fn page() -> String {
     for (at, (heading, _)) in GROUPS.iter().enumerate() {
         let of = VARIABLES.iter().filter(|variable| group(variable.name) == at);
         let rows = of.fold(String::new(), |mut rows, variable| {
-            let (name, kind, default, help) = (variable.name, variable.kind, variable.default, variable.help);
+            let (name, kind, default, help) = (variable.name, &variable.kind, variable.default, variable.help);
             let _ = writeln!(rows, "| `{name}` | {kind} | {default} | {help} |");
             rows
         });
