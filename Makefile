@@ -99,8 +99,7 @@ test: check build others $(TEST_TOOLS) asan fuzz-short ## everything: format, li
 test-kubernetes: build envoy kubernetes node istio-injector podman pod-network curl ## the Helm chart, tokens and the mesh against a real Kubernetes API server and on a node of it; the first build takes a quarter of an hour; NODE_SHORT=1, for CI, leaves out what takes kubelet eight minutes
 	@$(CARGO) build --quiet --package testkit --package development-ca --bins
 	@rm -rf target/test-output
-	@NODE_SHORT="$(NODE_SHORT)" $(CARGO) test --test kubernetes --test kubernetes_chart --test kubernetes_envoy --test kubernetes_injection \
-		--test kubernetes_istio --test kubernetes_node --test kubernetes_status --test kubernetes_values -- --include-ignored --nocapture --test-threads=1
+	@NODE_SHORT="$(NODE_SHORT)" $(CARGO) test --test kubernetes -- --include-ignored --nocapture --test-threads=1
 	@tests/testkit/search-output.sh target/test-output 20
 
 # The short form has both series that count secret memory by user: the older one on x86-64, with many shims of one user,
@@ -164,7 +163,7 @@ asan: openssl ## the crate with all unsafe code under AddressSanitizer; the stab
 	@RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_PROFILE_DEV_OPT_LEVEL=1 $(CARGO) test --quiet \
 		--package locked --target $(HOST) --target-dir target/asan
 
-distribution: ## a plain build with the distribution's libssl; tests/distribution.rs says what it keeps
+distribution: ## a plain build with the distribution's libssl; tests/install/distribution.rs says what it keeps
 	@tests/testkit/install-libssl.sh
 	@env -u OPENSSL_DIR -u OPENSSL_STATIC $(CARGO) build --quiet --bin sds-shim --target-dir target/distribution
 

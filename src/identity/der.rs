@@ -9,7 +9,7 @@ const CONSTRUCTED: u8 = 0x20;
 /// The shortest element: a tag and a length of nothing.
 const SHORTEST: usize = 2;
 
-/// What OpenSSL takes at the most, for each element and for each byte (`tests/full_arena.rs` holds it).
+/// What OpenSSL takes at the most, for each element and for each byte (`tests/measured/full_arena.rs` holds it).
 #[derive(Clone, Copy)]
 pub(super) struct Cost {
     element: usize,

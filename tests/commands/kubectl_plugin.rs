@@ -1,5 +1,5 @@
 //! `kubectl sds-shim status`: the real script by `sh`, and rows of the shipped shim. What stands in place of kubectl is
-//! there for what goes wrong, and for the order: `tests/kubernetes_status.rs` has the real one.
+//! there for what goes wrong, and for the order: `tests/kubernetes/status.rs` has the real one.
 
 use std::{
     collections::BTreeMap,

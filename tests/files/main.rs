@@ -1,10 +1,6 @@
 //! Certificates from files, and to files.
 
-#[path = "../gate/mod.rs"]
-mod gate;
-#[path = "../mount/mod.rs"]
-mod mount;
-
+mod hostile;
 mod key_kinds;
 mod mounted;
 mod mounted_failures;

@@ -2,11 +2,11 @@
 
 use std::{fs, time::Duration};
 
-use crate::mount::{GKE, ID, ISTIO, Mount, Served, WELL_KNOWN, issue, serial};
 use testkit::{
     OrFail,
     development_ca::{Fault, Issued, Leaf, Pki},
     fixture::{Site, renew, write},
+    mount::{GKE, ID, ISTIO, Mount, Served, WELL_KNOWN, issue, serial},
     shim::ShimBuilder,
 };
 use tonic::Code;

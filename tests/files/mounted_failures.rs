@@ -1,7 +1,6 @@
 //! Mounted files in bad days: closed to us, changed where the kernel tells nobody, half written while the CA comes; and
 //! what else is done with them: written elsewhere, read again when somebody asks.
 
-use crate::mount;
 use std::{
     fs::{self, Permissions},
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -10,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use crate::mount::{ISTIO, Mount, Served, issue, serial};
 use testkit::{
     Failure, OrFail, PATIENCE, POLL,
     confined::{Confinement, UID, own},
     development_ca::{Fault, Issued, Pki},
     fixture::{Open, Site, renew, write},
+    mount::{self, ISTIO, Mount, Served, issue, serial},
     shim::ShimBuilder,
 };
 use tokio::time::{Instant, sleep};

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use crate::gate::Gate;
-use crate::mount::{ID, ISTIO, Mount, Served, serial};
 use openssl::{
     pkey::{PKey, Private},
     rsa::Rsa,
@@ -12,6 +10,8 @@ use testkit::{
     Failure, OrFail,
     development_ca::{Issued, Leaf, Pki},
     fixture::Site,
+    mount::{ID, ISTIO, Mount, Served, serial},
+    mtls_server::MtlsServer,
     shim::ShimBuilder,
 };
 
@@ -147,7 +147,7 @@ async fn what_peers_refuse_is_served_and_told() -> testkit::Result {
 /// Why we warn: Envoy refuses peers with such certificates.
 #[tokio::test]
 async fn envoy_refuses_peers_with_these_flaws() -> testkit::Result {
-    let gate = Gate::start(Site::new().await?, &[ID], |shim| shim).await?;
+    let gate = MtlsServer::start(Site::new().await?, &[ID], |shim| shim).await?;
     let (pki, large, other) = (&gate.scene.pki, rsa(2048)?, Pki::new("other"));
     let good = pki.issue(&leaf());
     let alone = good.chain_pem.split_inclusive("-----END CERTIFICATE-----\n").next().unwrap_or_default().to_owned();

@@ -1,8 +1,10 @@
 //! A mounted certificate that nobody renews: told while there is time, once, and not of one that is renewed.
 
-use testkit::{development_ca::Leaf, fixture::Site};
-
-use crate::mount::{ID, ISTIO, Mount, Served};
+use testkit::{
+    development_ca::Leaf,
+    fixture::Site,
+    mount::{ID, ISTIO, Mount, Served},
+};
 
 const OVERDUE: &str = "nobody has renewed it";
 

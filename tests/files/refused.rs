@@ -1,7 +1,6 @@
 //! What an Envoy refuses: it is told under the resource that it is about, for as long as it is so, over restarts of either
 //! side, and who has no other secret is not ready.
 
-use crate::mount::{GKE, Mount, WELL_KNOWN};
 use sds_shim_proto::grpc::health::v1::health_check_response::ServingStatus;
 use serde_json::{Value, json};
 use testkit::{
@@ -9,6 +8,7 @@ use testkit::{
     envoy::{Bootstrap, Envoy, SdsTransport},
     fixture::Site,
     http::Answer,
+    mount::{GKE, Mount, WELL_KNOWN},
     sds,
     shim::{Shim, ShimBuilder},
 };

@@ -4,4 +4,5 @@ mod frozen_volume;
 mod on_time;
 mod outage;
 mod request_token;
+mod suspend;
 mod token;

@@ -163,7 +163,7 @@ fn start_up_probes_outlast_an_outage_of_the_ca() {
     const DAY: u64 = 86400;
     for pod in ["sleep", "httpbin"] {
         let pod: Value =
-            serde_json::from_str(&read(&workspace().join(format!("tests/pods/{pod}.json")))).expect("JSON");
+            serde_json::from_str(&read(&workspace().join(format!("tests/containers/pods/{pod}.json")))).expect("JSON");
         let sidecars = pod["spec"]["initContainers"].as_array().expect("it has sidecars");
         for sidecar in sidecars {
             let number = |name: &str| sidecar["startupProbe"][name].as_u64().expect("it has such a probe");

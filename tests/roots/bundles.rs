@@ -4,7 +4,6 @@
 
 use std::fs;
 
-use crate::gate::Gate;
 use crate::odd::{forms::Parts, signed};
 use nix::sys::signal::Signal;
 use openssl::{
@@ -17,6 +16,7 @@ use testkit::{
     anchors::with_long_names,
     confined::{Confinement, MEMLOCK},
     fixture::{Open, Site, renew, write},
+    mtls_server::MtlsServer,
     sds::SdsClient,
     shim::{Shim, ShimBuilder},
 };
@@ -121,7 +121,7 @@ async fn envoy_takes_them() -> testkit::Result {
     let extra = scene.workload.path().join("extra.pem");
     write(&extra, &roots(ROOTS).concat())?;
     let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_EXTRA_ROOTS", extra.display().to_string());
-    let gate = Gate::start(scene, &["spiffe://cluster.local/ns/foo/sa/peer"], edit).await?;
+    let gate = MtlsServer::start(scene, &["spiffe://cluster.local/ns/foo/sa/peer"], edit).await?;
     let peer = gate.scene.issue("spiffe://cluster.local/ns/foo/sa/peer");
     gate.until("a peer is let in", || gate.lets_in(&peer)).await
 }
@@ -136,7 +136,7 @@ async fn envoy_gets_no_more_names_than_tls_has_room_for() -> testkit::Result {
     let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_EXTRA_ROOTS", extra.display().to_string());
     let said = check(&scene, edit).await?;
     assert!(said.contains("trust anchors of all files would be left out") && said.contains(TOLD), "{said}");
-    let gate = Gate::start(scene, &["spiffe://cluster.local/ns/foo/sa/peer"], edit).await?;
+    let gate = MtlsServer::start(scene, &["spiffe://cluster.local/ns/foo/sa/peer"], edit).await?;
     let told = gate.shim.wait_for_log(TOLD).await?;
     assert!(told.contains(" WARN ") && told.contains("trust anchors are left out"), "{told}");
     let peer = gate.scene.issue("spiffe://cluster.local/ns/foo/sa/peer");

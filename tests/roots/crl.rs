@@ -5,11 +5,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::gate::{Gate, PEER, peer};
 use testkit::{
     Failure, OrFail,
     development_ca::{CrlOptions, Issued, Lifetime, Pki},
     fixture::{Open, Site, write},
+    mtls_server::{MtlsServer, PEER, peer},
     shim::{Shim, ShimBuilder},
 };
 use tokio::time::sleep;
@@ -24,7 +24,7 @@ fn as_it_is(shim: ShimBuilder) -> ShimBuilder {
 
 #[tokio::test]
 async fn a_revoked_peer_is_refused_by_envoy_from_then_on() -> testkit::Result {
-    let gate = Gate::start(Site::new().await?, &[PEER], as_it_is).await?;
+    let gate = MtlsServer::start(Site::new().await?, &[PEER], as_it_is).await?;
     let (revoked, other) = (peer(&gate.scene.pki), peer(&gate.scene.pki));
     assert!(gate.lets_in(&revoked).await? && gate.lets_in(&other).await?);
     // A directory that was not there before, and a list of the leaf's own issuer alone.
@@ -45,7 +45,7 @@ async fn an_expired_list_is_told_and_refuses_all_unless_that_is_not_wanted() -> 
         let list = scene.pki.crl(&[], 3);
         write_crl(&scene, &list)?;
         let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_CRL_FAIL_OPEN", fail_open.to_string());
-        let mut gate = Gate::start(scene, &[PEER], edit).await?;
+        let mut gate = MtlsServer::start(scene, &[PEER], edit).await?;
         let peer = peer(&gate.scene.pki);
         gate.shim.wait_for_log("has expired at").await?;
         let metrics = gate.shim.admin("/metrics").await?.text();
@@ -93,7 +93,7 @@ async fn a_file_without_bytes_withdraws_the_lists() -> testkit::Result {
     let scene = Site::new().await?;
     let revoked = peer(&scene.pki);
     write_crl(&scene, &scene.pki.crl(&[&revoked], 600))?;
-    let mut gate = Gate::start(scene, &[PEER], as_it_is).await?;
+    let mut gate = MtlsServer::start(scene, &[PEER], as_it_is).await?;
     assert!(!gate.lets_in(&revoked).await?);
     let mark = gate.shim.log().mark();
     let since = Instant::now();
@@ -103,7 +103,7 @@ async fn a_file_without_bytes_withdraws_the_lists() -> testkit::Result {
     gate.until("the revoked peer is let in", || gate.lets_in(&revoked)).await?;
     assert!(!gate.shim.admin("/metrics").await?.text().contains("kind=\"crl\""), "the series is there");
     // As it is after a restart.
-    let mut gate = Gate::start(gate.end(), &[PEER], as_it_is).await?;
+    let mut gate = MtlsServer::start(gate.end(), &[PEER], as_it_is).await?;
     assert!(gate.lets_in(&revoked).await?);
     assert_eq!(gate.shim.admin("/readyz").await?.text(), "ok\n");
     write_crl(&gate.scene, &gate.scene.pki.crl(&[&revoked], 600))?;
@@ -115,7 +115,7 @@ async fn nonsense_and_a_vanished_file_keep_the_lists_and_their_end_says_what_to_
     let scene = Site::new().await?;
     let revoked = peer(&scene.pki);
     write_crl(&scene, &scene.pki.crl(&[&revoked], 8))?;
-    let gate = Gate::start(scene, &[PEER], as_it_is).await?;
+    let gate = MtlsServer::start(scene, &[PEER], as_it_is).await?;
     write_crl(&gate.scene, "nonsense")?;
     gate.shim.wait_for_log("it holds no PEM CRL; 1 in use").await?;
     assert!(!gate.lets_in(&revoked).await?);
@@ -142,7 +142,7 @@ async fn of_two_lists_of_one_issuer_the_newest_counts() -> testkit::Result {
         let (old, new) = (with_life(&scene, &[], -7200, -60), with_life(&scene, &[&revoked], -60, 600));
         write_crl(&scene, &if new_first { new + &old } else { old + &new })?;
         let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_CRL_FAIL_OPEN", fail_open.to_string());
-        let gate = Gate::start(scene, &[PEER], edit).await?;
+        let gate = MtlsServer::start(scene, &[PEER], edit).await?;
         assert!(!gate.lets_in(&revoked).await? && gate.lets_in(&peer(&gate.scene.pki)).await?, "{fail_open}");
         assert!(!gate.shim.log().contains("the certificate expired at"), "{fail_open}");
     }
@@ -155,7 +155,7 @@ async fn the_former_list_is_served_until_the_new_one_begins() -> testkit::Result
     let scene = Site::new().await?;
     let (first, second) = (peer(&scene.pki), peer(&scene.pki));
     write_crl(&scene, &with_life(&scene, &[&first], -60, 600))?;
-    let gate = Gate::start(scene, &[PEER], as_it_is).await?;
+    let gate = MtlsServer::start(scene, &[PEER], as_it_is).await?;
     assert!(!gate.lets_in(&first).await? && gate.lets_in(&second).await?);
     const AHEAD: u64 = 5;
     let begins = SystemTime::now() + Duration::from_secs(AHEAD);
@@ -180,7 +180,7 @@ async fn whole_chains_are_checked_where_there_are_lists_for_them() -> testkit::R
     let lists = pki.crl(&[], 600) + &pki.root_crl(&[&pki.as_issued()], 600);
     // Without the root's list, leaves alone.
     write_crl(&scene, &pki.crl(&[], 600))?;
-    let gate = Gate::start(scene, &[PEER], as_it_is).await?;
+    let gate = MtlsServer::start(scene, &[PEER], as_it_is).await?;
     assert!(gate.lets_in(&peer(&pki)).await?);
     write_crl(&gate.scene, &lists)?;
     gate.until("it is refused", || async { Ok(!gate.lets_in(&peer(&pki)).await?) }).await?;
@@ -189,14 +189,14 @@ async fn whole_chains_are_checked_where_there_are_lists_for_them() -> testkit::R
     let other = Pki::new("other");
     let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_EXTRA_ROOTS", "./other.pem");
     write(&gate.scene.workload.path().join("other.pem"), &other.root_pem())?;
-    let gate = Gate::start(gate.end(), &[PEER], edit).await?;
+    let gate = MtlsServer::start(gate.end(), &[PEER], edit).await?;
     gate.shim.wait_for_log("has no effect on the CA certificates that it names").await?;
     assert!(gate.lets_in(&peer(&pki)).await?);
     write_crl(&gate.scene, &(lists + &other.root_crl(&[], 600)))?;
     gate.until("it is refused", || async { Ok(!gate.lets_in(&peer(&pki)).await?) }).await?;
     // Unless that is not wanted.
     let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_CRL_LEAF_ONLY", "true");
-    let gate = Gate::start(gate.end(), &[PEER], edit).await?;
+    let gate = MtlsServer::start(gate.end(), &[PEER], edit).await?;
     assert!(gate.lets_in(&peer(&pki)).await?);
     gate.shim.wait_for_log("because of SDS_SHIM_CRL_LEAF_ONLY").await?;
     Ok(())

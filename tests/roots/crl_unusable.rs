@@ -3,12 +3,12 @@
 
 use std::fs;
 
-use crate::gate::{Gate, PEER, peer};
 use openssl::x509::X509Crl;
 use testkit::{
     Failure, OrFail,
     development_ca::{CrlOptions, Issued, Lifetime, Pki},
     fixture::Site,
+    mtls_server::{MtlsServer, PEER, peer},
     shim::ShimBuilder,
 };
 
@@ -32,7 +32,7 @@ fn large(pki: &Pki, revoked: &Issued, bytes: usize) -> String {
 }
 
 /// What is told at every place where somebody may look.
-async fn told(gate: &mut Gate, what: &str) -> testkit::Result {
+async fn told(gate: &mut MtlsServer, what: &str) -> testkit::Result {
     let ready = gate.shim.admin("/readyz").await?;
     assert!(ready.text().contains(what), "{}", ready.text());
     let status = gate.shim.admin("/status").await?.text();
@@ -46,7 +46,7 @@ async fn told(gate: &mut Gate, what: &str) -> testkit::Result {
 }
 
 /// What `sds-shim check` or another command prints in the place of the workload.
-async fn output(gate: &Gate, arguments: &[&str]) -> Result<String, Failure> {
+async fn output(gate: &MtlsServer, arguments: &[&str]) -> Result<String, Failure> {
     let shim = arguments.iter().fold(gate.scene.shim(), |shim, argument| shim.arg(*argument));
     let mut command = shim.start()?;
     command.wait_exit().await?;
@@ -94,7 +94,7 @@ async fn nobody_is_let_in_before_the_list_can_be_used() -> testkit::Result {
         let (revoked, other) = (peer(&scene.pki), peer(&scene.pki));
         let list = der(&scene.pki.crl(&[&revoked], 600));
         put(&scene, content(&scene.pki, &revoked))?;
-        let mut gate = Gate::begin(scene, &[PEER], |shim| shim).await?;
+        let mut gate = MtlsServer::begin(scene, &[PEER], |shim| shim).await?;
         gate.shim.wait_for_log(what).await?;
         gate.shim.wait_for_log("certificate issued").await?;
         assert_eq!(gate.shim.admin("/readyz").await?.status, 503, "{name}");
@@ -119,7 +119,7 @@ async fn nobody_is_let_in_before_the_list_can_be_used() -> testkit::Result {
 async fn with_fail_open_peers_are_let_in_without_it() -> testkit::Result {
     let scene = Site::new().await?;
     put(&scene, "nonsense")?;
-    let mut gate = Gate::start(scene, &[PEER], |shim| shim.env("SDS_SHIM_CRL_FAIL_OPEN", "true")).await?;
+    let mut gate = MtlsServer::start(scene, &[PEER], |shim| shim.env("SDS_SHIM_CRL_FAIL_OPEN", "true")).await?;
     assert!(gate.lets_in(&peer(&gate.scene.pki)).await?);
     assert_eq!(gate.shim.admin("/readyz").await?.status, 200);
     told(&mut gate, "it holds no PEM CRL").await
@@ -128,7 +128,7 @@ async fn with_fail_open_peers_are_let_in_without_it() -> testkit::Result {
 #[tokio::test]
 async fn a_file_that_is_configured_must_be_there() -> testkit::Result {
     let scene = Site::new().await?;
-    let mut gate = Gate::begin(scene, &[PEER], |shim| shim.env("SDS_SHIM_CRL", "./lists.pem")).await?;
+    let mut gate = MtlsServer::begin(scene, &[PEER], |shim| shim.env("SDS_SHIM_CRL", "./lists.pem")).await?;
     gate.shim.wait_for_log("certificate issued").await?;
     told(&mut gate, "./lists.pem: No such file").await?;
     assert_eq!(gate.shim.admin("/readyz").await?.status, 503);
@@ -145,7 +145,7 @@ async fn what_was_served_stays_and_the_reason_is_told() -> testkit::Result {
     let scene = Site::new().await?;
     let revoked = peer(&scene.pki);
     put(&scene, scene.pki.crl(&[&revoked], 600))?;
-    let mut gate = Gate::start(scene, &[PEER], |shim| shim).await?;
+    let mut gate = MtlsServer::start(scene, &[PEER], |shim| shim).await?;
     assert!(!gate.lets_in(&revoked).await?);
     let delta = gate.scene.pki.crl_with(&[], &CrlOptions { extensions: DELTA, ..fresh() });
     for (content, what) in [("nonsense".to_owned(), "it holds no PEM CRL"), (delta, "is a delta CRL")] {
@@ -175,7 +175,7 @@ async fn a_list_of_a_mebibyte_is_served_with_the_arena_that_the_log_names() -> t
     println!("{kib} KiB");
     drop(small);
     let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_ARENA_KIB", &kib);
-    let gate = Gate::start(scene, &[PEER], edit).await?;
+    let gate = MtlsServer::start(scene, &[PEER], edit).await?;
     assert!(!gate.lets_in(&revoked).await? && gate.lets_in(&later).await?);
     put(&gate.scene, large(&gate.scene.pki, &later, 1 << 20))?;
     gate.until("the other one is refused", || async { Ok(!gate.lets_in(&later).await?) }).await?;

@@ -1,15 +1,11 @@
 //! What peers are verified with: trust anchors, revocation lists, trust domains.
 
-#[path = "../gate/mod.rs"]
-mod gate;
-#[path = "../odd/mod.rs"]
-mod odd;
-
 mod bundle_map;
 mod bundles;
 mod crl;
 mod crl_kinds;
 mod crl_unusable;
+mod odd;
 mod odd_certificates;
 mod on_change;
 mod root_rotation;

@@ -6,7 +6,6 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
 };
 
-use crate::gate::Gate;
 use crate::odd::page::{self, Tally};
 use crate::odd::{
     EDITS, Node, certificate,
@@ -32,6 +31,7 @@ use testkit::{
         judge::{Judge, Verdict},
     },
     fixture::{Open, Site, write},
+    mtls_server::MtlsServer,
     scratch::Scratch,
     shim::ShimBuilder,
     workspace,
@@ -257,7 +257,7 @@ async fn an_odd_anchor_costs_only_itself_whatever_its_source() -> Result<(), Fai
     let edit = |shim: ShimBuilder| {
         shim.env("SDS_SHIM_EXTRA_ROOTS", extra.display().to_string()).env("PROXY_CONFIG", proxy.to_string())
     };
-    let mut gate = Gate::start(scene, &[ID], edit).await?;
+    let mut gate = MtlsServer::start(scene, &[ID], edit).await?;
     let mut all = Open::connect(&mut gate.shim, "ROOTCA").await?;
     let served = all.next(&gate.shim).await?.trusted_ca_pem;
     for root in [&gate.scene.pki.root_pem()].into_iter().chain(&roots) {

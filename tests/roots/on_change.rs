@@ -2,12 +2,12 @@
 
 use std::net::Ipv4Addr;
 
-use crate::gate::{Gate, PEER, peer};
 use testkit::{
     Failure, OrFail,
     development_ca::{Issued, Pki},
     fixture::{Site, renew, write},
     http::Connection,
+    mtls_server::{MtlsServer, PEER, peer},
     tls,
 };
 use tokio::{
@@ -19,7 +19,7 @@ use tokio::{
 const DRAIN: &str = "unix:./admin.sock:/drain_listeners?graceful&skip_exit";
 
 /// A connection that is kept.
-async fn connect(gate: &Gate, peer: &Issued) -> Result<Connection, Failure> {
+async fn connect(gate: &MtlsServer, peer: &Issued) -> Result<Connection, Failure> {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, gate.port())).await.or_fail("connect")?;
     Connection::new(tls::connect(stream, &gate.scene.pki.root_pem(), Some(peer)).await?).await
 }
@@ -31,7 +31,7 @@ async fn the_open_connection_of_a_revoked_peer_ends() -> testkit::Result {
             Some(action) => shim.env("SDS_SHIM_ON_CHANGE", action),
             None => shim,
         };
-        let gate = Gate::start(Site::new().await?, &[PEER], edit).await?;
+        let gate = MtlsServer::start(Site::new().await?, &[PEER], edit).await?;
         let (revoked, other) = (peer(&gate.scene.pki), peer(&gate.scene.pki));
         let mut open = connect(&gate, &revoked).await?;
         assert_eq!(open.get("httpbin", "/ip").await?.status, 200);

@@ -3,12 +3,12 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use crate::gate::Gate;
 use serde_json::{Value, json};
 use testkit::{
     Failure, OrFail, PATIENCE, POLL,
     development_ca::{CaOptions, Call, Fault, Issued, Leaf, Outcome, Pki, TokenRequest},
     fixture::{Open, Site, renew, token, tokens, write},
+    mtls_server::MtlsServer,
     sds::Secret,
     shim::{Shim, ShimBuilder},
 };
@@ -297,7 +297,7 @@ async fn where_trust_domains_are_told_apart_our_anchors_vouch_for_both_of_ours()
     let names = [OLD, NEW, "other.example"].map(peer_id);
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     let edit = |shim: ShimBuilder| with_file(shim).env("SDS_SHIM_BUNDLES", "other.example=./other.pem");
-    let gate = Gate::start(scene, &names, edit).await?;
+    let gate = MtlsServer::start(scene, &names, edit).await?;
     let ours = &gate.scene.pki;
     assert!(gate.lets_in(&peer(ours, OLD)).await? && !gate.lets_in(&peer(ours, NEW)).await?);
     write(&gate.scene.workload.path().join(FILE), NEW)?;
@@ -335,7 +335,7 @@ async fn our_anchors_vouch_for_the_trust_domain_of_a_mounted_certificate_as_well
         shim.env("SDS_SHIM_BUNDLES", "other.example=./other.pem")
     };
     let names = [OLD, NEW].map(peer_id);
-    let gate = Gate::start(scene, &names.each_ref().map(String::as_str), edit).await?;
+    let gate = MtlsServer::start(scene, &names.each_ref().map(String::as_str), edit).await?;
     let ours = &gate.scene.pki;
     assert!(gate.lets_in(&peer(ours, OLD)).await? && !gate.lets_in(&peer(ours, NEW)).await?);
     write(&gate.scene.workload.path().join(FILE), NEW)?;

@@ -1,17 +1,16 @@
 //! Several trust domains, each with anchors of its own, told apart by a real Envoy.
 
-use crate::gate;
 use std::{fs, time::Duration};
 
-use crate::gate::Gate;
 use testkit::{
     OrFail,
     development_ca::{Issued, Leaf, Pki},
     fixture::{Open, Site, write},
+    mtls_server::{self, MtlsServer},
     shim::ShimBuilder,
 };
 
-const OURS: &str = gate::PEER;
+const OURS: &str = mtls_server::PEER;
 const THEIRS: &str = "spiffe://other.example/ns/bar/sa/peer";
 
 fn peer(pki: &Pki, id: &str) -> Issued {
@@ -27,7 +26,7 @@ async fn anchors_vouch_for_their_own_trust_domain_alone() -> testkit::Result {
     let (scene, other) = (Site::new().await?, Pki::new("other"));
     let file = scene.workload.path().join("other.pem");
     write(&file, &other.root_pem())?;
-    let gate = Gate::start(scene, &[OURS, THEIRS], bundles).await?;
+    let gate = MtlsServer::start(scene, &[OURS, THEIRS], bundles).await?;
     let ours = &gate.scene.pki;
     assert!(gate.lets_in(&peer(ours, OURS)).await?, "our own");
     assert!(gate.lets_in(&peer(&other, THEIRS)).await?, "the other one");
@@ -49,7 +48,7 @@ async fn a_flat_list_of_anchors_vouches_for_everybody() -> testkit::Result {
     let (scene, other) = (Site::new().await?, Pki::new("other"));
     write(&scene.workload.path().join("other.pem"), &other.root_pem())?;
     let edit = |shim: ShimBuilder| shim.env("SDS_SHIM_EXTRA_ROOTS", "./other.pem");
-    let gate = Gate::start(scene, &[OURS, THEIRS], edit).await?;
+    let gate = MtlsServer::start(scene, &[OURS, THEIRS], edit).await?;
     assert!(gate.lets_in(&peer(&other, THEIRS)).await? && gate.lets_in(&peer(&other, OURS)).await?);
     Ok(())
 }
@@ -63,7 +62,7 @@ async fn revoked_peers_of_our_own_trust_domain_are_refused() -> testkit::Result 
     let lists = format!("{}{}", scene.pki.crl(&[&revoked], 600), scene.pki.root_crl(&[], 600));
     write(&scene.workload.path().join("lists.pem"), &lists)?;
     let edit = |shim| bundles(shim).env("SDS_SHIM_CRL", "./lists.pem");
-    let gate = Gate::start(scene, &[OURS, THEIRS], edit).await?;
+    let gate = MtlsServer::start(scene, &[OURS, THEIRS], edit).await?;
     assert!(gate.lets_in(&peer(&gate.scene.pki, OURS)).await?);
     assert!(!gate.lets_in(&revoked).await?);
     assert!(gate.lets_in(&peer(&other, THEIRS)).await?, "the other domain has no lists");

@@ -2,12 +2,15 @@
 
 mod clients;
 mod delta;
+mod exhaustion;
 mod fetch;
 mod file_names;
 mod file_places;
 mod file_rights;
+mod floods;
 mod on_demand;
 mod own_names;
+mod resource_pressure;
 mod socket;
 mod socket_directory;
 mod socket_users;

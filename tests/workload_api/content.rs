@@ -5,15 +5,13 @@ use testkit::{
     Failure, OrFail, Result,
     development_ca::Pki,
     fixture::{Pod, QUIET, secret, write},
+    mount::{ISTIO, Mount, WELL_KNOWN},
     sds,
     shim::ShimBuilder,
     workload_api::{Svid, certificates},
 };
 
-use crate::{
-    mount::{ISTIO, Mount, WELL_KNOWN},
-    scene::{serve, socket, with_api},
-};
+use crate::scene::{serve, socket, with_api};
 
 fn der(certificates: &[X509]) -> Result<Vec<Vec<u8>>> {
     certificates.iter().map(|one| one.to_der().or_fail("write a certificate")).collect()

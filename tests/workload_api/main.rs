@@ -1,8 +1,5 @@
 //! The SPIFFE Workload API on a socket of its own.
 
-#[path = "../mount/mod.rs"]
-mod mount;
-
 mod access;
 mod clients;
 mod content;

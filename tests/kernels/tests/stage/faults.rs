@@ -13,7 +13,7 @@ const MOST: u64 = 64 << 10;
 /// What a process may map and have resident, in KiB.
 const MAPPED: u64 = 8192;
 const RESIDENT: u64 = 6656;
-/// The most bytes of the binary for arm64; `tests/memory.rs` holds the one for x86-64.
+/// The most bytes of the binary for arm64; `tests/measured/memory.rs` holds the one for x86-64.
 const ARM64_BINARY: u64 = 4608 << 10;
 /// The exit code of too little protection.
 const REFUSED: i64 = 71;

@@ -1,8 +1,0 @@
-//! Debian packages, and a real systemd as the first process: minimal systems of Debian 12 and 13, in containers. Where
-//! the machine does not let us start containers nothing can be tested, which is said past the test harness.
-
-mod machine;
-mod packages;
-mod systemd;
-
-use testkit::container::possible;

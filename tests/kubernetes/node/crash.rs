@@ -1,0 +1,41 @@
+//! The shim crashes in its container: nobody but its log, its status and its metrics may tell.
+
+use std::time::Instant;
+
+use testkit::{Failure, confined::helper, node::KUBELET};
+
+use super::{
+    mesh::{HTTPBIN, Mesh, SHIM, is_ready, sidecar},
+    traffic::Traffic,
+};
+
+const CRASHES: usize = 3;
+
+pub(crate) async fn a_crashed_shim_goes_on_in_its_container(mesh: &Mesh) -> Result<(), Failure> {
+    let breaker = helper("breaker")?.display().to_string();
+    // A scene before this one may have had its containers started anew.
+    mesh.until(HTTPBIN, "ready", is_ready).await?;
+    let (before, pid) = (mesh.pod(HTTPBIN).await?, mesh.process(HTTPBIN, SHIM).await?);
+    let (traffic, begun) = (Traffic::start(mesh).await?, Instant::now());
+    for crash in 1..=CRASHES {
+        mesh.node.exec(&[&breaker, &pid, "crash"]).await?;
+        let counted = format!("\nsds_shim_successors_total {crash}\n");
+        // Until the successor listens, who asks for metrics is refused.
+        let look = async || Ok(mesh.metrics(HTTPBIN).await.ok().filter(|told| told.contains(&counted)));
+        mesh.eventually(&format!("crash {crash} in the metrics"), KUBELET, look).await?;
+        mesh.shim(HTTPBIN, &["wait", "--timeout", "60s"]).await?;
+    }
+    let handshakes = traffic.stop().await?;
+    println!("{CRASHES} crashes of a shim in {:.1?}: {handshakes} handshakes, 0 failed", begun.elapsed());
+
+    assert_eq!(mesh.process(HTTPBIN, SHIM).await?, pid);
+    let after = mesh.pod(HTTPBIN).await?;
+    for what in ["containerID", "restartCount", "state", "started"] {
+        assert_eq!(sidecar(&after, SHIM)[what], sidecar(&before, SHIM)[what], "{what}");
+    }
+    assert_eq!(after["status"]["conditions"], before["status"]["conditions"], "the pod was not ready for a time");
+    let log = mesh.cluster.kubectl(&["logs", "-n", HTTPBIN.0, "deployment/httpbin", "-c", SHIM]).await?;
+    assert_eq!(log.matches("restarted in place").count(), CRASHES, "{log}");
+    assert!(mesh.shim(HTTPBIN, &["status"]).await?.contains("crashed with SIGSEGV"));
+    Ok(())
+}

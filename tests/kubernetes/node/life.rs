@@ -1,0 +1,242 @@
+//! What happens to pods in their lives on a node: one node for all of it, with tokens of ten minutes.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use testkit::{
+    Failure, OrFail,
+    node::{Program, possible},
+};
+
+use super::{
+    authority::a_ca_that_is_away_or_refuses_is_told,
+    certificate,
+    crash::a_crashed_shim_goes_on_in_its_container,
+    crowd, logs,
+    mesh::{ENVOY, HTTPBIN, Mesh, SHIM, SLEEP, is_ready, restarts, terminated},
+    node_life::{
+        a_killed_containerd_costs_nothing, a_rebooted_node_has_its_mesh_again, a_shim_without_memory_is_started_again,
+        an_absent_containerd_costs_nothing,
+    },
+    refresh,
+    traffic::{self, Traffic},
+};
+use crate::stage::CHART;
+
+/// kubelet looks at the volumes of a pod after 60 to 90 s; this only bounds failures.
+pub(crate) const SYNC: Duration = Duration::from_secs(240);
+
+/// How long the CA is away, or refuses, besides what it takes for kubelet to tell.
+const AWAY: Duration = Duration::from_secs(120);
+
+/// A token of 600 s is renewed after 480 s, at the next look; the same.
+const TOKEN: Duration = Duration::from_secs(900);
+
+#[tokio::test]
+#[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes node` builds"]
+async fn sidecars_live_through_what_a_kubelet_does() -> Result<(), Failure> {
+    if !possible() {
+        return Ok(());
+    }
+    let values = ["developmentCA.verify=jwks", "ca.tokenSeconds=600", "env.SECRET_TTL=10m0s", "metrics.enabled=true"];
+    let mesh_ = Mesh::start(&values).await?;
+    let mesh = &mesh_;
+    play("kubelet", a_restarted_kubelet_renews_all_tokens(mesh)).await?;
+    play("config", a_changed_config_map_reaches_envoy(mesh)).await?;
+    play("crash", a_crashed_shim_goes_on_in_its_container(mesh)).await?;
+    play("shim", a_killed_shim_comes_back(mesh)).await?;
+    play("envoy", a_killed_envoy_comes_back(mesh)).await?;
+    play("memory", a_shim_without_memory_is_started_again(mesh)).await?;
+    play("containerd", a_killed_containerd_costs_nothing(mesh)).await?;
+    play("reboot", a_rebooted_node_has_its_mesh_again(mesh)).await?;
+    play("ca", a_ca_that_is_away_or_refuses_is_told(mesh, if short() { Duration::ZERO } else { AWAY })).await?;
+    if !short() {
+        play("absence", an_absent_containerd_costs_nothing(mesh)).await?;
+        play("crowd", crowd::many_pods_have_their_keys_in_secret_memory(mesh)).await?;
+    }
+    play("end", a_pod_that_ends_has_its_mesh_to_the_end(mesh)).await?;
+    play("memlock", little_lockable_memory_is_told(mesh)).await?;
+    play("certificate", certificates(mesh)).await?;
+    logs::hold_no_secrets(mesh)?;
+    mesh_.stop().await
+}
+
+/// What kubelet does for PodCertificates, and while it takes its time for one of them, for a token.
+async fn certificates(mesh: &Mesh) -> Result<(), Failure> {
+    certificate::prepare(mesh).await?;
+    certificate::a_pod_certificate_is_served_and_a_refused_one_is_told(mesh).await?;
+    refresh::a_pod_certificate_is_renewed_under_traffic(mesh).await?;
+    if short() {
+        eprintln!("NOT TESTED: what takes kubelet minutes, because NODE_SHORT is set");
+        return refresh::a_refused_refresh_leaves_what_there_is(mesh).await;
+    }
+    mesh.upgrade(&json!({ "env": { "SDS_SHIM_LOG": "debug" } })).await?;
+    mesh.deploy(SLEEP, "SDS_SHIM_LOG").await?;
+    mesh.rolled_out(SLEEP).await?;
+    let token = kubelet_renews_a_token_and_it_is_used(mesh);
+    let bundle = refresh::a_changed_trust_bundle_reaches_envoy(mesh, &[true, false]);
+    tokio::try_join!(token, refresh::kubelet_refreshes_a_pod_certificate(mesh), bundle)?;
+    refresh::a_refused_refresh_leaves_what_there_is(mesh).await?;
+    // The anchors are in a volume of their own, which goes on.
+    refresh::a_changed_trust_bundle_reaches_envoy(mesh, &[true]).await
+}
+
+/// Whether what takes kubelet minutes is left out.
+fn short() -> bool {
+    std::env::var_os("NODE_SHORT").is_some_and(|set| !set.is_empty())
+}
+
+/// Plays one of the scenes; `NODE_SCENES=crash,reboot` chooses some.
+async fn play(name: &str, scene: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let chosen = std::env::var("NODE_SCENES").unwrap_or_default();
+    if !chosen.is_empty() && !chosen.split(',').any(|chosen| chosen == name) {
+        eprintln!("NOT TESTED: {name}, which is not in NODE_SCENES");
+        return Ok(());
+    }
+    let begun = Instant::now();
+    scene.await.map_err(|failure| failure.context(name))?;
+    println!("({name}: {:.0?})", begun.elapsed());
+    Ok(())
+}
+
+async fn a_restarted_kubelet_renews_all_tokens(mesh: &Mesh) -> Result<(), Failure> {
+    let before = [mesh.token(SLEEP).await?, mesh.token(HTTPBIN).await?];
+    let traffic = Traffic::start(mesh).await?;
+    let begun = Instant::now();
+    mesh.node.kill(Program::Kubelet).await?;
+    for (of, before) in [SLEEP, HTTPBIN].into_iter().zip(before) {
+        let look = async || Ok((mesh.token(of).await? != before).then_some(()));
+        mesh.eventually(&format!("another token for {}", of.1), SYNC, look).await?;
+    }
+    let tokens = begun.elapsed();
+    mesh.shim(HTTPBIN, &["renew"]).await?;
+    // What has a readiness probe is not ready for a kubelet that has just started, until it has probed.
+    mesh.until(HTTPBIN, "ready", is_ready).await?;
+    let ready = begun.elapsed();
+    let handshakes = traffic.stop().await?;
+    println!("kubelet's restart: new tokens for all after {tokens:.1?}, pods ready after {ready:.1?},");
+    println!("  {handshakes} handshakes, 0 failed");
+    let pod = mesh.pod(HTTPBIN).await?;
+    assert_eq!(restarts(&pod, SHIM) + restarts(&pod, ENVOY), 0, "sidecars were started again");
+    Ok(())
+}
+
+async fn a_changed_config_map_reaches_envoy(mesh: &Mesh) -> Result<(), Failure> {
+    for (client, answered) in [("other", false), ("sleep", true)] {
+        let allowed = format!("proxy.allowedClients={{spiffe://cluster.local/ns/foo/sa/{client}}}");
+        let upgrade = ["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reset-then-reuse-values", "--set", &allowed];
+        mesh.cluster.helm(&upgrade).await?;
+        let took = traffic::until(mesh, answered, SYNC).await?;
+        println!("a changed ConfigMap reached Envoy after {took:.1?} (calls answered: {answered})");
+    }
+    Ok(())
+}
+
+/// Envoy keeps its certificate: who calls does not notice, but the pod is not ready until the shim has one again.
+async fn a_killed_shim_comes_back(mesh: &Mesh) -> Result<(), Failure> {
+    let traffic = Traffic::start(mesh).await?;
+    let (before, restarts_before) = (mesh.status(HTTPBIN).await?, restarts(&mesh.pod(HTTPBIN).await?, SHIM));
+    mesh.kill(HTTPBIN, SHIM).await?;
+    let again = |pod: &_| restarts(pod, SHIM) == restarts_before + 1;
+    let seen = mesh.until(HTTPBIN, "started again", again).await?;
+    let ready = mesh.until(HTTPBIN, "ready", is_ready).await?;
+    let handshakes = traffic.stop().await?;
+    println!(
+        "a killed shim: restarted after {seen:.1?}, ready after {ready:.1?} more, {handshakes} handshakes, 0 failed"
+    );
+    assert_ne!(mesh.status(HTTPBIN).await?["resources"], before["resources"], "a new certificate");
+    assert_eq!(restarts(&mesh.pod(HTTPBIN).await?, ENVOY), 0);
+    Ok(())
+}
+
+async fn a_killed_envoy_comes_back(mesh: &Mesh) -> Result<(), Failure> {
+    let (before, begun) = (mesh.pod(HTTPBIN).await?, Instant::now());
+    let again = |pod: &_| restarts(pod, ENVOY) == restarts(&before, ENVOY) + 1;
+    mesh.kill(HTTPBIN, ENVOY).await?;
+    mesh.until(HTTPBIN, "started again", again).await?;
+    traffic::until(mesh, true, SYNC).await?;
+    println!("a killed Envoy: handshakes again after {:.1?}", begun.elapsed());
+    mesh.until(HTTPBIN, "ready", is_ready).await?;
+    assert_eq!(restarts(&mesh.pod(HTTPBIN).await?, SHIM), restarts(&before, SHIM), "the shim goes on");
+    Ok(())
+}
+
+/// An application that takes its time to end calls others as before: its sidecars end after it.
+async fn a_pod_that_ends_has_its_mesh_to_the_end(mesh: &Mesh) -> Result<(), Failure> {
+    let patch = r#"{"spec":{"template":{"spec":{"terminationGracePeriodSeconds":20}}}}"#;
+    mesh.cluster.kubectl(&["patch", "-n", SLEEP.0, "deployment", SLEEP.1, "-p", patch]).await?;
+    mesh.rolled_out(SLEEP).await?;
+    let pods = ["get", "pods", "-n", SLEEP.0, "-l", "app=sleep", "--field-selector=status.phase=Running"];
+    let running = mesh
+        .cluster
+        .kubectl(
+            &[
+                &pods[..],
+                &[
+                    "-o",
+                    "jsonpath={range .items[*]}{.metadata.name} {.spec.terminationGracePeriodSeconds}{\"\\n\"}{end}",
+                ],
+            ]
+            .concat(),
+        )
+        .await?;
+    let pod = running.lines().find_map(|line| line.strip_suffix(" 20")).unwrap_or_default().to_owned();
+    mesh.cluster.kubectl(&["delete", "deployment", SLEEP.1, "-n", SLEEP.0]).await?;
+    let marked = ["wait", "--for=jsonpath={.metadata.deletionTimestamp}", "--timeout=280s"];
+    mesh.cluster.kubectl(&[&marked[..], &["-n", SLEEP.0, "pod", &pod]].concat()).await?;
+    let begun = Instant::now();
+    let mut calls = 0;
+    while begun.elapsed() < Duration::from_secs(12) {
+        let code = mesh.call(&pod).await?;
+        assert_eq!(code, "200", "call {calls} after {:?}", begun.elapsed());
+        calls += 1;
+    }
+    let exec = ["exec", "-n", SLEEP.0, &pod, "-c", SHIM, "--", "sds-shim", "renew"];
+    mesh.cluster.kubectl(&exec).await?;
+    mesh.cluster.kubectl(&["wait", "--for=delete", "--timeout=280s", "-n", SLEEP.0, "pod", &pod]).await?;
+    println!(
+        "a pod that ends: {calls} calls while it did, 0 failed, and a renewal; gone after {:.1?}",
+        begun.elapsed()
+    );
+    Ok(())
+}
+
+/// A containerd that lets containers lock 64 KiB, as it does where nobody gives its unit more. What a container may lock is
+/// what containerd could when the pod began.
+async fn little_lockable_memory_is_told(mesh: &Mesh) -> Result<(), Failure> {
+    mesh.node.limit_locked_memory(64).await?;
+    mesh.deploy(SLEEP, SHIM).await?;
+    let ended = |pod: &Value| terminated(pod, SHIM)["exitCode"] == 71;
+    mesh.until(SLEEP, "ended for want of memory", ended).await?;
+    let told = terminated(&mesh.pod(SLEEP).await?, SHIM)["message"].clone();
+    println!("64 KiB of lockable memory: {told}");
+    assert!(told.to_string().contains("LimitMEMLOCK=) is 64 KiB: raise it to at least"), "{told}");
+    mesh.node.limit_locked_memory(8192).await?;
+    mesh.cluster.kubectl(&["delete", "pod", "-l", "app=sleep", "-n", SLEEP.0]).await?;
+    mesh.rolled_out(SLEEP).await?;
+    mesh.remove(SLEEP).await
+}
+
+async fn kubelet_renews_a_token_and_it_is_used(mesh: &Mesh) -> Result<(), Failure> {
+    let before = mesh.token(SLEEP).await?;
+    let issued = issued(&before)?;
+    let look = async || Ok((mesh.token(SLEEP).await? != before).then_some(()));
+    mesh.eventually("another token, of 600 s", TOKEN, look).await?;
+    let renewed = sds_shim::clock::now() - issued;
+    let known = mesh.status(SLEEP).await?["token_not_after"].clone();
+    mesh.shim(SLEEP, &["renew"]).await?;
+    let used = mesh.status(SLEEP).await?["token_not_after"].clone();
+    println!("a token of 600 s was renewed after {renewed} s, and used: it ends {used}, the one before {known}");
+    assert_ne!(used, known);
+    Ok(())
+}
+
+/// When a token was issued, in Unix seconds.
+fn issued(token: &str) -> Result<i64, Failure> {
+    let payload = token.split('.').nth(1).unwrap_or_default();
+    let mut text = payload.replace('-', "+").replace('_', "/");
+    text.extend(std::iter::repeat_n('=', text.len().next_multiple_of(4) - text.len()));
+    let payload = openssl::base64::decode_block(&text).or_fail("decode the token")?;
+    let payload = testkit::kubernetes::object(&String::from_utf8_lossy(&payload))?;
+    payload["iat"].as_i64().ok_or_else(|| Failure::new("the token has no iat"))
+}

@@ -1,0 +1,15 @@
+//! The chart on a real node, as users have it: kubelet, containerd, runc, kube-proxy and a cluster DNS. What only a kubelet
+//! gives is seen here; src/manual/evidence/real_node.md has the times. `make test-kubernetes` runs it.
+
+mod authority;
+mod certificate;
+mod crash;
+mod crowd;
+mod life;
+mod logs;
+mod mesh;
+mod node_life;
+mod readme;
+mod refresh;
+mod remains;
+mod traffic;
