@@ -155,6 +155,17 @@ async fn elements_with_masses_of_certificates() -> testkit::Result {
     survives(with(1, large_ones.concat()), &large).await
 }
 
+/// A marker that ends with the dashes that the next one begins with: in a chain and among the roots.
+#[tokio::test]
+async fn markers_that_share_their_dashes() -> testkit::Result {
+    const SHARED: &str = "-----BEGIN CERTIFICATE-------END CERTIFICATE-----\n";
+    let first = Fault::mutate(|mut chain| {
+        chain[0].insert_str(0, SHARED);
+        chain
+    });
+    survives(first, &["certificate 1 in it cannot be parsed"]).await
+}
+
 /// Nothing of it makes the answer bad, and it must not be told at length.
 #[tokio::test]
 async fn roots_that_are_none_in_masses() -> testkit::Result {

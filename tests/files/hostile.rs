@@ -26,6 +26,8 @@ use tokio::time::{Instant, timeout};
 /// How long files are exchanged: some thousand times.
 const EXCHANGED: Duration = Duration::from_secs(4);
 
+const SHARED: &str = "-----BEGIN CERTIFICATE-------END CERTIFICATE-----\n";
+
 fn confined(site: &Site) -> ShimBuilder {
     site.shim().confined(Confinement::default()).env("SDS_SHIM_LOG", "debug").env("FILE_DEBOUNCE_DURATION", "0s")
 }
@@ -197,6 +199,23 @@ async fn a_good_anchor_among_masses_of_empty_blocks() -> testkit::Result {
     let line = shim.wait_for_log("and 5305 more; the others are served").await?;
     assert_eq!(line.matches(" skipped: ").count(), 4);
     assert!(line.len() < 2000, "{} bytes of log", line.len());
+    lives(&mut shim).await
+}
+
+/// A marker that ends with the dashes that the next one begins with. Such a text once ended the process.
+#[tokio::test]
+async fn markers_that_share_their_dashes() -> testkit::Result {
+    let site = Site::new().await?;
+    let (file, other) = (site.workload.path().join("anchors.pem"), Pki::new("other").root_pem());
+    fs::write(&file, format!("{}{SHARED}{other}", site.pki.root_pem())).or_fail("write the anchors")?;
+    let anchors = file.display().to_string();
+    let mut shim = Logged(confined(&site).env("SDS_SHIM_EXTRA_ROOTS", &anchors).start()?);
+    let mut stream = shim.connect().await?.stream();
+    let name = format!("file-root:{anchors}");
+    stream.send(sds::request(&[&name]));
+    let answer = stream.recv().await.map_err(|failure| shim.explain(failure))?;
+    assert_eq!(secret(&answer, &name)?.trusted_ca_pem, site.pki.root_pem() + &other);
+    shim.wait_for_log("certificate 2 skipped: it cannot be parsed; the others are served").await?;
     lives(&mut shim).await
 }
 

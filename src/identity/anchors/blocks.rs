@@ -48,8 +48,13 @@ impl Blocks {
 
     fn cut(&mut self) -> Option<Cut> {
         loop {
-            let wanted = if self.state == State::Between { pem::BEGIN } else { pem::END };
-            let Some(at) = find(&self.text, wanted.as_bytes()) else {
+            // The dashes that a block begins with are none of its end.
+            let (wanted, from) = match self.state {
+                State::Between => (pem::BEGIN, 0),
+                State::Inside => (pem::END, pem::BEGIN.len()),
+                State::Skipping => (pem::END, 0),
+            };
+            let Some(at) = find(&self.text[from..], wanted.as_bytes()).map(|at| from + at) else {
                 if self.state == State::Inside && self.text.len() > pem::MOST_TEXT {
                     self.state = State::Skipping;
                 }
@@ -66,8 +71,8 @@ impl Blocks {
                 }
                 State::Inside => {
                     // One that has begun before this one has ended was cut off.
-                    if let Some(again) = find(&self.text[pem::BEGIN.len()..at], pem::BEGIN.as_bytes()) {
-                        self.text.drain(..pem::BEGIN.len() + again);
+                    if let Some(again) = find(&self.text[from..at], pem::BEGIN.as_bytes()) {
+                        self.text.drain(..from + again);
                         return Some(Cut::Off);
                     }
                     self.state = State::Between;
@@ -108,6 +113,38 @@ fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn markers_that_share_their_dashes_are_no_block() {
+        let text = ["-----BEGIN CERTIFICATE-------END CERTIFICATE-----", pem::BEGIN, "one", pem::END].concat();
+        let mut blocks = Blocks::default();
+        blocks.feed(text.as_bytes());
+        assert!(matches!(blocks.cut(), Some(Cut::Off)));
+        assert!(matches!(blocks.cut(), Some(Cut::Block(block)) if block.contains("one")));
+        assert!(blocks.cut().is_none() && blocks.end().is_none());
+    }
+
+    proptest::proptest! {
+        /// Whatever the order of markers and their halves, and the portions in which they come.
+        #[test]
+        fn nothing_that_looks_like_markers_ends_it(
+            parts in proptest::collection::vec(0..8_usize, 0..20), size in 1..40_usize,
+        ) {
+            let half = |marker: &'static str| [&marker[..marker.len() / 2], &marker[marker.len() / 2..]];
+            let ([a, b], [c, d]) = (half(pem::BEGIN), half(pem::END));
+            let pieces = [pem::BEGIN, pem::END, a, b, c, d, "--", "A"];
+            let text: String = parts.iter().map(|part| pieces[*part]).collect();
+            let mut blocks = Blocks::default();
+            for portion in text.as_bytes().chunks(size) {
+                blocks.feed(portion);
+                while let Some(cut) = blocks.cut() {
+                    let good = |block: &str| block.starts_with(pem::BEGIN) && block.ends_with(pem::END);
+                    assert!(!matches!(cut, Cut::Block(block) if !good(&block)), "{text}");
+                }
+            }
+            let _ = blocks.end();
+        }
+    }
 
     #[test]
     fn blocks_are_found_however_they_come() {
