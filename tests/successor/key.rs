@@ -22,7 +22,7 @@ const LOST: &str = "not serving the certificate from before the crash: ";
 
 async fn serve(confinement: Confinement, edit: impl FnOnce(ShimBuilder) -> ShimBuilder) -> Result<Pod, Failure> {
     let site = Site::new().await?;
-    let shim = edit(site.shim().confined(confinement));
+    let shim = edit(site.shim().may_crash().confined(confinement));
     site.serve_with(shim).await
 }
 
@@ -145,7 +145,7 @@ async fn what_has_expired_is_not_served_again() -> testkit::Result {
     const LIFE: Duration = Duration::from_secs(4);
     let site = Site::new().await?;
     site.ca.set_ttl(Some(LIFE));
-    let shim = site.shim().confined(Confinement::CLOSED);
+    let shim = site.shim().may_crash().confined(Confinement::CLOSED);
     let mut pod = site.serve_with(shim).await?;
     let before = served(&mut pod.shim).await?;
     pod.site.ca.set_fault(Some(Fault::Status(Code::Unavailable, "down".to_owned())));
@@ -194,7 +194,7 @@ async fn a_successor_asks_no_address_that_wants_to_be_left_alone() -> testkit::R
     let other = DevelopmentCa::start(Arc::clone(&site.pki), tokens(), CaOptions::default()).await;
     let other = other.or_fail("start another CA")?;
     let addresses = [site.ca.address(), other.address()].map(|address| format!("localhost:{}", address.port()));
-    let shim = site.shim().env("CA_ADDR", addresses.join(", ")).confined(Confinement::CLOSED);
+    let shim = site.shim().may_crash().env("CA_ADDR", addresses.join(", ")).confined(Confinement::CLOSED);
     let mut pod = site.serve_with(shim).await?;
     served(&mut pod.shim).await?;
     pod.site.ca.set_fault(Some(later()));

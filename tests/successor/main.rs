@@ -35,6 +35,13 @@ use tonic::{
 
 const RESTARTED: &str = "restarted in place";
 
+/// A pod with a shim that the test makes crash.
+async fn pod() -> Result<Pod, Failure> {
+    let site = Site::new().await?;
+    let shim = site.shim().may_crash();
+    site.serve_with(shim).await
+}
+
 /// Crashes the process, and waits until there is a successor.
 async fn break_and_see(shim: &Process) -> Result<String, Failure> {
     let mark = shim.log().mark();
@@ -66,7 +73,7 @@ async fn certificate(shim: &mut Shim) -> Result<Secret, Failure> {
 async fn a_crash_keeps_the_process_its_socket_and_its_command() -> testkit::Result {
     let site = Site::new().await?;
     let script = "trap 'exit 7' TERM; echo \"command $$ of $PPID\"; while :; do sleep 0.02; done";
-    let shim = site.shim().exec(&["sh", "-c", script]);
+    let shim = site.shim().may_crash().exec(&["sh", "-c", script]);
     let mut pod = site.serve_with(shim).await?;
     let command = pod.shim.wait_for_log("command ").await?;
     pod.shim.wait_for_log(" of ").await?;
@@ -103,7 +110,7 @@ async fn a_crash_keeps_the_process_its_socket_and_its_command() -> testkit::Resu
 async fn the_socket_of_applications_is_kept_as_well() -> testkit::Result {
     let site = Site::new().await?;
     let socket = workload_api::socket(&site);
-    let shim = site.shim().env("SDS_SHIM_WORKLOAD_API", workload_api::at(&socket));
+    let shim = site.shim().may_crash().env("SDS_SHIM_WORKLOAD_API", workload_api::at(&socket));
     let mut pod = site.serve_with(shim).await?;
     let mut updates = WorkloadApi::wait_for(&socket).await?.svid().await?.1;
     let file = fs::metadata(&socket).or_fail("look at the socket")?.ino();
@@ -121,7 +128,7 @@ async fn the_socket_of_applications_is_kept_as_well() -> testkit::Result {
 
 #[tokio::test]
 async fn the_tenth_crash_within_ten_minutes_ends_the_process() -> testkit::Result {
-    let mut pod = Pod::new().await?;
+    let mut pod = pod().await?;
     for _ in 0..9 {
         break_and_see(&pod.shim).await?;
     }
@@ -137,7 +144,7 @@ async fn a_command_that_waits_for_a_certificate_starts_as_it_would_have() -> tes
     let run = async |crashes: usize| -> Result<Vec<String>, Failure> {
         let site = Site::new().await?;
         site.ca.set_fault(Some(Fault::Status(Code::Unavailable, "down".to_owned())));
-        let shim = site.shim().env("SDS_SHIM_WAIT", "certificate").env("RUST_BACKTRACE", "1");
+        let shim = site.shim().may_crash().env("SDS_SHIM_WAIT", "certificate").env("RUST_BACKTRACE", "1");
         let launcher = ["sh", "-c", "umask 027; ulimit -S -c 0; exec env --block-signal=USR2 \"$0\" \"$@\""];
         let shim = shim.through(&launcher).exec(&["sh", "-c", script]);
         let mut pod = site.serve_with(shim).await?;
@@ -161,7 +168,7 @@ async fn a_command_that_waits_for_a_certificate_starts_as_it_would_have() -> tes
 #[tokio::test]
 async fn a_signal_that_somebody_sends_ends_it_as_ever() -> testkit::Result {
     for signal in [Signal::SIGSEGV, Signal::SIGABRT, Signal::SIGTRAP] {
-        let mut pod = Pod::new().await?;
+        let mut pod = pod().await?;
         pod.shim.signal(signal)?;
         assert_eq!(pod.shim.wait_exit().await?.signal(), Some(signal as i32));
     }
@@ -173,7 +180,7 @@ async fn a_signal_that_somebody_sends_ends_it_as_ever() -> testkit::Result {
 async fn a_filter_that_allows_no_exec_tells_so_and_a_crash_ends_the_process() -> testkit::Result {
     for (variable, value) in [("SDS_SHIM_SECCOMP", "strict"), ("SDS_SHIM_LANDLOCK", "off")] {
         let site = Site::new().await?;
-        let shim = site.shim().env(variable, value);
+        let shim = site.shim().may_crash().env(variable, value);
         let mut pod = site.serve_with(shim).await?;
         let line = pod.shim.wait_for_log("sandbox: seccomp rejects system calls").await?;
         assert!(line.ends_with("; a crash ends the process"), "{line}");
@@ -188,7 +195,7 @@ async fn a_filter_that_allows_no_exec_tells_so_and_a_crash_ends_the_process() ->
 async fn without_a_filter_a_crash_has_a_successor_in_each_domain() -> testkit::Result {
     for level in ["off", "on", "strict"] {
         let site = Site::new().await?;
-        let shim = site.shim().env("SDS_SHIM_SECCOMP", "off").env("SDS_SHIM_LANDLOCK", level);
+        let shim = site.shim().may_crash().env("SDS_SHIM_SECCOMP", "off").env("SDS_SHIM_LANDLOCK", level);
         let mut pod = site.serve_with(shim).await?;
         pod.shim.wait_for_log("sandbox: ").await?;
         for _ in 0..2 {
@@ -204,7 +211,7 @@ async fn without_a_filter_a_crash_has_a_successor_in_each_domain() -> testkit::R
 async fn a_successor_is_confined_once_and_tells_what_holds() -> testkit::Result {
     for level in ["on", "strict"] {
         let site = Site::new().await?;
-        let shim = site.shim().env("SDS_SHIM_LANDLOCK", level);
+        let shim = site.shim().may_crash().env("SDS_SHIM_LANDLOCK", level);
         let mut pod = site.serve_with(shim).await?;
         let holds = |line: String| line.split_once("sandbox: ").map(|(_, what)| what.to_owned());
         let before = holds(pod.shim.wait_for_log("sandbox: ").await?);
@@ -226,7 +233,7 @@ async fn a_command_that_ends_during_a_crash_is_followed() -> testkit::Result {
     for _ in 0..20 {
         let site = Site::new().await?;
         let script = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.02; done";
-        let shim = site.shim().exec(&["sh", "-c", script]);
+        let shim = site.shim().may_crash().exec(&["sh", "-c", script]);
         let mut pod = site.serve_with(shim).await?;
         pod.shim.wait_for_log("ready").await?;
         // Before its number is known, a crash ends the process.
@@ -244,7 +251,7 @@ async fn a_command_that_ends_during_a_crash_is_followed() -> testkit::Result {
 async fn a_signal_that_was_read_when_the_crash_came_is_handled() -> testkit::Result {
     let site = Site::new().await?;
     let script = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.02; done";
-    let shim = site.shim().exec(&["sh", "-c", script]);
+    let shim = site.shim().may_crash().exec(&["sh", "-c", script]);
     let mut pod = site.serve_with(shim).await?;
     pod.shim.wait_for_log("ready").await?;
     pod.shim.wait_for_log("command started").await?;
@@ -269,7 +276,8 @@ async fn a_ca_that_asks_for_patience_is_not_called_earlier() -> testkit::Result 
     let mut metadata = MetadataMap::new();
     metadata.insert("retry-after", MetadataValue::from_static("30"));
     site.ca.set_fault(Some(Fault::Refuse(Box::new(Status::with_metadata(Code::Unavailable, "later", metadata)))));
-    let pod = site.serve().await?;
+    let shim = site.shim().may_crash();
+    let pod = site.serve_with(shim).await?;
     pod.shim.wait_for_log("retrying in").await?;
     for _ in 0..2 {
         let mark = pod.shim.log().mark();
@@ -306,7 +314,7 @@ async fn the_first_process_of_a_namespace_keeps_its_children() -> testkit::Resul
     let script = "trap 'exit 8' TERM; echo parent $PPID; kill -SEGV 1; kill -ABRT 1
         until [ -e go ]; do sleep 0.02; done; (sh -c 'exit 3' &)
         while :; do sleep 0.02; done";
-    let shim = site.shim().through(&unshare).env("SDS_SHIM_LOG", "debug").exec(&["sh", "-c", script]);
+    let shim = site.shim().may_crash().through(&unshare).env("SDS_SHIM_LOG", "debug").exec(&["sh", "-c", script]);
     let mut pod = site.serve_with(shim).await?;
     pod.shim.wait_for_log("parent 1").await?;
     pod.shim.wait_for_log("command started").await?;

@@ -27,7 +27,7 @@ async fn key_and_certificate_fit_whenever_a_renewal_crashes() -> testkit::Result
     let mut left = crashes();
     while left > 0 {
         let site = Site::new().await?;
-        let shim = site.shim().confined(Confinement::CLOSED);
+        let shim = site.shim().may_crash().confined(Confinement::CLOSED);
         let mut pod = site.serve_with(shim).await?;
         served(&mut pod.shim).await?;
         let start = Instant::now();
@@ -67,7 +67,7 @@ async fn the_command_ends_during_a_crash_that_hands_on_a_key() -> testkit::Resul
     for by_signal in [true, false].repeat(crashes()) {
         let site = Site::new().await?;
         let script = "trap 'exit 9' TERM; echo ready; until [ -e go ]; do sleep 0.01; done; exit 9";
-        let shim = site.shim().confined(Confinement::CLOSED).exec(&["sh", "-c", script]);
+        let shim = site.shim().may_crash().confined(Confinement::CLOSED).exec(&["sh", "-c", script]);
         let mut pod = site.serve_with(shim).await?;
         served(&mut pod.shim).await?;
         pod.shim.wait_for_log("ready").await?;

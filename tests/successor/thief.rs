@@ -17,7 +17,7 @@ const CRASHES: usize = 6;
 /// Crashes the process under the eyes of a thief, who tells what it got.
 async fn stolen(confinement: Confinement, how: &str) -> Result<String, Failure> {
     let site = Site::new().await?;
-    let shim = site.shim().confined(confinement);
+    let shim = site.shim().may_crash().confined(confinement);
     let mut pod = site.serve_with(shim).await?;
     served(&mut pod.shim).await?;
     let directory = pod.site.workload.path();
@@ -42,7 +42,7 @@ async fn stolen(confinement: Confinement, how: &str) -> Result<String, Failure> 
     Ok(line)
 }
 
-/// `tests/attach.rs` shows that attaching succeeds where nothing forbids it.
+/// `tests/confinement/attach.rs` shows that attaching succeeds where nothing forbids it.
 #[tokio::test]
 async fn a_thief_of_the_same_user_gets_nothing() -> testkit::Result {
     const NOTHING: &str = "stolen: 0 descriptors, 0 keys, 0 attachments";

@@ -71,7 +71,7 @@ async fn survive(confinement: Option<Confinement>, crashes: usize) -> Result<(Ve
     fs::write(site.workload.path().join("envoy.json"), bootstrap.to_string()).or_fail("configure Envoy")?;
     let program = envoy::program()?.display().to_string();
     let command = [&*program, "-c", "envoy.json", "--concurrency", "1", "--disable-hot-restart"];
-    let (shim, keeps) = (site.shim().exec(&command), confinement.is_some());
+    let (shim, keeps) = (site.shim().may_crash().exec(&command), confinement.is_some());
     let mut pod = site.serve_with(confinement.into_iter().fold(shim, ShimBuilder::confined)).await?;
     let admin = Admin::at(&pod.site.workload.path().join(ADMIN_SOCKET));
     let start = Instant::now();

@@ -44,12 +44,19 @@ pub fn cross_compiled() -> Option<(&'static str, PathBuf)> {
 }
 
 /// A running shim; killed when it is dropped. Everything of [`Process`] can be asked of it.
+///
+/// One that has crashed goes on in its place, so that nothing else may show it: the test fails when it is dropped,
+/// unless [`ShimBuilder::may_crash`] was called.
 pub struct Shim {
     process: Process,
     container: Option<Container>,
     directory: PathBuf,
     socket: PathBuf,
+    may_crash: bool,
 }
+
+/// What it says after a crash, and in one that it does not survive.
+const CRASHES: [&str; 2] = ["crashed with SIG", "sds-shim: crashed or hung"];
 
 impl Drop for Shim {
     fn drop(&mut self) {
@@ -61,6 +68,10 @@ impl Drop for Shim {
         });
         // A full disk must not look like a fault of the shim.
         drop(kept);
+        let crash = self.process.log().lines().into_iter().find(|line| CRASHES.iter().any(|told| line.contains(told)));
+        if let Some(crash) = crash.filter(|_| !self.may_crash && !std::thread::panicking()) {
+            panic!("the shim crashed: {crash}");
+        }
     }
 }
 
@@ -78,6 +89,7 @@ impl Shim {
             confinement: None,
             containment: None,
             build: SHIPPED,
+            may_crash: false,
         }
     }
 
@@ -158,6 +170,7 @@ pub struct ShimBuilder {
     confinement: Option<Confinement>,
     containment: Option<Containment>,
     build: Build,
+    may_crash: bool,
 }
 
 /// Where a build of the shim stands: the variable that names it, its usual place, and what makes it.
@@ -243,6 +256,12 @@ impl ShimBuilder {
         self
     }
 
+    /// Says that the test makes it crash.
+    pub fn may_crash(mut self) -> Self {
+        self.may_crash = true;
+        self
+    }
+
     /// All variables, for who starts it by other means.
     pub fn variables(&self) -> BTreeMap<String, String> {
         self.env.clone()
@@ -261,7 +280,13 @@ impl ShimBuilder {
             let (program, mut arguments) = containment.command(container.name(), &self.directory, &self.env)?;
             arguments.extend(self.arguments);
             let process = Process::start(&self.name, &program, &arguments, &inherited(), &self.directory)?;
-            return Ok(Shim { process, container: Some(container), directory: self.directory, socket: self.socket });
+            return Ok(Shim {
+                process,
+                container: Some(container),
+                directory: self.directory,
+                socket: self.socket,
+                may_crash: self.may_crash,
+            });
         }
         let (variable, place, remedy) = self.build;
         let program = binary(variable, place, remedy)?;
@@ -276,6 +301,6 @@ impl ShimBuilder {
             arguments.splice(..0, more.iter().cloned().chain([started.display().to_string()]));
         }
         let process = Process::start(&self.name, &program, &arguments, &env, &self.directory)?;
-        Ok(Shim { process, container: None, directory: self.directory, socket: self.socket })
+        Ok(Shim { process, container: None, directory: self.directory, socket: self.socket, may_crash: self.may_crash })
     }
 }
