@@ -241,7 +241,7 @@ systemd:
 	@$(PACKAGES) systemd systemd-analyze
 
 manual: openssl ## write the generated pages anew: the variables, where links lead in rustdoc, the man page, completions of shells
-	@MANUAL=1 $(CARGO) test --quiet --test readme
+	@MANUAL=1 $(CARGO) test --quiet --test repository
 
 clean: ## remove everything that was built
 	@rm -rf target

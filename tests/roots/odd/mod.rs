@@ -1,6 +1,5 @@
 //! Certificates of which some are odd: one that is good, and each of its elements changed in every way that a broken
 //! or old encoder has; then what was seen in the field and what standards rule out.
-#![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub(crate) mod forms;
 pub(crate) mod page;

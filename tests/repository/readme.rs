@@ -1,12 +1,6 @@
 //! The documents say what the binary, the Makefile and each other say, and their links lead somewhere.
 
-mod command_files;
-mod document;
-mod environment;
-mod links;
-mod manual;
-
-use document::Document;
+use crate::document::Document;
 
 #[test]
 fn the_readme_is_short() {
