@@ -202,21 +202,11 @@ async fn serve_on(
 ) -> Result<Option<ExitStatus>, AppError> {
     let signals = Signals::take(launch.is_some())?;
     let (force, mut forced) = (Arc::new(Notify::new()), Forced::new(config.rotation.forced_pause));
-    if let Some(address) = config.ca.addresses.iter().find(|address| config.source.ca && address.is_plaintext()) {
-        warn!(
-            "CA_ADDR has port 15010: connecting to {address} WITHOUT TLS: everyone on the path can read and use the \
-             token"
-        );
-    }
-    config.notes.iter().for_each(|note| warn!("{note}"));
+    warn_of(&config);
     info!(socket = %sockets.sds.path().display(), "serving SDS");
     let sandbox = Sandbox::new(&config);
     let (sds, api, wait) = (config.sds.clone(), config.workload_api.clone(), config.wait);
-    let addresses = config.ca.addresses.iter().filter(|_| config.source.ca).map(ToString::to_string);
-    let addresses = addresses.chain(config.source.spiffe.iter().map(ToString::to_string));
-    let min_life = config.admin.min_life.as_secs() as i64;
-    let status = Status::new(clock::now(), min_life, sources(&config), addresses).following(config.followed_files());
-    let status = Arc::new(if api.is_some() { status.with_applications() } else { status });
+    let status = Arc::new(first_status(&config));
     if launch.is_none() {
         status.confined(sandbox.enter(false)?);
     }
@@ -266,6 +256,26 @@ async fn serve_on(
             }
         }
     }
+}
+
+/// What is possible, and not what anybody should want.
+fn warn_of(config: &Config) {
+    if let Some(address) = config.ca.addresses.iter().find(|address| config.source.ca && address.is_plaintext()) {
+        warn!(
+            "CA_ADDR has port 15010: connecting to {address} WITHOUT TLS: everyone on the path can read and use the \
+             token"
+        );
+    }
+    config.notes.iter().for_each(|note| warn!("{note}"));
+}
+
+/// What is known before anything has happened.
+fn first_status(config: &Config) -> Status {
+    let addresses = config.ca.addresses.iter().filter(|_| config.source.ca).map(ToString::to_string);
+    let addresses = addresses.chain(config.source.spiffe.iter().map(ToString::to_string));
+    let min_life = config.admin.min_life.as_secs() as i64;
+    let status = Status::new(clock::now(), min_life, sources(config), addresses).following(config.followed_files());
+    if config.workload_api.is_some() { status.with_applications() } else { status }
 }
 
 /// Serves the Workload API for as long as it is polled, where it is to be served.

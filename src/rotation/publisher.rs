@@ -266,16 +266,13 @@ impl State {
             return None;
         }
         let digests: Vec<_> = lists.iter().map(|list| *list.digest()).collect();
-        let unchanged = match &self.published {
-            // Nothing that Envoy could use: it refuses an empty list, and goes on with the one that has ended.
-            Some(_) if bundle.anchors().is_empty() => true,
-            Some(held) => {
-                let same_lists = held.lists == digests && held.whole_chain == whole_chain;
-                held.roots.is_same_set(&bundle) && same_domains(&held.domains, &domains) && same_lists
-            }
-            None => bundle.anchors().is_empty(),
-        };
-        if unchanged {
+        // Nothing that Envoy could use: it refuses an empty list, and goes on with the one that has ended.
+        let is_empty = bundle.anchors().is_empty();
+        let is_published = self.published.as_ref().is_some_and(|held| {
+            let same_lists = held.lists == digests && held.whole_chain == whole_chain;
+            held.roots.is_same_set(&bundle) && same_domains(&held.domains, &domains) && same_lists
+        });
+        if is_empty || is_published {
             return None;
         }
         if !lists.is_empty() && !RevocationList::have_room(&lists, !domains.is_empty()) {
@@ -283,15 +280,7 @@ impl State {
             self.lists_until = Some(now + 1);
             return None;
         }
-        match self.roots.left_out(now) {
-            None => {}
-            Some((count, Room::Arena)) => self.tell(format!(
-                "{count} trust anchors are left out: together they may take {} KiB, half of the arena; raise \
-                 SDS_SHIM_ARENA_KIB",
-                budget::for_anchors() / 1024
-            )),
-            Some((count, Room::Names)) => self.tell(format!("{count} trust anchors are left out: {TOO_MANY_NAMES}")),
-        }
+        self.tell_left_out(now);
         let anchors = bundle.clone();
         let told_apart = domains.iter().map(|(domain, bundle)| (domain.to_string(), bundle.clone())).collect();
         self.waited_for = false;
@@ -301,6 +290,18 @@ impl State {
         }
         self.published = Some(Published { roots: bundle, domains, lists: digests, whole_chain });
         Some(Content::ValidationContext(Validation { anchors, lists, whole_chain, domains: told_apart }))
+    }
+
+    fn tell_left_out(&mut self, now: i64) {
+        match self.roots.left_out(now) {
+            None => {}
+            Some((count, Room::Arena)) => self.tell(format!(
+                "{count} trust anchors are left out: together they may take {} KiB, half of the arena; raise \
+                 SDS_SHIM_ARENA_KIB",
+                budget::for_anchors() / 1024
+            )),
+            Some((count, Room::Names)) => self.tell(format!("{count} trust anchors are left out: {TOO_MANY_NAMES}")),
+        }
     }
 
     /// Trust domains with the anchors that vouch for them, those of our own certificates first; none where they are not

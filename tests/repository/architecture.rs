@@ -119,6 +119,25 @@ fn main_stays_thin() {
 }
 
 #[test]
+fn no_file_is_long() {
+    const LINES: usize = 400;
+    let (mut pending, mut looked_at) = (["src", "tests", "proto/src"].map(|place| root().join(place)).to_vec(), 0);
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("generated") && !path.ends_with("target") {
+                pending.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let lines = fs::read_to_string(&path).unwrap().lines().count();
+                assert!(lines <= LINES, "{} has {lines} lines", path.display());
+                looked_at += 1;
+            }
+        }
+    }
+    assert!(looked_at > 300, "{looked_at}");
+}
+
+#[test]
 fn nothing_else_stands_at_the_top_level() {
     let allowed = [
         "Cargo.toml",

@@ -17,7 +17,8 @@
         clippy::unreachable,
         clippy::print_stdout,
         clippy::print_stderr,
-        clippy::disallowed_methods
+        clippy::disallowed_methods,
+        clippy::too_many_lines
     )
 )]
 
