@@ -35,6 +35,22 @@ fn every_link_leads_to_a_file_and_a_heading() {
 }
 
 #[test]
+fn files_that_documents_name_are_there() {
+    let mut looked_at = 0;
+    for document in Document::all() {
+        for named in document.text.split('`').skip(1).step_by(2) {
+            let of_ours =
+                ["src/", "tests/", "packaging/", "proto/", "findings/"].iter().any(|top| named.starts_with(top));
+            if of_ours && named.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._/-".contains(&byte)) {
+                assert!(workspace().join(named).exists(), "{} names {named}", document.path.display());
+                looked_at += 1;
+            }
+        }
+    }
+    assert!(looked_at > 100, "{looked_at}");
+}
+
+#[test]
 fn a_broken_link_is_found() {
     let document = Document {
         path: "src/manual/guide/page.md".into(),
