@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_and_spiffe_ids_are_no_keys() {
+    fn urls_and_spiffe_ids_are_not_redacted() {
         let guid = "72f988bf-86f1-41af-91ab-2d7cd011db47";
         for text in [
             "from https://container.googleapis.com/v1/projects/a-project-of-ours/locations/europe-west1/clusters/production, and".to_owned(),
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_opened_is_read_whatever_its_name_leads_to_later() {
+    fn an_open_file_is_read_even_if_its_name_is_reused() {
         let place = place();
         let path = file(&place, b"first");
         let opened = open(&path, 1 << 20).unwrap();
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_ascii_is_replaced_byte_for_byte() {
+    fn non_ascii_bytes_are_replaced_one_by_one() {
         let place = place();
         assert_eq!(read_ascii(&file(&place, "a\u{e4}\n".as_bytes()), 10).unwrap(), "a??\n");
         assert_eq!(read_ascii(&file(&place, b"\xffnameserver"), 100).unwrap(), "?nameserver");

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_told_by_what_changed() {
+    fn a_change_is_recognised_by_its_parts() {
         let before = seen("a", &[("ROOTCA", "1")], &[1]);
         assert_eq!(before.changed(&before), None);
         assert_eq!(before.changed(&seen("b", &[("ROOTCA", "2")], &[1])), Some("identity"));

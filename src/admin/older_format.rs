@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_format_is_for_who_asks_for_it() {
+    fn the_older_format_is_served_on_request() {
         let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
         for (accept, expected) in [
             (None, false),

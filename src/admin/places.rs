@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_has_most_places_gives_one() {
+    async fn the_largest_holder_of_places_gives_one_up() {
         let mut places = Places::default();
         let mut tasks = Vec::new();
         let mut come = |number: u8, asked: bool| {

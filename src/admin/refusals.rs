@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_is_told_once_in_a_while_and_few_of_all() {
+    fn each_refusal_is_logged_rarely_and_all_within_a_limit() {
         let (refusals, start) = (Refusals::default(), Instant::now());
         let from = |number: u8, why: &str, now| refusals.take(IpAddr::from([10, 0, 0, number]), why, now);
         assert_eq!(from(1, "no", start), Some(1));

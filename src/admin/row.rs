@@ -132,14 +132,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_a_dash() {
+    fn unknown_values_are_a_dash() {
         let told = fields(&status(), &[]);
         let why = "no SDS request has carried a service-account token yet";
         assert_eq!(told, ["-", "NOT READY", "-", "-", "0", "locked", why]);
     }
 
     #[test]
-    fn each_trouble_is_told_once_and_on_one_line() {
+    fn each_problem_is_shown_once_on_one_line() {
         let status = status();
         let store = Arc::new(SecretStore::new(|_, _| Encoded::default()));
         let workload = status.workload("spiffe://a".to_owned(), &store);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_beside_readiness_is_told() {
+    fn problems_other_than_readiness_are_shown() {
         let status = status();
         let store = Arc::new(SecretStore::new(|_, _| Encoded::default()));
         let workload = status.workload("spiffe://a".to_owned(), &store);

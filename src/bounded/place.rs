@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_in_the_mount_of_its_directory_is_not_mounted_alone() {
+    fn a_file_in_its_directorys_mount_is_not_a_mount_point() {
         for file in ["/proc/self/status", "/nonexistent", "/", "/proc"] {
             assert!(!is_mounted_alone(Path::new(file)), "{file}");
         }

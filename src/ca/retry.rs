@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_no_wait() {
+    fn an_invalid_retry_after_is_ignored() {
         for (seconds, nanos) in [(-1, 0), (1, -1), (0, 1_000_000_000)] {
             assert_eq!(from_status(&with_details(vec![retry_info(seconds, nanos)])), None);
         }

@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_exchange_in_no_group_is_none_of_the_groups_that_are_wanted() {
+    fn a_key_exchange_without_a_group_matches_no_wanted_group() {
         assert_eq!(meets(None), (true, None), "as far as the certificate, which nobody has issued");
         for groups in ["X25519MLKEM768", "X25519:P-256"] {
             let (seen, reason) = meets(Some(groups));

@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_leads_elsewhere_when_none_of_its_addresses_is_an_old_one() {
+    async fn a_name_has_moved_when_all_its_addresses_are_new() {
         let limit = Duration::from_secs(1);
         for (before, expected) in [
             (vec!["127.0.0.9"], true),

@@ -352,7 +352,7 @@ sandbox  no Landlock
     }
 
     #[test]
-    fn what_is_not_shown_is_counted() {
+    fn omitted_entries_are_counted() {
         let status = serde_json::json!({"workload_count": 17, "workloads": [{
             "resources": [{"name": "ROOTCA", "certificates": [{}, {}], "certificate_count": 140}],
         }]});

@@ -136,7 +136,7 @@ fn after_a_suspend_it_is_due_at_once() {
 }
 
 #[test]
-fn what_is_over_before_the_wait_begins_is_due_without_one() {
+fn a_past_deadline_is_due_immediately() {
     for ago in [Duration::ZERO, SECOND, YEAR] {
         assert_eq!(wait_for(start() - ago, &[]), outcome(0, 0));
     }
@@ -297,7 +297,7 @@ async fn the_kernels_timer_keeps_to_the_wall_clock() {
 }
 
 #[test]
-fn times_are_told_in_two_units() {
+fn durations_are_written_in_two_units() {
     for (seconds, expected) in [
         (0, "0 s"),
         (59, "59 s"),

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_and_signals_are_told_apart() {
+    fn urls_and_signals_are_distinguished() {
         let url = "http://127.0.0.1:15000/drain_listeners?graceful&skip_exit";
         assert_eq!(parse(url).unwrap().to_string(), format!("POST {url}"));
         assert_eq!(parse(&url.replace("127.0.0.1", "localhost")).unwrap().to_string(), format!("POST {url}"));
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_do_harm_is_refused() {
+    fn harmful_actions_are_rejected() {
         for query in ["", "?graceful", "?skip_exit", "?graceful_&skip_exit", "?inboundonly"] {
             assert_eq!(parse(&format!("http://127.0.0.1:15000/drain_listeners{query}")), Err(CLOSES), "{query}");
         }

@@ -135,7 +135,7 @@ concurrency: 2
     }
 
     #[test]
-    fn what_is_no_proxy_config_is_told_with_its_line() {
+    fn an_invalid_proxy_config_is_reported_with_its_line() {
         for (text, expected) in [
             ("{", "expected JSON or YAML"),
             ("a: [", "expected JSON or YAML"),

@@ -144,7 +144,7 @@ fn every_variable_has_an_effect() {
 }
 
 #[test]
-fn our_own_trust_domain_is_no_other_one_unless_it_may_change() {
+fn our_own_trust_domain_is_rejected_as_foreign_unless_it_may_change() {
     let bundles = ("SDS_SHIM_BUNDLES", "cluster.local=/own.pem,other=/other.pem");
     assert!(config(&[bundles]).unwrap_err()[0].to_string().contains("our own trust domain"));
     let movable = config(&[bundles, ("SDS_SHIM_TRUST_DOMAIN_FILE", "./td")]).unwrap();
@@ -225,7 +225,7 @@ fn variables_that_kubernetes_sets_for_a_service_are_not_ours() {
 }
 
 #[test]
-fn what_we_have_written_is_no_source_of_anchors() {
+fn our_own_output_is_not_a_source_of_anchors() {
     let written = [("PROV_CERT", "./certs"), ("OUTPUT_CERTS", "certs/")];
     let both = config(&written).unwrap();
     assert_eq!(both.ca.roots, CaRoots::File("./certs/root-cert.pem".into()));
@@ -315,13 +315,13 @@ fn a_host_name_that_openssl_would_not_take_is_refused() {
 }
 
 #[test]
-fn all_mistakes_are_told_at_once() {
+fn all_mistakes_are_reported_at_once() {
     let mistakes = config(&[("CA_ADDR", "x"), ("SECRET_TTL", "x"), ("SDS_SHIM_X", "x")]).unwrap_err();
     assert_eq!(mistakes.len(), 3, "{mistakes:?}");
 }
 
 #[test]
-fn what_is_mounted_is_served() {
+fn mounted_files_are_served() {
     let source = |variables: &[(&str, &str)]| {
         let config = config(variables).unwrap();
         let files = config.source.files.map(|files| [files.chain, files.key, files.roots]);
@@ -382,7 +382,7 @@ fn a_workload_api_is_a_source_of_its_own() {
 }
 
 #[test]
-fn files_that_are_followed_are_told_once_and_not_without_end() {
+fn followed_files_are_listed_once_and_limited() {
     let names =
         |config: Config| config.followed_files().iter().map(|file| file.display().to_string()).collect::<Vec<_>>();
     assert_eq!(names(config(&[]).unwrap()), [TOKEN_FILE, ROOT_FILE, CRL_FILE]);

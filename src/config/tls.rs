@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_group_is_told_with_those_that_there_are() {
+    fn an_unknown_group_is_reported_with_the_known_ones() {
         for (text, at) in [("P-256,P-255", 2), ("", 1), ("X25519,,P-256", 2), ("secret", 1), ("?X25519", 1)] {
             let error = groups(text, NEW).unwrap_err();
             assert!(

@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_lies_below_the_directories_is_open() {
+    fn only_files_below_the_directories_are_allowed() {
         let access = |directories: Vec<PathBuf>| FileAccess {
             directories,
             tokens: vec!["/run/tokens".into()],

@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_looked_at_where_nobody_tells_of_their_changes() {
+    fn files_are_polled_on_file_systems_without_events() {
         let pause = Duration::from_secs(7);
         let at = |path: &str| [PathBuf::from("/dev/shm/a"), PathBuf::from(path)];
         for (path, check, expected) in [

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn a_written_map_is_read_back() {
         let (one, two) = (bundle(&["a", "b"]), bundle(&["c"]));
         for domains in [&[("one", &one), ("two.example", &two)][..], &[("one", &one)], &[]] {
             let read = BundleMap::read(&text(domains), 1, |_| true).unwrap();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_map_is_refused() {
+    fn an_invalid_map_is_rejected() {
         for text in ["", "[]", "{}", "{\"trust_domains\":[]}", "-----BEGIN CERTIFICATE-----", "{\"keys\":[]}"] {
             assert!(BundleMap::read(text, 1, |_| true).is_err(), "{text:?}");
         }

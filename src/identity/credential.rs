@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_put_in_order_without_doubles_and_roots() {
+    fn a_chain_is_ordered_without_duplicates_and_roots() {
         let options = PkiOptions { upper: true, ..PkiOptions::new("order") };
         let pki = Pki::with_options(&options);
         let issued = pki.issue(&Leaf::workload("spiffe://td/ns/a/sa/b", Duration::from_secs(3600)));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_belong_together_is_refused() {
+    fn a_mismatched_key_and_chain_are_rejected() {
         let (one, other) = (issued(), issued());
         let error = |chain: &str, text: &str| Credential::from_pem(chain, &key(text)).err().unwrap().to_string();
         assert!(error(&one.chain_pem, &other.key_pem).contains("does not belong"));

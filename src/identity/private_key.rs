@@ -246,7 +246,7 @@ mod tests {
     const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
 
     #[test]
-    fn a_key_is_taken_out_wherever_it_stands() {
+    fn a_key_is_extracted_wherever_it_is_in_the_file() {
         let key = key();
         for (before, after) in [("", ""), (CERTIFICATE, ""), ("", CERTIFICATE), (CERTIFICATE, CERTIFICATE)] {
             let (public, found) = split(&format!("{before}{key}{after}"));
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_keys_the_first_counts_and_none_is_public() {
+    fn the_first_of_several_keys_is_used_and_none_leaks() {
         let (one, other) = (key(), key());
         let (public, found) = split(&format!("{one}{other}"));
         assert_eq!(public.trim(), "");
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_told() {
+    fn unusable_keys_are_reported() {
         let told = |text: &str| split(text).1.parse().map(|_| ()).unwrap_err();
         assert_eq!(told(CERTIFICATE), KeyError::Missing);
         assert_eq!(told("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----"), KeyError::Malformed);

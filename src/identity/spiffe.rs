@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_id_is_none() {
+    fn invalid_ids_are_rejected() {
         for bad in
             ["spiffe://td", "spiffe://td/", "spiffe://td/a/", "spiffe://td/../a", "spiffe://TD/a", "spiffe://td/a?b"]
         {

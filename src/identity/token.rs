@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn expiry_and_audience_are_looked_at() {
+    fn expiry_and_audience_are_checked() {
         let good = token(r#"{"aud":["istio-ca","other"],"exp":1000.5}"#);
         assert_eq!(good.check(Some("istio-ca"), 999), Ok(()));
         assert_eq!(good.check(Some("istio-ca"), 1000), Err(TokenError::Expired { expired: 1000, now: 1000 }));
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_jwt_is_named_so() {
+    fn a_token_that_is_not_a_jwt_is_reported() {
         for (text, error) in [
             (String::new(), TokenError::Empty),
             (" \n".to_owned(), TokenError::Empty),

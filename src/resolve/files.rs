@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_search_list_stands_where_glibc_has_it() {
+    fn the_search_list_is_applied_as_by_glibc() {
         let kubernetes = "search foo.svc.c.local svc.c.local c.local\noptions ndots:5\n";
         let rows: &[(&str, &str, &[&str])] = &[
             ("", "ca", &["ca"]),

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_is_not_asked_for() {
+    fn invalid_names_are_not_queried() {
         let long = "a".repeat(64);
         for text in ["", ".", "a..b", "a.", &long, &["abcdefg"; 32].join(".")] {
             assert!(Name::new(text).is_none(), "{text}");

@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_stands_for_itself() {
+    async fn an_address_resolves_to_itself() {
         for text in ["10.0.0.1", "fd00::1"] {
             assert_eq!(lookup(text, Duration::ZERO).await.unwrap(), [text.parse::<IpAddr>().unwrap()]);
         }

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_another_one_is_told_however_it_became_so() {
+    async fn a_replaced_file_is_noticed_however_it_was_replaced() {
         let directory = Scratch::new("tests").unwrap();
         let directory = directory.path();
         let file = directory.join("root-cert.pem");
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_failure_does_not_hang_on_ends_no_wait() {
+    async fn unrelated_changes_do_not_end_the_wait() {
         let seen = before(Path::new("/no/such/file"));
         let hangs = Hangs { provisioned: true, clock: true, ..Hangs::default() };
         let cure = Cure { hangs, ways: Vec::new(), calm: false, probed: false };

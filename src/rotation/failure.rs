@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_renewed_in_time_whatever_becomes_of_its_successor() {
+    fn the_current_certificate_is_renewed_in_time_whatever_its_successor_does() {
         let both = |wanted: AttemptError, before: AttemptError| {
             Failure::Both { wanted: Box::new(wanted.into()), before: Box::new(before.into()) }.class()
         };

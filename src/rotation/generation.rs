@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_served_is_read_with_its_schedule_and_all_anchors() {
+    fn a_generation_is_restored_with_its_schedule_and_all_anchors() {
         let (now, leaving) = (clock::now(), Pki::new("leaving").root_pem());
         // It may be in the trust domain from which we move to another.
         for id in [OURS, "spiffe://before.example/ns/foo/sa/sleep"] {
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_not_trusted() {
+    fn a_mismatched_generation_is_rejected() {
         let (now, (key, chain, root)) = (clock::now(), issue(OURS));
         let of = |id: &str| format!("{FORMAT}{now} {now} {id}\n\n{chain}\n{root}");
         let refused = |text: &str, key: &PKey<Private>, at: i64| {

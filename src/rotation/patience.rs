@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_nothing_valid_looks_for_a_ca_that_is_away_every_few_seconds() {
+    fn without_a_valid_certificate_an_unreachable_ca_is_probed_every_few_seconds() {
         let longest = |strain, left| {
             let (mut backoff, setback) = (Backoff::default(), Setback::Failed { strain, asked: None });
             (0..200).map(|_| wait_after(setback, left, &mut backoff, 1.0)).max()

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_union_of_all_sources_is_served_each_anchor_once() {
+    fn the_union_of_all_sources_is_served_without_duplicates() {
         let source = Source::of(3);
         let mut roots = Roots::new(None);
         roots.in_files(source.bundle(&[1, 2]), NOW);
@@ -266,7 +266,7 @@ mod tests {
 
     /// Whichever source has them.
     #[test]
-    fn an_anchor_goes_when_it_ends_and_is_told_once() {
+    fn an_expired_anchor_is_removed_and_reported_once() {
         let mut source = Source::of(1);
         let options = PkiOptions { root: Lifetime { not_before: -60, not_after: 1000 }, ..PkiOptions::new("short") };
         source.0.push(Pki::with_options(&options).root_pem());

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_is_told_once_then_hourly_and_louder_towards_the_end() {
+    fn an_outage_is_logged_once_then_hourly_and_louder_near_expiry() {
         let lines = outage(|now| format!("no connection, {now} s"));
         assert!((14..=18).contains(&lines.len()), "{lines:#?}");
         let first = &lines[0];
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn each_new_cause_is_told_at_once() {
+    fn each_new_cause_is_logged_at_once() {
         let mut trouble = Outage::default();
         let mut told = |cause: &str, now| trouble.failed(cause, None, now, "again").is_some();
         assert!(told("one", 0) && told("two", 30) && told("three", 60));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_that_take_turns_are_told_no_more_often_than_each_alone() {
+    fn alternating_causes_are_logged_no_more_often_than_each_alone() {
         let alone = outage(|_| "one".to_owned()).len();
         let turns = outage(|now| if now % 60 == 0 { "one".to_owned() } else { "two".to_owned() }).len();
         assert!(turns <= 2 * alone, "{turns} lines, {alone} of one cause");
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn before_the_first_certificate_it_is_told_hourly() {
+    fn before_the_first_certificate_failures_are_logged_hourly() {
         let mut trouble = Outage::default();
         let told: Vec<_> = (0..7300).step_by(10).filter_map(|now| trouble.failed("down", None, now, "again")).collect();
         assert_eq!(told.len(), 3);

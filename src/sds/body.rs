@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_message_of_each_piece_is_told_wherever_pieces_end() {
+    fn the_largest_message_is_reported_wherever_frames_end() {
         let body = [&[0, 0, 0, 1, 0][..], &[7; 256], &[0, 0, 0, 0, 2, 1, 1], &[0, 0, 0, 0, 0]].concat();
         assert_eq!(Prefix::default().walk(&body), 256);
         for at in 5..261 {

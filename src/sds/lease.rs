@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_writes_is_overdue_and_what_is_written_is_not() {
+    async fn an_unwritten_message_is_overdue_and_a_written_one_is_not() {
         let leases = Leases::default();
         assert!(!is_overdue(&leases).await);
         let shared = Bytes::from_static(b"key");

@@ -100,7 +100,7 @@ mod tests {
     };
 
     #[test]
-    fn each_has_its_turn_and_nobody_has_it_for_long() {
+    fn each_opener_has_its_turn_and_none_keeps_it() {
         let crowd = Crowd::new();
         let admit = |pid| crowd.admit(Service::Sds, Peer { pid: Some(pid), uid: 7 }).expect("there is a place");
         let [first, second, third] = [1, 2, 3].map(admit);

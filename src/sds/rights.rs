@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_not_have_a_file_does_not_see_it_when_somebody_else_has_asked() {
+    fn a_user_without_rights_never_sees_a_file_another_user_requested() {
         let store = SecretStore::new(|_, _| Encoded::default());
         for name in ["default", "file-root:/open", "file-root:/closed"] {
             store.publish([(name, Content::anchors(Default::default()), 0)]);

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn without_anchors_there_is_no_message() {
+    fn without_anchors_no_message_is_made() {
         let issued = Pki::new("message").issue(&Leaf::workload("spiffe://own/path", testkit::PATIENCE));
         let of = super::super::encode(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes());
         let of = of.unwrap_or_else(|why| panic!("{why}"));

@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_served_is_told() {
+    fn unservable_certificates_are_reported() {
         let pki = testkit::development_ca::Pki::new("svid");
         let issued = pki.issue(&testkit::development_ca::Leaf::workload("spiffe://a/b", testkit::PATIENCE));
         let (chain, key) = (issued.chain_pem.as_bytes(), issued.key_pem.as_bytes());

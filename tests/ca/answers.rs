@@ -143,7 +143,7 @@ async fn a_certificate_from_the_future() -> testkit::Result {
 
 /// Better than none: whose clock is wrong cannot be known, and the peers may see it as we do.
 #[tokio::test]
-async fn a_certificate_from_the_future_is_used_when_there_is_no_other() -> testkit::Result {
+async fn a_not_yet_valid_certificate_is_used_if_it_is_the_only_one() -> testkit::Result {
     let scene = Site::new().await?;
     scene.ca.set_fault(Some(Fault::sign(|o| (o.leaf.not_before, o.leaf.not_after) = (3600, 7200))));
     let mut shim = scene.shim().start()?;

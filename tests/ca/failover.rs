@@ -88,7 +88,7 @@ async fn the_first_that_answers_is_asked_and_one_that_failed_comes_last() -> tes
 }
 
 #[tokio::test]
-async fn when_none_answers_all_are_asked_in_each_attempt_and_named_once() -> testkit::Result {
+async fn when_none_answers_each_attempt_tries_all_and_names_each_once() -> testkit::Result {
     let several = Several::alike(3).await?;
     for (ca, words) in several.cas().zip(["one", "two", "three"]) {
         ca.set_fault(down(words));
@@ -123,7 +123,7 @@ async fn when_none_answers_all_are_asked_in_each_attempt_and_named_once() -> tes
 }
 
 #[tokio::test]
-async fn a_ca_whose_answer_is_no_good_is_passed_over() -> testkit::Result {
+async fn a_ca_with_an_invalid_answer_is_passed_over() -> testkit::Result {
     let several = Several::alike(2).await?;
     several.scene.ca.set_fault(Some(Fault::sign(|o| o.other_key = true)));
     let mut shim = several.start()?;
@@ -242,7 +242,7 @@ async fn a_refused_root_does_not_hold_the_certificate_back() -> testkit::Result 
 }
 
 #[tokio::test]
-async fn a_root_that_nobody_answers_to_holds_the_certificate_back_for_five_seconds() -> testkit::Result {
+async fn an_unacknowledged_root_delays_the_certificate_by_five_seconds() -> testkit::Result {
     let waited = another_root(Verdict::Ignored).await?;
     assert!(waited >= Duration::from_millis(4500), "{waited:?} without an answer");
     Ok(())

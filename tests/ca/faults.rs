@@ -108,7 +108,7 @@ async fn every_grpc_error_is_named_and_outlived() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_the_ca_says_is_cut_and_cleaned() -> testkit::Result {
+async fn the_cas_error_text_is_truncated_and_sanitised() -> testkit::Result {
     let scene = Site::new().await?;
     let words = format!("line one\nline two {} {}", "A1b2".repeat(40), "blah ".repeat(1000));
     scene.ca.set_fault(Some(Fault::Status(Code::Internal, words)));

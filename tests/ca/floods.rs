@@ -168,7 +168,7 @@ async fn markers_that_share_their_dashes() -> testkit::Result {
 
 /// Nothing of it makes the answer bad, and it must not be told at length.
 #[tokio::test]
-async fn roots_that_are_none_in_masses() -> testkit::Result {
+async fn masses_of_invalid_roots() -> testkit::Result {
     let scene = Site::new().await?;
     let empty = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".repeat(1000);
     scene.ca.set_fault(Some(Fault::mutate(move |mut chain| {

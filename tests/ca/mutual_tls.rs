@@ -119,7 +119,7 @@ async fn spoilt_is_named(file: &str, content: Option<&str>, reason: &str) -> tes
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_prov_cert_is_named_and_can_be_repaired() -> testkit::Result {
+async fn a_broken_prov_cert_is_named_and_can_be_repaired() -> testkit::Result {
     let foreign = Pki::new("other").issue(&Leaf::workload(&spiffe_id("foo", "sleep"), HOUR));
     spoilt_is_named("key.pem", None, "No such file").await?;
     spoilt_is_named("key.pem", Some("garbage"), "holds no PEM private key").await?;
@@ -214,7 +214,7 @@ async fn that_the_ca_requires_a_certificate_is_named() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn never_means_never() -> testkit::Result {
+async fn never_presents_no_client_certificate() -> testkit::Result {
     let scene = Site::new().await?;
     let directory = scene.provision(&scene.issue(&scene.workload.spiffe_id()))?;
     let shim = with_provisioned(scene.shim(), &directory).env("SDS_SHIM_CA_MTLS", "never");

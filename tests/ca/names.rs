@@ -71,7 +71,7 @@ async fn the_search_list_is_gone_through_in_order() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn a_name_that_does_not_exist_is_told_once_with_who_said_so() -> testkit::Result {
+async fn a_nonexistent_name_is_reported_once_with_its_nameserver() -> testkit::Result {
     let scene = Site::new().await?;
     let nameserver = Nameserver::start(|_| Says::Code(3)).await?;
     let mut shim = shim(&scene, "istiod.sys", &nameserver, CLUSTER)?.start()?;
@@ -216,7 +216,7 @@ async fn four_alone(absent: fn() -> Says) -> Result<Nameserver, Failure> {
 
 /// The name is the last of those that a pod's search list makes of it, and nobody answers for IPv6 addresses.
 #[tokio::test]
-async fn a_search_list_is_gone_through_at_once_where_nobody_answers_for_ipv6() -> testkit::Result {
+async fn a_search_list_is_tried_at_once_without_ipv6_answers() -> testkit::Result {
     let search = "search foo.svc.cluster.test svc.cluster.test cluster.test\noptions ndots:5\n";
     // The name is not there, or it is there and has no address.
     let absent: [(fn() -> Says, Duration); 2] =

@@ -78,7 +78,7 @@ async fn two_seconds_are_left(fault: Fault) -> testkit::Result {
 }
 
 #[tokio::test]
-async fn whoever_asks_for_two_seconds_gets_them() -> testkit::Result {
+async fn a_retry_after_of_two_seconds_is_honoured() -> testkit::Result {
     let rows = [
         ("RetryInfo", retry_info(Code::Unavailable, 2)),
         ("RetryInfo of an overloaded CA", retry_info(Code::ResourceExhausted, 2)),
@@ -153,7 +153,7 @@ async fn long_waits_are_borne_as_the_certificate_allows_and_a_signal_ends_them()
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_no_wish() -> testkit::Result {
+async fn an_unreadable_retry_after_is_ignored() -> testkit::Result {
     for fault in [http(503, "soon", ""), metadata("grpc-retry-pushback-ms", "-1")] {
         let Waiting { scene, shim, mut stream } = decision(fault, None, 0..=FIRST_BOUND).await?;
         stream.next(&shim).await?;

@@ -52,7 +52,7 @@ async fn a_server_certificate_for_another_name_is_refused() -> testkit::Result {
 /// A workload that is issued a certificate with the CA's name as its common name must not get anybody's token (RFC 9525,
 /// section 2).
 #[tokio::test]
-async fn a_common_name_is_no_name_of_a_server() -> testkit::Result {
+async fn a_common_name_does_not_name_a_server() -> testkit::Result {
     for leaf in [
         Leaf { uri: vec!["spiffe://cluster.local/ns/foo/sa/mallory".to_owned()], ..Leaf::server(&[]) },
         Leaf::server(&[]),
@@ -128,7 +128,7 @@ async fn a_server_certificate_from_the_future_is_refused() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn a_client_certificate_is_no_server_certificate() -> testkit::Result {
+async fn a_client_certificate_is_rejected_as_a_servers() -> testkit::Result {
     let leaf = Leaf { server_auth: false, client_auth: true, ..Leaf::server(&["istiod.istio-system.svc"]) };
     let scene = Site::with(server(leaf)).await?;
     refused(&scene, scene.shim(), "unsuitable certificate purpose").await
@@ -271,7 +271,7 @@ async fn comes_to(
 }
 
 #[tokio::test]
-async fn version_and_group_of_the_last_connection_are_told() -> testkit::Result {
+async fn version_and_group_of_the_last_connection_are_shown() -> testkit::Result {
     let groups = "SDS_SHIM_CA_TLS_GROUPS";
     let alone = [("SDS_SHIM_CA_TLS_MIN", "1.3"), (groups, "X25519MLKEM768")];
     let hybrid = ("TLSv1.3", "X25519MLKEM768");

@@ -104,7 +104,7 @@ async fn a_request_in_drops_is_not_waited_for() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn a_site_whose_name_leads_here_is_told_nothing() -> testkit::Result {
+async fn a_dns_rebinding_site_reads_nothing() -> testkit::Result {
     let scene = Site::new().await?;
     let (_shim, port) = on_a_port(&scene).await?;
     for host in ["rebound.example".to_owned(), format!("rebound.example:{port}"), "127.0.0.1.example".to_owned()] {
@@ -125,7 +125,7 @@ async fn a_site_whose_name_leads_here_is_told_nothing() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn a_port_that_was_taken_is_told_by_health_and_had_as_soon_as_it_is_free() -> testkit::Result {
+async fn an_occupied_port_is_reported_and_taken_once_free() -> testkit::Result {
     let scene = Site::new().await?;
     let port = port::unshared().or_fail("find a port")?;
     let squatter = TcpListener::bind(("127.0.0.1", port)).or_fail("take the port")?;

@@ -98,7 +98,7 @@ fn refusals(scene: &Scene) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn who_is_named_reads_every_page_and_nobody_else() -> testkit::Result {
+async fn only_named_clients_read_the_pages() -> testkit::Result {
     let scene = Scene::ready(|shim| shim).await?;
     let prometheus = scene.issue(PROMETHEUS);
     for (path, expected) in
@@ -158,7 +158,7 @@ async fn a_client_that_is_refused_while_it_writes_reads_the_alert() -> testkit::
 }
 
 #[tokio::test]
-async fn tls_1_2_is_spoken_and_what_is_no_tls_or_too_large_is_refused() -> testkit::Result {
+async fn tls_1_2_works_and_non_tls_and_oversized_input_is_rejected() -> testkit::Result {
     let scene = Scene::ready(|shim| shim).await?;
     let plain = http::get(scene.connect().await?, "127.0.0.1", "/metrics").await;
     assert!(plain.is_err(), "answered in clear");
@@ -294,7 +294,7 @@ async fn a_mounted_certificate_is_served_with() -> testkit::Result {
 /// Scanners: silence, halves of a first record, and handshakes that stop before the end, all at once and again. A scrape
 /// from another address is answered, and nothing is left of them.
 #[tokio::test]
-async fn those_who_only_knock_keep_no_scrape_out_and_take_nothing() -> testkit::Result {
+async fn idle_connections_neither_block_scrapes_nor_take_memory() -> testkit::Result {
     const SCRAPE_WITHIN: Duration = Duration::from_secs(5);
     let mut scene = Scene::ready(|shim| shim).await?;
     let prometheus = scene.issue(PROMETHEUS);

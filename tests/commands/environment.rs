@@ -211,7 +211,7 @@ async fn every_variable_with_a_syntax_is_among_the_mistakes() -> testkit::Result
 }
 
 #[tokio::test]
-async fn all_mistakes_are_told_at_once() -> testkit::Result {
+async fn all_mistakes_are_reported_at_once() -> testkit::Result {
     let bad = OsStr::new("bad value");
     let names = ["CA_ADDR", "SECRET_TTL", "PKCS8_KEY", "ECC_CURVE", "SDS_SHIM_LOG", "SDS_SHIM_X", "SERVICE_ACCOUNT"];
     let ended = refused(&names.map(|name| (name, bad))).await?;
@@ -223,7 +223,7 @@ async fn all_mistakes_are_told_at_once() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_is_required_is_named_when_it_is_missing() -> testkit::Result {
+async fn missing_required_variables_are_named() -> testkit::Result {
     let ended = run(&["serve"], &[]).await?;
     assert_eq!(ended.code, Some(EX_USAGE));
     assert_eq!(mistakes(&ended).len(), 2, "{}", ended.stderr);
@@ -267,7 +267,7 @@ async fn help_and_version_are_printed() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn a_command_line_that_means_nothing_is_refused() -> testkit::Result {
+async fn an_invalid_command_line_is_rejected() -> testkit::Result {
     for arguments in [&["run"][..], &["serve", "now"], &["env", "--all"], &["--socket=x"], &[""], &["help", "me"]] {
         let ended = run(arguments, &[]).await?;
         assert_eq!(ended.code, Some(EX_USAGE), "{arguments:?}");

@@ -69,7 +69,7 @@ async fn it_ends_as_the_command_ends() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_cannot_be_started_is_named_with_a_shells_exit_code() -> testkit::Result {
+async fn a_command_that_cannot_start_is_named_with_a_shells_exit_code() -> testkit::Result {
     let alone = Alone::new()?;
     fs::write(alone.file("plain"), "no program").or_fail("write a file")?;
     for (command, code, told) in [
@@ -190,7 +190,7 @@ async fn a_command_that_needs_a_certificate_starts_when_the_ca_is_back() -> test
 }
 
 #[tokio::test]
-async fn a_signal_to_end_while_nothing_is_started_ends_the_wait() -> testkit::Result {
+async fn sigterm_before_the_command_starts_ends_the_wait() -> testkit::Result {
     let alone = Alone::new()?;
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         let waiting = |shim: ShimBuilder| shim.env("SDS_SHIM_WAIT", "certificate").exec(&["touch", "started"]);

@@ -144,7 +144,7 @@ fn every_shell_reads_it() {
 }
 
 #[test]
-fn a_wrong_command_line_is_told_and_asks_nobody() -> testkit::Result {
+fn an_invalid_command_line_is_reported_without_a_request() -> testkit::Result {
     let stage = Stage::new("")?;
     for (arguments, expected) in [
         (&[][..], "missing command"),
@@ -208,7 +208,7 @@ async fn a_shim_in_trouble_says_why() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn a_refusal_stands_until_the_next_one_is_taken() -> testkit::Result {
+async fn a_rejection_is_shown_until_the_next_acceptance() -> testkit::Result {
     let scene = Site::new().await?;
     let mut running = scene.shim().start()?;
     let stage = Stage::new(&pod("sleep", "Running", "running"))?.runs("sleep", &scene)?;
@@ -255,7 +255,7 @@ async fn an_interrupt_ends_it_and_leaves_nothing() -> testkit::Result {
 }
 
 #[test]
-fn who_cannot_be_asked_is_a_row() -> testkit::Result {
+fn unreachable_pods_are_rows_as_well() -> testkit::Result {
     for shell in shells() {
         let pods = ["dumb", "denied", "far", "evil"].map(|name| pod(name, "Running", "running")).concat();
         let stage = Stage::new(&pods)?
@@ -389,7 +389,7 @@ fn eight_are_asked_at_a_time_and_keep_their_order() -> testkit::Result {
 }
 
 #[test]
-fn kubectls_own_troubles_are_told() -> testkit::Result {
+fn kubectls_own_errors_are_shown() -> testkit::Result {
     let stage = Stage::new("")?.says("pods", "echo 'Error from server (Forbidden): pods is forbidden' >&2; exit 1")?;
     let told = stage.run(&["status"])?;
     assert_eq!((told.code, told.output.as_str()), (Some(1), ""), "{told:?}");

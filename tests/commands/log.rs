@@ -73,7 +73,7 @@ async fn a_token_that_the_ca_does_not_accept_is_explained() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn trouble_gets_louder_towards_the_end_and_is_told_once_a_stage() -> testkit::Result {
+async fn failures_get_louder_near_expiry_once_per_stage() -> testkit::Result {
     let scene = Site::new().await?;
     let mut shim = scene.shim().env("SECRET_TTL", "5s").start()?;
     let mut stream = Open::connect(&mut shim, "default").await?;

@@ -187,7 +187,7 @@ async fn a_scrape_tells_what_happened() -> testkit::Result {
 
 /// Certificates of different issuers may have the same number, as those of operating systems do.
 #[tokio::test]
-async fn certificates_with_the_same_number_are_told_apart() -> testkit::Result {
+async fn certificates_with_the_same_serial_are_distinguished() -> testkit::Result {
     let scene = Site::new().await?;
     let mut shim = scene.shim().start()?;
     let numbered = |name: &str, number: u32| numbered(name, number).or_fail("make an anchor");

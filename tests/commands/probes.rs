@@ -112,7 +112,7 @@ async fn an_unknown_service_has_no_health() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn nobody_is_ready_before_a_request_brings_its_token() -> testkit::Result {
+async fn it_is_not_ready_before_a_request_brings_a_token() -> testkit::Result {
     let scene = Site::without_token(CaOptions::default()).await?;
     let mut shim = scene.shim().env("SDS_SHIM_TOKEN_SOURCE", "request").start()?;
     let text = until(&mut shim, "/readyz", 503).await?.text();
@@ -164,7 +164,7 @@ async fn the_status_tells_certificates_streams_and_trouble() -> testkit::Result 
 }
 
 #[tokio::test]
-async fn a_taken_address_is_told_and_does_not_take_the_identity_down() -> testkit::Result {
+async fn an_occupied_address_is_reported_and_sds_still_works() -> testkit::Result {
     let scene = Site::new().await?;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").or_fail("take a port")?;
     let address = taken.local_addr().or_fail("learn the port")?;
@@ -237,7 +237,7 @@ async fn only_reading_is_answered() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn metrics_come_as_plain_text_to_who_asks_for_that() -> testkit::Result {
+async fn metrics_are_plain_text_on_request() -> testkit::Result {
     let scene = Site::new().await?;
     let mut shim = scene.shim().start()?;
     until(&mut shim, "/readyz", 200).await?;

@@ -330,7 +330,7 @@ async fn a_fatal_end_is_noted_for_kubernetes() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_a_command_fetches_was_not_sent_to_envoy() -> testkit::Result {
+async fn a_commands_fetch_does_not_count_as_sent_to_envoy() -> testkit::Result {
     let scene = Site::new().await?;
     let mut shim = scene.shim().start()?;
     let (code, told) = run(scene.shim(), &["wait"]).await?;

@@ -29,7 +29,7 @@ fn install(directory: &Path, name: &str, mode: u32) -> testkit::Result {
 }
 
 #[tokio::test]
-async fn nobody_attaches_to_a_program_that_its_user_cannot_read() -> testkit::Result {
+async fn an_unreadable_program_cannot_be_attached_to() -> testkit::Result {
     let scratch = Scratch::new("tests")?;
     copy(&helper("seizer")?, &scratch.path().join("seizer"))?;
     own(scratch.path(), UID, UID).or_fail("give the directory away")?;
@@ -49,7 +49,7 @@ async fn nobody_attaches_to_a_program_that_its_user_cannot_read() -> testkit::Re
 }
 
 #[tokio::test]
-async fn it_says_whether_somebody_could_have_attached() -> testkit::Result {
+async fn a_possible_attachment_is_reported() -> testkit::Result {
     for (mode, expected) in [(0o755, true), (0o111, false)] {
         let site = Site::new().await?;
         own(site.workload.path(), UID, UID).or_fail("give the pod away")?;
@@ -75,7 +75,7 @@ async fn it_says_whether_somebody_could_have_attached() -> testkit::Result {
 
 /// Root reads what it likes: where it may, the kernel closes nothing.
 #[tokio::test]
-async fn root_is_told_as_well() -> testkit::Result {
+async fn a_possible_attachment_is_reported_to_root_as_well() -> testkit::Result {
     let site = Site::new().await?;
     let shim = Logged(site.shim().start()?);
     shim.wait_for_log(ATTACHABLE).await?;

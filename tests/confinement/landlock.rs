@@ -53,7 +53,7 @@ async fn nothing_is_written_elsewhere() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn without_landlock_it_is_told_and_nothing_ends() -> testkit::Result {
+async fn without_landlock_it_warns_and_serves() -> testkit::Result {
     let filter = helper("filtered")?.display().to_string();
     let off = |shim: ShimBuilder| shim.env("SDS_SHIM_LANDLOCK", "off");
     let missing = |shim: ShimBuilder| shim.through(&[&filter, "without-landlock", "--"]);
@@ -71,7 +71,7 @@ async fn without_landlock_it_is_told_and_nothing_ends() -> testkit::Result {
 
 /// What older kernels lack is left out, and told: strace has the shim believe in an older version of the interface.
 #[tokio::test]
-async fn older_kernels_are_told_and_bound_as_far_as_they_know() -> testkit::Result {
+async fn older_kernels_get_a_warning_and_what_they_support() -> testkit::Result {
     let Some(newest) = version() else { return Ok(()) };
     for older in 1..newest {
         let inject = format!("inject=landlock_create_ruleset:retval={older}:when=1");
@@ -161,7 +161,7 @@ async fn by_default_any_file_can_be_named_and_followed() -> testkit::Result {
 
 /// A socket that is removed together with its directory is made anew: the sandbox leaves the directory above.
 #[tokio::test]
-async fn the_sockets_directory_can_be_made_anew() -> testkit::Result {
+async fn the_sockets_directory_can_be_recreated() -> testkit::Result {
     let site = Site::new().await?;
     let mut shim = Logged(site.shim().start()?);
     shim.connect().await?;

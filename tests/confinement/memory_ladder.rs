@@ -66,7 +66,7 @@ async fn with_room_for_the_arena_alone_the_rest_is_not_locked() -> testkit::Resu
 }
 
 #[tokio::test]
-async fn with_too_little_for_the_arena_it_refuses_unless_told_otherwise() -> testkit::Result {
+async fn with_too_little_for_the_arena_it_refuses_to_start_unless_allowed() -> testkit::Result {
     for (bytes, keys, what) in [
         (1 << 20, "secret memory (32 KiB)", "tokens"),
         (512 << 10, "secret memory (32 KiB)", "tokens"),

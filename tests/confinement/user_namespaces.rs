@@ -66,7 +66,7 @@ async fn asked_by(site: &Site, launcher: &[&str]) -> Result<(Option<i32>, String
 }
 
 #[tokio::test]
-async fn a_user_whom_our_user_namespace_does_not_know_is_not_taken_for_our_own() -> testkit::Result {
+async fn an_unmapped_user_is_not_mistaken_for_our_own() -> testkit::Result {
     let site = Site::new().await?;
     let shim = nobody(&site, &[]).await?;
     // Our own user, whose process nobody may look into, and who may be in a user namespace of its own.
@@ -91,7 +91,7 @@ async fn a_user_whom_our_user_namespace_does_not_know_is_not_taken_for_our_own()
 }
 
 #[tokio::test]
-async fn where_it_cannot_look_it_says_so() -> testkit::Result {
+async fn an_unverifiable_user_namespace_is_reported() -> testkit::Result {
     let site = Site::new().await?;
     copy(&helper("filtered")?, &site.workload.path().join("filtered"))?;
     let shim = nobody(&site, &[("THROUGH", "./filtered without-signals --")]).await?;
@@ -101,7 +101,7 @@ async fn where_it_cannot_look_it_says_so() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn nobody_of_the_first_user_namespace_is_served_and_warned() -> testkit::Result {
+async fn uid_65534_of_the_initial_user_namespace_is_served_with_a_warning() -> testkit::Result {
     let site = Site::new().await?;
     copy(&program()?, &site.workload.path().join("sds-shim"))?;
     own(site.workload.path(), NOBODY, NOBODY).or_fail("give the pod away")?;
@@ -117,7 +117,7 @@ async fn nobody_of_the_first_user_namespace_is_served_and_warned() -> testkit::R
 }
 
 #[tokio::test]
-async fn the_number_of_all_without_one_is_no_user_to_be_allowed() -> testkit::Result {
+async fn the_overflow_uid_cannot_be_allowed() -> testkit::Result {
     let site = Site::new().await?;
     let mut shim = Logged(site.shim().env("SDS_SHIM_ALLOW_UIDS", "1337,65534").start()?);
     assert_eq!(shim.wait_exit().await?.code(), Some(64));

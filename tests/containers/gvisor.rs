@@ -155,7 +155,7 @@ async fn files_that_change_outside_are_followed() -> testkit::Result {
 
 /// gVisor before November 2025 tells everybody who connects as ourselves.
 #[tokio::test]
-async fn where_the_socket_is_open_to_others_nobody_is_taken_for_ourselves() -> testkit::Result {
+async fn with_a_shared_socket_no_peer_is_mistaken_for_our_own() -> testkit::Result {
     let site = Site::new().await?;
     let Some(image) = image(&site, None)? else { return Ok(()) };
     let mut shim = start(&site, sandbox(image.name())?, &[("SDS_SHIM_ALLOW_UIDS", "2000")])?;

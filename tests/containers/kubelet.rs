@@ -189,7 +189,7 @@ fn volumes(pod: &RunningPod) -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_at_the_start_is_told_and_leaves_nothing() -> testkit::Result {
+async fn start_failures_are_reported_and_cleaned_up() -> testkit::Result {
     let Some(site) = Site::new().await? else { return Ok(()) };
     let cases = [
         (

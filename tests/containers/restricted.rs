@@ -140,7 +140,7 @@ async fn the_profile_of_our_own_is_enough_and_the_filter_goes_with_it() -> testk
 
 /// What container runtimes give on kernels before 5.16.
 #[tokio::test]
-async fn with_the_limit_of_old_kernels_it_refuses_unless_told_otherwise() -> testkit::Result {
+async fn with_an_old_kernels_limit_it_refuses_to_start_unless_allowed() -> testkit::Result {
     let Some(images) = images()? else { return Ok(()) };
     let site = Site::new().await?;
     let containment = Containment { memlock: 64 << 10, ..Containment::new(&images.binary()) };

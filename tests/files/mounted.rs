@@ -100,7 +100,7 @@ async fn a_credential_bundle_goes_with_a_trust_bundle_in_any_order() -> testkit:
 }
 
 #[tokio::test]
-async fn what_cannot_be_used_leaves_the_last_pair_in_place() -> testkit::Result {
+async fn an_unusable_pair_leaves_the_last_one_in_place() -> testkit::Result {
     let scene = Site::new().await?;
     let mount = Mount::new(&scene, "./etc/certs", ISTIO)?;
     let mut served = Served::start(scene, |shim| shim.env("FILE_MOUNTED_CERTS", "true")).await?;

@@ -71,7 +71,7 @@ async fn an_unreadable_key_is_named_and_read_once_it_can_be() -> testkit::Result
 }
 
 #[tokio::test]
-async fn a_directory_that_is_closed_to_us_is_told_and_read_once_it_is_open() -> testkit::Result {
+async fn an_inaccessible_directory_is_reported_and_read_once_accessible() -> testkit::Result {
     let scene = Site::new().await?;
     let mount = Mount::new(&scene, "./etc/certs", ISTIO)?;
     let directory = mount.volume.dir().to_owned();
@@ -117,7 +117,7 @@ async fn files_that_are_missing_cost_no_processor_time() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_others_do_in_a_directory_on_the_way_costs_no_processor_time() -> testkit::Result {
+async fn activity_in_parent_directories_costs_no_cpu() -> testkit::Result {
     const WHILE: Duration = Duration::from_secs(1);
     let scene = Site::new().await?;
     let passed = scene.workload.path().join("etc");
@@ -213,7 +213,7 @@ impl Apart {
 }
 
 #[tokio::test]
-async fn what_the_kernel_tells_nobody_is_found_by_looking() -> testkit::Result {
+async fn changes_without_events_are_found_by_polling() -> testkit::Result {
     let mut apart = Apart::start("1s").await?;
     let serial = apart.renew()?;
     assert_eq!(apart.served.certificate().await?.serial()?, serial);
@@ -260,7 +260,7 @@ async fn without_looking_it_is_found_when_somebody_asks() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn the_mounted_certificate_is_written_elsewhere_as_well() -> testkit::Result {
+async fn the_mounted_certificate_is_written_to_output_certs_as_well() -> testkit::Result {
     let scene = Site::new().await?;
     let mount = Mount::new(&scene, "./etc/certs", ISTIO)?;
     let output = scene.workload.path().join("output");
@@ -331,7 +331,7 @@ fn watches(pid: u32, file: &Path) -> Result<bool, Failure> {
 }
 
 #[tokio::test]
-async fn once_the_ca_has_issued_nobody_cares_what_becomes_of_the_mount() -> testkit::Result {
+async fn once_the_ca_has_issued_the_mount_is_ignored() -> testkit::Result {
     let scene = Site::new().await?;
     let mount = Mount::new(&scene, "./etc/certs", ISTIO)?;
     scene.ca.set_fault(Some(Fault::Status(Code::Unavailable, "down for the test".to_owned())));

@@ -45,7 +45,7 @@ fn replace(mount: &Mount, chain: &str, key: &str) -> Result<String, Failure> {
 
 /// What Envoy certainly refuses is not the first, and replaces nothing.
 #[tokio::test]
-async fn what_envoy_refuses_is_not_served() -> testkit::Result {
+async fn certificates_that_envoy_rejects_are_not_served() -> testkit::Result {
     let small = rsa(1024)?;
     for at_first in [true, false] {
         let scene = Site::new().await?;
@@ -87,7 +87,7 @@ async fn what_envoy_refuses_is_not_served() -> testkit::Result {
 
 /// What peers refuse is served, with one warning for each generation, in the metrics, the status, and in `check`.
 #[tokio::test]
-async fn what_peers_refuse_is_served_and_told() -> testkit::Result {
+async fn certificates_that_peers_reject_are_served_with_a_warning() -> testkit::Result {
     let scene = Site::new().await?;
     let mount = Mount::new(&scene, "./etc/certs", ISTIO)?;
     let mut served = Served::start(scene, mounted).await?;

@@ -143,7 +143,7 @@ fn generations(directory: &Path) -> usize {
 }
 
 #[tokio::test]
-async fn a_name_that_cannot_be_replaced_is_told_and_leaves_one_key_behind() -> testkit::Result {
+async fn an_irreplaceable_name_is_reported_and_leaves_one_key() -> testkit::Result {
     let site = Site::new().await?;
     let directory = output(&site);
     let key = directory.join("key.pem");
@@ -189,7 +189,7 @@ async fn a_directory_that_is_there_keeps_its_mode() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_a_crash_left_behind_is_swept_and_nothing_else() -> testkit::Result {
+async fn only_leftovers_of_a_crash_are_removed() -> testkit::Result {
     let site = Site::new().await?;
     let directory = output(&site);
     let place = |name: &str, age: u64| {
@@ -214,7 +214,7 @@ async fn what_a_crash_left_behind_is_swept_and_nothing_else() -> testkit::Result
 }
 
 #[tokio::test]
-async fn what_a_link_of_somebody_else_led_to_stays() -> testkit::Result {
+async fn the_target_of_a_foreign_link_is_kept() -> testkit::Result {
     let site = Site::new().await?;
     let directory = output(&site);
     let theirs = site.workload.path().join("theirs");

@@ -15,7 +15,7 @@ fn leaf(left: i64) -> Leaf {
 }
 
 #[tokio::test]
-async fn a_mounted_certificate_that_should_have_been_renewed_is_told_once() -> testkit::Result {
+async fn an_overdue_mounted_certificate_is_reported_once() -> testkit::Result {
     let scene = Site::new().await?;
     let mount = Mount::new(&scene, "./etc/certs", ISTIO)?;
     mount.write_leaf(&leaf(404))?;

@@ -31,7 +31,7 @@ async fn check(shim: ShimBuilder) -> Result<String, Failure> {
 }
 
 #[tokio::test]
-async fn what_form_the_anchors_have_is_told() -> testkit::Result {
+async fn the_form_of_unreadable_anchors_is_named() -> testkit::Result {
     let scene = Site::new().await?;
     let path = scene.workload.path().join("extra.pem");
     for (content, helps) in forms(&Pki::new("one").root_pem()) {
@@ -47,7 +47,7 @@ async fn what_form_the_anchors_have_is_told() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_form_a_mounted_certificate_has_is_told() -> testkit::Result {
+async fn the_form_of_an_unreadable_certificate_is_named() -> testkit::Result {
     let scene = Site::new().await?;
     let Issued { chain_pem, key_pem } = scene.issue(&scene.workload.spiffe_id());
     let directory = scene.workload.path().join("etc/certs");

@@ -109,12 +109,12 @@ async fn a_refused_certificate_is_told_and_not_ready(transport: SdsTransport) ->
 }
 
 #[tokio::test]
-async fn a_certificate_that_envoy_refuses_is_told_and_the_pod_is_not_ready() -> testkit::Result {
+async fn a_certificate_that_envoy_rejects_makes_the_pod_not_ready() -> testkit::Result {
     a_refused_certificate_is_told_and_not_ready(SdsTransport::EnvoyGrpc).await
 }
 
 #[tokio::test]
-async fn a_certificate_that_envoy_refuses_incrementally_is_told_and_the_pod_is_not_ready() -> testkit::Result {
+async fn a_certificate_rejected_over_delta_makes_the_pod_not_ready() -> testkit::Result {
     a_refused_certificate_is_told_and_not_ready(SdsTransport::EnvoyDeltaGrpc).await
 }
 
@@ -151,7 +151,7 @@ async fn a_refused_secret_is_not_taken_for_accepted_incrementally_after_a_restar
 }
 
 #[tokio::test]
-async fn only_who_has_no_other_secret_is_not_ready() -> testkit::Result {
+async fn a_rejected_secret_with_a_predecessor_keeps_the_pod_ready() -> testkit::Result {
     let scene = Site::new().await?;
     let mut shim = scene.shim().start()?;
     until(&mut shim, "/readyz", |answer| answer.status == 200).await?;
@@ -189,7 +189,7 @@ async fn only_who_has_no_other_secret_is_not_ready() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn a_refusal_is_told_of_what_it_is_about() -> testkit::Result {
+async fn a_rejection_names_its_resource() -> testkit::Result {
     let scene = Site::new().await?;
     let mut shim = scene.shim().start()?;
     until(&mut shim, "/readyz", |answer| answer.status == 200).await?;

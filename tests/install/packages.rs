@@ -36,7 +36,7 @@ fn it_is_the_same_each_time_and_lintian_has_nothing_to_say() -> testkit::Result 
 
 /// Those of another architecture are made alike; its binary is data to the script.
 #[test]
-fn one_for_another_architecture_says_so() -> testkit::Result {
+fn a_package_for_another_architecture_names_it() -> testkit::Result {
     let Some((other, binary)) = cross_compiled() else { return Ok(()) };
     let scratch = Scratch::new("tests")?;
     let mut script = Command::new(workspace().join("packaging/debian/build.sh"));

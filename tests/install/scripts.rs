@@ -88,7 +88,7 @@ async fn two_at_a_time_wait_for_each_other_and_install_once() -> testkit::Result
 }
 
 #[tokio::test]
-async fn what_a_script_starts_to_install_for_it_does_not_wait_for_it() -> testkit::Result {
+async fn a_scripts_own_helpers_do_not_wait_for_its_lock() -> testkit::Result {
     let tree = Tree::with_probe("[ -n \"${inner:-}\" ] || inner=1 \"$0\"\nsay \"done ${inner:-}\"")?;
     let (code, told) = ended(tree.start(PROBE, &[], &[])?).await?;
     assert_eq!((code, told.as_str()), (Some(0), "install-probe: done 1\ninstall-probe: done"));
@@ -118,7 +118,7 @@ async fn go_may_always_fetch_the_go_that_a_module_wants() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_told_where_it_cannot_be_installed() -> testkit::Result {
+async fn missing_packages_are_listed_where_they_cannot_be_installed() -> testkit::Result {
     let script = "tests/testkit/install-packages.sh";
     let tree = Tree::new(&[SHARED, script])?;
     let path = tree.programs(&[])?.display().to_string();
@@ -132,7 +132,7 @@ async fn what_is_missing_is_told_where_it_cannot_be_installed() -> testkit::Resu
 
 /// Debian keeps iptables where a user's shell does not look.
 #[tokio::test]
-async fn what_lies_where_a_users_shell_does_not_look_is_there() -> testkit::Result {
+async fn programs_outside_of_a_users_path_are_found() -> testkit::Result {
     let script = "tests/testkit/install-packages.sh";
     // Without the shared part it can install nothing.
     let tree = Tree::new(&[script])?;
@@ -166,7 +166,7 @@ async fn flags(rustup: &str) -> Result<(String, String), Failure> {
 }
 
 #[tokio::test]
-async fn the_first_build_has_a_standard_library_of_its_own_as_well() -> testkit::Result {
+async fn the_first_build_has_its_own_standard_library() -> testkit::Result {
     let library = "lib/rustlib/src/rust/library";
     let (flags, said) = flags(&format!("mkdir -p {library}\ntrue >{library}/Cargo.lock")).await?;
     assert!(flags.starts_with("-Zbuild-std=") && flags.lines().count() == 1, "{flags}");

@@ -130,7 +130,7 @@ fn every_user_whom_the_shim_takes_may_have_the_workload_api() {
 /// Nor is what Istio's sidecar would not heed.
 #[test]
 #[ignore = "`make test-kubernetes` runs it: it needs Helm"]
-fn what_is_for_the_other_mode_is_named() {
+fn values_of_the_other_mode_are_named() {
     for (values, named) in [
         (json!({ "developmentCA": { "enabled": true } }), "developmentCA.enabled"),
         (json!({ "ca": { "root": { "source": "pem", "pem": "BEGIN CERTIFICATE" } } }), "ca.root.source"),
@@ -151,7 +151,7 @@ fn what_is_for_the_other_mode_is_named() {
 /// What is asked for and cannot be there is not left out in silence.
 #[test]
 #[ignore = "`make test-kubernetes` runs it: it needs Helm"]
-fn what_the_cluster_lacks_is_named() {
+fn missing_cluster_features_are_named() {
     let values = json!({ "metrics": { "enabled": true }, "podMonitor": { "enabled": true } });
     let told = helm(&["template", "sds-shim", CHART], &values).expect_err("there is no Prometheus operator");
     assert!(

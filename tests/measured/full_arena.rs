@@ -33,7 +33,7 @@ fn fill(block: usize, leave: usize) -> Vec<Vec<u8>> {
 
 /// One test, because all share one arena and OpenSSL is adopted once.
 #[test]
-fn what_finds_no_room_is_refused() {
+fn input_without_room_is_rejected() {
     // The standard library's hook would look for symbols: with more memory than the arena has, so it would hang.
     std::panic::set_hook(Box::new(|info| {
         eprintln!("{info}");

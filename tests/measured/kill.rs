@@ -155,7 +155,7 @@ async fn neither_killed_shims_nor_deleted_sockets_cost_a_request() -> testkit::R
 /// The Envoys and shims in one namespace are killed again and again, together or apart, with their socket's file gone or
 /// not, and whoever starts again starts first or last. What goes through the Envoys of the other namespace goes on.
 #[tokio::test]
-async fn killed_envoys_come_back_and_harm_nobody_else() -> testkit::Result {
+async fn killed_envoys_recover_without_harm_to_others() -> testkit::Result {
     const ROUNDS: usize = 16;
     let mut stage = Stage::new().await?;
     let Mesh { clients, servers } = &mut stage.mesh;

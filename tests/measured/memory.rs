@@ -130,7 +130,7 @@ async fn thousands_of_rotations_leave_the_heap_as_it_was() -> testkit::Result {
 /// Everything that reads files is on: a mount on the way to the CA, revocation lists, several trust domains, a trust
 /// domain that changes, further anchors, files written elsewhere.
 #[tokio::test]
-async fn all_that_reads_files_fits_as_well() -> testkit::Result {
+async fn everything_that_reads_files_fits() -> testkit::Result {
     let site = Site::new().await?;
     site.ca.set_trust_domains(&["cluster.local", "new.example"]);
     let path = site.workload.path();

@@ -44,7 +44,7 @@ async fn lines(shim: &Shim, text: &str, count: usize) -> testkit::Result {
 }
 
 #[tokio::test]
-async fn a_token_that_should_have_been_replaced_is_told_once() -> testkit::Result {
+async fn an_overdue_token_is_reported_once() -> testkit::Result {
     let mut scene = Site::without_token(CaOptions::default()).await?;
     scene.write_token(&token(453))?;
     let mut shim = scene.shim().start()?;
@@ -68,7 +68,7 @@ async fn a_token_that_should_have_been_replaced_is_told_once() -> testkit::Resul
 }
 
 #[tokio::test]
-async fn a_token_that_is_replaced_in_time_is_not_told() -> testkit::Result {
+async fn a_token_replaced_in_time_is_not_reported() -> testkit::Result {
     let mut scene = Site::without_token(CaOptions::default()).await?;
     scene.write_token(&token(454))?;
     let mut shim = scene.shim().start()?;
@@ -81,7 +81,7 @@ async fn a_token_that_is_replaced_in_time_is_not_told() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn it_is_told_when_files_were_written() -> testkit::Result {
+async fn modification_times_of_files_are_shown() -> testkit::Result {
     let mut scene = Site::new().await?;
     let mut shim = scene.shim().start()?;
     Open::connect(&mut shim, "default").await?.next(&shim).await?;

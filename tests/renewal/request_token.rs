@@ -67,7 +67,7 @@ async fn a_bearer_token_brings_the_certificate_of_its_account() -> testkit::Resu
 }
 
 #[tokio::test]
-async fn the_header_of_istio_1_1_does_as_well() -> testkit::Result {
+async fn the_header_of_istio_1_1_is_accepted() -> testkit::Result {
     let scene = scene().await?;
     let mut shim = shim(&scene).start()?;
     for (number, prefix) in ["", "Bearer "].into_iter().enumerate() {

@@ -36,7 +36,7 @@ async fn started(scene: &Site, life: &str) -> Result<(Shim, Open, Secret, System
 }
 
 #[tokio::test]
-async fn a_renewal_that_came_due_meanwhile_is_made_at_once() -> testkit::Result {
+async fn a_renewal_that_came_due_during_suspension_is_made_at_once() -> testkit::Result {
     const LIFE: Duration = Duration::from_secs(12);
     let scene = Site::new().await?;
     let (shim, mut stream, first, received) = started(&scene, "12s").await?;
@@ -90,11 +90,11 @@ async fn expired_meanwhile(down: bool) -> testkit::Result {
 }
 
 #[tokio::test]
-async fn nobody_gets_what_has_expired_meanwhile() -> testkit::Result {
+async fn an_expired_certificate_is_not_served_after_suspension() -> testkit::Result {
     expired_meanwhile(false).await
 }
 
 #[tokio::test]
-async fn nobody_gets_what_has_expired_meanwhile_while_the_ca_is_down() -> testkit::Result {
+async fn an_expired_certificate_is_not_served_after_suspension_without_the_ca() -> testkit::Result {
     expired_meanwhile(true).await
 }

@@ -65,7 +65,7 @@ async fn an_empty_token_is_named() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_is_not_a_jwt_is_named() -> testkit::Result {
+async fn a_token_file_that_is_not_a_jwt_is_named() -> testkit::Result {
     is_named_and_then_replaced(Some("bm90IGEgand0IGF0IGFsbA".to_owned()), &["the token is not a JWT"]).await
 }
 

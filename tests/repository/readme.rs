@@ -27,7 +27,7 @@ fn the_readme_quotes_the_evidence() {
 }
 
 #[test]
-fn what_it_takes_to_build_and_test_is_told() {
+fn build_and_test_requirements_are_documented() {
     let (page, makefile) = (Document::read(".github/CONTRIBUTING.md").text, Document::read("Makefile").text);
     let told = page.split("\n## ").find(|section| section.starts_with("Building\n")).unwrap();
     for told in [told, &Document::read("README.md").text] {

@@ -151,7 +151,7 @@ async fn check(scene: &Site, edit: impl FnOnce(ShimBuilder) -> ShimBuilder) -> R
 }
 
 #[tokio::test]
-async fn what_does_not_fit_is_told_with_its_limit_and_the_remedy() -> testkit::Result {
+async fn oversized_bundles_are_reported_with_limit_and_remedy() -> testkit::Result {
     const REMEDY: &str = "raise SDS_SHIM_ARENA_KIB";
     let scene = Site::new().await?;
     let extra = scene.workload.path().join("extra.pem");

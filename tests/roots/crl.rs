@@ -39,7 +39,7 @@ async fn a_revoked_peer_is_refused_by_envoy_from_then_on() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn an_expired_list_is_told_and_refuses_all_unless_that_is_not_wanted() -> testkit::Result {
+async fn an_expired_list_rejects_all_peers_unless_failing_open() -> testkit::Result {
     for fail_open in [false, true] {
         let scene = Site::new().await?;
         let list = scene.pki.crl(&[], 3);

@@ -87,7 +87,7 @@ fn fresh() -> CrlOptions<'static> {
 }
 
 #[tokio::test]
-async fn nobody_is_let_in_before_the_list_can_be_used() -> testkit::Result {
+async fn no_peer_is_admitted_before_the_list_is_usable() -> testkit::Result {
     for (name, content, what) in UNUSABLE {
         println!("{name}");
         let scene = Site::new().await?;
@@ -141,7 +141,7 @@ async fn a_file_that_is_configured_must_be_there() -> testkit::Result {
 
 /// Whoever breaks the file later takes nobody out of service, and lets nobody in.
 #[tokio::test]
-async fn what_was_served_stays_and_the_reason_is_told() -> testkit::Result {
+async fn the_last_good_lists_stay_and_the_reason_is_reported() -> testkit::Result {
     let scene = Site::new().await?;
     let revoked = peer(&scene.pki);
     put(&scene, scene.pki.crl(&[&revoked], 600))?;

@@ -69,7 +69,7 @@ async fn answer(listener: &UnixListener, status: &str) -> Result<String, Failure
 }
 
 #[tokio::test]
-async fn what_fails_is_told_once_and_tried_again_and_a_renewal_is_no_change() -> testkit::Result {
+async fn a_failed_action_is_reported_once_and_retried_and_renewals_trigger_none() -> testkit::Result {
     let scene = Site::new().await?;
     let socket = scene.workload.path().join("envoy.sock");
     let mut shim = scene.shim().env("SDS_SHIM_ON_CHANGE", "unix:./envoy.sock:/x?a=b").start()?;
@@ -123,7 +123,7 @@ async fn a_command_gets_a_signal() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn a_signal_for_nobody_is_a_mistake() -> testkit::Result {
+async fn a_signal_without_a_command_is_a_mistake() -> testkit::Result {
     let scene = Site::new().await?;
     let mut shim = scene.shim().env("SDS_SHIM_ON_CHANGE", "SIGHUP").start()?;
     assert_eq!(shim.wait_exit().await?.code(), Some(64));

@@ -243,7 +243,7 @@ async fn anchors_go_when_they_end() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn bad_anchors_in_a_file_are_left_out_and_told_once() -> testkit::Result {
+async fn bad_anchors_in_a_file_are_skipped_and_reported_once() -> testkit::Result {
     let scene = Site::new().await?;
     let past = Lifetime { not_before: -86_400, not_after: -3600 };
     let expired = Pki::with_options(&PkiOptions { root: past, ..PkiOptions::new("expired") }).root_pem();
@@ -322,7 +322,7 @@ fn no_more_watches(shim: &Shim) -> testkit::Result {
 
 /// Needs root. A renewal that is asked for has the files read in the middle of the pause between two looks.
 #[tokio::test]
-async fn where_the_kernel_watches_no_more_files_are_looked_at() -> testkit::Result {
+async fn without_inotify_watches_files_are_polled() -> testkit::Result {
     let scene = Site::new().await?;
     let extra = Path::new("./deep/extra.pem");
     let edit = |shim| with_files(&[extra])(shim).through(&["unshare", "--user", "--map-root-user"]);

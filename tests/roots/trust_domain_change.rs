@@ -213,7 +213,7 @@ async fn an_outage_of_the_ca_delays_the_move_and_costs_nothing_else() -> testkit
 }
 
 #[tokio::test]
-async fn what_is_no_trust_domain_is_told_and_leaves_all_as_it_is() -> testkit::Result {
+async fn an_invalid_trust_domain_is_reported_and_changes_nothing() -> testkit::Result {
     let mut served = Served::start(&[OLD, NEW], |shim| shim).await?;
     let file = served.file();
     for (content, told) in [
@@ -260,7 +260,7 @@ async fn at_the_start_the_variable_holds_as_long_as_the_file_is_of_no_use() -> t
 
 /// Whoever has brought a token moves on the stream that is open, and who comes later begins where all are.
 #[tokio::test]
-async fn those_who_bring_their_tokens_move_as_well() -> testkit::Result {
+async fn request_borne_identities_move_as_well() -> testkit::Result {
     let scene = Site::without_token(CaOptions::default()).await?;
     scene.ca.set_trust_domains(&[OLD, NEW]);
     let file = scene.workload.path().join(FILE);
@@ -288,7 +288,7 @@ fn peer(pki: &Pki, domain: &str) -> Issued {
 }
 
 #[tokio::test]
-async fn where_trust_domains_are_told_apart_our_anchors_vouch_for_both_of_ours() -> testkit::Result {
+async fn with_separate_trust_domains_our_anchors_vouch_for_both_of_ours() -> testkit::Result {
     let (scene, other) = (Site::new().await?, Pki::new("other"));
     scene.ca.set_trust_domains(&[OLD, NEW]);
     let path = scene.workload.path();

@@ -60,7 +60,7 @@ impl Told {
 }
 
 #[tokio::test]
-async fn what_is_held_is_renewed_however_the_ca_refuses_its_successor() -> testkit::Result {
+async fn the_current_certificate_is_renewed_however_the_ca_rejects_the_new_name() -> testkit::Result {
     let headers = vec![("retry-after".to_owned(), "60".to_owned())];
     let busy = PlainAnswer { status: 503, headers, body: String::new() };
     let mut told = Told::refused(Site::new().await?, |shim| shim).await?;
@@ -124,7 +124,7 @@ async fn the_ca_that_has_the_name_is_found_also_after_an_outage_of_both() -> tes
 }
 
 #[tokio::test]
-async fn who_starts_while_the_ca_refuses_has_the_identity_of_the_configuration() -> testkit::Result {
+async fn a_start_while_the_ca_rejects_the_new_name_uses_the_configured_one() -> testkit::Result {
     let scene = Site::new().await?;
     scene.ca.set_trust_domains(&[OLD]);
     let mut told = Told::start(scene, NEW, |shim| shim).await?;
@@ -136,7 +136,7 @@ async fn who_starts_while_the_ca_refuses_has_the_identity_of_the_configuration()
 }
 
 #[tokio::test]
-async fn when_neither_name_is_to_be_had_both_reasons_are_told() -> testkit::Result {
+async fn when_neither_name_is_issued_both_reasons_are_reported() -> testkit::Result {
     let mut told = Told::refused(Site::new().await?, |shim| shim).await?;
     let mark = told.shim.log().mark();
     told.scene.ca.set_fault(Some(Fault::Status(Code::Unavailable, "down for all".to_owned())));

@@ -37,7 +37,7 @@ async fn closed(raw: &mut UnixStream) -> testkit::Result {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_http2_end_their_connection_and_no_other() -> testkit::Result {
+async fn non_http2_bytes_close_their_connection_only() -> testkit::Result {
     let pod = Pod::new().await?;
     let (mut healthy, _) = pod.ask(&["default"]).await?;
     let zeros = vec![0; 100_000];
@@ -155,7 +155,7 @@ async fn expect_rotation(pod: &Pod, clients: &[SdsClient], streams_each: usize) 
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_are_refused_and_the_others_go_on() -> testkit::Result {
+async fn connections_over_the_limit_are_rejected_and_others_unaffected() -> testkit::Result {
     let pod = Pod::new().await?;
     let (mut healthy, _) = pod.ask(&["default"]).await?;
     let mut idle = Vec::new();

@@ -145,7 +145,7 @@ async fn names_are_added_one_by_one() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn an_unsubscribed_name_is_neither_sent_nor_told_as_removed() -> testkit::Result {
+async fn an_unsubscribed_name_is_neither_sent_nor_removed() -> testkit::Result {
     let pod = Pod::new().await?;
     let (mut stream, _) = pod.ask_delta(&["default", "ROOTCA"]).await?;
     stream.send(sds::delta_request(&[], &["default", "never-asked-for"]));
@@ -264,7 +264,7 @@ async fn thousands_of_unknown_names_take_no_place() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_asks_for_everything_gets_nothing_and_its_stream_stays_open() -> testkit::Result {
+async fn a_wildcard_gets_nothing_and_its_stream_stays_open() -> testkit::Result {
     let pod = Pod::new().await?;
     let (mut mixed, answer) = pod.ask_delta(&["*", "default"]).await?;
     assert_eq!(delta_names(&answer)?, ["default"]);

@@ -86,7 +86,7 @@ async fn only_unknown_names_are_not_found_also_before_the_first_certificate() ->
 }
 
 #[tokio::test]
-async fn whoever_calls_is_told_what_there_is_and_the_log_is_not() -> testkit::Result {
+async fn an_unknown_name_is_answered_and_not_logged() -> testkit::Result {
     let pod = Pod::new().await?;
     pod.ask(&["default"]).await?;
     let refused = refusal(&pod, sds::request(&["nobody"])).await?;

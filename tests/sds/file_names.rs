@@ -198,7 +198,7 @@ async fn of_a_file_with_bad_anchors_the_good_ones_are_served() -> testkit::Resul
 }
 
 #[tokio::test]
-async fn a_name_that_stands_for_no_files_is_named_and_gets_nothing() -> testkit::Result {
+async fn a_name_without_files_is_reported_and_gets_nothing() -> testkit::Result {
     let pod = Pod::new().await?;
     let mut stream = pod.client.stream();
     stream.send(sds::request(&["file-cert:/only/one", "sds://default"]));
@@ -208,7 +208,7 @@ async fn a_name_that_stands_for_no_files_is_named_and_gets_nothing() -> testkit:
 }
 
 #[tokio::test]
-async fn what_nobody_asks_for_any_more_is_forgotten() -> testkit::Result {
+async fn unsubscribed_names_are_forgotten() -> testkit::Result {
     let (pod, files) = (Pod::new().await?, Credentials::new()?);
     let name = files.roots();
     let (mut stream, answer) = pod.ask(&[&name]).await?;
@@ -223,7 +223,7 @@ async fn what_nobody_asks_for_any_more_is_forgotten() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn who_comes_first_is_served_first() -> testkit::Result {
+async fn names_are_served_first_come_first_served() -> testkit::Result {
     const MOST: usize = 16;
     let (mut pod, files) = (Pod::new().await?, Credentials::new()?);
     let directory = files.scratch.path().to_owned();

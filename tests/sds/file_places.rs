@@ -49,7 +49,7 @@ async fn roots(stream: &mut Open, shim: &Shim, hold: impl Fn(&Secret) -> bool) -
 }
 
 #[tokio::test]
-async fn trust_anchors_are_looked_at_where_the_ca_is_asked() -> testkit::Result {
+async fn named_trust_anchors_are_followed_with_a_ca() -> testkit::Result {
     let scene = Site::new().await?;
     let (one, two) = (Pki::new("one").root_pem(), Pki::new("two").root_pem());
     let path = file(&scene, "extra.pem", &one)?;
@@ -61,7 +61,7 @@ async fn trust_anchors_are_looked_at_where_the_ca_is_asked() -> testkit::Result 
 }
 
 #[tokio::test]
-async fn revocation_lists_are_looked_at_where_the_ca_is_asked() -> testkit::Result {
+async fn named_revocation_lists_are_followed_with_a_ca() -> testkit::Result {
     let scene = Site::new().await?;
     let revoked = scene.issue("spiffe://cluster.local/ns/foo/sa/revoked");
     let (one, two) = (scene.pki.crl(&[], 3600), scene.pki.crl(&[&revoked], 3600));
@@ -77,7 +77,7 @@ async fn revocation_lists_are_looked_at_where_the_ca_is_asked() -> testkit::Resu
 }
 
 #[tokio::test]
-async fn the_trust_domain_is_looked_at_where_the_ca_is_asked() -> testkit::Result {
+async fn the_trust_domain_file_is_followed_with_a_ca() -> testkit::Result {
     let scene = Site::new().await?;
     let path = file(&scene, "trust-domain", "cluster.local")?;
     let mut shim = apart(&scene)?.env("SDS_SHIM_TRUST_DOMAIN_FILE", "./trust-domain").start()?;
@@ -88,7 +88,7 @@ async fn the_trust_domain_is_looked_at_where_the_ca_is_asked() -> testkit::Resul
 }
 
 #[tokio::test]
-async fn the_token_is_looked_at() -> testkit::Result {
+async fn the_token_is_followed() -> testkit::Result {
     let mut scene = Site::new().await?;
     let expired = TokenRequest { not_before: -7200, lifetime: -3600, ..TokenRequest::new("foo", "sleep") };
     scene.write_token(&tokens().mint(&expired))?;

@@ -85,7 +85,7 @@ async fn another_user_gets_no_file_that_the_shim_can_read() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_our_own_user_has_asked_for_is_still_not_for_others() -> testkit::Result {
+async fn files_requested_by_our_own_user_stay_closed_to_others() -> testkit::Result {
     let (pod, files) = pod(false).await?;
     let name = certificate(&files.private);
     let mut stream = pod.client.stream();
@@ -109,7 +109,7 @@ async fn what_our_own_user_has_asked_for_is_still_not_for_others() -> testkit::R
 }
 
 #[tokio::test]
-async fn files_below_a_directory_that_was_opened_are_served_and_no_link_leads_out_of_it() -> testkit::Result {
+async fn files_below_an_allowed_directory_are_served_and_links_cannot_escape() -> testkit::Result {
     let (pod, files) = pod(true).await?;
     let inside = ["bundle.pem", "in.pem", "volume/tls.pem"].map(|name| files.open.join(name));
     for inside in inside.into_iter().chain([PathBuf::from("./open/bundle.pem")]) {

@@ -205,7 +205,7 @@ async fn empty_headers_lock_out_nobody() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn documents_that_nobody_reads_lock_out_nobody() -> testkit::Result {
+async fn unread_responses_lock_out_nobody() -> testkit::Result {
     Scene::lives_through("Documents").await
 }
 

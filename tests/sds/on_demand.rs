@@ -78,7 +78,7 @@ async fn fail(port: u16, name: &str, root: &str) -> Result<Duration, Failure> {
 }
 
 #[tokio::test]
-async fn a_handshake_for_an_unknown_name_fails_at_once_and_others_go_on() -> testkit::Result {
+async fn a_handshake_for_an_unknown_name_fails_at_once_and_others_continue() -> testkit::Result {
     let pod = Pod::new().await?;
     let root = pod.site.ca.root_pem();
     let held = plain_serial(&serial(&pod.ask(&["default"]).await?.1)?);

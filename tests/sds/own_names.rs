@@ -98,7 +98,7 @@ async fn an_envoy_serves_a_name_by_sni_once_its_files_are_there() -> testkit::Re
 }
 
 #[tokio::test]
-async fn names_that_mean_something_else_are_refused_and_check_looks_at_the_files() -> testkit::Result {
+async fn reserved_names_are_rejected_and_check_reads_the_files() -> testkit::Result {
     let site = Site::new().await?;
     for (names, told) in [
         ("default=a~b", "SDS_SHIM_NAMES: default, ROOTCA, * and names that begin with file- are reserved"),

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_stops_nothing_and_loses_only_lines() -> testkit::Result {
+async fn an_unread_log_blocks_nothing_and_loses_only_lines() -> testkit::Result {
     const ROTATIONS: usize = 400;
     let site = Site::new().await?;
     let fifo = site.workload.path().join("log");
@@ -94,7 +94,7 @@ async fn closed(stream: &mut UnixStream) -> testkit::Result {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_is_cut_off_and_others_are_not() -> testkit::Result {
+async fn a_client_that_reads_nothing_is_disconnected_alone() -> testkit::Result {
     let mut pod = Pod::new().await?;
     // Room for some answers, and never more: the retired keys of the rest would stay with us.
     let mut deaf = by_hand(pod.shim.socket(), 16_384).await?;
@@ -114,7 +114,7 @@ async fn a_client_that_takes_nothing_is_cut_off_and_others_are_not() -> testkit:
 }
 
 #[tokio::test]
-async fn a_client_that_wants_tiny_portions_is_refused() -> testkit::Result {
+async fn a_client_with_a_tiny_window_is_rejected() -> testkit::Result {
     let pod = Pod::new().await?;
     closed(&mut by_hand(pod.shim.socket(), 200).await?).await?;
     pod.ask(&["default"]).await.map(drop)
@@ -139,7 +139,7 @@ async fn a_signal_that_comes_as_soon_as_the_socket_is_there_ends_nothing() -> te
 }
 
 #[tokio::test]
-async fn trust_anchors_in_masses_end_nothing() -> testkit::Result {
+async fn masses_of_trust_anchors_are_survived() -> testkit::Result {
     let site = Site::new().await?;
     let anchors: String = (0..150).map(|number| Pki::new(&number.to_string()).root_pem()).collect();
     // As many as the file may have bytes, the right one last.
@@ -179,7 +179,7 @@ async fn a_larger_arena_has_more_places() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn without_inotify_changes_are_still_seen_and_told_once() -> testkit::Result {
+async fn without_inotify_changes_are_still_seen_and_reported_once() -> testkit::Result {
     let mut site = Site::without_token(testkit::development_ca::CaOptions::default()).await?;
     // A user of its own, who has no inotify instance left: a filter makes the call fail as the kernel would.
     let limited = Confinement { without_inotify: true, ..Confinement::default() };

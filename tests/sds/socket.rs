@@ -124,7 +124,7 @@ async fn a_stale_socket_on_a_full_volume_is_replaced() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_is_no_socket_is_left_alone_and_named() -> testkit::Result {
+async fn a_file_in_the_sockets_place_is_kept_and_named() -> testkit::Result {
     let path = "var/run/secrets/workload-spiffe-uds/socket";
     for make in [|path: &std::path::Path| fs::write(path, "precious"), |path: &std::path::Path| fs::create_dir(path)] {
         let scratch = Scratch::new("tests")?;
@@ -167,7 +167,7 @@ async fn another_file_name_is_served_and_the_usual_one_is_not() -> testkit::Resu
 }
 
 #[tokio::test]
-async fn a_signal_to_end_ends_it_in_order_and_takes_the_socket_away() -> testkit::Result {
+async fn sigterm_ends_it_in_order_and_removes_the_socket() -> testkit::Result {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut pod = Pod::new().await?;
         let (mut stream, _) = pod.ask(&["default"]).await?;

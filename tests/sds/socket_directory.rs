@@ -75,7 +75,7 @@ async fn a_link_that_is_planted_for_the_socket_leads_no_mode_astray() -> testkit
 }
 
 #[tokio::test]
-async fn a_directory_that_others_can_write_is_told_with_its_mode() -> testkit::Result {
+async fn a_directory_writable_by_others_is_reported_with_its_mode() -> testkit::Result {
     const OTHERS: &str = "other users can replace the SDS socket with their own";
     for (mode, owner, told) in
         [(0o777, 0, true), (0o2775, 0, true), (0o755, 7, true), (0o1777, 0, false), (0o755, 0, false)]

@@ -137,7 +137,7 @@ async fn its_memory_is_closed_to_other_processes_of_its_user() -> testkit::Resul
 }
 
 #[tokio::test]
-async fn a_directory_that_is_not_writable_is_an_error_that_says_who_and_where() -> testkit::Result {
+async fn an_unwritable_directory_is_an_error_with_user_and_path() -> testkit::Result {
     if !is_root() {
         return Ok(());
     }
@@ -175,7 +175,7 @@ async fn certificates_are_written_into_a_directory_of_somebody_else() -> testkit
 }
 
 #[tokio::test]
-async fn a_directory_that_cannot_be_written_is_told_with_owner_and_mode() -> testkit::Result {
+async fn an_unwritable_directory_is_reported_with_owner_and_mode() -> testkit::Result {
     if !is_root() {
         return Ok(());
     }

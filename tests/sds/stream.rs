@@ -142,7 +142,7 @@ async fn changed_names_are_honoured_inside_a_nack() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn the_text_of_a_nack_is_told_on_one_line_without_anything_like_a_key() -> testkit::Result {
+async fn a_nacks_text_is_logged_on_one_line_without_key_material() -> testkit::Result {
     let pod = Pod::new().await?;
     let (stream, answer) = pod.ask(&["default"]).await?;
     let key = secret(&answer, "default")?.key_pem;

@@ -135,7 +135,7 @@ async fn a_token_follows_its_file_and_is_never_an_expired_one() -> testkit::Resu
 }
 
 #[tokio::test]
-async fn what_lies_elsewhere_is_no_token() -> testkit::Result {
+async fn files_elsewhere_are_not_served_as_tokens() -> testkit::Result {
     let tokens = Tokens::new(&jwt(1, HOUR)).await?;
     let elsewhere = tokens.pod.site.workload.path().join("elsewhere");
     std::fs::write(&elsewhere, jwt(2, HOUR)).or_fail("write another")?;

@@ -83,7 +83,7 @@ async fn what_cannot_be_used_leaves_the_last_good_certificate() -> testkit::Resu
 }
 
 #[tokio::test]
-async fn of_several_identities_the_wanted_one_is_served() -> testkit::Result {
+async fn the_configured_one_of_several_identities_is_served() -> testkit::Result {
     const OTHER: &str = "spiffe://example.org/other";
     let both = |site: &Site| -> Result<Answer> {
         let one = |id| svid(&issue(site, id), id, &site.pki.root_pem());
@@ -103,7 +103,7 @@ async fn of_several_identities_the_wanted_one_is_served() -> testkit::Result {
 
 /// What else may serve the socket.
 #[tokio::test]
-async fn a_stranger_on_the_socket_is_told() -> testkit::Result {
+async fn a_socket_of_another_user_is_reported() -> testkit::Result {
     let scene =
         Scene::with(|_| Ok(Answer::Silence), |shim| shim.env("SPIFFE_ENDPOINT_SOCKET", "unix:/proc/self/nothing"))
             .await?;

@@ -17,7 +17,7 @@ use tonic::Code;
 use crate::scene::{ID, LIFE, Scene, issue, shim, socket, told};
 
 #[tokio::test]
-async fn each_certificate_is_served_as_it_is_told_and_the_ca_is_not_called() -> testkit::Result {
+async fn each_certificate_is_served_as_received_and_no_ca_is_called() -> testkit::Result {
     let mut first = None;
     let mut scene = Scene::new(|site| {
         let issued = first.insert(issue(site, ID));
@@ -122,7 +122,7 @@ async fn an_agent_that_comes_late_is_asked_at_once() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_is_held_outlives_the_agent() -> testkit::Result {
+async fn the_last_good_certificate_outlives_the_agent() -> testkit::Result {
     let mut scene = Scene::new(|site| told(site, &issue(site, ID), ID)).await?;
     scene.next().await?;
     for refusal in [Code::PermissionDenied, Code::Unavailable] {

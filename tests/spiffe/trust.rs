@@ -89,7 +89,7 @@ async fn a_trust_domain_that_comes_from_several_places_is_served_once() -> testk
 }
 
 #[tokio::test]
-async fn anchors_of_files_are_served_beside_those_that_are_told() -> testkit::Result {
+async fn anchors_of_files_are_served_beside_the_agents() -> testkit::Result {
     let extra = Pki::new("extra").root_pem();
     let mut scene = Scene::with(
         |site| {

@@ -141,7 +141,7 @@ async fn a_key_that_is_not_in_secret_memory_is_not_handed_on() -> testkit::Resul
 }
 
 #[tokio::test]
-async fn what_has_expired_is_not_served_again() -> testkit::Result {
+async fn an_expired_certificate_is_not_served_again() -> testkit::Result {
     const LIFE: Duration = Duration::from_secs(4);
     let site = Site::new().await?;
     site.ca.set_ttl(Some(LIFE));
@@ -189,7 +189,7 @@ async fn a_crash_in_an_outage_keeps_the_certificate_and_the_cas_patience() -> te
 
 /// Of two addresses one has asked for patience: a successor asks the other alone.
 #[tokio::test]
-async fn a_successor_asks_no_address_that_wants_to_be_left_alone() -> testkit::Result {
+async fn a_successor_honours_each_addresss_retry_after() -> testkit::Result {
     let site = Site::new().await?;
     let other = DevelopmentCa::start(Arc::clone(&site.pki), tokens(), CaOptions::default()).await;
     let other = other.or_fail("start another CA")?;

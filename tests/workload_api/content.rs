@@ -88,7 +88,7 @@ async fn keys_of_every_kind_come_as_pkcs8() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn other_trust_domains_are_told_as_federated() -> testkit::Result {
+async fn other_trust_domains_are_sent_as_federated() -> testkit::Result {
     let (own, other) = (Pki::new("own"), Pki::new("other"));
     let (pod, api) = serve(|shim| shim.env("SDS_SHIM_BUNDLES", "other.example=./other.pem")).await?;
     let (svid, mut updates) = api.svid().await?;

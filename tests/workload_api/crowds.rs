@@ -89,7 +89,7 @@ async fn streams_have_a_limit_of_their_own() -> testkit::Result {
 
 /// HTTP/2 by hand: a call, whose answer is never read.
 #[tokio::test]
-async fn who_does_not_read_is_closed_and_delays_nobody() -> testkit::Result {
+async fn a_client_that_does_not_read_is_disconnected_and_delays_nobody() -> testkit::Result {
     let (pod, api) = serve(|shim| shim).await?;
     let (_, mut updates) = api.svid().await?;
     let mut deaf = sds::raw(&socket(&pod.site)).await?;

@@ -19,7 +19,7 @@ fn down() -> Fault {
 }
 
 #[tokio::test]
-async fn before_the_first_certificate_the_reason_is_told() -> testkit::Result {
+async fn before_the_first_certificate_the_reason_is_returned() -> testkit::Result {
     let site = Site::new().await?;
     site.ca.set_fault(Some(down()));
     let shim = with_api(&site);
@@ -78,7 +78,7 @@ async fn without_the_security_header_nothing_is_answered() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn what_is_not_served_is_told_with_what_to_use() -> testkit::Result {
+async fn unimplemented_methods_name_the_alternative() -> testkit::Result {
     let (pod, api) = serve(|shim| shim).await?;
     let refused = api.jwt().await?;
     assert_eq!(refused.code(), Code::Unimplemented, "{refused}");
@@ -94,7 +94,7 @@ async fn what_is_not_served_is_told_with_what_to_use() -> testkit::Result {
 
 /// A certificate that is nobody's, as SPIFFE has it: Envoy is served all the same.
 #[tokio::test]
-async fn a_mounted_certificate_without_a_spiffe_id_is_told() -> testkit::Result {
+async fn a_mounted_certificate_without_a_spiffe_id_is_reported() -> testkit::Result {
     let site = Site::new().await?;
     let pki = Pki::new("mounted");
     let leaf =
@@ -114,7 +114,7 @@ async fn a_mounted_certificate_without_a_spiffe_id_is_told() -> testkit::Result 
 }
 
 #[tokio::test]
-async fn health_is_told_on_the_same_socket() -> testkit::Result {
+async fn health_is_served_on_the_same_socket() -> testkit::Result {
     use sds_shim_proto::grpc::health::v1::health_check_response::ServingStatus;
     let (pod, api) = serve(|shim| shim).await?;
     api.svid().await?;

@@ -47,7 +47,7 @@ async fn streams_are_shown_and_counted() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn the_socket_is_made_anew_and_goes_away_with_the_shim() -> testkit::Result {
+async fn the_socket_is_recreated_and_removed_with_the_shim() -> testkit::Result {
     let (mut pod, api) = serve(|shim| shim.env("SDS_SHIM_LANDLOCK", "strict")).await?;
     let (_, mut updates) = api.svid().await?;
     let socket = socket(&pod.site);
@@ -63,7 +63,7 @@ async fn the_socket_is_made_anew_and_goes_away_with_the_shim() -> testkit::Resul
 }
 
 #[tokio::test]
-async fn a_command_is_told_where_it_is_unless_it_was_told_already() -> testkit::Result {
+async fn the_command_gets_the_sockets_address_unless_already_set() -> testkit::Result {
     let site = Site::new().await?;
     let address = format!("unix://{}", socket(&site).display());
     let script = "echo \"address is ${SPIFFE_ENDPOINT_SOCKET-unset}\"";
@@ -81,7 +81,7 @@ async fn a_command_is_told_where_it_is_unless_it_was_told_already() -> testkit::
 }
 
 #[tokio::test]
-async fn check_tells_who_may_ask_and_looks_at_the_directory() -> testkit::Result {
+async fn check_shows_who_may_connect_and_checks_the_directory() -> testkit::Result {
     let site = Site::new().await?;
     let plain = site.workload.path().join("plain");
     fs::write(&plain, "in the way").or_fail("write a file")?;

@@ -47,7 +47,7 @@ async fn sees_a_file_appear_where_no_directory_was() {
 
 /// Somebody else passes the directory that was there before, of which less is wanted from then on.
 #[tokio::test]
-async fn a_directory_that_replaced_another_is_watched_for_everything_wanted() {
+async fn a_replaced_directory_keeps_all_its_watches() {
     let scratch = Scratch::new("watcher").unwrap();
     let [one, two, away] = ["one", "two", "away"].map(|name| scratch.path().join(name));
     fs::create_dir_all(one.join("sub")).unwrap();

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn markers_that_share_their_dashes_are_no_block() {
+    fn markers_that_share_dashes_are_not_a_block() {
         let text = ["-----BEGIN CERTIFICATE-------END CERTIFICATE-----", pem::BEGIN, "one", pem::END].concat();
         let mut blocks = Blocks::default();
         blocks.feed(text.as_bytes());

@@ -29,7 +29,7 @@ fn one_list_may_be_der() {
 }
 
 #[test]
-fn what_is_none_is_named() {
+fn invalid_lists_are_named() {
     let error = |text: &str| RevocationList::all(text.as_bytes()).unwrap_err();
     assert_eq!(error(&Pki::new("x").root_pem()), "it holds no PEM CRL");
     assert_eq!(error("\n"), "it holds no PEM CRL");

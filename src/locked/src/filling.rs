@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_grows_after_the_filling_moves_to_the_arena() {
+    fn tables_that_grow_later_move_to_the_arena() {
         let resized = |block, size| {
             // SAFETY: the block is from `malloc` or `realloc` below, and not used any more.
             unsafe { realloc(block, size, HERE.0, HERE.1) }

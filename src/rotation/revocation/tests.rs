@@ -57,7 +57,7 @@ fn the_newest_of_each_issuer_counts() {
 }
 
 #[test]
-fn what_begins_later_takes_over_then() {
+fn a_list_with_a_later_start_takes_over_then() {
     let mut scene = Scene::new(false);
     let (former, next) = (scene.list(-50, 600), scene.list(100, 900));
     scene.hold(&next);
@@ -75,7 +75,7 @@ fn what_begins_later_takes_over_then() {
 }
 
 #[test]
-fn what_envoy_cannot_use_replaces_nothing() {
+fn a_list_that_envoy_cannot_use_replaces_nothing() {
     let mut scene = Scene::new(false);
     let former = scene.list(-50, 600);
     let flawed = scene.with(CrlOptions { foreign_key: true, ..CrlOptions::fresh_for(600) });
@@ -97,7 +97,7 @@ fn what_envoy_cannot_use_replaces_nothing() {
 }
 
 #[test]
-fn what_has_expired_is_served_unless_that_is_not_wanted() {
+fn expired_lists_stay_in_place_unless_failing_open() {
     for fail_open in [false, true] {
         let mut scene = Scene::new(fail_open);
         let (short, root) = (scene.list(-50, 100), scene.pki.root_crl(&[], 600));
@@ -131,7 +131,7 @@ fn whole_chains_are_checked_once_every_ca_is_covered() {
 }
 
 #[test]
-fn a_missing_list_of_our_own_issuer_is_told() {
+fn a_missing_list_of_our_own_issuer_is_reported() {
     let mut scene = Scene::new(false);
     let root = scene.pki.root_crl(&[], 600);
     scene.hold(&root);
@@ -142,7 +142,7 @@ fn a_missing_list_of_our_own_issuer_is_told() {
 
 /// A CA that has a new key under its name.
 #[test]
-fn lists_of_another_key_of_the_same_name_are_told_apart() {
+fn lists_of_another_key_with_the_same_name_are_distinguished() {
     let mut scene = Scene::new(false);
     let renewed = Pki::new("one");
     let leaf: Issued = renewed.issue(&Leaf::workload(ID, std::time::Duration::from_secs(60)));

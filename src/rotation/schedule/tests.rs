@@ -75,7 +75,7 @@ proptest! {
     }
 
     #[test]
-    fn what_has_ended_or_is_about_to_makes_no_busy_loop(schedule in schedule(), left in any::<i64>(), random in random()) {
+    fn expired_or_expiring_certificates_cause_no_busy_loop(schedule in schedule(), left in any::<i64>(), random in random()) {
         let after = renewal_after(&schedule, NOW.saturating_add(left), NOW, random);
         prop_assert!(after >= Duration::from_secs(1));
         prop_assert!(left > 2 || after == Duration::from_secs(1));
@@ -116,7 +116,7 @@ proptest! {
 
 /// Ten thousand workloads that start at the same moment, over two dozen generations.
 #[test]
-fn those_who_start_together_do_not_stay_together() {
+fn sidecars_started_together_drift_apart() {
     const SHIMS: usize = 10_000;
     const GENERATIONS: usize = 24;
     const LIFE: i64 = 86_400;

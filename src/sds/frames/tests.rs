@@ -120,7 +120,7 @@ fn a_header_block_is_as_long_as_its_frames_announce() {
 
 /// What comes next is told at each byte: whatever belongs to no header block can be read without a stream to come of it.
 #[test]
-fn bytes_that_open_no_stream_are_told_from_those_that_do() {
+fn bytes_that_open_a_stream_are_distinguished() {
     let padded = [&[2][..], &block(b"a"), &[0, 0]].concat();
     let parts = [
         frame(4, 0, &[0, 4, 0, 1, 0, 0]),

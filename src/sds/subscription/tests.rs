@@ -155,7 +155,7 @@ fn changed_names_are_honoured_also_in_a_nack() {
 }
 
 #[test]
-fn what_is_missing_follows_later_on_the_same_stream() {
+fn missing_resources_follow_later_on_the_same_stream() {
     let mut stream = Subscription::new(1);
     let outcome = stream.request(&request(&["default", "ROOTCA", "x"], ""), &snapshot(&[]), NOW).unwrap();
     assert!(!outcome.is_response());
@@ -177,7 +177,7 @@ fn an_expired_secret_is_neither_sent_nor_taken_away() {
 }
 
 #[test]
-fn an_empty_nonce_within_a_stream_asks_anew() {
+fn an_empty_nonce_within_a_stream_is_a_new_request() {
     let held = snapshot(&[("default", "a")]);
     let mut stream = Subscription::new(1);
     stream.request(&request(&["default"], ""), &held, NOW).unwrap();
@@ -266,7 +266,7 @@ fn requests_for_something_else_are_refused() {
 }
 
 #[test]
-fn a_clock_that_is_set_back_brings_the_streams_what_had_seemed_expired() {
+fn setting_the_clock_back_restores_what_seemed_expired() {
     const YEAR: i64 = 31_536_000;
     let store = SecretStore::new(|_, _| resource());
     store.publish([("default", content_of("a"), NOW + 1)]);
@@ -307,7 +307,7 @@ impl Names for Prefix {
 }
 
 #[test]
-fn delta_removes_at_once_what_can_never_be_had_and_forgets_it() {
+fn delta_removes_impossible_names_at_once_and_forgets_them() {
     let held = snapshot(&[("a-open", "a")]);
     let names: Arc<dyn Names> = Arc::new(Prefix("a-"));
     let mut stream = Subscription::new(1).of(Rights::new(Arc::clone(&names), None));

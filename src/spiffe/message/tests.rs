@@ -46,7 +46,7 @@ fn a_message_is_read_in_whatever_portions() {
 }
 
 #[test]
-fn a_message_that_is_cut_is_none() {
+fn a_truncated_message_is_rejected() {
     let message = X509svidResponse { svids: vec![svid("spiffe://td/first", 1)], ..Default::default() };
     let message = message.encode_to_vec();
     for cut in 1..message.len() {
@@ -55,7 +55,7 @@ fn a_message_that_is_cut_is_none() {
 }
 
 #[test]
-fn what_is_too_much_or_no_message_is_refused() {
+fn oversized_and_invalid_messages_are_rejected() {
     let large = |length: u32| [&[0][..], &length.to_be_bytes()].concat();
     let bundle = |length| {
         let federated_bundles = [("td".to_owned(), vec![0; length].into())].into_iter().collect();

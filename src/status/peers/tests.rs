@@ -24,7 +24,7 @@ fn a_stream_is_followed_from_the_request_to_its_end() {
 }
 
 #[test]
-fn a_refusal_stands_where_it_belongs() {
+fn a_rejection_is_recorded_for_its_resource() {
     let peers = Peers::default();
     let client = peers.connected(Peer { pid: Some(7), uid: 1337 });
     let names = |name: &str| [name.to_owned()];
@@ -58,7 +58,7 @@ fn a_refusal_stands_where_it_belongs() {
 }
 
 #[test]
-fn nobody_outside_makes_it_grow() {
+fn clients_cannot_make_it_grow() {
     let peers = Peers::default();
     let client = peers.connected(Peer::default());
     let stream = client.stream("StreamSecrets", 1);

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_run_had_is_taken_off() {
+    fn the_baseline_run_is_subtracted() {
         let twice = RUN.replace("3 10\n", "3 20\n");
         let stacks = Graph::read(&twice).beyond(&Graph::read(RUN), 2.0).stacks();
         assert_eq!(stacks, ["main 5"]);

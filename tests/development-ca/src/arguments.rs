@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_is_asked_as_a_pod_would_unless_told_otherwise() {
+    fn a_cluster_is_asked_as_a_pod_would_by_default() {
         let Ok(Command::Serve { options, .. }) = parse("serve --dir d --verify token-review --api-server-token t")
         else {
             panic!("--verify is not understood")

@@ -70,7 +70,7 @@ async fn a_certificate_asks_for_its_own_identity_only() {
 }
 
 #[tokio::test]
-async fn a_certificate_without_one_spiffe_id_is_no_identity() {
+async fn a_certificate_without_a_single_spiffe_id_is_rejected() {
     let scene = Scene::new().await;
     let base = Leaf::workload(SLEEP, HOUR);
     let two = Leaf { uri: vec![SLEEP.to_owned(), SLEEP.to_owned()], ..base.clone() };

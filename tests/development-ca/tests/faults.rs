@@ -47,7 +47,7 @@ async fn a_status_keeps_its_details_and_metadata() {
 }
 
 #[tokio::test]
-async fn a_plain_answer_is_no_grpc() {
+async fn a_plain_http_answer_is_not_grpc() {
     let scene = Scene::new().await;
     let headers = vec![("content-type".to_owned(), "text/html".to_owned())];
     scene.ca.push_fault(Fault::Http(PlainAnswer { status: 503, headers, body: String::new() }));
@@ -104,7 +104,7 @@ async fn a_right_answer_can_be_edited() {
 }
 
 #[tokio::test]
-async fn what_is_signed_can_be_wrong_in_every_way() {
+async fn certificates_can_be_wrong_in_every_way() {
     let scene = Scene::new().await;
     let foreign = Arc::new(Pki::new("foreign"));
     let key = p256();

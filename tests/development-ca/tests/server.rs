@@ -24,7 +24,7 @@ async fn both_tls_versions_are_spoken_and_can_be_narrowed() {
 }
 
 #[tokio::test]
-async fn the_server_certificate_carries_the_names_it_is_told() {
+async fn the_server_certificate_carries_the_given_names() {
     let scene = Scene::new().await;
     for (server_name, expected) in
         [("istiod.istio-system.svc", true), ("localhost", true), ("istiod.elsewhere.svc", false)]

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_too_long_gives_up_and_is_worked_on_nevertheless() {
+    fn a_client_that_gave_up_still_costs_the_ca() {
         let mut ca = Ca::new(vec![(0, UP)], Queue::Endless, 60);
         let answers: Vec<_> = (0..4).map(|_| ca.call(0, Some(250_000)).1).collect();
         assert!(matches!(answers[..2], [Answer::Issued { .. }, Answer::Issued { .. }]));

@@ -42,7 +42,7 @@ async fn puts_first(cluster: &Cluster, name: &str) -> Result<(), Failure> {
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
-async fn the_shim_is_first_whatever_others_put_first() -> testkit::Result {
+async fn the_shim_is_first_whatever_other_policies_insert() -> testkit::Result {
     let cluster = Cluster::start().await?;
     namespaces(&cluster).await?;
     cluster.helm(&["install", "sds-shim", CHART, "-n", "sds-shim", "--create-namespace", "-f", SAMPLE]).await?;

@@ -35,7 +35,7 @@ fn the_readme_has_its_commands() -> Result<(), Failure> {
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes node` builds"]
-async fn the_commands_in_the_readme_do_what_it_says() -> Result<(), Failure> {
+async fn the_readmes_commands_work_as_documented() -> Result<(), Failure> {
     if !possible() {
         return Ok(());
     }

@@ -24,7 +24,7 @@ fn keys_are_written_as_openssl_writes_them() {
 }
 
 #[test]
-fn what_is_no_key_is_refused() {
+fn invalid_keys_are_rejected() {
     for text in ["", "text", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"] {
         assert!(read_private_key(text.as_bytes()).is_err(), "{text:?}");
         assert!(pkcs8(text.as_bytes()).is_err() || text.contains("AAAA"), "{text:?}");

@@ -15,7 +15,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_keeps_content_apart_and_leaves_none(steps in prop::collection::vec(step(), 1..300)) {
+    fn any_sequence_of_calls_keeps_blocks_apart_and_wiped(steps in prop::collection::vec(step(), 1..300)) {
         let mut model = Model::new(128 << 10);
         for step in &steps {
             model.run(step);

@@ -167,7 +167,7 @@ fn the_filter_and_a_domain_cost_a_start_next_to_nothing() {
 }
 
 #[test]
-fn what_serving_takes_is_allowed() {
+fn calls_that_serving_needs_are_allowed() {
     bound(|| {
         File::open("/proc/self/status").expect("files");
         TcpListener::bind("127.0.0.1:0").expect("network");
@@ -178,7 +178,7 @@ fn what_serving_takes_is_allowed() {
 }
 
 #[test]
-fn what_serving_does_not_take_is_denied() {
+fn calls_that_serving_does_not_need_are_denied() {
     bound(|| {
         assert!(denied(Command::new("/bin/true").spawn()), "programs");
         assert!(denied(executable()), "memory with code");

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_crash_is_told_in_one_sentence() {
+    fn a_crash_is_described_in_one_sentence() {
         let crash = Crash { crashes: 2, signal: 11, code: 1, offset: Some(0x1A2B), reached: Some(Reached::Null) };
         let told = "crashed with SIGSEGV (code 1) at program offset 0x1a2b, accessing an address near 0; crash 2 of this \
                     process";

@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_overwritten_is_not_handed_on() {
+    fn an_overwritten_record_is_not_handed_on() {
         let shared = Copies::new();
         assert_eq!(shared.get(), None);
         for pid in 1..5 {

@@ -45,14 +45,14 @@ const TESTS: &[(&str, fn())] = &[
     ("a_thread_may_crash_as_well", a_thread_may_crash_as_well),
     ("the_socket_and_the_command_are_handed_on", the_socket_and_the_command_are_handed_on),
     ("the_tenth_crash_ends_the_process", the_tenth_crash_ends_the_process),
-    ("who_does_not_stand_by_ends", who_does_not_stand_by_ends),
+    ("without_standing_by_a_crash_ends_the_process", without_standing_by_a_crash_ends_the_process),
     ("the_first_process_ends_as_well", the_first_process_ends_as_well),
     ("a_signal_that_was_sent_ends_the_process", a_signal_that_was_sent_ends_the_process),
     ("a_record_of_another_process_is_not_taken", a_record_of_another_process_is_not_taken),
     ("a_key_is_handed_on_where_nobody_could_have_read_it", a_key_is_handed_on_where_nobody_could_have_read_it),
     ("a_start_that_crashes_hands_the_key_on_once_more", a_start_that_crashes_hands_the_key_on_once_more),
     ("a_signal_that_is_being_handled_is_handed_on", a_signal_that_is_being_handled_is_handed_on),
-    ("what_was_overwritten_is_not_taken", what_was_overwritten_is_not_taken),
+    ("an_overwritten_record_is_not_taken", an_overwritten_record_is_not_taken),
     ("a_key_is_handed_on_until_another_takes_its_place", a_key_is_handed_on_until_another_takes_its_place),
 ];
 
@@ -192,7 +192,7 @@ fn the_tenth_crash_ends_the_process() {
     assert!(!lived.text.contains("life 11 of"), "{}", lived.text);
 }
 
-fn who_does_not_stand_by_ends() {
+fn without_standing_by_a_crash_ends_the_process() {
     let lived = lives("stood-down", |_| ());
     assert_eq!(lived.output.status.signal(), Some(Signal::SIGSEGV as i32), "{}", lived.text);
 }
@@ -261,7 +261,7 @@ fn a_signal_that_is_being_handled_is_handed_on() {
     lives("signal-handled", |_| ()).expect("signal None, then None");
 }
 
-fn what_was_overwritten_is_not_taken() {
+fn an_overwritten_record_is_not_taken() {
     for what in ["key-flipped", "key-text-flipped", "key-start-flipped"] {
         let lived = closed_lives(what);
         lived.expect("lost: it was overwritten");

@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn results_are_told_apart() {
+    fn results_are_distinguished() {
         let lines = "1,200,1500000,0,20,,e30=,attack,0,GET,http://127.0.0.1/ip,\n\
                      2,0,900000,0,0,\"Get \"\"http://127.0.0.1/ip\"\": read: connection reset by peer\",,a,1,GET,u,\n\
                      3,503,700000,0,0,503 Service Unavailable,,a,2,GET,u,\n";

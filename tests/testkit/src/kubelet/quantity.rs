@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn amounts_are_read_as_kubernetes_means_them() {
+    fn quantities_are_parsed_like_kubernetes() {
         for (text, expected) in [("16Mi", 16 << 20), ("1Gi", 1 << 30), ("64k", 64_000), ("8388608", 8 << 20)] {
             assert_eq!(bytes(text).unwrap(), expected, "{text}");
         }
