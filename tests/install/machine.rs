@@ -62,13 +62,13 @@ impl Machine {
         Ok(machine)
     }
 
-    pub(crate) async fn booted(&self) -> Result<(), Failure> {
+    pub(crate) async fn booted(&self) -> testkit::Result {
         // `is-system-running` answers before the bus is there, too.
         self.until("test \"$(systemctl is-system-running)\" = running").await.map(drop)
     }
 
     /// Switches it off in order, and on again with the same disk.
-    pub(crate) async fn reboot(&self) -> Result<(), Failure> {
+    pub(crate) async fn reboot(&self) -> testkit::Result {
         podman(&["stop", "--time", "30", &self.name])?;
         podman(&["start", &self.name])?;
         self.booted().await
@@ -98,7 +98,7 @@ impl Machine {
     }
 
     /// Puts a file into it.
-    pub(crate) fn copy(&self, file: &Path, to: &str) -> Result<(), Failure> {
+    pub(crate) fn copy(&self, file: &Path, to: &str) -> testkit::Result {
         podman(&["cp", &file.display().to_string(), &format!("{}:{to}", self.name)]).map(drop)
     }
 }

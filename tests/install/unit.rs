@@ -9,7 +9,7 @@ use std::{
 
 use nix::unistd::getegid;
 use testkit::{
-    Failure, OrFail,
+    OrFail,
     calls::{LOOKED_AT, STARTING},
     fixture::{Logged, Site},
     scratch::Scratch,
@@ -78,7 +78,7 @@ fn the_links_lead_from_where_the_program_looks() {
 
 /// A machine that was off for longer than its token lasts: what `OUTPUT_CERTS` left vouches for the next certificate.
 #[tokio::test]
-async fn a_restart_takes_no_token_where_the_last_certificate_is_kept() -> Result<(), Failure> {
+async fn a_restart_takes_no_token_where_the_last_certificate_is_kept() -> testkit::Result {
     let mut site = Site::new().await?;
     let kept = site.workload.path().join("certs");
     let shim = site.shim().env("OUTPUT_CERTS", kept.display().to_string()).env("PROV_CERT", kept.display().to_string());
@@ -96,7 +96,7 @@ async fn a_restart_takes_no_token_where_the_last_certificate_is_kept() -> Result
 }
 
 /// Waits for a file that `shim` writes.
-async fn file_of(shim: &Logged, path: &Path) -> Result<(), Failure> {
+async fn file_of(shim: &Logged, path: &Path) -> testkit::Result {
     shim.until(&format!("a file {}", path.display()), || path.exists().then_some(())).await
 }
 
@@ -158,7 +158,7 @@ fn the_unit_allows_every_call_that_the_filter_of_the_program_allows() {
 
 /// What a whole life takes, from its start to its end, is not only what we think that it takes.
 #[tokio::test]
-async fn the_unit_allows_every_call_of_a_life() -> Result<(), Failure> {
+async fn the_unit_allows_every_call_of_a_life() -> testkit::Result {
     let site = Site::new().await?;
     let (output, trace) = (site.workload.path().join("output"), site.workload.path().join("trace"));
     // Beside the shim instead of above it, so that the shim is what the test ends.

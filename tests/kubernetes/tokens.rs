@@ -61,7 +61,7 @@ fn id(token: &str) -> Result<String, Failure> {
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
-async fn the_mesh_has_its_identities_from_tokens_of_the_cluster() -> Result<(), Failure> {
+async fn the_mesh_has_its_identities_from_tokens_of_the_cluster() -> testkit::Result {
     let stage = Stage::set().await?;
     let cluster = &stage.cluster;
     // The pods of the samples were let in for what they are: others are not.
@@ -121,7 +121,7 @@ async fn the_mesh_has_its_identities_from_tokens_of_the_cluster() -> Result<(), 
 }
 
 /// The shim's token is refused, and it says so.
-async fn refused(stage: &Stage, world: &World, sidecar: &Sidecar, token: &str) -> Result<(), Failure> {
+async fn refused(stage: &Stage, world: &World, sidecar: &Sidecar, token: &str) -> testkit::Result {
     stage.cluster.forgets(token, "istio-ca").await?;
     let mark = sidecar.shim.log().mark();
     let (sent, outcome) = renew(world, sidecar).await?;
@@ -137,7 +137,7 @@ async fn refused(stage: &Stage, world: &World, sidecar: &Sidecar, token: &str) -
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
-async fn the_keys_that_the_cluster_publishes_suffice() -> Result<(), Failure> {
+async fn the_keys_that_the_cluster_publishes_suffice() -> testkit::Result {
     let mut stage = Stage::set().await?;
     let upgrade = ["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reset-then-reuse-values"];
     stage.cluster.helm(&[&upgrade[..], &["--set", "developmentCA.verify=jwks"]].concat()).await?;
@@ -163,7 +163,7 @@ async fn the_keys_that_the_cluster_publishes_suffice() -> Result<(), Failure> {
 }
 
 /// The CA's program with the arguments that its Deployment gives it: what the chart says, it understands, and signs.
-async fn deployed(stage: &mut Stage) -> Result<(), Failure> {
+async fn deployed(stage: &mut Stage) -> testkit::Result {
     let deployment = stage.cluster.get(&["deployment", CA, "-n", "sds-shim"]).await?;
     let container = &deployment["spec"]["template"]["spec"]["containers"][0];
     let arguments = container["args"].as_array().into_iter().flatten().filter_map(Value::as_str);

@@ -72,7 +72,7 @@ fn more() -> Value {
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
-async fn the_api_server_takes_what_any_values_make_and_uninstalling_leaves_nothing() -> Result<(), Failure> {
+async fn the_api_server_takes_what_any_values_make_and_uninstalling_leaves_nothing() -> testkit::Result {
     let cluster = Cluster::start().await?;
     cluster.install_kinds().await?;
     for namespace in ["foo", "bar", "istio-system"] {
@@ -109,7 +109,7 @@ fn values_file(cluster: &Cluster, values: &Value) -> Result<String, Failure> {
 }
 
 /// The release has so many objects, and the API server knows each of their fields.
-async fn made(cluster: &Cluster, count: usize) -> Result<(), Failure> {
+async fn made(cluster: &Cluster, count: usize) -> testkit::Result {
     let manifest = cluster.helm(&["get", "manifest", "sds-shim"]).await?;
     let kinds: Vec<_> = manifest.lines().filter_map(|line| line.strip_prefix("kind: ")).collect();
     if kinds.len() != count {

@@ -52,7 +52,7 @@ fn total(out: &Path) -> Result<f64, Failure> {
 }
 
 #[tokio::test]
-async fn a_start_and_a_rotation_take_no_more_instructions_than_they_did() -> Result<(), Failure> {
+async fn a_start_and_a_rotation_take_no_more_instructions_than_they_did() -> testkit::Result {
     let start = count(0).await?;
     let rotation = (count(ROTATIONS).await? - start) / ROTATIONS as f64;
     println!("start: {start:.1} million, rotation: {rotation:.1} million");

@@ -1,10 +1,10 @@
 //! A control plane whose identity comes over SDS configures a mesh over ADS with mutual TLS, as
 //! `make demo-control-plane` plays it.
 
-use testkit::{Failure, scene};
+use testkit::scene;
 
 #[tokio::test]
-async fn a_control_plane_without_a_secret_mount_configures_the_mesh_over_mutual_tls() -> Result<(), Failure> {
+async fn a_control_plane_without_a_secret_mount_configures_the_mesh_over_mutual_tls() -> testkit::Result {
     let report = scene::run(scene::Options {
         act: scene::Act::ControlPlane,
         print: |line| println!("{line}"),

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use testkit::{Failure, scene};
+use testkit::scene;
 
 #[tokio::test]
-async fn the_acceptance_scene_is_as_promised() -> Result<(), Failure> {
+async fn the_acceptance_scene_is_as_promised() -> testkit::Result {
     let report = scene::run(scene::Options {
         act: scene::Act::Acceptance,
         print: |line| println!("{line}"),

@@ -1,10 +1,10 @@
 //! A mesh moves from mounted secrets to SDS and back under load, as `make demo-migration` plays it: the scene itself
 //! fails with the first request that does.
 
-use testkit::{Failure, scene};
+use testkit::scene;
 
 #[tokio::test]
-async fn a_mesh_moves_from_mounted_secrets_to_the_ca_and_back_without_a_failed_request() -> Result<(), Failure> {
+async fn a_mesh_moves_from_mounted_secrets_to_the_ca_and_back_without_a_failed_request() -> testkit::Result {
     let report =
         scene::run(scene::Options { act: scene::Act::Migration, print: |line| println!("{line}"), keep_traces: false })
             .await?;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use testkit::{
-    Failure, OrFail,
+    OrFail,
     development_ca::{CaOptions, Outcome, TokenRequest},
     fixture::{Open, Site, renew, token, tokens, within},
     shim::Shim,
@@ -161,7 +161,7 @@ fn subjects(scene: &Site) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn each_call_carries_the_token_as_it_is_then() -> Result<(), Failure> {
+async fn each_call_carries_the_token_as_it_is_then() -> testkit::Result {
     let mut scene = Site::new().await?;
     let mut shim = scene.shim().env("SDS_SHIM_CA_MTLS", "never").start()?;
     let mut stream = Open::connect(&mut shim, "default").await?;

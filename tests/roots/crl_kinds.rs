@@ -140,7 +140,7 @@ async fn lets_in(port: u16, pki: &Pki, peer: &Issued) -> Result<bool, Failure> {
 
 /// A differential test: the same lists for Envoy and for us.
 #[tokio::test]
-async fn we_say_of_each_kind_what_envoy_does_with_it() -> Result<(), Failure> {
+async fn we_say_of_each_kind_what_envoy_does_with_it() -> testkit::Result {
     let (pki, other) = (Pki::new("one"), Pki::new("two"));
     let peer = pki.issue(&Leaf::workload(ID, Duration::from_secs(3600)));
     let scratch = Scratch::new("kinds")?;
@@ -179,7 +179,7 @@ async fn we_say_of_each_kind_what_envoy_does_with_it() -> Result<(), Failure> {
 
 /// Of an anchor that is no root, Envoy wants a list that tells whether it is revoked itself.
 #[tokio::test]
-async fn whole_chains_cannot_be_checked_below_an_intermediate_as_anchor() -> Result<(), Failure> {
+async fn whole_chains_cannot_be_checked_below_an_intermediate_as_anchor() -> testkit::Result {
     let pki = Pki::with_options(&PkiOptions { upper: true, ..PkiOptions::new("one") });
     let peer = pki.issue(&Leaf::workload(ID, Duration::from_secs(3600)));
     let scratch = Scratch::new("kinds")?;

@@ -193,7 +193,7 @@ async fn anchors(court: &Court) -> Result<Tally, Failure> {
 }
 
 #[tokio::test]
-async fn whatever_is_served_is_accepted() -> Result<(), Failure> {
+async fn whatever_is_served_is_accepted() -> testkit::Result {
     let court = Court::open().await?;
     let [issued, mounted] = certificates(&court).await?;
     let tallies = [anchors(&court).await?, issued, mounted];
@@ -239,7 +239,7 @@ fn an_intermediate_for_one_side_alone_is_refused() {
 
 /// One odd anchor in each source costs only itself: Envoy has all others.
 #[tokio::test]
-async fn an_odd_anchor_costs_only_itself_whatever_its_source() -> Result<(), Failure> {
+async fn an_odd_anchor_costs_only_itself_whatever_its_source() -> testkit::Result {
     let key = p256();
     let good = Parts::root(&key.public_key_to_der().or_fail("write a key")?);
     let forms = forms::all(&good);

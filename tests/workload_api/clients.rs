@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 use testkit::{
-    Failure, OrFail, Result,
+    OrFail, Result,
     development_ca::Fault,
     envoy::{Bootstrap, Envoy, SdsTransport},
     fixture::{Logged, Site},
@@ -58,7 +58,7 @@ impl Application {
     }
 }
 
-async fn lives_through(program: &Path, arguments: impl Fn(u16, &str) -> Vec<String>) -> Result<(), Failure> {
+async fn lives_through(program: &Path, arguments: impl Fn(u16, &str) -> Vec<String>) -> testkit::Result {
     let site = Site::new().await?;
     let (id, port) = (site.workload.spiffe_id(), port::unshared().or_fail("find a port")?);
     // It is there before anything else is, and before the first certificate.

@@ -2,7 +2,7 @@
 
 use openssl::x509::X509;
 use testkit::{
-    Failure, OrFail, Result,
+    OrFail, Result,
     development_ca::Pki,
     fixture::{Pod, QUIET, secret, write},
     mount::{ISTIO, Mount, WELL_KNOWN},
@@ -124,7 +124,7 @@ async fn mounted_certificates_are_served_and_followed() -> testkit::Result {
 }
 
 #[tokio::test]
-async fn envoy_notices_nothing_of_it() -> Result<(), Failure> {
+async fn envoy_notices_nothing_of_it() -> testkit::Result {
     let (pod, api) = serve(|shim| shim).await?;
     let (mut stream, answer) = pod.ask(&["default"]).await?;
     stream.send(sds::ack(&answer, &["default"]));

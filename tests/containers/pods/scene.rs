@@ -138,7 +138,7 @@ impl Scene {
     }
 
     /// After its pods: no container, no namespace and no mount; and of the node itself nothing either.
-    pub(crate) async fn leaves_nothing(self) -> Result<(), Failure> {
+    pub(crate) async fn leaves_nothing(self) -> testkit::Result {
         assert_eq!(self.node.containers()?, BTreeSet::new());
         let deadline = Instant::now() + PATIENCE;
         while self.node.joined()? > 0 {
@@ -208,7 +208,7 @@ impl Mesh {
     }
 
     /// The application of each `sleep` calls each `httpbin`, which tells whom its sidecar has let in.
-    pub(crate) async fn calls(&self) -> Result<(), Failure> {
+    pub(crate) async fn calls(&self) -> testkit::Result {
         for client in &self.clients {
             for server in &self.servers {
                 let url = format!("http://{}:8000/headers", server.name());

@@ -1,12 +1,12 @@
 //! Policies of others that put something first: the API server runs policies in no order that names would give.
 
 use serde_json::json;
-use testkit::{Failure, kubernetes::Cluster};
+use testkit::kubernetes::Cluster;
 
 use super::{CHART, SAMPLE, made_so, names, namespaces, pod};
 
 /// Another's policy, as ours is: what it adds comes first.
-async fn puts_first(cluster: &Cluster, name: &str) -> Result<(), Failure> {
+async fn puts_first(cluster: &Cluster, name: &str) -> testkit::Result {
     let container = format!(
         "Object.spec.initContainers{{name: \"{name}\", image: \"one\", securityContext: \
          Object.spec.initContainers.securityContext{{allowPrivilegeEscalation: false, capabilities: \

@@ -156,7 +156,7 @@ pub(crate) fn port(pod: &Value) -> Option<u64> {
     endpoint["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["port_value"].as_u64()
 }
 
-pub(crate) async fn namespaces(cluster: &Cluster) -> Result<(), Failure> {
+pub(crate) async fn namespaces(cluster: &Cluster) -> testkit::Result {
     for namespace in ["foo", "bar"] {
         cluster.kubectl(&["create", "namespace", namespace]).await?;
         let label = "pod-security.kubernetes.io/enforce=restricted";

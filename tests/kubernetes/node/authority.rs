@@ -14,7 +14,7 @@ use crate::stage::CA;
 const AUDIENCE: &str = "--audience=";
 
 /// What the CA does to tokens: those for another audience than its own are refused.
-async fn asks_for(mesh: &Mesh, audience: &str) -> Result<(), Failure> {
+async fn asks_for(mesh: &Mesh, audience: &str) -> testkit::Result {
     let deployment = mesh.cluster.get(&["deployment", CA, "-n", "sds-shim"]).await?;
     let arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"].as_array().cloned();
     let arguments: Vec<_> = arguments.unwrap_or_default().iter().filter_map(Value::as_str).map(str::to_owned).collect();
@@ -26,14 +26,14 @@ async fn asks_for(mesh: &Mesh, audience: &str) -> Result<(), Failure> {
     mesh.cluster.kubectl(&[&rolled_out[..], &["deployment", CA]].concat()).await.map(drop)
 }
 
-async fn has_replicas(mesh: &Mesh, replicas: usize) -> Result<(), Failure> {
+async fn has_replicas(mesh: &Mesh, replicas: usize) -> testkit::Result {
     let replicas = format!("--replicas={replicas}");
     mesh.cluster.kubectl(&["scale", "deployment", CA, "-n", "sds-shim", &replicas]).await.map(drop)
 }
 
 /// For `minutes`, new pods have nobody who certifies them: running ones do not notice, and `kubectl describe pod` says why
 /// the new ones do not start.
-pub(crate) async fn a_ca_that_is_away_or_refuses_is_told(mesh: &Mesh, wait: Duration) -> Result<(), Failure> {
+pub(crate) async fn a_ca_that_is_away_or_refuses_is_told(mesh: &Mesh, wait: Duration) -> testkit::Result {
     let traffic = Traffic::start(mesh).await?;
     mesh.remove(SLEEP).await?;
     asks_for(mesh, "another").await?;

@@ -51,7 +51,7 @@ fn values() -> Value {
     })
 }
 
-pub(crate) async fn a_pod_certificate_is_served_and_a_refused_one_is_told(mesh: &Mesh) -> Result<(), Failure> {
+pub(crate) async fn a_pod_certificate_is_served_and_a_refused_one_is_told(mesh: &Mesh) -> testkit::Result {
     mesh.remove(SLEEP).await?;
     mesh.deploy(SLEEP, "/var/run/mesh").await?;
 
@@ -81,13 +81,13 @@ pub(crate) async fn a_pod_certificate_is_served_and_a_refused_one_is_told(mesh: 
 }
 
 /// PodCertificates for new pods, and anchors from a ClusterTrustBundle.
-pub(crate) async fn prepare(mesh: &Mesh) -> Result<(), Failure> {
+pub(crate) async fn prepare(mesh: &Mesh) -> testkit::Result {
     trust(mesh, &[mesh.client().1]).await?;
     mesh.upgrade(&values()).await
 }
 
 /// What the ClusterTrustBundle holds.
-pub(crate) async fn trust(mesh: &Mesh, roots: &[String]) -> Result<(), Failure> {
+pub(crate) async fn trust(mesh: &Mesh, roots: &[String]) -> testkit::Result {
     let object = json!({
         "apiVersion": "certificates.k8s.io/v1",
         "kind": "ClusterTrustBundle",
@@ -139,7 +139,7 @@ pub(crate) fn issue(mesh: &Mesh, request: &Value) -> Result<Value, Failure> {
 }
 
 /// Refuses it.
-pub(crate) async fn deny(mesh: &Mesh, request: &Value) -> Result<(), Failure> {
+pub(crate) async fn deny(mesh: &Mesh, request: &Value) -> testkit::Result {
     let condition = json!({
         "type": "Denied",
         "status": "True",
@@ -150,7 +150,7 @@ pub(crate) async fn deny(mesh: &Mesh, request: &Value) -> Result<(), Failure> {
     answer(mesh, request, &json!({ "conditions": [condition] })).await
 }
 
-pub(crate) async fn answer(mesh: &Mesh, request: &Value, status: &Value) -> Result<(), Failure> {
+pub(crate) async fn answer(mesh: &Mesh, request: &Value, status: &Value) -> testkit::Result {
     let text = |name: &str| request["metadata"][name].as_str().unwrap_or_default();
     let patch = json!({ "status": status }).to_string();
     let (name, namespace) = (text("name"), text("namespace"));

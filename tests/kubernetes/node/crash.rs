@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use testkit::{Failure, confined::helper, node::KUBELET};
+use testkit::{confined::helper, node::KUBELET};
 
 use super::{
     mesh::{HTTPBIN, Mesh, SHIM, is_ready, sidecar},
@@ -11,7 +11,7 @@ use super::{
 
 const CRASHES: usize = 3;
 
-pub(crate) async fn a_crashed_shim_goes_on_in_its_container(mesh: &Mesh) -> Result<(), Failure> {
+pub(crate) async fn a_crashed_shim_goes_on_in_its_container(mesh: &Mesh) -> testkit::Result {
     let breaker = helper("breaker")?.display().to_string();
     // A scene before this one may have had its containers started anew.
     mesh.until(HTTPBIN, "ready", is_ready).await?;

@@ -23,7 +23,7 @@ fn possible() -> Result<usize, Failure> {
 }
 
 /// Some kernels count secret memory for all processes of a user together.
-pub(crate) async fn many_pods_have_their_keys_in_secret_memory(mesh: &Mesh) -> Result<(), Failure> {
+pub(crate) async fn many_pods_have_their_keys_in_secret_memory(mesh: &Mesh) -> testkit::Result {
     let (wanted, begun) = (possible()?, Instant::now());
     let scale = async |pods: usize| {
         let replicas = format!("--replicas={pods}");

@@ -34,7 +34,7 @@ const TOKEN: Duration = Duration::from_secs(900);
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes node` builds"]
-async fn sidecars_live_through_what_a_kubelet_does() -> Result<(), Failure> {
+async fn sidecars_live_through_what_a_kubelet_does() -> testkit::Result {
     if !possible() {
         return Ok(());
     }
@@ -62,7 +62,7 @@ async fn sidecars_live_through_what_a_kubelet_does() -> Result<(), Failure> {
 }
 
 /// What kubelet does for PodCertificates, and while it takes its time for one of them, for a token.
-async fn certificates(mesh: &Mesh) -> Result<(), Failure> {
+async fn certificates(mesh: &Mesh) -> testkit::Result {
     certificate::prepare(mesh).await?;
     certificate::a_pod_certificate_is_served_and_a_refused_one_is_told(mesh).await?;
     refresh::a_pod_certificate_is_renewed_under_traffic(mesh).await?;
@@ -87,7 +87,7 @@ fn short() -> bool {
 }
 
 /// Plays one of the scenes; `NODE_SCENES=crash,reboot` chooses some.
-async fn play(name: &str, scene: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+async fn play(name: &str, scene: impl Future<Output = testkit::Result>) -> testkit::Result {
     let chosen = std::env::var("NODE_SCENES").unwrap_or_default();
     if !chosen.is_empty() && !chosen.split(',').any(|chosen| chosen == name) {
         eprintln!("NOT TESTED: {name}, which is not in NODE_SCENES");
@@ -99,7 +99,7 @@ async fn play(name: &str, scene: impl Future<Output = Result<(), Failure>>) -> R
     Ok(())
 }
 
-async fn a_restarted_kubelet_renews_all_tokens(mesh: &Mesh) -> Result<(), Failure> {
+async fn a_restarted_kubelet_renews_all_tokens(mesh: &Mesh) -> testkit::Result {
     let before = [mesh.token(SLEEP).await?, mesh.token(HTTPBIN).await?];
     let traffic = Traffic::start(mesh).await?;
     let begun = Instant::now();
@@ -121,7 +121,7 @@ async fn a_restarted_kubelet_renews_all_tokens(mesh: &Mesh) -> Result<(), Failur
     Ok(())
 }
 
-async fn a_changed_config_map_reaches_envoy(mesh: &Mesh) -> Result<(), Failure> {
+async fn a_changed_config_map_reaches_envoy(mesh: &Mesh) -> testkit::Result {
     for (client, answered) in [("other", false), ("sleep", true)] {
         let allowed = format!("proxy.allowedClients={{spiffe://cluster.local/ns/foo/sa/{client}}}");
         let upgrade = ["upgrade", "sds-shim", CHART, "-n", "sds-shim", "--reset-then-reuse-values", "--set", &allowed];
@@ -133,7 +133,7 @@ async fn a_changed_config_map_reaches_envoy(mesh: &Mesh) -> Result<(), Failure> 
 }
 
 /// Envoy keeps its certificate: who calls does not notice, but the pod is not ready until the shim has one again.
-async fn a_killed_shim_comes_back(mesh: &Mesh) -> Result<(), Failure> {
+async fn a_killed_shim_comes_back(mesh: &Mesh) -> testkit::Result {
     let traffic = Traffic::start(mesh).await?;
     let (before, restarts_before) = (mesh.status(HTTPBIN).await?, restarts(&mesh.pod(HTTPBIN).await?, SHIM));
     mesh.kill(HTTPBIN, SHIM).await?;
@@ -149,7 +149,7 @@ async fn a_killed_shim_comes_back(mesh: &Mesh) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn a_killed_envoy_comes_back(mesh: &Mesh) -> Result<(), Failure> {
+async fn a_killed_envoy_comes_back(mesh: &Mesh) -> testkit::Result {
     let (before, begun) = (mesh.pod(HTTPBIN).await?, Instant::now());
     let again = |pod: &_| restarts(pod, ENVOY) == restarts(&before, ENVOY) + 1;
     mesh.kill(HTTPBIN, ENVOY).await?;
@@ -162,7 +162,7 @@ async fn a_killed_envoy_comes_back(mesh: &Mesh) -> Result<(), Failure> {
 }
 
 /// An application that takes its time to end calls others as before: its sidecars end after it.
-async fn a_pod_that_ends_has_its_mesh_to_the_end(mesh: &Mesh) -> Result<(), Failure> {
+async fn a_pod_that_ends_has_its_mesh_to_the_end(mesh: &Mesh) -> testkit::Result {
     let patch = r#"{"spec":{"template":{"spec":{"terminationGracePeriodSeconds":20}}}}"#;
     mesh.cluster.kubectl(&["patch", "-n", SLEEP.0, "deployment", SLEEP.1, "-p", patch]).await?;
     mesh.rolled_out(SLEEP).await?;
@@ -203,7 +203,7 @@ async fn a_pod_that_ends_has_its_mesh_to_the_end(mesh: &Mesh) -> Result<(), Fail
 
 /// A containerd that lets containers lock 64 KiB, as it does where nobody gives its unit more. What a container may lock is
 /// what containerd could when the pod began.
-async fn little_lockable_memory_is_told(mesh: &Mesh) -> Result<(), Failure> {
+async fn little_lockable_memory_is_told(mesh: &Mesh) -> testkit::Result {
     mesh.node.limit_locked_memory(64).await?;
     mesh.deploy(SLEEP, SHIM).await?;
     let ended = |pod: &Value| terminated(pod, SHIM)["exitCode"] == 71;
@@ -217,7 +217,7 @@ async fn little_lockable_memory_is_told(mesh: &Mesh) -> Result<(), Failure> {
     mesh.remove(SLEEP).await
 }
 
-async fn kubelet_renews_a_token_and_it_is_used(mesh: &Mesh) -> Result<(), Failure> {
+async fn kubelet_renews_a_token_and_it_is_used(mesh: &Mesh) -> testkit::Result {
     let before = mesh.token(SLEEP).await?;
     let issued = issued(&before)?;
     let look = async || Ok((mesh.token(SLEEP).await? != before).then_some(()));

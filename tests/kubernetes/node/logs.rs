@@ -11,7 +11,7 @@ use testkit::{Failure, OrFail, scratch::Scratch, workspace};
 use super::mesh::Mesh;
 
 /// Searches all that kubelet has, for tokens and keys. kubelet removes what a pod wrote when the pod is deleted.
-pub(crate) fn hold_no_secrets(mesh: &Mesh) -> Result<(), Failure> {
+pub(crate) fn hold_no_secrets(mesh: &Mesh) -> testkit::Result {
     let scratch = Scratch::new("node-logs")?;
     let mut count = 0;
     for (number, file) in files(&mesh.node.container_logs())?.iter().enumerate() {

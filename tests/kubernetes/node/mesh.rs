@@ -65,7 +65,7 @@ impl Mesh {
     }
 
     /// The release as it was at the start, but with these values as well.
-    pub(crate) async fn upgrade(&self, values: &Value) -> Result<(), Failure> {
+    pub(crate) async fn upgrade(&self, values: &Value) -> testkit::Result {
         let path = self.cluster.path().join("values.json");
         std::fs::write(&path, values.to_string()).or_fail("write the values")?;
         let path = path.display().to_string();
@@ -74,7 +74,7 @@ impl Mesh {
     }
 
     /// Makes one of the samples, once pods get sidecars with this in them.
-    pub(crate) async fn deploy(&self, of: Of, expected: &str) -> Result<(), Failure> {
+    pub(crate) async fn deploy(&self, of: Of, expected: &str) -> testkit::Result {
         let begun = Instant::now();
         let pod = simple_pod("default");
         loop {
@@ -91,7 +91,7 @@ impl Mesh {
     }
 
     /// Deletes one of them, and waits until its pods are gone.
-    pub(crate) async fn remove(&self, (namespace, name): Of) -> Result<(), Failure> {
+    pub(crate) async fn remove(&self, (namespace, name): Of) -> testkit::Result {
         logs::hold_no_secrets(self)?;
         self.cluster.kubectl(&["delete", "deployment", name, "-n", namespace, "--ignore-not-found"]).await?;
         let label = format!("app={name}");
@@ -104,7 +104,7 @@ impl Mesh {
         Ok(self.pki.certify(leaf, key).or_fail("certify a key")? + &self.pki.intermediate_pem())
     }
 
-    pub(crate) async fn stop(self) -> Result<(), Failure> {
+    pub(crate) async fn stop(self) -> testkit::Result {
         drop(self.node);
         self.cluster.stop().await?;
         self.scratch.remove()
@@ -126,7 +126,7 @@ impl Mesh {
     }
 
     /// Waits until a deployment's pods are ready.
-    pub(crate) async fn rolled_out(&self, (namespace, name): Of) -> Result<(), Failure> {
+    pub(crate) async fn rolled_out(&self, (namespace, name): Of) -> testkit::Result {
         let deployment = format!("deployment/{name}");
         let wait = ["rollout", "status", "--timeout=280s", "-n", namespace, &deployment];
         match self.cluster.kubectl(&wait).await {
@@ -169,7 +169,7 @@ impl Mesh {
     }
 
     /// SIGKILL for the process of one of its sidecars.
-    pub(crate) async fn kill(&self, of: Of, container: &str) -> Result<(), Failure> {
+    pub(crate) async fn kill(&self, of: Of, container: &str) -> testkit::Result {
         let id = container_id(&sidecar(&self.pod(of).await?, container));
         self.node.ctr(&["tasks", "kill", "--signal", "SIGKILL", &id]).await.map(drop)
     }
@@ -270,7 +270,7 @@ pub(crate) fn restarts(pod: &Value, name: &str) -> u64 {
 
 impl Mesh {
     /// Prints how long after the shim's start Envoy's was, and that of the application.
-    pub(crate) async fn tell_starts(&self, of: Of) -> Result<(), Failure> {
+    pub(crate) async fn tell_starts(&self, of: Of) -> testkit::Result {
         let pod = self.pod(of).await?;
         let application = pod["status"]["containerStatuses"][0].clone();
         let containers = [sidecar(&pod, SHIM), sidecar(&pod, ENVOY), application];

@@ -2,10 +2,7 @@
 
 use std::time::Instant;
 
-use testkit::{
-    Failure,
-    node::{KUBELET, Program},
-};
+use testkit::node::{KUBELET, Program};
 
 use super::{
     mesh::{ENVOY, HTTPBIN, Mesh, SHIM, SLEEP, address, is_ready, restarts, sidecar, terminated},
@@ -13,7 +10,7 @@ use super::{
 };
 
 /// containerd's containers run on without it.
-pub(crate) async fn a_killed_containerd_costs_nothing(mesh: &Mesh) -> Result<(), Failure> {
+pub(crate) async fn a_killed_containerd_costs_nothing(mesh: &Mesh) -> testkit::Result {
     let before = mesh.pod(HTTPBIN).await?;
     let (traffic, begun) = (Traffic::start(mesh).await?, Instant::now());
     mesh.node.kill(Program::Containerd).await?;
@@ -39,7 +36,7 @@ pub(crate) async fn a_killed_containerd_costs_nothing(mesh: &Mesh) -> Result<(),
 }
 
 /// Until kubelet says that its node is not ready, and longer.
-pub(crate) async fn an_absent_containerd_costs_nothing(mesh: &Mesh) -> Result<(), Failure> {
+pub(crate) async fn an_absent_containerd_costs_nothing(mesh: &Mesh) -> testkit::Result {
     let before = mesh.pod(HTTPBIN).await?;
     let (traffic, begun) = (Traffic::start(mesh).await?, Instant::now());
     mesh.node.hold(Program::Containerd).await?;
@@ -67,7 +64,7 @@ pub(crate) async fn an_absent_containerd_costs_nothing(mesh: &Mesh) -> Result<()
 }
 
 /// All containers end at once, what was in memory is gone, and containerd and kubelet start again.
-pub(crate) async fn a_rebooted_node_has_its_mesh_again(mesh: &Mesh) -> Result<(), Failure> {
+pub(crate) async fn a_rebooted_node_has_its_mesh_again(mesh: &Mesh) -> testkit::Result {
     let before = [mesh.pod(SLEEP).await?, mesh.pod(HTTPBIN).await?];
     let begun = Instant::now();
     mesh.node.reboot().await?;
@@ -88,7 +85,7 @@ pub(crate) async fn a_rebooted_node_has_its_mesh_again(mesh: &Mesh) -> Result<()
 }
 
 /// Somebody else's memory in the shim's control group: the kernel ends the process that it may end first.
-pub(crate) async fn a_shim_without_memory_is_started_again(mesh: &Mesh) -> Result<(), Failure> {
+pub(crate) async fn a_shim_without_memory_is_started_again(mesh: &Mesh) -> testkit::Result {
     let (before, pid) = (restarts(&mesh.pod(HTTPBIN).await?, SHIM), mesh.process(HTTPBIN, SHIM).await?);
     let traffic = Traffic::start(mesh).await?;
     let eaten = mesh.node.exec(&["bash", "-c", EAT, "eat", &pid]).await?;

@@ -27,7 +27,7 @@ fn blocks() -> Result<[String; 5], Failure> {
 
 /// Without a cluster as well: they are where they are looked for.
 #[test]
-fn the_readme_has_its_commands() -> Result<(), Failure> {
+fn the_readme_has_its_commands() -> testkit::Result {
     let [install, .., clean] = blocks()?;
     assert!(install.contains("helm install") && clean.contains("helm uninstall"), "{install}\n{clean}");
     Ok(())
@@ -35,7 +35,7 @@ fn the_readme_has_its_commands() -> Result<(), Failure> {
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes node` builds"]
-async fn the_readmes_commands_work_as_documented() -> Result<(), Failure> {
+async fn the_readmes_commands_work_as_documented() -> testkit::Result {
     if !possible() {
         return Ok(());
     }

@@ -38,7 +38,7 @@ async fn arrives(mesh: &Mesh, serial: &str, bound: Duration) -> Result<Duration,
 }
 
 /// httpbin with a PodCertificate; a restarted kubelet asks for another one, as it does for all pods.
-pub(crate) async fn a_pod_certificate_is_renewed_under_traffic(mesh: &Mesh) -> Result<(), Failure> {
+pub(crate) async fn a_pod_certificate_is_renewed_under_traffic(mesh: &Mesh) -> testkit::Result {
     prepare(mesh).await?;
     mesh.remove(HTTPBIN).await?;
     mesh.deploy(HTTPBIN, "/var/run/mesh").await?;
@@ -61,7 +61,7 @@ pub(crate) async fn a_pod_certificate_is_renewed_under_traffic(mesh: &Mesh) -> R
 }
 
 /// Who has a certificate of another CA may call while its root is in the bundle.
-pub(crate) async fn a_changed_trust_bundle_reaches_envoy(mesh: &Mesh, changes: &[bool]) -> Result<(), Failure> {
+pub(crate) async fn a_changed_trust_bundle_reaches_envoy(mesh: &Mesh, changes: &[bool]) -> testkit::Result {
     let (ours, other) = (mesh.client().1, Pki::new("another mesh"));
     let client = other.issue(&Leaf::workload("spiffe://cluster.local/ns/foo/sa/sleep", Duration::from_secs(3600)));
     for &answered in changes {
@@ -75,7 +75,7 @@ pub(crate) async fn a_changed_trust_bundle_reaches_envoy(mesh: &Mesh, changes: &
 }
 
 /// The refresh as it comes by itself.
-pub(crate) async fn kubelet_refreshes_a_pod_certificate(mesh: &Mesh) -> Result<(), Failure> {
+pub(crate) async fn kubelet_refreshes_a_pod_certificate(mesh: &Mesh) -> testkit::Result {
     let (begun, before) = (Instant::now(), presented(mesh).await?);
     let traffic = Traffic::start(mesh).await?;
     let look = async || {
@@ -96,7 +96,7 @@ pub(crate) async fn kubelet_refreshes_a_pod_certificate(mesh: &Mesh) -> Result<(
 }
 
 /// The signer refuses while the pod runs: it runs on with what it has, and its volume is never written again.
-pub(crate) async fn a_refused_refresh_leaves_what_there_is(mesh: &Mesh) -> Result<(), Failure> {
+pub(crate) async fn a_refused_refresh_leaves_what_there_is(mesh: &Mesh) -> testkit::Result {
     let before = presented(mesh).await?;
     let traffic = Traffic::start(mesh).await?;
     mesh.node.kill(Program::Kubelet).await?;

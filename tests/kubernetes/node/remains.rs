@@ -24,7 +24,7 @@ fn hierarchies() -> Result<Vec<PathBuf>, Failure> {
 
 #[test]
 #[ignore = "`make test-kubernetes` runs it: it needs root and control groups"]
-fn the_next_node_removes_what_a_killed_one_left() -> Result<(), Failure> {
+fn the_next_node_removes_what_a_killed_one_left() -> testkit::Result {
     if !possible() {
         return Ok(());
     }

@@ -113,7 +113,7 @@ impl Field {
     }
 
     /// Starts the sidecars.
-    pub(crate) fn start(&mut self, crowd: Crowd, common: &Common) -> Result<(), Failure> {
+    pub(crate) fn start(&mut self, crowd: Crowd, common: &Common) -> testkit::Result {
         for index in 0..crowd.each {
             self.start_one(index, false, common)?;
             if crowd.agents {
@@ -123,7 +123,7 @@ impl Field {
         Ok(())
     }
 
-    fn start_one(&mut self, index: usize, is_agent: bool, common: &Common) -> Result<(), Failure> {
+    fn start_one(&mut self, index: usize, is_agent: bool, common: &Common) -> testkit::Result {
         let kind = if is_agent { "agent" } else { "shim" };
         let directory = self.scratch.path().join(format!("{kind}-{index}"));
         let root = common.root.clone().unwrap_or_else(|| self.ca.root_pem());
@@ -145,7 +145,7 @@ impl Field {
     }
 
     /// Does something to each workload.
-    pub(crate) fn each(&self, change: impl Fn(&Workload) -> std::io::Result<()>) -> Result<(), Failure> {
+    pub(crate) fn each(&self, change: impl Fn(&Workload) -> std::io::Result<()>) -> testkit::Result {
         self.sidecars.iter().try_for_each(|sidecar| change(&sidecar.workload).or_fail("change a workload's files"))
     }
 

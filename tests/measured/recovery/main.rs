@@ -20,7 +20,7 @@ const MANY: Crowd = Crowd { each: 20, agents: true, wait: Duration::from_secs(60
 /// What the last of them may take, in seconds, on a machine that has other things to do.
 const SOON: f64 = 6.0;
 
-fn soon(took: Result<Took, Failure>) -> Result<(), Failure> {
+fn soon(took: Result<Took, Failure>) -> testkit::Result {
     let [ours, _] = took?;
     println!("seconds: {ours:.2?}");
     match ours.last() {
@@ -30,48 +30,48 @@ fn soon(took: Result<Took, Failure>) -> Result<(), Failure> {
 }
 
 #[tokio::test]
-async fn a_ca_that_refused_connections_is_found_soon() -> Result<(), Failure> {
+async fn a_ca_that_refused_connections_is_found_soon() -> testkit::Result {
     soon(scenes::refused(FEW).await)
 }
 
 #[tokio::test]
-async fn a_ca_that_is_back_after_the_certificates_have_ended_is_found_soon() -> Result<(), Failure> {
+async fn a_ca_that_is_back_after_the_certificates_have_ended_is_found_soon() -> testkit::Result {
     soon(scenes::ended(FEW).await)
 }
 
 #[tokio::test]
-async fn a_network_that_is_back_is_seen() -> Result<(), Failure> {
+async fn a_network_that_is_back_is_seen() -> testkit::Result {
     soon(scenes::unreachable(FEW).await)
 }
 
 #[tokio::test]
-async fn new_anchors_end_the_wait() -> Result<(), Failure> {
+async fn new_anchors_end_the_wait() -> testkit::Result {
     soon(scenes::another_root(FEW).await)
 }
 
 #[tokio::test]
-async fn another_address_of_the_name_ends_the_wait() -> Result<(), Failure> {
+async fn another_address_of_the_name_ends_the_wait() -> testkit::Result {
     soon(scenes::another_address(LONG).await)
 }
 
 #[tokio::test]
-async fn another_line_in_hosts_ends_the_wait() -> Result<(), Failure> {
+async fn another_line_in_hosts_ends_the_wait() -> testkit::Result {
     soon(scenes::another_line(LONG).await)
 }
 
 #[tokio::test]
-async fn another_nameserver_ends_the_wait() -> Result<(), Failure> {
+async fn another_nameserver_ends_the_wait() -> testkit::Result {
     soon(scenes::another_nameserver(FEW).await)
 }
 
 #[tokio::test]
-async fn another_certificate_in_prov_cert_ends_the_wait() -> Result<(), Failure> {
+async fn another_certificate_in_prov_cert_ends_the_wait() -> testkit::Result {
     soon(scenes::another_credential(FEW).await)
 }
 
 /// With `RECOVERY_TABLE` set: ours beside Istio's agents, one scene after the other.
 #[tokio::test]
-async fn the_table() -> Result<(), Failure> {
+async fn the_table() -> testkit::Result {
     if env::var_os("RECOVERY_TABLE").is_none() {
         return Ok(());
     }
@@ -101,7 +101,7 @@ async fn the_table() -> Result<(), Failure> {
     if behind.is_empty() { Ok(()) } else { Err(Failure::new(format!("Istio's agent is ahead: {behind:?}"))) }
 }
 
-fn write(rows: &str) -> Result<(), Failure> {
+fn write(rows: &str) -> testkit::Result {
     let file = workspace().join(PAGE);
     let page = fs::read_to_string(&file).or_fail("read the page")?;
     let (head, rest) = page.split_once("|---|---|---|\n").ok_or_else(|| Failure::new("the page has no table"))?;

@@ -52,7 +52,7 @@ pub(crate) async fn ended(crowd: Crowd) -> Result<Took, Failure> {
 pub(crate) async fn unreachable(crowd: Crowd) -> Result<Took, Failure> {
     struct Unreachable(IpAddr);
     impl Unreachable {
-        fn set(&self, verb: &str) -> Result<(), Failure> {
+        fn set(&self, verb: &str) -> testkit::Result {
             let to = self.0.to_string();
             let ran = Command::new("ip").args(["route", verb, "unreachable", &to, "table", "local"]).output();
             let ran = ran.or_fail("run ip (make pod-network)")?;

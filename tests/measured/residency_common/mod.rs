@@ -144,7 +144,7 @@ impl Kind {
 
 impl Subject {
     /// Has another key made, or mounts one; it is taken with [`Subject::finish`].
-    pub(crate) fn begin(&self) -> Result<(), Failure> {
+    pub(crate) fn begin(&self) -> testkit::Result {
         match self.kind.source {
             Source::Ca => self.shim.signal(Signal::SIGUSR1),
             Source::Files | Source::Names => mount(&self.site, &self.mounted, "etc/certs").map(drop),
@@ -156,12 +156,12 @@ impl Subject {
     }
 
     /// Takes the key that is served next.
-    pub(crate) async fn finish(&mut self) -> Result<(), Failure> {
+    pub(crate) async fn finish(&mut self) -> testkit::Result {
         self.take(self.live + 1).await
     }
 
     /// Rotates so many times, until the process sleeps.
-    pub(crate) async fn rotate(&mut self, rotations: usize) -> Result<(), Failure> {
+    pub(crate) async fn rotate(&mut self, rotations: usize) -> testkit::Result {
         for _ in 0..rotations {
             self.begin()?;
             self.finish().await?;
@@ -171,7 +171,7 @@ impl Subject {
     }
 
     /// Crashes it, and takes from its successor the key that was served before.
-    pub(crate) async fn crash(&mut self) -> Result<(), Failure> {
+    pub(crate) async fn crash(&mut self) -> testkit::Result {
         let mark = self.shim.log().mark();
         confined::crash(self.shim.pid())?;
         self.shim.wait_for_log_after(mark, "still serving the certificate from before the crash").await?;
@@ -181,7 +181,7 @@ impl Subject {
         self.stream.expect_silence(QUIET).await
     }
 
-    async fn take(&mut self, key: usize) -> Result<(), Failure> {
+    async fn take(&mut self, key: usize) -> testkit::Result {
         // An RSA key of 4,096 bits takes seconds, and many on a busy machine.
         let answer = self.stream.recv_within(4 * PATIENCE).await?;
         self.needles.add(key, &sds::secrets(&answer)?.remove(0).key_pem)?;
@@ -193,7 +193,7 @@ impl Subject {
         if self.kind.scraped { self.scrape().await } else { Ok(()) }
     }
 
-    async fn scrape(&self) -> Result<(), Failure> {
+    async fn scrape(&self) -> testkit::Result {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).await.or_fail("connect")?;
         let scraper = self.site.pki.issue(&Leaf::workload("spiffe://cluster.local/scraper", PATIENCE * 10));
         let stream = tls::connect(stream, &self.site.pki.root_pem(), Some(&scraper)).await?;

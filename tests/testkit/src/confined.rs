@@ -134,7 +134,7 @@ pub fn helper(name: &str) -> Result<PathBuf, Failure> {
 
 /// Copies by another process: with the file open for writing here, a child that another test starts at the same
 /// moment would inherit it, and the program could not be executed ("text file busy").
-pub fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+pub fn copy(from: &Path, to: &Path) -> crate::Result {
     let status = Command::new("cp").arg(from).arg(to).status().or_fail("run cp")?;
     if status.success() {
         return Ok(());
@@ -143,7 +143,7 @@ pub fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
 }
 
 /// Has a process execute where nothing is, which is a crash of its own making. Needs root.
-pub fn crash(pid: u32) -> Result<(), Failure> {
+pub fn crash(pid: u32) -> crate::Result {
     break_it(pid, Break::Crash)
 }
 
@@ -161,7 +161,7 @@ pub enum Break {
 }
 
 /// Breaks a process. Needs root.
-pub fn break_it(pid: u32, how: Break) -> Result<(), Failure> {
+pub fn break_it(pid: u32, how: Break) -> crate::Result {
     let how = format!("{how:?}").to_lowercase();
     let status = Command::new(helper("breaker")?).args([pid.to_string(), how]).stdin(Stdio::null()).status();
     match status.or_fail("start the breaker")?.success() {

@@ -176,7 +176,7 @@ impl Container {
     }
 
     /// Runs a command in it, as a probe of kubelet does; fails unless its code is 0.
-    pub async fn exec(&self, command: &[&str]) -> Result<(), Failure> {
+    pub async fn exec(&self, command: &[&str]) -> crate::Result {
         match self.run(command).await? {
             Output { code: Some(0), .. } => Ok(()),
             Output { code, lines } => {
@@ -349,7 +349,7 @@ impl Drop for ProgramImage {
 }
 
 /// Puts a program below `root` by this name, and beside it the libraries that it loads.
-fn lay_out(root: &Path, program: &Path, name: &str) -> Result<(), Failure> {
+fn lay_out(root: &Path, program: &Path, name: &str) -> crate::Result {
     let listed = output(Command::new("ldd").arg(program))?;
     let libraries: Vec<_> = listed.split_whitespace().filter(|word| word.starts_with('/')).collect();
     let path = root.join(name);

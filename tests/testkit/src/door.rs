@@ -62,12 +62,12 @@ impl Door {
     }
 
     /// Connections lead to `server`.
-    pub async fn lead_to(&mut self, server: SocketAddr) -> Result<(), Failure> {
+    pub async fn lead_to(&mut self, server: SocketAddr) -> crate::Result {
         self.open(Way::To(server)).await
     }
 
     /// Connections are accepted, and nothing that is sent on them is read or answered.
-    pub async fn lead_nowhere(&mut self) -> Result<(), Failure> {
+    pub async fn lead_nowhere(&mut self) -> crate::Result {
         self.open(Way::Nowhere).await
     }
 
@@ -80,7 +80,7 @@ impl Door {
         }
     }
 
-    async fn open(&mut self, way: Way) -> Result<(), Failure> {
+    async fn open(&mut self, way: Way) -> crate::Result {
         self.close().await;
         let listener = self.listen().await.or_fail(format!("listen on {}", self.address))?;
         self.task = Some(tokio::spawn(accept(listener, way)));

@@ -129,7 +129,7 @@ impl IstioCa {
     }
 
     /// Returns once `n` calls have been answered since the start.
-    pub async fn wait_for_calls(&self, n: usize) -> Result<(), Failure> {
+    pub async fn wait_for_calls(&self, n: usize) -> crate::Result {
         self.process.wait_until(&format!("{n} calls"), |lines| (calls(lines).len() >= n).then_some(())).await
     }
 
@@ -139,7 +139,7 @@ impl IstioCa {
     }
 
     /// Stops it and waits for its end.
-    pub async fn stop(mut self) -> Result<(), Failure> {
+    pub async fn stop(mut self) -> crate::Result {
         self.process.terminate().await.map(|_| ())
     }
 }

@@ -63,7 +63,7 @@ impl MtlsServer {
     }
 
     /// Waits until Envoy has its secrets.
-    pub async fn ready(&mut self) -> Result<(), Failure> {
+    pub async fn ready(&mut self) -> crate::Result {
         self.envoy.wait_ready().await.map_err(|failure| self.shim.explain(failure))
     }
 
@@ -104,7 +104,7 @@ impl MtlsServer {
         &self,
         what: &str,
         condition: impl Fn() -> F,
-    ) -> Result<(), Failure> {
+    ) -> crate::Result {
         let deadline = Instant::now() + PATIENCE;
         while !condition().await? {
             if Instant::now() > deadline {

@@ -132,7 +132,7 @@ impl Process {
     }
 
     /// Sends a signal; nothing happens when the process has ended and been waited for.
-    pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
+    pub fn signal(&self, signal: Signal) -> crate::Result {
         // `Child::id` is `None` once the process was reaped: its number may belong to somebody else by then.
         match self.child.id().and_then(|id| i32::try_from(id).ok()) {
             Some(id) => kill(Pid::from_raw(id), signal).or_fail(format!("signal {}", self.name)),

@@ -35,7 +35,7 @@ impl Scratch {
     }
 
     /// Removes the directory now and says when that fails.
-    pub fn remove(mut self) -> Result<(), Failure> {
+    pub fn remove(mut self) -> crate::Result {
         match self.directory.take() {
             Some(directory) => directory.close().or_fail(format!("remove {}", self.path.display())),
             None => Ok(()),

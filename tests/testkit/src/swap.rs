@@ -47,7 +47,7 @@ impl Drop for SwapFile {
     }
 }
 
-fn run(program: &str, path: &Path) -> Result<(), Failure> {
+fn run(program: &str, path: &Path) -> crate::Result {
     let output = Command::new(program).arg(path).output().or_fail(format!("run {program}"))?;
     if output.status.success() {
         return Ok(());
@@ -90,7 +90,7 @@ impl Cgroup {
     }
 
     /// Has the kernel take away, once, all memory that it can: to swap what is in no file.
-    pub fn squeeze(&self) -> Result<(), Failure> {
+    pub fn squeeze(&self) -> crate::Result {
         let (file, amount) = self.reclaim;
         match fs::write(self.directory.join(file), amount) {
             // It could not have all, which is the point.

@@ -160,7 +160,7 @@ impl<A: prost::Message + Default + 'static> Updates<A> {
     ///
     /// # Errors
     /// When something comes.
-    pub async fn expect_silence(&mut self, period: Duration) -> Result<(), Failure> {
+    pub async fn expect_silence(&mut self, period: Duration) -> crate::Result {
         match timeout(period, self.0.message()).await {
             Err(_) => Ok(()),
             Ok(Ok(Some(_))) => Err(Failure::new("a message came on a stream that should be silent")),

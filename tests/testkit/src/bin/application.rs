@@ -46,7 +46,7 @@ fn main() -> ExitCode {
 }
 
 /// Holds what `start` makes until SIGTERM.
-fn until_told<T>(start: impl Future<Output = Result<T, Failure>>) -> Result<(), Failure> {
+fn until_told<T>(start: impl Future<Output = Result<T, Failure>>) -> testkit::Result {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().or_fail("start a runtime")?;
     runtime.block_on(async {
         let mut told = signal(SignalKind::terminate()).or_fail("listen for SIGTERM")?;
@@ -62,7 +62,7 @@ async fn httpbin(host: &str, port: &str) -> Result<Httpbin, Failure> {
 }
 
 /// Writes the whole answer; through the proxy that `http_proxy` names, if it does.
-fn curl(url: &str) -> Result<(), Failure> {
+fn curl(url: &str) -> testkit::Result {
     let plain = |url: &str| url.strip_prefix("http://").map(str::to_owned);
     let rest = plain(url).ok_or_else(|| Failure::new(format!("{url} is no http:// URL")))?;
     let (authority, path) = rest.split_once('/').unwrap_or((&rest, ""));

@@ -95,7 +95,7 @@ impl ControlPlane {
     }
 
     /// Waits until so many nodes have accepted listeners and clusters of this version.
-    pub async fn accepted(&self, nodes: usize, version: u64) -> Result<(), Failure> {
+    pub async fn accepted(&self, nodes: usize, version: u64) -> crate::Result {
         let mut seen = self.shared.seen.subscribe();
         let all = |seen: &Seen| seen.accepted.values().filter(|accepted| **accepted >= version).count() >= 2 * nodes;
         let waited = timeout(PATIENCE, seen.wait_for(all)).await.is_ok();

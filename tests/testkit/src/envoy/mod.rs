@@ -62,7 +62,7 @@ impl Envoy {
     }
 
     /// Waits until Envoy is live, that is until every secret of its static listeners and clusters has arrived.
-    pub async fn wait_ready(&mut self) -> Result<(), Failure> {
+    pub async fn wait_ready(&mut self) -> crate::Result {
         let admin = self.admin.clone();
         let ready = || async {
             if admin.is_ready().await {
@@ -77,7 +77,7 @@ impl Envoy {
     /// Looks at a condition until it holds, Envoy ends, or the kit's patience does; an error counts as not yet.
     ///
     /// `what` completes the sentence "Envoy did not get …".
-    pub async fn wait_until<F>(&mut self, what: &str, condition: impl Fn() -> F) -> Result<(), Failure>
+    pub async fn wait_until<F>(&mut self, what: &str, condition: impl Fn() -> F) -> crate::Result
     where
         F: Future<Output = Result<bool, Failure>>,
     {

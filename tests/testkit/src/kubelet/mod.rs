@@ -136,7 +136,7 @@ impl Node {
     }
 
     /// Leads connections to a port of the node to a server outside of its network.
-    pub async fn forward(&self, port: u16, target: SocketAddr) -> Result<(), Failure> {
+    pub async fn forward(&self, port: u16, target: SocketAddr) -> crate::Result {
         let listener = self.inside(TcpListener::bind((network::NODE, port))).await?;
         let listener = listener.or_fail(format!("listen on the node's port {port}"))?;
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -157,7 +157,7 @@ impl Node {
 
     /// Gives a service, as the API gives it, a name and an address, which lead to the ready pod that it selects: there
     /// may be one.
-    pub fn service(&self, service: &Value) -> Result<(), Failure> {
+    pub fn service(&self, service: &Value) -> crate::Result {
         let service: Service = serde::Deserialize::deserialize(service).or_fail("read the Service")?;
         let mut services = self.services();
         let number = u8::try_from(services.len()).ok().and_then(|count| FIRST.checked_add(count));

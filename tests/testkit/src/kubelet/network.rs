@@ -70,7 +70,7 @@ fn run(pid: u32, command: &[&str], input: &str) -> Result<String, Failure> {
     Err(Failure::new(format!("{command:?} failed: {}; it had {input:?}", said.trim_end())))
 }
 
-fn ip(pid: u32, commands: &str) -> Result<(), Failure> {
+fn ip(pid: u32, commands: &str) -> crate::Result {
     run(pid, &["ip", "-batch", "-"], commands).map(drop)
 }
 
@@ -115,7 +115,7 @@ impl Network {
     }
 
     /// Connects the pod in the network namespace of this process. Its end goes away with the namespace.
-    pub(super) fn join(&self, pod: u32, address: Ipv4Addr) -> Result<(), Failure> {
+    pub(super) fn join(&self, pod: u32, address: Ipv4Addr) -> crate::Result {
         let [.., number] = address.octets();
         let near = format!(
             "link add pod{number} type veth peer name eth0 netns {pod}\nlink set pod{number} up\n\
@@ -135,16 +135,16 @@ impl Network {
     }
 
     /// Leads what comes for a port of a service to its pod, as kube-proxy does.
-    pub(super) fn endpoint(&self, service: (Ipv4Addr, u16), pod: (Ipv4Addr, u16)) -> Result<(), Failure> {
+    pub(super) fn endpoint(&self, service: (Ipv4Addr, u16), pod: (Ipv4Addr, u16)) -> crate::Result {
         self.proxy("-A", service, pod)
     }
 
     /// Undoes [`Network::endpoint`].
-    pub(super) fn no_endpoint(&self, service: (Ipv4Addr, u16), pod: (Ipv4Addr, u16)) -> Result<(), Failure> {
+    pub(super) fn no_endpoint(&self, service: (Ipv4Addr, u16), pod: (Ipv4Addr, u16)) -> crate::Result {
         self.proxy("-D", service, pod)
     }
 
-    fn proxy(&self, action: &str, service: (Ipv4Addr, u16), pod: (Ipv4Addr, u16)) -> Result<(), Failure> {
+    fn proxy(&self, action: &str, service: (Ipv4Addr, u16), pod: (Ipv4Addr, u16)) -> crate::Result {
         let rule = format!(
             "-d {}/32 -p tcp -m tcp --dport {} -j DNAT --to-destination {}:{}",
             service.0, service.1, pod.0, pod.1
@@ -160,7 +160,7 @@ impl Network {
 
 /// Leads the TCP connections of a pod through its sidecar, as Istio's CNI plugin does; those for `excluded` ports reach
 /// the pod directly.
-pub(super) fn capture(pod: u32, excluded: &[u16]) -> Result<(), Failure> {
+pub(super) fn capture(pod: u32, excluded: &[u16]) -> crate::Result {
     let mut rules = "*nat\n".to_owned();
     rules += &format!("-A OUTPUT -p tcp -m owner --uid-owner {PROXY_UID} -j RETURN\n");
     rules += "-A OUTPUT -p tcp -d 127.0.0.1/32 -j RETURN\n";

@@ -117,7 +117,7 @@ impl RunningPod {
         }
     }
 
-    async fn bring_up(&mut self, node: &Node) -> Result<(), Failure> {
+    async fn bring_up(&mut self, node: &Node) -> crate::Result {
         for index in 0..self.pod.spec.init_containers.len() {
             let sidecar = self.pod.spec.init_containers[index].restart_policy.is_some();
             let kind = if sidecar { Kind::Sidecar } else { Kind::Initial };
@@ -140,7 +140,7 @@ impl RunningPod {
     }
 
     /// Starts a container and waits for as long as the next one has to.
-    async fn launch(&mut self, node: &Node, kind: Kind, index: usize) -> Result<(), Failure> {
+    async fn launch(&mut self, node: &Node, kind: Kind, index: usize) -> crate::Result {
         let manifest = match kind {
             Kind::Application => &self.pod.spec.containers[index],
             Kind::Initial | Kind::Sidecar => &self.pod.spec.init_containers[index],
@@ -207,7 +207,7 @@ impl RunningPod {
     }
 
     /// Asks a container's liveness probe once.
-    pub async fn live(&self, container: &str) -> Result<(), Failure> {
+    pub async fn live(&self, container: &str) -> crate::Result {
         let manifest = self.pod.container(container);
         let probe = manifest.and_then(|manifest| Some((manifest.liveness_probe.as_ref()?, &manifest.ports[..])));
         let (probe, ports) = probe.ok_or_else(|| Failure::new(format!("{container} has no liveness probe")))?;
@@ -231,7 +231,7 @@ impl RunningPod {
     }
 
     /// Writes the files of its volumes anew, with new tokens.
-    pub fn refresh(&self) -> Result<(), Failure> {
+    pub fn refresh(&self) -> crate::Result {
         self.volumes.refresh(&self.facts(), &*self.cluster)
     }
 
@@ -280,8 +280,8 @@ impl RunningPod {
     fn endpoints(
         &self,
         node: &Node,
-        with: impl Fn(&Network, (Ipv4Addr, u16), (Ipv4Addr, u16)) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+        with: impl Fn(&Network, (Ipv4Addr, u16), (Ipv4Addr, u16)) -> crate::Result,
+    ) -> crate::Result {
         for placed in node.services().iter() {
             let (metadata, spec) = (&placed.service.metadata, &placed.service.spec);
             let selected = !spec.selector.is_empty()
@@ -303,7 +303,7 @@ impl Running {
     }
 
     /// Waits until an init container has done its work.
-    async fn complete(&mut self) -> Result<(), Failure> {
+    async fn complete(&mut self) -> crate::Result {
         match self.process.wait_exit().await? {
             status if status.success() => Ok(()),
             status => Err(Failure::new(format!("{} ended with {status}", self.name))),
@@ -311,7 +311,7 @@ impl Running {
     }
 
     /// Waits until it runs, its hook has ended, and, of a sidecar, the start-up probe has succeeded.
-    async fn up(&mut self, manifest: &manifest::Container, address: Ipv4Addr, node: u32) -> Result<(), Failure> {
+    async fn up(&mut self, manifest: &manifest::Container, address: Ipv4Addr, node: u32) -> crate::Result {
         let deadline = Instant::now() + PATIENCE;
         while self.pid().is_none() {
             if self.process.exited().is_some() || Instant::now() > deadline {
@@ -335,7 +335,7 @@ impl Running {
     }
 
     /// The hook before the end, and SIGTERM.
-    async fn ask_to_end(&mut self, hook: Option<&Hook>, deadline: Instant) -> Result<(), Failure> {
+    async fn ask_to_end(&mut self, hook: Option<&Hook>, deadline: Instant) -> crate::Result {
         if self.process.exited().is_some() {
             return Ok(());
         }
@@ -361,7 +361,7 @@ impl Running {
 }
 
 /// The files by which containers find names.
-fn name_service(directory: &Path, pod: &str, namespace: &str, address: Ipv4Addr) -> Result<(), Failure> {
+fn name_service(directory: &Path, pod: &str, namespace: &str, address: Ipv4Addr) -> crate::Result {
     let hosts = format!("127.0.0.1\tlocalhost\n::1\tlocalhost\n{address}\t{pod}\n");
     let resolver =
         format!("search {namespace}.svc.{DOMAIN} svc.{DOMAIN} {DOMAIN}\nnameserver {NAMESERVER}\noptions ndots:5\n");

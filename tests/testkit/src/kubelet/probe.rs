@@ -30,7 +30,7 @@ pub(super) struct Target<'a> {
 impl Target<'_> {
     /// Returns once the probe has succeeded as often as it says, and fails when it has not for as long as kubelet waits
     /// until it counts as failed.
-    pub(super) async fn wait_for(&self, probe: &Probe, process: &mut Process) -> Result<(), Failure> {
+    pub(super) async fn wait_for(&self, probe: &Probe, process: &mut Process) -> crate::Result {
         let allowed = probe.initial_delay_seconds + probe.period_seconds.max(1) * probe.failure_threshold;
         let allowed = allowed.min(LONGEST);
         let deadline = Instant::now() + Duration::from_secs(allowed);
@@ -55,13 +55,13 @@ impl Target<'_> {
     }
 
     /// Asks once.
-    pub(super) async fn ask(&self, probe: &Probe) -> Result<(), Failure> {
+    pub(super) async fn ask(&self, probe: &Probe) -> crate::Result {
         let within = Duration::from_secs(probe.timeout_seconds);
         let answer = timeout(within, self.ask_for_long(probe)).await;
         answer.or_fail(format!("get an answer to the probe within {within:?}"))?
     }
 
-    async fn ask_for_long(&self, probe: &Probe) -> Result<(), Failure> {
+    async fn ask_for_long(&self, probe: &Probe) -> crate::Result {
         match (&probe.exec, &probe.http_get, &probe.tcp_socket) {
             (Some(Exec { command }), None, None) => {
                 let words: Vec<_> = command.iter().map(String::as_str).collect();

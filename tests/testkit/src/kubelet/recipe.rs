@@ -100,7 +100,7 @@ impl Surroundings<'_> {
         }
     }
 
-    fn security(&self, container: &Container, image: &str, words: &mut Words) -> Result<(), Failure> {
+    fn security(&self, container: &Container, image: &str, words: &mut Words) -> crate::Result {
         let (pod, own) = (&self.facts.pod.spec.security_context, &container.security_context);
         let user = own.run_as_user.or(pod.run_as_user);
         if let Some(user) = user {
@@ -138,7 +138,7 @@ impl Surroundings<'_> {
         }
     }
 
-    fn mounts(&self, container: &Container, words: &mut Words) -> Result<(), Failure> {
+    fn mounts(&self, container: &Container, words: &mut Words) -> crate::Result {
         for mount in &container.volume_mounts {
             let (path, read_only) = self.volumes.path(&mount.name)?;
             let access = if read_only || mount.read_only { "ro" } else { "rw" };
@@ -166,7 +166,7 @@ impl Words {
 }
 
 /// Without a limit of swap of its own, a limit of memory would be twice as high.
-fn resources(container: &Container, words: &mut Words) -> Result<(), Failure> {
+fn resources(container: &Container, words: &mut Words) -> crate::Result {
     let (limits, requests) = (&container.resources.limits, &container.resources.requests);
     if let Some(memory) = &limits.memory {
         let bytes = quantity::bytes(memory)?.to_string();
@@ -203,7 +203,7 @@ fn capabilities<'a>(add: &'a [String], drop: &'a [String]) -> Result<BTreeSet<&'
 }
 
 /// What kubelet refuses with CreateContainerConfigError.
-fn not_root(user: Option<u32>, image: &str) -> Result<(), Failure> {
+fn not_root(user: Option<u32>, image: &str) -> crate::Result {
     let user = match user {
         Some(user) => Some(user),
         None => podman(&["image", "inspect", "--format", "{{.Config.User}}", image])?

@@ -60,7 +60,7 @@ impl Volumes {
     }
 
     /// Writes all files anew, with new tokens, as kubelet does it from time to time.
-    pub(super) fn refresh(&self, facts: &Facts<'_>, cluster: &dyn Cluster) -> Result<(), Failure> {
+    pub(super) fn refresh(&self, facts: &Facts<'_>, cluster: &dyn Cluster) -> crate::Result {
         for volume in &facts.pod.spec.volumes {
             let Some(projected) = self.projected.get(&volume.name) else { continue };
             let files = Projection { facts, cluster, files: Vec::new() }.files(volume);
@@ -70,7 +70,7 @@ impl Volumes {
         Ok(())
     }
 
-    fn make(&mut self, volume: &Volume, pod: &Pod) -> Result<(), Failure> {
+    fn make(&mut self, volume: &Volume, pod: &Pod) -> crate::Result {
         let path = self.directory.join(&volume.name);
         if path.exists() {
             return Err(Failure::new("it is there twice"));
@@ -108,7 +108,7 @@ impl Volumes {
         }
     }
 
-    fn empty(&mut self, path: &Path, empty: &EmptyDir) -> Result<(), Failure> {
+    fn empty(&mut self, path: &Path, empty: &EmptyDir) -> crate::Result {
         match (&empty.medium, &empty.size_limit) {
             (Some(Medium::Memory), Some(limit)) => self.memory(path, &format!("size={}", quantity::bytes(limit)?)),
             (Some(Medium::Memory), None) => self.memory(path, ""),
@@ -117,7 +117,7 @@ impl Volumes {
         }
     }
 
-    fn memory(&mut self, path: &Path, options: &str) -> Result<(), Failure> {
+    fn memory(&mut self, path: &Path, options: &str) -> crate::Result {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         let mounted = mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options));
         mounted.or_fail(format!("mount a tmpfs at {}", path.display()))?;
@@ -158,7 +158,7 @@ impl Projection<'_> {
     }
 
     /// Readable for its user alone where the pod tells one, and for fsGroup.
-    fn token(&mut self, token: &TokenSource, mode: u32) -> Result<(), Failure> {
+    fn token(&mut self, token: &TokenSource, mode: u32) -> crate::Result {
         let pod = self.facts.pod;
         let (user, group) = (common_user(pod), pod.spec.security_context.fs_group);
         let content = self.cluster.token(&TokenWish {
@@ -174,7 +174,7 @@ impl Projection<'_> {
         Ok(())
     }
 
-    fn config_map(&mut self, map: &ConfigMap, mode: u32) -> Result<(), Failure> {
+    fn config_map(&mut self, map: &ConfigMap, mode: u32) -> crate::Result {
         let Some(mut data) = self.cluster.config_map(&self.facts.pod.metadata.namespace, &map.name)? else {
             return if map.optional {
                 Ok(())
@@ -194,7 +194,7 @@ impl Projection<'_> {
         Ok(())
     }
 
-    fn secret(&mut self, secret: &Secret) -> Result<(), Failure> {
+    fn secret(&mut self, secret: &Secret) -> crate::Result {
         let (namespace, name) = (&self.facts.pod.metadata.namespace, &secret.secret_name);
         let data = self.cluster.secret(namespace, name)?;
         let data = data.ok_or_else(|| Failure::new(format!("there is no Secret {name}")))?;
@@ -203,7 +203,7 @@ impl Projection<'_> {
         Ok(())
     }
 
-    fn downward(&mut self, downward: &DownwardApi, mode: u32) -> Result<(), Failure> {
+    fn downward(&mut self, downward: &DownwardApi, mode: u32) -> crate::Result {
         for item in &downward.items {
             let content = self.facts.field(&item.field_ref)?;
             self.push(&item.path, content, mode, None);

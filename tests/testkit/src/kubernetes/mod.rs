@@ -114,7 +114,7 @@ impl Cluster {
     }
 
     /// Ends its processes in order and removes its files.
-    pub async fn stop(mut self) -> Result<(), Failure> {
+    pub async fn stop(mut self) -> crate::Result {
         let rest = [&mut self.controllers, &mut self.api_server, &mut self.etcd];
         for process in self.scheduler.as_mut().into_iter().chain(rest) {
             process.terminate().await?;
@@ -145,7 +145,7 @@ fn program(name: &str) -> Result<PathBuf, Failure> {
 }
 
 /// Waits until `/readyz` is answered with 200.
-async fn ready(configuration: &Configuration, api_server: &mut Process) -> Result<(), Failure> {
+async fn ready(configuration: &Configuration, api_server: &mut Process) -> crate::Result {
     let look = async || {
         let stream = TcpStream::connect(configuration.address()).await.or_fail("connect")?;
         let stream = tls::connect(stream, configuration.root_pem(), None).await?;

@@ -14,7 +14,7 @@ const UNCOUNTED: &[&str] = &["componentstatuses", "events", "events.events.k8s.i
 impl Cluster {
     /// Makes a namespace whose pods must keep the restricted Pod Security Standard, and waits until it has what every
     /// namespace has.
-    pub async fn restricted_namespace(&self, name: &str) -> Result<(), Failure> {
+    pub async fn restricted_namespace(&self, name: &str) -> crate::Result {
         let labels = json!({ "pod-security.kubernetes.io/enforce": "restricted" });
         let metadata = json!({ "name": name, "labels": labels });
         self.create(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": metadata })).await?;
@@ -26,7 +26,7 @@ impl Cluster {
     }
 
     /// Brings in the kinds of object that Istio and the Prometheus operator do.
-    pub async fn install_kinds(&self) -> Result<(), Failure> {
+    pub async fn install_kinds(&self) -> crate::Result {
         let directory = program("kubectl")?.with_file_name("kinds");
         let files = fs::read_dir(&directory).or_fail(format!("list {}", directory.display()))?.flatten();
         let files: Vec<_> = files.flat_map(|file| ["-f".to_owned(), file.path().display().to_string()]).collect();
@@ -69,7 +69,7 @@ impl Cluster {
     /// Waits until the policies of the mesh are in force for the pods of a namespace: the API server reads new ones
     /// once a second, each kind for itself, and refuses the pod where the one that injects comes last. `pod` is a pod as
     /// somebody would make it.
-    pub async fn injects(&self, namespace: &str, pod: &Value) -> Result<(), Failure> {
+    pub async fn injects(&self, namespace: &str, pod: &Value) -> crate::Result {
         let deadline = Instant::now() + PATIENCE;
         let arguments = ["create", "--dry-run=server", "-o", "json", "-n", namespace, "-f", "-"];
         loop {
@@ -118,7 +118,7 @@ impl Cluster {
     }
 
     /// Waits until the API server believes a token no longer: for some seconds it remembers tokens that were good.
-    pub async fn forgets(&self, token: &str, audience: &str) -> Result<(), Failure> {
+    pub async fn forgets(&self, token: &str, audience: &str) -> crate::Result {
         let spec = json!({ "token": token, "audiences": [audience] });
         let review = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec });
         let deadline = Instant::now() + PATIENCE;

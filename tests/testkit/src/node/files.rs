@@ -4,13 +4,13 @@ use std::{fs, net::Ipv4Addr, path::Path};
 
 use serde_json::json;
 
-use crate::{Failure, OrFail};
+use crate::OrFail;
 
 /// The image of what holds a pod's namespaces.
 pub(super) const PAUSE: &str = "localhost/pause:1";
 
 /// Writes all of it into `directory`.
-pub(super) fn write(directory: &Path, name: &str, address: Ipv4Addr, programs: [&Path; 2]) -> Result<(), Failure> {
+pub(super) fn write(directory: &Path, name: &str, address: Ipv4Addr, programs: [&Path; 2]) -> crate::Result {
     let programs = programs.map(|path| path.display().to_string()).join(" ");
     let files = [
         ("name", name.to_owned()),

@@ -16,7 +16,7 @@ const CURL: &str = "docker.io/curlimages/curl:8.11.1";
 
 impl Node {
     /// Gives containerd the images of shim and development CA, Envoy, and stand-ins for what the chart's samples run.
-    pub(super) async fn load_images(&self) -> Result<(), Failure> {
+    pub(super) async fn load_images(&self) -> crate::Result {
         let scratch = self.directory.join("images");
         fs::create_dir_all(&scratch).or_fail("make a directory for images")?;
         let shim = Images::build(None, 1_200_000_000 + std::process::id())?;

@@ -141,7 +141,7 @@ impl Node {
     }
 
     /// SIGKILL for one of its programs, which is started again at once.
-    pub async fn kill(&self, program: Program) -> Result<(), Failure> {
+    pub async fn kill(&self, program: Program) -> crate::Result {
         let before = self.pid(program).ok_or_else(|| Failure::new(format!("{} does not run", program.name())))?;
         self.exec(&["kill", "-KILL", &before]).await?;
         self.until(&format!("another {}", program.name()), || self.pid(program).filter(|pid| *pid != before)).await?;
@@ -149,7 +149,7 @@ impl Node {
     }
 
     /// How much memory containers may lock from the next start of containerd on, in KiB.
-    pub async fn limit_locked_memory(&self, kib: u64) -> Result<(), Failure> {
+    pub async fn limit_locked_memory(&self, kib: u64) -> crate::Result {
         fs::write(self.directory.join("memlock"), format!("{kib}\n")).or_fail("write the limit")?;
         self.kill(Program::Containerd).await?;
         self.containerd().await
@@ -176,7 +176,7 @@ impl Node {
         logs.iter().fold(failure, |failure, name| failure.with_log(name, &self.log(name)))
     }
 
-    async fn come_up(&mut self, cluster: &Cluster) -> Result<(), Failure> {
+    async fn come_up(&mut self, cluster: &Cluster) -> crate::Result {
         let parent = self.process.pid();
         let children = PathBuf::from(format!("/proc/{parent}/task/{parent}/children"));
         let child = || fs::read_to_string(&children).ok()?.trim().parse().ok();
@@ -195,7 +195,7 @@ impl Node {
         cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=280s", &node]).await.map(drop)
     }
 
-    async fn containerd(&self) -> Result<(), Failure> {
+    async fn containerd(&self) -> crate::Result {
         let deadline = Instant::now() + KUBELET;
         let version = ["ctr", "--address", "/run/containerd/containerd.sock", "version"];
         while let Err(failure) = self.exec(&version).await {
@@ -252,7 +252,7 @@ impl Remains {
 }
 
 /// Removes what the nodes of killed tests have left: files, control groups, and whatever still runs in these.
-pub fn clear_up() -> Result<(), Failure> {
+pub fn clear_up() -> crate::Result {
     let place = workspace().join(PLACE);
     fs::create_dir_all(&place).or_fail("make a directory for nodes")?;
     for entry in fs::read_dir(&place).or_fail("list the nodes of before")?.flatten() {
@@ -275,7 +275,7 @@ impl Drop for Remains {
 }
 
 /// The node's own address, and a way out: kubelet and the API server look for one.
-async fn network() -> Result<(), Failure> {
+async fn network() -> crate::Result {
     let address = format!("{ADDRESS}/24");
     let commands: [&[&str]; 4] = [
         &["link", "add", "node", "type", "bridge"],

@@ -4,12 +4,12 @@
 use std::fs;
 
 use super::{Node, Program};
-use crate::{Failure, OrFail};
+use crate::OrFail;
 
 impl Node {
     /// Ends kubelet, containerd and all containers at once, takes away what a node has in memory alone, and starts kubelet
     /// and containerd again. Its kernel, its name server and kube-proxy go on.
-    pub async fn reboot(&self) -> Result<(), Failure> {
+    pub async fn reboot(&self) -> crate::Result {
         for program in [Program::Kubelet, Program::Containerd] {
             self.hold(program).await?;
         }
@@ -21,7 +21,7 @@ impl Node {
     }
 
     /// SIGKILL for one of its programs, which is not started again until it is released.
-    pub async fn hold(&self, program: Program) -> Result<(), Failure> {
+    pub async fn hold(&self, program: Program) -> crate::Result {
         fs::write(self.held(program), "").or_fail("hold a program back")?;
         if let Some(pid) = self.pid(program) {
             self.exec(&["kill", "-KILL", &pid]).await?;
@@ -31,7 +31,7 @@ impl Node {
     }
 
     /// Lets a program start that was held.
-    pub async fn release(&self, program: Program) -> Result<(), Failure> {
+    pub async fn release(&self, program: Program) -> crate::Result {
         fs::remove_file(self.held(program)).or_fail("let a program start")?;
         self.until(program.name(), || self.pid(program)).await.map(drop)
     }

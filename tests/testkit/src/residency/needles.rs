@@ -30,7 +30,7 @@ impl Needles {
     /// The private numbers of the key `pem`, in both byte orders, which every DER form and every word of a number in
     /// memory holds as it is; and as base64 in each of its three alignments, and where they stand in this PEM with its
     /// newlines.
-    pub fn add(&mut self, key: usize, pem: &str) -> Result<(), Failure> {
+    pub fn add(&mut self, key: usize, pem: &str) -> crate::Result {
         let private = PKey::private_key_from_pem(pem.as_bytes()).or_fail("parse the key")?;
         let lines: Vec<_> = pem.lines().filter(|line| !line.starts_with("-----")).collect();
         let der = decode_block(&lines.concat()).or_fail("decode the key")?;

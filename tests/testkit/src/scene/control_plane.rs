@@ -60,7 +60,7 @@ pub(super) async fn show(world: &World, directory: &Path, narrator: &mut Narrato
 }
 
 /// An Envoy that starts while the control plane is away gets its listeners when that is back.
-async fn start_without(sidecar: &mut Sidecar, mesh: &mut Mesh, narrator: &mut Narrator) -> Result<(), Failure> {
+async fn start_without(sidecar: &mut Sidecar, mesh: &mut Mesh, narrator: &mut Narrator) -> crate::Result {
     let Some(client) = mesh.clients.first_mut() else { return Ok(()) };
     client.envoy.terminate().await?;
     client.restart_envoy()?;
@@ -82,7 +82,7 @@ async fn start_without(sidecar: &mut Sidecar, mesh: &mut Mesh, narrator: &mut Na
 }
 
 /// The control plane's sidecar lets in nobody but the workloads.
-async fn strangers(sidecar: &Sidecar, world: &World, narrator: &mut Narrator) -> Result<(), Failure> {
+async fn strangers(sidecar: &Sidecar, world: &World, narrator: &mut Narrator) -> crate::Result {
     let (right, wrong) = (spiffe_id("foo", "sleep"), spiffe_id("foo", "intruder"));
     let foreign = Pki::new("another CA").issue(&Leaf::workload(&right, CERTIFICATE_LIFE));
     let intruder = world.pki.issue(&Leaf::workload(&wrong, CERTIFICATE_LIFE));
@@ -113,7 +113,7 @@ async fn rotate(
     sidecar: &Sidecar,
     mesh: &mut Mesh,
     narrator: &mut Narrator,
-) -> Result<(), Failure> {
+) -> crate::Result {
     let (opened, before) = (control_plane.seen().opened, serials(sidecar).await?);
     rotation::show(mesh, narrator).await?;
     let after = serials(sidecar).await?;
@@ -131,7 +131,7 @@ async fn rotate(
 }
 
 /// An Envoy does not talk to a control plane with another SPIFFE ID than expected.
-async fn impostor(mesh: &mut Mesh, right: &str, narrator: &mut Narrator) -> Result<(), Failure> {
+async fn impostor(mesh: &mut Mesh, right: &str, narrator: &mut Narrator) -> crate::Result {
     let Some(client) = mesh.clients.first_mut() else { return Ok(()) };
     let wrong = spiffe_id("istio-system", "other");
     client.replace_envoy(|bootstrap| expect(bootstrap, &wrong)).await?;
@@ -156,7 +156,7 @@ fn expect(bootstrap: &mut Value, spiffe_id: &str) {
 }
 
 /// The CA was asked with a token alone at first, and with the certificate as well once there was one.
-fn callers(world: &World, narrator: &mut Narrator) -> Result<(), Failure> {
+fn callers(world: &World, narrator: &mut Narrator) -> crate::Result {
     let calls = world.ca.calls();
     let (with, without): (Vec<_>, Vec<_>) = calls.iter().partition(|call| call.peer.is_some());
     if without.len() < ENVOYS + 1 || with.is_empty() {

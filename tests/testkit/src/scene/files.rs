@@ -9,7 +9,7 @@ pub(super) fn show<'a>(
     sidecars: impl Iterator<Item = &'a Sidecar>,
     world: &World,
     narrator: &mut Narrator,
-) -> Result<(), Failure> {
+) -> crate::Result {
     let mut files = 0;
     for sidecar in sidecars {
         let workload = &sidecar.workload;

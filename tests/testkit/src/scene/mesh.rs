@@ -122,13 +122,13 @@ impl Mesh {
         self.clients.iter_mut().chain(&mut self.servers)
     }
 
-    pub(super) async fn show_calls(&self, narrator: &mut Narrator) -> Result<(), Failure> {
+    pub(super) async fn show_calls(&self, narrator: &mut Narrator) -> crate::Result {
         self.call_all(|line| narrator.say(line)).await
     }
 
     /// Every client calls every server through both of their sidecars; `say` gets a line for each call that was
     /// answered with 200.
-    pub async fn call_all(&self, mut say: impl FnMut(String)) -> Result<(), Failure> {
+    pub async fn call_all(&self, mut say: impl FnMut(String)) -> crate::Result {
         for client in &self.clients {
             for server in &self.servers {
                 let call = format!("{} to {}", client.name(), server.name());
@@ -170,7 +170,7 @@ impl Mesh {
     }
 
     /// Ends all processes in order: each Envoy before its shim.
-    pub async fn stop(mut self) -> Result<(), Failure> {
+    pub async fn stop(mut self) -> crate::Result {
         for sidecar in self.sidecars_mut() {
             sidecar.envoy.terminate().await?;
             let status = sidecar.shim.terminate().await?;
@@ -274,33 +274,33 @@ impl Sidecar {
     }
 
     /// Ends the shim and starts another, as `edit` has it from now on, while Envoy goes on.
-    pub async fn replace_shim(&mut self, edit: impl FnOnce(ShimBuilder) -> ShimBuilder) -> Result<(), Failure> {
+    pub async fn replace_shim(&mut self, edit: impl FnOnce(ShimBuilder) -> ShimBuilder) -> crate::Result {
         self.shim.terminate().await?;
         self.shim_builder = edit(self.shim_builder.clone());
         self.restart_shim()
     }
 
     /// Starts a shim in the place of the one that has ended.
-    pub fn restart_shim(&mut self) -> Result<(), Failure> {
+    pub fn restart_shim(&mut self) -> crate::Result {
         self.shim = self.shim_builder.clone().start()?;
         Ok(())
     }
 
     /// Starts an Envoy, with the same configuration and port, in the place of the one that has ended.
-    pub fn restart_envoy(&mut self) -> Result<(), Failure> {
+    pub fn restart_envoy(&mut self) -> crate::Result {
         self.envoy = launch(&self.workload, &self.bootstrap)?;
         Ok(())
     }
 
     /// Ends Envoy and starts another one with this configuration.
-    pub(super) async fn replace_envoy(&mut self, edit: impl FnOnce(&mut Value)) -> Result<(), Failure> {
+    pub(super) async fn replace_envoy(&mut self, edit: impl FnOnce(&mut Value)) -> crate::Result {
         self.envoy.terminate().await?;
         edit(&mut self.bootstrap);
         self.restart_envoy()
     }
 
     /// Waits until Envoy uses the certificate with this serial number, and no other any more.
-    pub async fn wait_for_serial(&mut self, serial: &str) -> Result<(), Failure> {
+    pub async fn wait_for_serial(&mut self, serial: &str) -> crate::Result {
         let admin = self.envoy.admin().clone();
         let used = || async {
             let used = admin.certificates().await?;

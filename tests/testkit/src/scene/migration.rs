@@ -101,7 +101,7 @@ struct Migration<'a> {
 }
 
 impl Migration<'_> {
-    async fn play(&mut self) -> Result<(), Failure> {
+    async fn play(&mut self) -> crate::Result {
         let names: Vec<_> = self.mesh.sidecars().map(Sidecar::name).collect();
         self.say_row(["step", &names[0], &names[1], &names[2], &names[3], "all trust", "requests", "failures"]);
         self.step("all on mounted secrets").await?;
@@ -109,7 +109,7 @@ impl Migration<'_> {
         self.back(&names).await
     }
 
-    async fn forth(&mut self, names: &[String]) -> Result<(), Failure> {
+    async fn forth(&mut self, names: &[String]) -> crate::Result {
         self.trust(&[OLD, NEW])?;
         for sidecar in self.mesh.sidecars_mut() {
             sidecar.replace_shim(|shim| shim.env(EXTRA_ROOTS, format!("{TRUST}/{TRUST_FILE}"))).await?;
@@ -142,7 +142,7 @@ impl Migration<'_> {
         self.step("all: the mounts are removed").await
     }
 
-    async fn back(&mut self, names: &[String]) -> Result<(), Failure> {
+    async fn back(&mut self, names: &[String]) -> crate::Result {
         for sidecar in self.mesh.sidecars() {
             mount(&self.old, sidecar.workload.path(), &sidecar.workload.spiffe_id())?;
         }
@@ -163,12 +163,12 @@ impl Migration<'_> {
         self.mesh.sidecars_mut().nth(at).ok_or_else(|| Failure::new(format!("there is no workload {at}")))
     }
 
-    async fn switch(&mut self, at: usize, source: Source) -> Result<(), Failure> {
+    async fn switch(&mut self, at: usize, source: Source) -> crate::Result {
         self.sidecar(at)?.replace_shim(|shim| shim.env(SOURCE, source.setting())).await
     }
 
     /// Writes the file with the trust anchors of both sides for everybody.
-    fn trust(&mut self, roots: &'static [&'static str]) -> Result<(), Failure> {
+    fn trust(&mut self, roots: &'static [&'static str]) -> crate::Result {
         let pem = |root: &&str| if *root == OLD { self.old.root_pem() } else { self.world.pki.root_pem() };
         let pem: String = roots.iter().map(pem).collect();
         for sidecar in self.mesh.sidecars() {
@@ -180,7 +180,7 @@ impl Migration<'_> {
     }
 
     /// Waits until all is as it is to be, lets requests flow, and tells what became of all since the last step.
-    async fn step(&mut self, what: &str) -> Result<(), Failure> {
+    async fn step(&mut self, what: &str) -> crate::Result {
         for (sidecar, serves) in self.mesh.sidecars_mut().zip(&self.serves) {
             wait_for(sidecar, serves, self.trusts).await.map_err(|failure| sidecar.explain(failure.context(what)))?;
         }
@@ -198,7 +198,7 @@ impl Migration<'_> {
     }
 
     /// Until each client has sent each server some more, or one of them has failed.
-    async fn let_requests_flow(&self) -> Result<(), Failure> {
+    async fn let_requests_flow(&self) -> crate::Result {
         let (before, deadline): (Vec<_>, _) = (self.traffic.so_far().collect(), Instant::now() + PATIENCE);
         loop {
             let mut pairs = self.traffic.so_far().zip(&before);
@@ -213,7 +213,7 @@ impl Migration<'_> {
     }
 
     /// No server lets in who presents a certificate of the root that is trusted no more.
-    async fn refuse(&self, stranger: &Issued, root_pem: &str) -> Result<(), Failure> {
+    async fn refuse(&self, stranger: &Issued, root_pem: &str) -> crate::Result {
         const REASON: &str = "fail_verify_error";
         for server in &self.mesh.servers {
             let before = counter(server.envoy.admin(), REASON).await?;
@@ -266,7 +266,7 @@ impl Display for Serves {
 }
 
 impl Tally {
-    fn none_failed(&self) -> Result<(), Failure> {
+    fn none_failed(&self) -> crate::Result {
         match self.failures.first() {
             Some(first) => {
                 let (failed, answered) = (self.failures.len(), self.answered);
@@ -280,7 +280,7 @@ impl Tally {
 }
 
 /// Issues a certificate under the old root into the workload's mount.
-fn mount(old: &Pki, home: &Path, spiffe_id: &str) -> Result<(), Failure> {
+fn mount(old: &Pki, home: &Path, spiffe_id: &str) -> crate::Result {
     let Issued { chain_pem, key_pem } = old.issue(&Leaf::workload(spiffe_id, LIFE));
     let roots = old.root_pem();
     let files = [("cert-chain.pem", chain_pem.as_str()), ("key.pem", &key_pem), ("root-cert.pem", &roots)];
@@ -289,7 +289,7 @@ fn mount(old: &Pki, home: &Path, spiffe_id: &str) -> Result<(), Failure> {
 }
 
 /// Waits until a shim serves this, and its Envoy has taken it from this very process and uses it in all its contexts.
-async fn wait_for(sidecar: &mut Sidecar, serves: &Serves, trusts: &[&str]) -> Result<(), Failure> {
+async fn wait_for(sidecar: &mut Sidecar, serves: &Serves, trusts: &[&str]) -> crate::Result {
     let expected = (serves.to_string(), trusts.iter().map(ToString::to_string).collect::<BTreeSet<_>>());
     let deadline = Instant::now() + PATIENCE;
     loop {

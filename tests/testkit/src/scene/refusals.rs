@@ -15,7 +15,7 @@ use crate::{Failure, workload::spiffe_id};
 /// Longer than any clock of this scene.
 const CERTIFICATE_LIFE: Duration = Duration::from_secs(3600);
 
-pub(super) async fn show(mesh: &Mesh, world: &World, narrator: &mut Narrator) -> Result<(), Failure> {
+pub(super) async fn show(mesh: &Mesh, world: &World, narrator: &mut Narrator) -> crate::Result {
     for server in &mesh.servers {
         strangers(server, world, narrator).await.map_err(|failure| server.explain(failure))?;
     }
@@ -26,7 +26,7 @@ pub(super) async fn show(mesh: &Mesh, world: &World, narrator: &mut Narrator) ->
 }
 
 /// A server's sidecar must let nobody in but the clients that it is told of.
-async fn strangers(server: &Sidecar, world: &World, narrator: &mut Narrator) -> Result<(), Failure> {
+async fn strangers(server: &Sidecar, world: &World, narrator: &mut Narrator) -> crate::Result {
     let right = spiffe_id("foo", "sleep");
     let wrong = spiffe_id("foo", "intruder");
     let known = world.pki.issue(&Leaf::workload(&right, CERTIFICATE_LIFE));
@@ -61,7 +61,7 @@ async fn strangers(server: &Sidecar, world: &World, narrator: &mut Narrator) -> 
 }
 
 /// The other direction: a client's sidecar must not talk to a server with another SPIFFE ID than expected.
-async fn impostor(client: &Sidecar, narrator: &mut Narrator) -> Result<(), Failure> {
+async fn impostor(client: &Sidecar, narrator: &mut Narrator) -> crate::Result {
     let mismatches = format!("cluster.{IMPOSTOR}.ssl.fail_verify_san");
     let name = client.name();
     let before = client.envoy.admin().stat(&mismatches).await?;

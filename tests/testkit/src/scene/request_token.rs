@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{Failure, OrFail, sds};
 
-pub(super) async fn show(world: &World, directory: &Path, narrator: &mut Narrator) -> Result<(), Failure> {
+pub(super) async fn show(world: &World, directory: &Path, narrator: &mut Narrator) -> crate::Result {
     let mesh = Mesh::start(world, directory, TokenSource::Request, |shim| shim).await?;
     narrator.say(
         "the same scene, the shims without token file and name, each Envoy sending its token with its SDS streams:",
@@ -30,7 +30,7 @@ pub(super) async fn show(world: &World, directory: &Path, narrator: &mut Narrato
     mesh.stop().await
 }
 
-async fn refuse_anonymous(sidecar: &Sidecar, narrator: &mut Narrator) -> Result<(), Failure> {
+async fn refuse_anonymous(sidecar: &Sidecar, narrator: &mut Narrator) -> crate::Result {
     let explain = |failure| sidecar.explain(failure);
     let client = sds::SdsClient::connect(sidecar.shim.socket()).await;
     let client = client.or_fail("connect to the SDS socket").map_err(explain)?;

@@ -17,7 +17,7 @@ const ROTATIONS: usize = 3;
 /// The digits of a serial number that are printed; it has more.
 const SHOWN_DIGITS: usize = 12;
 
-pub(super) async fn show(mesh: &mut Mesh, narrator: &mut Narrator) -> Result<(), Failure> {
+pub(super) async fn show(mesh: &mut Mesh, narrator: &mut Narrator) -> crate::Result {
     let start = Instant::now();
     let mut watched = Vec::new();
     for sidecar in mesh.sidecars() {
@@ -53,7 +53,7 @@ pub(super) async fn show(mesh: &mut Mesh, narrator: &mut Narrator) -> Result<(),
 }
 
 /// Envoy announces no rotation, so its admin page is looked at until each has shown enough of them.
-async fn wait_for_rotations(mesh: &Mesh, watched: &mut [Watched]) -> Result<(), Failure> {
+async fn wait_for_rotations(mesh: &Mesh, watched: &mut [Watched]) -> crate::Result {
     let deadline = Instant::now() + PATIENCE;
     while watched.iter().any(|watched| watched.serials.len() <= ROTATIONS) {
         for (sidecar, watched) in mesh.sidecars().zip(&mut *watched) {
@@ -106,7 +106,7 @@ impl Watched {
         Ok(watched)
     }
 
-    async fn look(&mut self, sidecar: &Sidecar) -> Result<(), Failure> {
+    async fn look(&mut self, sidecar: &Sidecar) -> crate::Result {
         let certificates = sidecar.envoy.admin().certificates().await;
         for certificate in certificates.map_err(|failure| sidecar.explain(failure))? {
             if certificate.uris != [sidecar.workload.spiffe_id()] {

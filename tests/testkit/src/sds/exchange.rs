@@ -96,7 +96,7 @@ impl<Q: Send + 'static, A: Send + 'static> Exchange<Q, A> {
     }
 
     /// Nothing must come for `period`, and the stream must stay open.
-    pub async fn expect_silence(&mut self, period: Duration) -> Result<(), Failure> {
+    pub async fn expect_silence(&mut self, period: Duration) -> crate::Result {
         match self.next(period).await {
             None => Ok(()),
             Some(Ok(_)) => {
