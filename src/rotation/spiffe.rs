@@ -6,12 +6,12 @@ use tokio::{
     sync::{Notify, futures::Notified, watch},
     time::{Instant, sleep, timeout},
 };
-use tonic::Code;
 use tracing::{Level, error, info, warn};
 use verify::{nobody, verify};
 
 use super::{
     backoff::Backoff,
+    failure::SourceFailure,
     federation::{Federation, federation, merge, merged},
     generation::{self, Generation, Parts},
     patience::{Setback, Strain, wait_after},
@@ -26,8 +26,8 @@ use crate::{
     files::Changes,
     identity::{Issued, KeySpec, PeerTrust, SpiffeId, TrustBundle, TrustDomain},
     memory,
-    spiffe::{SpiffeError, Told, WorkloadApi},
-    status::{self, Endpoint, Reason, Workload},
+    spiffe::{Told, WorkloadApi},
+    status::{self, Endpoint, Workload},
     store::{CERTIFICATE, Content, SecretStore},
 };
 
@@ -69,37 +69,6 @@ pub struct Spiffe {
     /// When (Unix seconds) what is held is asked for again, and whether that was told.
     due: Option<i64>,
     told_overdue: bool,
-}
-
-/// Why it has brought nothing.
-#[derive(Debug, thiserror::Error)]
-enum SourceFailure {
-    #[error("{0}")]
-    Api(#[from] SpiffeError),
-    #[error("the Workload API has not answered for {} s", .0.as_secs())]
-    Silent(Duration),
-    #[error("the Workload API's answer was rejected: {0}")]
-    Answer(String),
-}
-
-impl SourceFailure {
-    fn reason(&self) -> Reason {
-        match self {
-            Self::Api(SpiffeError::Unreachable { .. }) => Reason::Connect,
-            Self::Api(SpiffeError::Refused { code: Code::PermissionDenied | Code::Unauthenticated, .. }) => {
-                Reason::Unauthenticated
-            }
-            Self::Api(SpiffeError::Refused { .. }) => Reason::Refused,
-            Self::Api(SpiffeError::Stranger(_) | SpiffeError::Ended | SpiffeError::Broken(_)) => Reason::Transport,
-            Self::Silent(_) => Reason::Deadline,
-            Self::Api(SpiffeError::Message(_)) | Self::Answer(_) => Reason::Answer,
-        }
-    }
-
-    /// Whether somebody was there.
-    fn reached(&self) -> bool {
-        !matches!(self, Self::Api(SpiffeError::Unreachable { .. }))
-    }
 }
 
 /// What became of a stream.
@@ -181,7 +150,7 @@ impl Spiffe {
     /// Waits until the socket is there, if that is what was missing.
     async fn appears(&self, failure: &SourceFailure) {
         let socket = self.api.socket();
-        if !matches!(failure, SourceFailure::Api(SpiffeError::Unreachable { .. })) || socket.exists() {
+        if failure.reached() || socket.exists() {
             return future::pending().await;
         }
         // Others may write beside it.
