@@ -179,6 +179,7 @@ async fn a_crash_costs_nothing_while_the_agent_is_away() -> testkit::Result {
     scene.shim.wait_for_log_after(mark, "renewal failed: ").await?;
     for _ in 0..2 {
         let mark = scene.shim.log().mark();
+        scene.shim.expect_crashes();
         confined::crash(scene.shim.pid())?;
         scene.shim.wait_for_log_after(mark, "still serving the certificate from before the crash").await?;
         scene.stream = scene.shim.connect().await?.stream();

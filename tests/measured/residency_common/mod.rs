@@ -173,6 +173,7 @@ impl Subject {
     /// Crashes it, and takes from its successor the key that was served before.
     pub(crate) async fn crash(&mut self) -> testkit::Result {
         let mark = self.shim.log().mark();
+        self.shim.expect_crashes();
         confined::crash(self.shim.pid())?;
         self.shim.wait_for_log_after(mark, "still serving the certificate from before the crash").await?;
         self.stream = self.shim.connect().await?.stream();

@@ -46,7 +46,7 @@ pub fn cross_compiled() -> Option<(&'static str, PathBuf)> {
 /// A running shim; killed when it is dropped. Everything of [`Process`] can be asked of it.
 ///
 /// One that has crashed goes on in its place, so that nothing else may show it: the test fails when it is dropped,
-/// unless [`ShimBuilder::may_crash`] was called.
+/// unless [`ShimBuilder::may_crash`] or [`Shim::expect_crashes`] was called.
 pub struct Shim {
     process: Process,
     container: Option<Container>,
@@ -121,6 +121,11 @@ impl Shim {
                 Err(_) => sleep(POLL).await,
             }
         }
+    }
+
+    /// Says that the test makes it crash from now on.
+    pub fn expect_crashes(&mut self) {
+        self.may_crash = true;
     }
 
     /// The directory that it runs in.
