@@ -34,7 +34,8 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    /// Connects to the CA, verifies it, and presents `certificate` if there is one. An answer may then take so long.
+    /// Connects to the CA, verifies it, and presents `certificate` if there is one. `before` is what the last
+    /// connection there has come to. An answer may then take so long.
     ///
     /// # Errors
     /// What kept the connection from being made.
@@ -42,6 +43,7 @@ impl Channel {
         config: &CaConfig,
         address: &CaAddress,
         certificate: Option<&ClientCertificate>,
+        before: Option<Negotiated>,
         resolved: &Resolved,
         answer: Duration,
     ) -> Result<Self, CaError> {
@@ -51,7 +53,7 @@ impl Channel {
         let stream: Box<dyn Stream> = match address.is_plaintext() {
             true => Box::new(Limited::new(tcp(address, config.timeout, resolved).await?, given_up.clone())),
             false => {
-                let stream = tls::connect(config, address, certificate, alert.clone(), resolved).await?;
+                let stream = tls::connect(config, address, certificate, before, alert.clone(), resolved).await?;
                 negotiated = Some(stream.negotiated());
                 Box::new(Limited::new(stream, given_up.clone()))
             }

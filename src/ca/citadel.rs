@@ -1,4 +1,8 @@
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::time::{sleep, timeout};
 
@@ -35,6 +39,8 @@ pub struct CitadelClient {
     address: CaAddress,
     origin: Uri,
     resolved: Resolved,
+    /// What the last connection has come to.
+    before: Mutex<Option<Negotiated>>,
 }
 
 impl CitadelClient {
@@ -51,7 +57,7 @@ impl CitadelClient {
         let scheme = if address.is_plaintext() { "http" } else { "https" };
         let origin =
             Uri::builder().scheme(scheme).authority(format!("{host}:{}", address.port)).path_and_query("/").build()?;
-        Ok(Self { config, address, origin, resolved: Resolved::default() })
+        Ok(Self { config, address, origin, resolved: Resolved::default(), before: Mutex::default() })
     }
 
     /// What the client was made from.
@@ -83,20 +89,29 @@ impl CitadelClient {
         answer: Duration,
         negotiated: &mut Option<Negotiated>,
     ) -> Result<Answer, CaError> {
-        let reached = timeout(self.config.timeout, self.reach(certificate, answer)).await;
+        let before = self.before.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let reached = timeout(self.config.timeout, self.reach(certificate, before, answer)).await;
         let channel = reached.unwrap_or(Err(CaError::Unreached(self.config.timeout)))?;
         *negotiated = channel.negotiated;
+        *self.before.lock().unwrap_or_else(PoisonError::into_inner) = channel.negotiated;
         let call = self.call(&channel, csr_pem, token, certificate.is_some(), answer);
         let late = CaError::Deadline(answer, answer < self.config.answer_timeout);
         timeout(answer, call).await.unwrap_or(Err(late))
     }
 
     /// A connection, from the start again when the name leads elsewhere meanwhile.
-    async fn reach(&self, certificate: Option<&ClientCertificate>, answer: Duration) -> Result<Channel, CaError> {
+    async fn reach(
+        &self,
+        certificate: Option<&ClientCertificate>,
+        before: Option<Negotiated>,
+        answer: Duration,
+    ) -> Result<Channel, CaError> {
         loop {
             tokio::select! {
                 biased;
-                reached = Channel::connect(&self.config, &self.address, certificate, &self.resolved, answer) => return reached,
+                reached = Channel::connect(&self.config, &self.address, certificate, before, &self.resolved, answer) => {
+                    return reached;
+                }
                 () = self.moved() => {}
             }
         }
