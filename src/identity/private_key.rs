@@ -126,6 +126,8 @@ struct Splitter {
     /// The words between the dashes of a marker, and the dashes behind them.
     label: Vec<u8>,
     key: Vec<u8>,
+    /// Whether a line of a key has just begun.
+    begins: bool,
     /// Whether a key was seen to its end: what comes later does not count.
     whole: bool,
 }
@@ -166,9 +168,10 @@ impl Splitter {
                 }
             }
             // What stands in YAML is often indented, which OpenSSL does not take.
-            State::Key if matches!(byte, b' ' | b'\t') && self.key.ends_with(b"\n") => {}
+            State::Key if matches!(byte, b' ' | b'\t') && self.begins => {}
             State::Key => {
                 self.keep(byte);
+                self.begins = byte == b'\n';
                 self.seek(END, byte, State::Last);
             }
             State::Last => {
@@ -263,8 +266,8 @@ mod tests {
     #[test]
     fn the_first_of_several_keys_is_used_and_none_leaks() {
         let (one, other) = (key(), key());
-        let (public, found) = split(&format!("{one}{other}"));
-        assert_eq!(public.trim(), "");
+        let (public, found) = split(&format!("{one}{other}{CERTIFICATE}{other}"));
+        assert_eq!(public.trim(), CERTIFICATE.trim());
         let first = PKey::private_key_from_pem(one.as_bytes()).unwrap();
         assert!(found.parse().unwrap().public_eq(&first));
     }
