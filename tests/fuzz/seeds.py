@@ -94,6 +94,13 @@ SEEDS = {
         b"#\x04\x30\x82\x01\x00",
         b"#\x30\x80\x00\x00" + b"x" * 100,
     ],
+    "credential": [
+        b"\x07\x01\x03\x04",
+        b"\xff# key\n\x02\n# chain\n\x04\x03",
+        b"\x00\x03\x01\x02",
+        b"\x20-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\x03",
+        b"\x10  -----BEGIN EC PRIVATE KEY-----\x01-----END\x04",
+    ],
     "duration": [text.encode() for text in ("24h0m0s", "1.5h", "300ms", "+1h15m30.5s", "0", ".5s", "7\u00b5s", "9223372036854775807ns", "2562047.79h", "200000000h", "1e3s", "-1h", "5")],
     "environment": [
         b"POD_NAMESPACE=foo\nSERVICE_ACCOUNT=sleep\nCA_ADDR=istiod.istio-system.svc:15012\nTRUST_DOMAIN=td.example\nSECRET_TTL=24h0m0s\n",
