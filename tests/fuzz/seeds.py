@@ -98,6 +98,7 @@ SEEDS = {
         b"\x07\x01\x03\x04",
         b"\xff# key\n\x02\n# chain\n\x04\x03",
         b"\x00\x03\x01\x02",
+        b"\x05\x01\x02\x03\x04",
         b"\x20-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\x03",
         b"\x10  -----BEGIN EC PRIVATE KEY-----\x01-----END\x04",
     ],
@@ -142,6 +143,7 @@ SEEDS = {
         b"-----BEGIN X509 CRL-----\nMIIB\n-----END X509 CRL-----\n",
     ],
     "svid": [
+        b"#\x01-----BEGIN CERTIFICATE-------END CERTIFICATE-----#\x02",
         b"\x00\x01\x05",
         b"\x04\x00\x06",
         b"\x01\x01\x05",
