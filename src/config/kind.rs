@@ -3,7 +3,7 @@ use std::{fmt, time::Duration};
 /// What the value of a variable looks like.
 #[derive(Debug)]
 pub enum Kind {
-    /// In words; its own parser has the syntax.
+    /// In words; the syntax is that of the parser in the module that reads it.
     Words(&'static str),
     /// One of these.
     OneOf(&'static [&'static str]),

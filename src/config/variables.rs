@@ -22,7 +22,7 @@ pub struct Variable {
     pub help: &'static str,
 }
 
-/// The arena's size of today, which is also the least: below it nothing that is promised would fit.
+/// The arena's default size, and the least: with less, what the budgets promise does not fit.
 const ARENA_KIB: u32 = locked::ARENA_KIB as u32;
 /// Room for some 20,000 streams; beyond it, one process for so many is a mistake.
 const MAX_ARENA_KIB: u32 = 256 * 1024;

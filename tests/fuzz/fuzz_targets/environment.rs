@@ -1,4 +1,5 @@
-//! The environment, a `NAME=value` a line: what is taken can be used, and what is refused is never repeated.
+//! The environment, a `NAME=value` a line, in which `\x01` stands for the end of a line within a value: what is taken can
+//! be used, and what is refused is never repeated.
 #![no_main]
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -15,7 +16,9 @@ const SECRET: &str = "hunter2-hunter2";
 
 fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let mut env: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
+    let lines = text.lines().filter_map(|line| line.split_once('='));
+    let whole: BTreeMap<_, _> = lines.map(|(name, value)| (name, value.replace('\x01', "\n"))).collect();
+    let mut env: BTreeMap<&str, &str> = whole.iter().map(|(name, value)| (*name, &**value)).collect();
     if let Ok(config) = Config::from_env(&env) {
         can_be_used(config);
     }
