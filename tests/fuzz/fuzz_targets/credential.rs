@@ -76,7 +76,8 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(public, whole, "the portions make a difference");
     let (parsed, again) = (key.parse(), same.parse());
     assert_eq!(parsed.is_ok(), again.is_ok(), "the portions make a difference");
-    let public = String::from_utf8(public).expect("it was text, and markers are ASCII");
+    // The end of a key without a proper marker may lie within a character.
+    let Ok(public) = String::from_utf8(public) else { return assert!(foreign) };
     if !foreign {
         let secret = |pem: &str| pem.lines().nth(1).expect("its first line").to_owned();
         assert!(!public.contains(&secret(&texts.pkcs8)) && !public.contains(&secret(&texts.sec1)), "a key is left");
