@@ -50,6 +50,9 @@ const HYBRID_SHARE: &str = "?*X25519MLKEM768:?SecP256r1MLKEM768 / ?X25519:?P-256
                             ?ffdhe2048:?ffdhe3072";
 /// What OpenSSL 4.0 has for its number, without the parts that come after the minor one.
 const OF_VERSION: i64 = 0x400;
+/// Whether OpenSSL is the one that is built for us. Another one may have groups of its configuration's (`Groups` in
+/// openssl.cnf), which no list of ours may widen.
+const IS_OURS: bool = option_env!("OPENSSL_STATIC").is_some();
 
 /// What fails when OpenSSL does, before anything is sent.
 const SET_UP: &str = "cannot set up the TLS connection to the CA";
@@ -154,7 +157,7 @@ fn context(
         context.set_groups_list(groups)?;
         // With TLS 1.2 a secret could be encrypted with the server's RSA key, in no group at all.
         context.set_cipher_list("DEFAULT:!kRSA")?;
-    } else if openssl::version::number() >> 20 == OF_VERSION && before.is_some_and(|before| before.group == HYBRID) {
+    } else if has_known_groups() && before.is_some_and(|before| before.group == HYBRID) {
         // A server that has lost it asks for another share, which is a round trip. After any other group both shares are
         // sent as at first: a server that has got a post-quantum key exchange meanwhile is to use it.
         context.set_groups_list(HYBRID_SHARE)?;
@@ -170,6 +173,11 @@ fn context(
         }
     }
     Ok(context)
+}
+
+/// Whether the groups that OpenSSL takes by itself are those of [`HYBRID_SHARE`].
+fn has_known_groups() -> bool {
+    IS_OURS && openssl::version::number() >> 20 == OF_VERSION
 }
 
 /// Those of the file that may have issued one of these, or are one of them: parsed, hundreds would fill the arena.
