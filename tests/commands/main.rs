@@ -7,7 +7,6 @@ mod environment_effects;
 mod exec;
 mod exec_isolation;
 mod kubectl_plugin;
-mod large_keys;
 mod log;
 mod metrics;
 mod probes;

@@ -7,7 +7,6 @@ mod fetch;
 mod file_names;
 mod file_places;
 mod file_rights;
-mod floods;
 mod on_demand;
 mod own_names;
 mod resource_pressure;
