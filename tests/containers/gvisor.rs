@@ -2,10 +2,7 @@
 //! to do some of the rest. Where the machine does not let us start containers nothing can be tested, which is said past
 //! the test harness.
 
-use std::{
-    path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
-};
+use std::path::PathBuf;
 
 use testkit::{
     Failure, OrFail, PATIENCE, POLL, confined,
@@ -24,11 +21,10 @@ fn runsc() -> Result<PathBuf, Failure> {
 
 /// An image for gVisor, removed when this is dropped. `None` where there can be none.
 fn image(site: &Site, base: Option<&str>) -> Result<Option<ProgramImage>, Failure> {
-    static NUMBER: AtomicU32 = AtomicU32::new(500_000_000);
     if !possible() {
         return Ok(None);
     }
-    let images = Images::build(base, std::process::id() + NUMBER.fetch_add(100_000_000, Ordering::Relaxed))?;
+    let images = Images::build(base)?;
     let name = if base.is_some() { images.sidecar() } else { images.binary() };
     ProgramImage::readable(&site.workload.path().join("image"), &name).map(Some)
 }
@@ -102,7 +98,7 @@ async fn it_serves_renews_by_command_and_tells_what_gvisor_does_not_keep() -> te
 async fn the_shipped_mode_is_not_started() -> testkit::Result {
     let site = Site::new().await?;
     let Some(_) = image(&site, None)? else { return Ok(()) };
-    let images = Images::build(None, std::process::id() + 1_900_000_000)?;
+    let images = Images::build(None)?;
     let mut shim = start(&site, sandbox(&images.binary())?, &[])?;
     assert_ne!(shim.wait_exit().await?.code(), Some(0));
     assert!(shim.log().contains("failed to load /usr/local/bin/sds-shim: permission denied"));

@@ -23,7 +23,7 @@ fn images() -> Result<Option<Arc<Images>>, Failure> {
     if let Some(images) = shared.upgrade() {
         return Ok(Some(images));
     }
-    let images = Arc::new(Images::build(None, std::process::id())?);
+    let images = Arc::new(Images::build(None)?);
     *shared = Arc::downgrade(&images);
     Ok(Some(images))
 }
@@ -162,7 +162,7 @@ async fn the_sidecar_image_starts_its_agent_beside_the_shim() -> testkit::Result
     }
     let site = Site::new().await?;
     let base = ProgramImage::proxy(site.workload.path())?;
-    let images = Images::build(Some(base.name()), std::process::id() + 1_000_000_000)?;
+    let images = Images::build(Some(base.name()))?;
     let containment = Containment::sidecar(&images.sidecar(), &site.workload)?;
     let mut builder = site.shim().contained(containment).env("SDS_SHIM_REQUIRE_LOCKED", "secret");
     builder = builder.env("SDS_SHIM_LOG", "debug");

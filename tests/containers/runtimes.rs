@@ -174,7 +174,7 @@ async fn the_image_serves_under_the_default_profile_of_each_runtime_as_the_table
     if !possible() {
         return Ok(());
     }
-    let images = Images::build(None, std::process::id() + 750_000_000)?;
+    let images = Images::build(None)?;
     let path = workspace().join(PAGE);
     let mut page = fs::read_to_string(&path).or_fail("read the page")?;
     for (runtime, file, of) in RUNTIMES {
@@ -190,7 +190,7 @@ async fn the_image_serves_under_the_default_profile_of_each_runtime_as_the_table
             page = page.replace(&old, &row);
             fs::write(&path, &page).or_fail("write the page")?;
         } else {
-            assert_eq!(old, row, "run RUNTIMES_TABLE=1 cargo test --test runtimes");
+            assert_eq!(old, row, "run RUNTIMES_TABLE=1 cargo test --test containers runtimes::");
         }
     }
     Ok(())
@@ -202,7 +202,7 @@ fn podman_hands_its_own_limit_of_locked_memory_on() -> testkit::Result {
     if !possible() {
         return Ok(());
     }
-    let images = Images::build(None, std::process::id() + 800_000_000)?;
+    let images = Images::build(None)?;
     let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=512:512"];
     let arguments =
         [&["run", "--rm", "--network", "none", "--user", "1337:1337"], &limits[..], &[&images.binary(), "check"]];

@@ -174,8 +174,7 @@ impl PodImages {
         }
         let scratch = Scratch::new("pods")?;
         let images = Arc::new(Self {
-            // Images of one source and time would be one image, which the tests of several processes cannot share.
-            shim: Images::build(None, 1_200_000_000 + std::process::id())?,
+            shim: Images::build(None)?,
             envoy: ProgramImage::envoy(scratch.path())?,
             applications: ProgramImage::applications(scratch.path())?,
         });

@@ -9,7 +9,7 @@ use std::{
     process::Command,
     sync::{
         Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
 };
 
@@ -220,16 +220,17 @@ pub struct Images {
 }
 
 impl Images {
-    /// Builds them, all their times being `time`; the sidecar's as well if there is a base for it.
-    ///
-    /// The same source and time are the same image under several names, which podman does not let us make and remove
-    /// at once: one test after the other, and tests of different processes with different times.
-    pub fn build(base: Option<&str>, time: u32) -> Result<Self, Failure> {
-        Self::build_for(base, time, "")
+    /// Builds them; the sidecar's as well if there is a base for it. The same source and time are the same image under
+    /// several names, which podman does not let us make and remove at once: the time is another one each time.
+    pub fn build(base: Option<&str>) -> Result<Self, Failure> {
+        /// Above every process number (proc_pid_max(5)).
+        const PROCESSES: u32 = 1 << 22;
+        static BUILT: AtomicU32 = AtomicU32::new(0);
+        Self::build_for(base, std::process::id() + PROCESSES * BUILT.fetch_add(1, Ordering::Relaxed), "")
     }
 
-    /// As [`Images::build`], and beside them those with nothing but the shim for other platforms (`amd64 arm64`), whose
-    /// binaries `make build ARCH=...` has made, with an index of all.
+    /// As [`Images::build`], all their times being `time`, and beside them those with nothing but the shim for other
+    /// platforms (`amd64 arm64`), whose binaries `make build ARCH=...` has made, with an index of all.
     pub fn build_for(base: Option<&str>, time: u32, platforms: &str) -> Result<Self, Failure> {
         let _turn = TURN.lock();
         let repository = format!("localhost/{}", unique("image"));

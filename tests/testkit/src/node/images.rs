@@ -19,7 +19,7 @@ impl Node {
     pub(super) async fn load_images(&self) -> crate::Result {
         let scratch = self.directory.join("images");
         fs::create_dir_all(&scratch).or_fail("make a directory for images")?;
-        let shim = Images::build(None, 1_200_000_000 + std::process::id())?;
+        let shim = Images::build(None)?;
         let ca = ProgramImage::development_ca(&scratch)?;
         let envoy = ProgramImage::envoy(&scratch)?;
         let server = ProgramImage::applications(&scratch)?;
