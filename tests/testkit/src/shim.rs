@@ -55,8 +55,8 @@ pub struct Shim {
     may_crash: bool,
 }
 
-/// What it says after a crash, and in one that it does not survive.
-const CRASHES: [&str; 2] = ["crashed with SIG", "sds-shim: crashed or hung"];
+/// What it says after a crash or a hang, in one that it does not survive, and in a hang that is left as it is.
+const CRASHES: [&str; 3] = ["; restarted in place:", "sds-shim: crashed or hung", "sds-shim: this process hangs"];
 
 impl Drop for Shim {
     fn drop(&mut self) {
