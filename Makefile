@@ -6,6 +6,7 @@ OPENSSL := $(CURDIR)/target/openssl/install
 # One OpenSSL for all: the tests need no other, and a machine without libssl can build everything.
 export OPENSSL_DIR := $(OPENSSL)
 export OPENSSL_STATIC := 1
+export OPENSSL_IS_OURS := 1
 export SHIM_BINARY := $(CURDIR)/target/dist/sds-shim
 export DISTRIBUTION_BINARY := $(CURDIR)/target/distribution/debug/sds-shim
 export ENVOY_BINARY := $(CURDIR)/target/envoy/envoy
@@ -165,7 +166,7 @@ asan: openssl ## the crate with all unsafe code under AddressSanitizer; the stab
 
 distribution: ## a plain build with the distribution's libssl; tests/install/distribution.rs says what it keeps
 	@tests/testkit/install-libssl.sh
-	@env -u OPENSSL_DIR -u OPENSSL_STATIC $(CARGO) build --quiet --bin sds-shim --target-dir target/distribution
+	@env -u OPENSSL_DIR -u OPENSSL_STATIC -u OPENSSL_IS_OURS $(CARGO) build --quiet --bin sds-shim --target-dir target/distribution
 
 openssl:
 	@packaging/openssl/build.sh
@@ -241,7 +242,7 @@ systemd:
 	@$(PACKAGES) systemd systemd-analyze
 
 manual: openssl ## write the generated pages anew: the variables, where links lead in rustdoc, the man page, completions of shells
-	@MANUAL=1 $(CARGO) test --quiet --test repository
+	@MANUAL=1 $(CARGO) test --quiet --test repository -- command_files:: environment:: manual::
 
 clean: ## remove everything that was built
 	@rm -rf target

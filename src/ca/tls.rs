@@ -50,9 +50,9 @@ const HYBRID_SHARE: &str = "?*X25519MLKEM768:?SecP256r1MLKEM768 / ?X25519:?P-256
                             ?ffdhe2048:?ffdhe3072";
 /// What OpenSSL 4.0 has for its number, without the parts that come after the minor one.
 const OF_VERSION: i64 = 0x400;
-/// Whether OpenSSL is the one that is built for us. Another one may have groups of its configuration's (`Groups` in
+/// Whether OpenSSL is the one that the Makefile builds for us. Another one may have groups of its configuration's (`Groups` in
 /// openssl.cnf), which no list of ours may widen.
-const IS_OURS: bool = option_env!("OPENSSL_STATIC").is_some();
+const IS_OURS: bool = option_env!("OPENSSL_IS_OURS").is_some();
 
 /// What fails when OpenSSL does, before anything is sent.
 const SET_UP: &str = "cannot set up the TLS connection to the CA";

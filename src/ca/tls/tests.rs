@@ -100,7 +100,8 @@ fn once_a_server_has_taken_the_hybrid_share_it_is_the_only_one() {
     const X25519_MLKEM768: u16 = 0x11ec;
     let (groups, shares) = groups_and_shares(None);
     if !has_known_groups() {
-        // What this OpenSSL has by itself stays as it is.
+        assert_eq!(option_env!("OPENSSL_IS_OURS"), None, "look at HYBRID_SHARE for this OpenSSL");
+        // What another OpenSSL has by itself stays as it is.
         return assert_eq!(groups_and_shares(took(HYBRID)), (groups, shares));
     }
     assert_eq!(shares, [X25519_MLKEM768, X25519]);
