@@ -59,7 +59,10 @@ impl fmt::Display for Kind {
                 }
                 Ok(())
             }
-            Self::Number { least, most, unit, .. } => write!(f, "{least} to {most} {unit}"),
+            Self::Number { least, most, multiple_of: 1, unit } => write!(f, "{least} to {most} {unit}"),
+            Self::Number { least, most, multiple_of, unit } => {
+                write!(f, "{least} to {most} {unit}, a multiple of {multiple_of}")
+            }
             Self::Ratio => f.write_str("0 to 1"),
             Self::Boolean => f.write_str("true or false"),
             Self::Duration { least: Duration::ZERO } => f.write_str("Go duration"),

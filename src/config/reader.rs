@@ -107,10 +107,7 @@ impl<'a> Reader<'a> {
             {
                 Ok(number)
             }
-            (_, Kind::Number { multiple_of: 1, .. }) => Err(format!("expected a number from {}", variable.kind)),
-            (_, Kind::Number { multiple_of, .. }) => {
-                Err(format!("expected a number from {} that is a multiple of {multiple_of}", variable.kind))
-            }
+            (_, Kind::Number { .. }) => Err(format!("expected a number from {}", variable.kind)),
             (_, kind) => Err(format!("expected {kind}")),
         })
     }

@@ -122,7 +122,7 @@ variables! {
         "Curve of an ECDSA key. Envoy accepts peers with P384 only if its tls_params allow TLS 1.3.";
     WORKLOAD_RSA_KEY_SIZE: (Kind::Number { least: 2048, most: 4096, multiple_of: 8, unit: "bits" }) else "unset",
         "Use RSA keys of this size in bits, unless ECC_SIGNATURE_ALGORITHM is set.";
-    PKCS8_KEY: "true or false" else "true",
+    PKCS8_KEY: (Kind::Boolean) else "true",
         "Serve the key as PKCS#8; false means SEC 1 for ECDSA and PKCS#1 for RSA.";
     WORKLOAD_IDENTITY_SOCKET_FILE: "file name" = "socket",
         "Name of the SDS socket in ./var/run/secrets/workload-spiffe-uds.";

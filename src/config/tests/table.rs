@@ -36,7 +36,12 @@ fn the_limits_of_the_table_are_those_of_the_parser() {
         let (taken, refused) = match &variable.kind {
             Kind::Number { least, most, multiple_of, .. } => (
                 vec![least.to_string(), most.to_string()],
-                vec![(least - multiple_of).to_string(), (most + multiple_of).to_string(), "1e9".to_owned()],
+                [least - multiple_of, most + multiple_of]
+                    .into_iter()
+                    .chain((*multiple_of > 1).then_some(least + 1))
+                    .map(|number| number.to_string())
+                    .chain(["1e9".to_owned()])
+                    .collect(),
             ),
             Kind::Ratio => (vec!["0".to_owned(), "1".to_owned()], vec!["-0.1".to_owned(), "1.1".to_owned()]),
             Kind::Duration { least: Duration::ZERO } => (vec!["0s".to_owned()], vec!["-1ns".to_owned()]),
