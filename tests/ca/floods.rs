@@ -155,7 +155,7 @@ async fn elements_with_masses_of_certificates() -> testkit::Result {
     survives(with(1, large_ones.concat()), &large).await
 }
 
-/// A marker that ends with the dashes that the next one begins with: in a chain and among the roots.
+/// A marker that ends with the dashes that the next one begins with: in a chain, and among the roots, where it is skipped.
 #[tokio::test]
 async fn markers_that_share_their_dashes() -> testkit::Result {
     const SHARED: &str = "-----BEGIN CERTIFICATE-------END CERTIFICATE-----\n";
@@ -163,7 +163,17 @@ async fn markers_that_share_their_dashes() -> testkit::Result {
         chain[0].insert_str(0, SHARED);
         chain
     });
-    survives(first, &["certificate 1 in it cannot be parsed"]).await
+    survives(first, &["certificate 1 in it cannot be parsed"]).await?;
+    let scene = Site::new().await?;
+    scene.ca.set_fault(Some(Fault::mutate(|mut chain| {
+        let last = chain.len() - 1;
+        chain[last].push_str(SHARED);
+        chain
+    })));
+    let mut shim = scene.shim().confined(Confinement::default()).start()?;
+    Open::connect(&mut shim, "default").await?.next(&shim).await?;
+    shim.wait_for_log("among the CA's roots, certificate 2 skipped: it cannot be parsed").await?;
+    within_memory(&shim)
 }
 
 /// Nothing of it makes the answer bad, and it must not be told at length.
