@@ -51,7 +51,7 @@ fn can_be_used(config: Config) {
     if let Some(grace) = config.rotation.schedule.grace_period {
         assert!((0.0..=1.0).contains(&grace.ratio) && (0.0..=1.0).contains(&grace.jitter));
     }
-    assert!((2 << 20..=64 << 20).contains(&config.memory.arena_bytes));
+    assert!((2 << 20..=256 << 20).contains(&config.memory.arena_bytes));
     ca_can_be_called(config.ca);
 }
 
