@@ -51,6 +51,29 @@ fn files_that_documents_name_are_there() {
 }
 
 #[test]
+fn test_programs_that_documents_name_are_there() {
+    let manifest = std::fs::read_to_string(workspace().join("Cargo.toml")).expect("it is there");
+    let mut looked_at = 0;
+    for document in Document::all() {
+        for named in document.text.split("`cargo test ").skip(1).chain(document.text.split(" cargo test ").skip(1)) {
+            let command = named.split('`').next().unwrap_or_default();
+            let Some((before, program)) = command.split_once("--test ") else { continue };
+            let program = program.split_whitespace().next().unwrap_or_default();
+            let of_ours = manifest.contains(&format!("name = \"{program}\""))
+                || workspace().join(format!("tests/{program}/main.rs")).exists();
+            // What another package has lies elsewhere, and any of them is written so.
+            assert!(
+                of_ours || before.contains("-p") || program == "NAME",
+                "{}: cargo test {command}",
+                document.path.display()
+            );
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 5, "{looked_at}");
+}
+
+#[test]
 fn a_broken_link_is_found() {
     let document = Document {
         path: "src/manual/guide/page.md".into(),

@@ -1,4 +1,4 @@
-//! The documents say what the binary, the Makefile and each other say, and their links lead somewhere.
+//! The README says what the evidence says, and what it takes to build.
 
 use crate::document::Document;
 
