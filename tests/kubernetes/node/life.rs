@@ -109,8 +109,10 @@ async fn a_restarted_kubelet_renews_all_tokens(mesh: &Mesh) -> testkit::Result {
         mesh.eventually(&format!("another token for {}", of.1), SYNC, look).await?;
     }
     let tokens = begun.elapsed();
-    mesh.shim(HTTPBIN, &["renew"]).await?;
-    // What has a readiness probe is not ready for a kubelet that has just started, until it has probed.
+    // What has a readiness probe is not ready for a kubelet that has just started, until it has probed: nor is the CA, whose
+    // Service refuses connections meanwhile.
+    let look = async || Ok(mesh.shim(HTTPBIN, &["renew"]).await.ok());
+    mesh.eventually("a renewal once the CA is ready again", SYNC, look).await?;
     mesh.until(HTTPBIN, "ready", is_ready).await?;
     let ready = begun.elapsed();
     let handshakes = traffic.stop().await?;

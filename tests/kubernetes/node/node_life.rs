@@ -51,7 +51,9 @@ pub(crate) async fn an_absent_containerd_costs_nothing(mesh: &Mesh) -> testkit::
     mesh.node.release(Program::Containerd).await?;
     mesh.eventually("a node that is ready", KUBELET, async || ready("True").await).await?;
     mesh.until(HTTPBIN, "ready", is_ready).await?;
-    mesh.shim(HTTPBIN, &["renew"]).await?;
+    // The CA is another pod that has to be ready again.
+    let look = async || Ok(mesh.shim(HTTPBIN, &["renew"]).await.ok());
+    mesh.eventually("a renewal once the CA is ready again", KUBELET, look).await?;
     let handshakes = traffic.stop().await?;
     println!("no containerd: the node not ready after {seen:.1?} ({told}), its pods then ready: {during};");
     println!("  all ready after {:.1?}, {handshakes} handshakes, 0 failed", begun.elapsed());
