@@ -20,6 +20,7 @@ use super::{
     },
     refresh,
     traffic::{self, Traffic},
+    user_namespaces,
 };
 use crate::stage::CHART;
 
@@ -46,6 +47,7 @@ async fn sidecars_live_through_what_a_kubelet_does() -> testkit::Result {
     play("crash", a_crashed_shim_goes_on_in_its_container(mesh)).await?;
     play("shim", a_killed_shim_comes_back(mesh)).await?;
     play("envoy", a_killed_envoy_comes_back(mesh)).await?;
+    play("users", user_namespaces::pods_with_users_of_their_own_have_the_mesh(mesh)).await?;
     play("memory", a_shim_without_memory_is_started_again(mesh)).await?;
     play("containerd", a_killed_containerd_costs_nothing(mesh)).await?;
     play("reboot", a_rebooted_node_has_its_mesh_again(mesh)).await?;

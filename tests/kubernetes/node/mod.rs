@@ -13,3 +13,4 @@ mod readme;
 mod refresh;
 mod remains;
 mod traffic;
+mod user_namespaces;
