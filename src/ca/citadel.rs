@@ -91,7 +91,8 @@ impl CitadelClient {
     ) -> Result<Answer, CaError> {
         let before = self.before.lock().unwrap_or_else(PoisonError::into_inner).take();
         let reached = timeout(self.config.timeout, self.reach(certificate, before, answer)).await;
-        let channel = reached.unwrap_or(Err(CaError::Unreached(self.config.timeout)))?;
+        let unreached = |_| CaError::Unreached { address: self.address.to_string(), limit: self.config.timeout };
+        let channel = reached.map_err(unreached)??;
         *negotiated = channel.negotiated;
         *self.before.lock().unwrap_or_else(PoisonError::into_inner) = channel.negotiated;
         let call = self.call(&channel, csr_pem, token, certificate.is_some(), answer);

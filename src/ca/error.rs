@@ -51,8 +51,13 @@ pub enum CaError {
     #[error("client certificate in PROV_CERT: {0}")]
     Provisioned(String),
     /// Name, connection and TLS handshake took longer than SDS_SHIM_CA_TIMEOUT.
-    #[error("not reached within {} s (SDS_SHIM_CA_TIMEOUT)", .0.as_secs_f64())]
-    Unreached(Duration),
+    #[error("{address} not reached within {} s (SDS_SHIM_CA_TIMEOUT)", limit.as_secs_f64())]
+    Unreached {
+        /// Host and port.
+        address: String,
+        /// How long was tried.
+        limit: Duration,
+    },
     /// The answer took longer than SDS_SHIM_CA_ANSWER_TIMEOUT, or than what is held allows.
     #[error("no answer within {} s ({})", .0.as_secs_f64(), if *.1 { HELD } else { "SDS_SHIM_CA_ANSWER_TIMEOUT" })]
     Deadline(Duration, bool),
@@ -114,7 +119,7 @@ impl CaError {
                 | Self::Connect { .. }
                 | Self::Roots { .. }
                 | Self::Tls { .. }
-                | Self::Unreached(_)
+                | Self::Unreached { .. }
                 | Self::OpenSsl { .. }
         )
     }
@@ -133,7 +138,7 @@ impl CaError {
     pub fn is_late(&self) -> bool {
         matches!(
             self,
-            Self::Unreached(_) | Self::Deadline(..) | Self::Dead(_) | Self::Status { code: Code::DeadlineExceeded, .. }
+            Self::Unreached { .. } | Self::Deadline(..) | Self::Dead(_) | Self::Status { code: Code::DeadlineExceeded, .. }
         )
     }
 

@@ -267,7 +267,7 @@ fn reason(error: &CaError) -> Reason {
         CaError::Connect { .. } => Reason::Connect,
         CaError::Roots { .. } | CaError::Tls { .. } => Reason::Tls,
         CaError::ClientCertificateRefused(_) | CaError::Provisioned(_) => Reason::ClientCertificate,
-        CaError::Unreached(_) | CaError::Deadline(..) | CaError::Dead(_) => Reason::Deadline,
+        CaError::Unreached { .. } | CaError::Deadline(..) | CaError::Dead(_) => Reason::Deadline,
         CaError::Transport(_) | CaError::GivenUp(_) => Reason::Transport,
         CaError::Status { code: Code::Unauthenticated | Code::PermissionDenied, .. } => Reason::Unauthenticated,
         CaError::Calm | CaError::Status { code: Code::ResourceExhausted, .. } => Reason::Overload,
@@ -304,7 +304,7 @@ impl Hangs {
 fn hangs(error: &CaError) -> Hangs {
     let way = Hangs { way: true, ..Hangs::default() };
     match error {
-        CaError::Resolve { .. } | CaError::Connect { .. } | CaError::Unreached(_) => way,
+        CaError::Resolve { .. } | CaError::Connect { .. } | CaError::Unreached { .. } => way,
         // A CA that has too much to do has no less of it elsewhere, where a name has a new address at each look.
         late if late.is_late() || late.is_overload() => Hangs::default(),
         // Nor is one asked sooner than it wants.

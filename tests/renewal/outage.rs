@@ -185,7 +185,9 @@ async fn first_certificate(case: Case) -> testkit::Result {
     let ca = if matches!(case.trouble, Trouble::AnotherRoot) { &upstream.next } else { &scene.ca };
     assert_eq!(ca.calls().last().and_then(issued_serial), Some(secret.serial()?));
     let told = shim.wait_for_log("cannot obtain a certificate: ").await?;
-    assert!(told.contains(&case.reason) || told.contains(LATE) || told.contains(UNREACHED), "{told}");
+    let unreached = format!("{} {UNREACHED}", upstream.door.address());
+    assert!(told.contains(&case.reason) || told.contains(LATE) || told.contains(&unreached), "{told}");
+    assert_eq!(told.contains(UNREACHED), told.contains(&unreached), "who was not reached: {told}");
     check_calls(&case, &shim, 0, &ca.calls())
 }
 

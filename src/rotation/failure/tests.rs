@@ -10,7 +10,7 @@ fn each_failure_hangs_on_what_could_cure_it() {
     let tls = CaError::Tls { address: "ca:1".to_owned(), cause: String::new() };
     let status = |code| CaError::Status { code, message: String::new(), retry_after: None };
     for (error, expected) in [
-        (CaError::Unreached(SECOND), way),
+        (unreached(), way),
         (CaError::Deadline(SECOND, false), none),
         (status(Code::ResourceExhausted), none),
         (status(Code::Unavailable), way),
@@ -21,6 +21,10 @@ fn each_failure_hangs_on_what_could_cure_it() {
     ] {
         assert_eq!(hangs(&error), expected, "{error}");
     }
+}
+
+fn unreached() -> CaError {
+    CaError::Unreached { address: String::new(), limit: SECOND }
 }
 
 fn refusal(code: Code, seconds: Option<u64>) -> CaError {
@@ -59,7 +63,7 @@ fn without_a_token_a_refusal_of_the_certificate_waits_for_one() {
     let refused = alone(refusal(Code::Unauthenticated, None));
     assert_eq!((refused.setback(), refused.reason), (Setback::Token, Reason::Token));
     assert!(refused.token_is_final(true) && !refused.reached());
-    let down = alone(CaError::Unreached(SECOND));
+    let down = alone(unreached());
     assert_eq!(down.setback(), Setback::Failed { strain: Strain::Late, asked: None });
     assert!(down.hangs.clock && !down.concerns_token());
 }
