@@ -15,10 +15,12 @@ fn main() {
     let shared = CLONE_VM as u64;
     let copies = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(shared), 0);
     let copies = copies.and_then(|copies| SeccompRule::new(vec![copies])).expect("a rule");
-    let mut forbidden = BTreeMap::from([(SYS_clone, vec![copies])]);
-    #[cfg(target_arch = "x86_64")]
-    forbidden.insert(nix::libc::SYS_fork, Vec::new());
-    apply(forbidden, EPERM);
+    let forbidden = [
+        (SYS_clone, vec![copies]),
+        #[cfg(target_arch = "x86_64")]
+        (nix::libc::SYS_fork, Vec::new()),
+    ];
+    apply(BTreeMap::from(forbidden), EPERM);
     // A filter cannot see the flags of this one; without it, libc takes the other.
     apply(BTreeMap::from([(SYS_clone3, Vec::new())]), ENOSYS);
     let error = Command::new(&program).args(arguments).exec();
