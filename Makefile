@@ -40,9 +40,9 @@ TEST_TOOLS := envoy gdb strace valgrind podman pod-network prometheus systemd pi
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help build others deb lintian debian-roots image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels kernel-guest \
+.PHONY: help build others check-others check-other deb lintian debian-roots image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels test-emulated kernel-guest \
   conformance-istio bench soak fleet recovery without-sandbox check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta \
-  strace gdb pilot-agent podman gvisor seccomp-profiles pod-network python prometheus workload-api spire istio-ca istio-injector curl kubernetes node systemd manual clean
+  strace gdb pilot-agent podman gvisor seccomp-profiles pod-network python prometheus workload-api spire istio-ca istio-injector istiod curl kubernetes node systemd manual clean
 
 # Who installs something finds what the others have installed, and each has the processors for itself.
 .NOTPARALLEL:
@@ -68,6 +68,12 @@ OTHERS = $(filter-out $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(MACHINE
 others:
 	@for arch in $(OTHERS); do $(MAKE) --no-print-directory build ARCH=$$arch || exit; done
 
+# Lines for another architecture are read by its compiler alone.
+check-others: others
+	@for arch in $(OTHERS); do $(MAKE) --no-print-directory check-other ARCH=$$arch || exit; done
+check-other:
+	@OPENSSL_DIR=$(CURDIR)/target/openssl$(SUFFIX)/install $(CARGO) clippy --target $(FOR_TARGET) --workspace --all-targets -- -D warnings
+
 image: build others podman python ## container images with podman: the binary alone for amd64, arm64 and both (PLATFORMS="amd64 arm64"), and with BASE=image a sidecar's; how in packaging/image/build.sh
 	@PLATFORMS="$(PLATFORMS)" packaging/image/build.sh $(BASE)
 
@@ -88,16 +94,16 @@ demo-control-plane: build envoy ## the same mesh, configured over ADS with mutua
 	@target/debug/demo control-plane
 
 # What only a second build could use takes several gigabytes, which a machine in CI need not have.
-test test-kubernetes test-kernels kernel-guest: export CARGO_INCREMENTAL := 0
+test test-kubernetes test-kernels test-emulated kernel-guest: export CARGO_INCREMENTAL := 0
 
-test: check build others $(TEST_TOOLS) asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
+test: check build others check-others $(TEST_TOOLS) asan fuzz-short ## everything: format, lints, unit, integration and end-to-end tests
 	@$(CARGO) build --quiet --package testkit --bins
 	@rm -rf target/test-output
 	@$(CARGO) test --workspace --all-targets
 	@tests/testkit/search-output.sh target/test-output
 
 # One cluster at a time: each takes most of a gigabyte.
-test-kubernetes: build envoy kubernetes node istio-injector podman pod-network curl ## the Helm chart, tokens and the mesh against a real Kubernetes API server and on a node of it; the first build takes a quarter of an hour; NODE_SHORT=1, for CI, leaves out what takes kubelet eight minutes
+test-kubernetes: build envoy kubernetes node istio-injector istiod pilot-agent podman pod-network curl ## the Helm chart, tokens and the mesh against a real Kubernetes API server and on a node of it; the first build takes a quarter of an hour; NODE_SHORT=1, for CI, leaves out what takes kubelet eight minutes
 	@$(CARGO) build --quiet --package testkit --package development-ca --bins
 	@rm -rf target/test-output
 	@NODE_SHORT="$(NODE_SHORT)" $(CARGO) test --test kubernetes -- --include-ignored --nocapture --test-threads=1
@@ -113,6 +119,12 @@ test-kernels: openssl ## the shipped binaries under Debian's kernels in QEMU; KE
 	@for arch in $$(KERNELS="$(KERNELS)" tests/kernels/install-kernels.sh --architectures); do \
 		$(MAKE) --no-print-directory build kernel-guest ARCH=$$arch || exit; done
 	@KERNELS="$(KERNELS)" SCENES="$(SCENES)" SCENES_ARM64="$(SCENES_ARM64)" $(CARGO) test --package kernels --test kernels -- --include-ignored --nocapture
+
+test-emulated: openssl ## the demo and the tests on arm64 in QEMU, which takes hours; PROGRAMS="demo sds renewal" for some
+	@KERNELS=6.12-arm64 tests/kernels/install-kernels.sh
+	@tests/testkit/install-envoy.sh arm64
+	@$(MAKE) --no-print-directory build ARCH=arm64
+	@PROGRAMS="$(PROGRAMS)" TESTS="$(TESTS)" tests/kernels/emulated/run.sh arm64
 
 # The guest's part, for the architecture of the kernels, with the tests of the crate that holds all unsafe code.
 kernel-guest:
@@ -172,7 +184,7 @@ openssl:
 	@packaging/openssl/build.sh
 
 envoy:
-	@tests/testkit/install-envoy.sh
+	@tests/testkit/install-envoy.sh $(ARCH)
 
 perf:
 	@$(PACKAGES) linux-perf perf
@@ -225,6 +237,9 @@ spire: build envoy ## SPIRE's own server and agent as the source of an Envoy's i
 
 istio-ca: ## Istio's own CA for the tests, at target/istio-ca/istio-ca
 	@tests/testkit/install-istio-ca.sh
+
+istiod: ## Istio's own control plane for the tests, at target/istiod
+	@tests/testkit/install-istiod.sh
 
 istio-injector: ## Istio's own injector and its chart for the tests, at target/istio-injector
 	@tests/testkit/install-istio-injector.sh
