@@ -221,7 +221,7 @@ async fn istiod_keeps_its_version(cluster: &Cluster, notes: &str) -> testkit::Re
 }
 
 /// Gives istiod our template as the manual has it, with a value besides, and takes what the injector would have then.
-async fn configure(cluster: &Cluster, value: &str) -> testkit::Result {
+pub(crate) async fn configure(cluster: &Cluster, value: &str) -> testkit::Result {
     let script = format!("{} --set '{value}'", command()?.replace("istio/istiod", ISTIOD));
     cluster.script(&script).await?.success()?;
     let map = cluster.get(&["configmap", "istio-sidecar-injector", "-n", "istio-system"]).await?;

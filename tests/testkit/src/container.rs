@@ -1,10 +1,12 @@
 //! The shim in a container as Kubernetes would start it, by podman.
 
+mod programs;
+
 use std::{
     collections::BTreeMap,
     fs,
     io::Write as _,
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -17,12 +19,14 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     Failure, OrFail, PATIENCE, POLL, Workload,
-    confined::{MEMLOCK, UID, helper, holds_sys_admin, own},
+    confined::{MEMLOCK, UID, holds_sys_admin, own},
     envoy::{Bootstrap, SdsTransport},
-    process::{Process, binary},
+    process::Process,
     workload::SOCKET,
     workspace,
 };
+
+pub use programs::ProgramImage;
 
 /// The shim in an image.
 pub const SHIM: &str = "/usr/local/bin/sds-shim";
@@ -276,91 +280,6 @@ impl Drop for Images {
             let _ = podman(&["rmi", "--ignore", &image]);
         }
     }
-}
-
-/// An image with one program and the libraries that it loads; removed when this is dropped. No registry is asked.
-pub struct ProgramImage(String);
-
-impl ProgramImage {
-    /// An image that stands for Istio's proxy: the Envoy that tests use in the place of its agent.
-    pub fn proxy(scratch: &Path) -> Result<Self, Failure> {
-        Self::build(&scratch.join("proxy-image"), &envoy()?, &["usr/local/bin/pilot-agent"])
-    }
-
-    /// An image of the Envoy that tests use.
-    pub fn envoy(scratch: &Path) -> Result<Self, Failure> {
-        Self::build(&scratch.join("envoy-image"), &envoy()?, &["usr/local/bin/envoy"])
-    }
-
-    /// An image of the test kit's applications, which begins as a container that does nothing.
-    pub fn applications(scratch: &Path) -> Result<Self, Failure> {
-        let names = ["pause", "bin/go-httpbin", "bin/sleep", "bin/env", "bin/cp", "usr/bin/curl"];
-        Self::build(&scratch.join("application-image"), &helper("application")?, &names)
-    }
-
-    /// An image of the development CA.
-    pub fn development_ca(scratch: &Path) -> Result<Self, Failure> {
-        let program = workspace().join("target/debug/development-ca");
-        Self::build(&scratch.join("ca-image"), &program, &["usr/local/bin/development-ca"])
-    }
-
-    /// An image to call from: curl and sleep as this machine has them.
-    pub fn client(scratch: &Path) -> Result<Self, Failure> {
-        let root = scratch.join("client-image");
-        lay_out(&root, Path::new("/usr/bin/curl"), "usr/bin/curl")?;
-        Self::build(&root, Path::new("/bin/sleep"), &["bin/sleep"])
-    }
-
-    /// Lays it out in `root`, the program under the first of these names and links to it under the others.
-    fn build(root: &Path, program: &Path, names: &[&str]) -> Result<Self, Failure> {
-        lay_out(root, program, names[0])?;
-        for name in &names[1..] {
-            let path = root.join(name);
-            fs::create_dir_all(path.parent().unwrap_or(root)).or_fail("lay out an image")?;
-            symlink(Path::new("/").join(names[0]), &path).or_fail("lay out an image")?;
-        }
-        let recipe = format!("FROM scratch\nCOPY . /\nUSER 65535:65535\nENTRYPOINT [\"/{}\"]\n", names[0]);
-        Self::cook(root, &recipe)
-    }
-
-    /// Another image whose shim its user may read as well as execute, without which gVisor starts no program.
-    pub fn readable(root: &Path, image: &str) -> Result<Self, Failure> {
-        fs::create_dir_all(root).or_fail("lay out an image")?;
-        Self::cook(root, &format!("FROM {image}\nCOPY --from={image} --chmod=0555 {SHIM} {SHIM}\n"))
-    }
-
-    fn cook(root: &Path, recipe: &str) -> Result<Self, Failure> {
-        fs::write(root.join("Containerfile"), recipe).or_fail("write an image's recipe")?;
-        let image = Self(format!("localhost/{}", unique("program")));
-        let build = ["build", "--quiet", "--layers=false", "--network", "none", "--tag", &image.0];
-        podman(&[&build[..], &[&root.display().to_string()]].concat())?;
-        Ok(image)
-    }
-
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.0
-    }
-}
-
-impl Drop for ProgramImage {
-    fn drop(&mut self) {
-        let _ = podman(&["rmi", "--ignore", &self.0]);
-    }
-}
-
-/// Puts a program below `root` by this name, and beside it the libraries that it loads.
-fn lay_out(root: &Path, program: &Path, name: &str) -> crate::Result {
-    let listed = output(Command::new("ldd").arg(program))?;
-    let libraries: Vec<_> = listed.split_whitespace().filter(|word| word.starts_with('/')).collect();
-    let path = root.join(name);
-    fs::create_dir_all(path.parent().unwrap_or(root)).or_fail("lay out an image")?;
-    output(Command::new("cp").args(["--parents", "--dereference"]).args(libraries).arg(root))?;
-    output(Command::new("cp").arg("--dereference").arg(program).arg(&path)).map(drop)
-}
-
-fn envoy() -> Result<PathBuf, Failure> {
-    binary("ENVOY_BINARY", "target/envoy/envoy", "run tests/testkit/install-envoy.sh")
 }
 
 /// Runs podman and returns what it writes, without the end of the last line.

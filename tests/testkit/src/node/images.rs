@@ -1,6 +1,6 @@
 //! Images that podman built, for containerd.
 
-use std::fs;
+use std::{collections::BTreeSet, fs, path::Path};
 
 use super::{Node, files::PAUSE};
 use crate::{
@@ -33,17 +33,41 @@ impl Node {
             (server.name().to_owned(), PAUSE.to_owned()),
             (client.name().to_owned(), CURL.to_owned()),
         ];
+        self.take_images(&scratch, &names).await?;
+        fs::remove_dir_all(&scratch).or_fail("remove the images' archive")
+    }
+
+    /// Gives containerd what is needed for Istio's mesh, by the names that `hub` and `tag` make: its control plane, its
+    /// proxy, and that with the shim before it, which gets the name `sidecar`.
+    pub async fn load_istio(&self, hub: &str, tag: &str, sidecar: &str) -> crate::Result {
+        let scratch = self.directory.join("images");
+        fs::create_dir_all(&scratch).or_fail("make a directory for images")?;
+        let istiod = ProgramImage::istiod(&scratch)?;
+        let proxy = ProgramImage::istio_proxy(&scratch)?;
+        let shim = Images::build(Some(proxy.name()))?;
+        let names = [
+            (istiod.name().to_owned(), format!("{hub}/pilot:{tag}")),
+            (proxy.name().to_owned(), format!("{hub}/proxyv2:{tag}")),
+            (shim.sidecar(), sidecar.to_owned()),
+        ];
+        self.take_images(&scratch, &names).await?;
+        fs::remove_dir_all(&scratch).or_fail("remove the images' archive")
+    }
+
+    /// Hands images of podman's to containerd, each by another name.
+    async fn take_images(&self, scratch: &Path, names: &[(String, String)]) -> crate::Result {
         let archive = scratch.join("images.tar").display().to_string();
-        let built = [&shim.binary(), ca.name(), envoy.name(), server.name(), client.name()];
+        let built: BTreeSet<_> = names.iter().map(|(built, _)| built.as_str()).collect();
+        let built: Vec<_> = built.into_iter().collect();
         podman(&[&["save", "--quiet", "--multi-image-archive", "--output", &archive][..], &built].concat())?;
         self.ctr(&["images", "import", "--local", "--no-unpack", "/run/node/images/images.tar"]).await?;
-        for (built, name) in &names {
+        for (built, name) in names {
             // podman's archive leaves a tag out where there was none.
             let tagged = if built.rsplit('/').next().is_some_and(|last| last.contains(':')) { "" } else { ":latest" };
             self.ctr(&["images", "tag", &format!("{built}{tagged}"), name]).await?;
             self.ctr(&["images", "label", name, "io.cri-containerd.image=managed"]).await?;
         }
-        fs::remove_dir_all(&scratch).or_fail("remove the images' archive")
+        Ok(())
     }
 
     /// Runs containerd's client for the containers of kubelet, as [`exec`](Self::exec) does.
