@@ -138,7 +138,10 @@ impl CaError {
     pub fn is_late(&self) -> bool {
         matches!(
             self,
-            Self::Unreached { .. } | Self::Deadline(..) | Self::Dead(_) | Self::Status { code: Code::DeadlineExceeded, .. }
+            Self::Unreached { .. }
+                | Self::Deadline(..)
+                | Self::Dead(_)
+                | Self::Status { code: Code::DeadlineExceeded, .. }
         )
     }
 

@@ -27,17 +27,19 @@ done
 mkdir -p "$directory"
 
 # Only unpacked: what runs its packages' scripts would be this emulation again. So nothing in it is configured.
-if [ ! -s "$directory/$platform.tar" ]; then
+system='base-files base-passwd bash bsdutils busybox-static ca-certificates coreutils curl dash diffutils findutils gawk gdb git
+grep gzip iproute2 iptables libc-bin mount openssl passwd procps python3-minimal sed strace tar util-linux'
+if [ ! -s "$directory/$platform.tar" ] || [ "$(cat "$directory/$platform.packages")" != "$system" ]; then
     archive=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Component: main' "Release: $suite" | head -n 1)
     [ -n "$archive" ] || fail "this machine's apt has no archive of Debian $suite to make a guest from"
     say "making a minimal Debian $suite for $platform (about 90 MB to fetch, a minute)"
     retry mmdebstrap --quiet --architectures="$platform" --variant=extract \
         --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr --dpkgopt='path-exclude=/usr/share/locale/*' \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
-        --include=base-files,base-passwd,bash,busybox-static,ca-certificates,coreutils,curl,diffutils,findutils,gdb,gawk,git,grep,gzip,iproute2 \
-        --include=iptables,libc-bin,mount,openssl,passwd,procps,python3-minimal,sed,strace,tar,util-linux \
+        --include="$(echo "$system" | tr '\n ' ',,' | sed 's/,$//')" \
         "$suite" "$directory/$platform.new.tar" "$archive" || fail "mmdebstrap could not make it; its message is above"
     mv -f "$directory/$platform.new.tar" "$directory/$platform.tar"
+    echo "$system" >"$directory/$platform.packages"
 fi
 
 # The tests' own names for what cargo runs, with the package each of them belongs to, whose directory it starts in.

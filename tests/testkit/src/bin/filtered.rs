@@ -2,23 +2,18 @@
 
 use std::{collections::BTreeMap, os::unix::process::CommandExt, process::Command};
 
+use nix::libc::{
+    SYS_inotify_init1, SYS_kill, SYS_landlock_create_ruleset, SYS_madvise, SYS_memfd_secret, SYS_prctl, SYS_prlimit64,
+    SYS_setrlimit,
+};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch, apply_filter,
 };
 
-// x86-64's numbers.
-const MADVISE: i64 = 28;
-const KILL: i64 = 62;
-const PRCTL: i64 = 157;
-const SETRLIMIT: i64 = 160;
-const INOTIFY_INIT1: i64 = 294;
-const PRLIMIT64: i64 = 302;
-const LANDLOCK_CREATE_RULESET: i64 = 444;
-const MEMFD_SECRET: i64 = 447;
-const PR_SET_DUMPABLE: u64 = 4;
-const RLIMIT_CORE: u64 = 4;
-const MADV_DONTDUMP: u64 = 16;
+const PR_SET_DUMPABLE: u64 = nix::libc::PR_SET_DUMPABLE as u64;
+const RLIMIT_CORE: u64 = nix::libc::RLIMIT_CORE as u64;
+const MADV_DONTDUMP: u64 = nix::libc::MADV_DONTDUMP as u64;
 
 const EPERM: u32 = 1;
 const EMFILE: u32 = 24;
@@ -32,21 +27,21 @@ fn main() {
         match word.as_str() {
             "--" => break,
             // As the seccomp profile of a container runtime may.
-            "without-secret-memory" => refuse(EPERM, vec![(MEMFD_SECRET, Vec::new())]),
+            "without-secret-memory" => refuse(EPERM, vec![(SYS_memfd_secret, Vec::new())]),
             // As a kernel that was built without.
-            "without-landlock" => refuse(ENOSYS, vec![(LANDLOCK_CREATE_RULESET, Vec::new())]),
-            "without-signals" => refuse(EPERM, vec![(KILL, Vec::new())]),
+            "without-landlock" => refuse(ENOSYS, vec![(SYS_landlock_create_ruleset, Vec::new())]),
+            "without-signals" => refuse(EPERM, vec![(SYS_kill, Vec::new())]),
             // As when all instances of the user are taken.
-            "without-inotify" => refuse(EMFILE, vec![(INOTIFY_INIT1, Vec::new())]),
+            "without-inotify" => refuse(EMFILE, vec![(SYS_inotify_init1, Vec::new())]),
             "dumpable" => refuse(
                 PRETEND,
                 vec![
-                    (PRCTL, vec![argument_is(0, PR_SET_DUMPABLE)]),
-                    (SETRLIMIT, vec![argument_is(0, RLIMIT_CORE)]),
-                    (PRLIMIT64, vec![argument_is(1, RLIMIT_CORE)]),
+                    (SYS_prctl, vec![argument_is(0, PR_SET_DUMPABLE)]),
+                    (SYS_setrlimit, vec![argument_is(0, RLIMIT_CORE)]),
+                    (SYS_prlimit64, vec![argument_is(1, RLIMIT_CORE)]),
                 ],
             ),
-            "nothing-left-out-of-cores" => refuse(PRETEND, vec![(MADVISE, vec![argument_is(2, MADV_DONTDUMP)])]),
+            "nothing-left-out-of-cores" => refuse(PRETEND, vec![(SYS_madvise, vec![argument_is(2, MADV_DONTDUMP)])]),
             _ => panic!("{word:?} is not known"),
         }
     }
