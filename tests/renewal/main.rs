@@ -2,6 +2,7 @@
 
 mod frozen_volume;
 mod on_time;
+mod order;
 mod outage;
 mod request_token;
 mod suspend;

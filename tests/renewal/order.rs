@@ -1,0 +1,48 @@
+//! In which order a renewal does what it has to do, as the kernel sees it.
+
+use std::fs;
+
+use testkit::{
+    Failure, OrFail,
+    fixture::{Logged, Site},
+    sds,
+};
+
+/// What goes to Envoy, to the log and to the CA, in the order in which the kernel was asked. strace writes the first bytes.
+async fn writes_of_a_renewal() -> Result<Vec<String>, Failure> {
+    let site = Site::new().await?;
+    let trace = site.workload.path().join("trace");
+    let calls = ["-e", "trace=write,writev,sendto,close,shutdown", "-e", "signal=none", "-s", "512", "-qq"];
+    let file = trace.display().to_string();
+    let launcher = [&["strace", "-D", "-f", "-o", &file][..], &calls].concat();
+    let mut shim = Logged(site.shim().through(&launcher).start()?);
+    let mut stream = shim.connect().await?.stream();
+    stream.send(sds::request(&["default"]));
+    let answer = stream.recv().await?;
+    stream.send(sds::ack(&answer, &["default"]));
+    shim.wait_for_log("certificate issued").await?;
+    let mark = shim.log().mark();
+    shim.signal(nix::sys::signal::Signal::SIGUSR1)?;
+    stream.recv().await?;
+    shim.wait_for_log_after(mark, "certificate issued").await?;
+    shim.terminate().await?;
+    let text = fs::read_to_string(&trace).or_fail("read the trace")?;
+    let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+    let begin = lines.iter().position(|line| line.contains("renewal requested by signal"));
+    let begin = begin.ok_or_else(|| Failure::new(format!("no renewal in {text}")))?;
+    Ok(lines[begin..].to_vec())
+}
+
+/// Envoy waits for nothing but the certificate: not for the log, whose reader may be slow, nor for the end of the
+/// connection to the CA.
+#[tokio::test]
+async fn envoy_has_the_certificate_before_it_is_logged_and_the_connection_closed() -> testkit::Result {
+    let lines = writes_of_a_renewal().await?;
+    let first = |what: &str| lines.iter().position(|line| line.contains(what));
+    let to_envoy = first("type.googleapis.com/envoy.");
+    let (logged, closed) = (first("certificate issued"), first("shutdown("));
+    let lines = lines.join("\n");
+    assert!(to_envoy.is_some() && to_envoy < logged, "Envoy: {to_envoy:?}, log: {logged:?} of\n{lines}");
+    assert!(closed.is_some() && to_envoy < closed, "Envoy: {to_envoy:?}, the connection's end: {closed:?} of\n{lines}");
+    Ok(())
+}
