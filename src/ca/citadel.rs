@@ -101,11 +101,14 @@ impl CitadelClient {
         let call = self.call(&channel, csr_pem, token, certificate.is_some(), answer);
         let late = CaError::Deadline(answer, answer < self.config.answer_timeout);
         let answer = timeout(answer, call).await.unwrap_or(Err(late))?;
-        // What it takes to close the connection comes after Envoy has the certificate.
-        tokio::spawn(async {
-            yield_now().await;
-            drop(channel);
-        });
+        // What it takes to close the connection comes after Envoy has the certificate, where that can be held beside it.
+        let arena = locked::usage();
+        if arena.used < arena.capacity / 4 {
+            tokio::spawn(async {
+                yield_now().await;
+                drop(channel);
+            });
+        }
         Ok(answer)
     }
 

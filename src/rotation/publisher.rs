@@ -6,10 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{Notify, watch},
-    task::yield_now,
-};
+use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use super::{
@@ -127,10 +124,6 @@ impl Publisher {
         }
         contents.push(certificate);
         self.store.publish(contents);
-        // A turn for the streams, and one for the connections that they are on: Envoy has it before anything is logged, kept
-        // or closed.
-        yield_now().await;
-        yield_now().await;
     }
 
     /// Anchors that no source has any more, each with its last moment (Unix seconds).

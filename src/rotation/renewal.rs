@@ -8,6 +8,7 @@ use std::{future, io, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Notify, watch},
+    task::yield_now,
     time::Instant,
 };
 use tracing::{info, warn};
@@ -173,7 +174,10 @@ impl<T: TokenSource> Renewal<T> {
 
     async fn renew_for_ever(&mut self) -> RenewalEnded {
         match self.resume().await {
-            Some(wait) => self.sleep_until_renewal(wait).await,
+            Some(wait) => {
+                let force = Arc::clone(&self.force);
+                self.sleep_until_renewal(wait, force.notified()).await;
+            }
             None => self.be_patient().await,
         }
         loop {
@@ -184,24 +188,30 @@ impl<T: TokenSource> Renewal<T> {
             let ((not_before, not_after), now) = (svid.validity(), clock::now());
             // A clock that is behind must not make the life look longer than it is.
             let wait = renewal_after(&self.rotation.schedule, not_after, now.max(not_before), random());
+            let serial = svid.serial();
+            self.due = now.saturating_add(wait.as_secs() as i64);
+            self.shown.renewed(now, self.due);
+            (self.held, self.received) = (Some(svid), now);
+            self.hand_on_patience(Duration::ZERO, false);
+            self.hand_on();
+            // From the moment on in which an Envoy can have the certificate, who asks for another one is heard.
+            let force = Arc::clone(&self.force);
+            let forced = force.notified();
+            // A turn for the streams, and one for the connections that they are on: Envoy does not wait for the log.
+            yield_now().await;
+            yield_now().await;
             info!(
                 identity = %self.identity,
-                serial = svid.serial(),
+                serial,
                 not_after = clock::rfc3339(not_after),
                 renewal_in_s = wait.as_secs(),
                 "certificate issued"
             );
-            self.due = now.saturating_add(wait.as_secs() as i64);
-            self.shown.renewed(now, self.due);
             self.warn_of_short_life(Duration::from_secs((not_after - now).max(0) as u64));
-            (self.held, self.received) = (Some(svid), now);
-            self.hand_on_patience(Duration::ZERO, false);
-            self.hand_on();
             match self.refused.take() {
-                None => self.sleep_until_renewal(wait).await,
+                None => self.sleep_until_renewal(wait, forced).await,
                 Some(failure) => {
-                    let force = Arc::clone(&self.force);
-                    if let Err(ended) = self.recover(&failure, force.notified()).await {
+                    if let Err(ended) = self.recover(&failure, forced).await {
                         return ended;
                     }
                 }

@@ -46,3 +46,21 @@ async fn envoy_has_the_certificate_before_it_is_logged_and_the_connection_closed
     assert!(closed.is_some() && to_envoy < closed, "Envoy: {to_envoy:?}, the connection's end: {closed:?} of\n{lines}");
     Ok(())
 }
+
+/// Whoever has got a certificate may want the next one at once: that is not taken for part of what has just ended.
+#[tokio::test]
+async fn a_renewal_that_is_asked_for_on_the_certificates_arrival_is_made() -> testkit::Result {
+    const RENEWALS: usize = 50;
+    let site = Site::new().await?;
+    let mut shim = Logged(site.shim().start()?);
+    let mut stream = shim.connect().await?.stream();
+    stream.send(sds::request(&["default"]));
+    for renewal in 0..RENEWALS {
+        let answer = stream.recv().await.map_err(|failure| failure.context(format!("renewal {renewal}")))?;
+        shim.signal(nix::sys::signal::Signal::SIGUSR1)?;
+        stream.send(sds::ack(&answer, &["default"]));
+    }
+    stream.recv().await?;
+    shim.terminate().await?;
+    Ok(())
+}

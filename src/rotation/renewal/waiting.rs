@@ -1,5 +1,6 @@
 use std::{
     future,
+    pin::pin,
     time::{Duration, SystemTime},
 };
 
@@ -163,16 +164,17 @@ impl<T: TokenSource> Renewal<T> {
         }
     }
 
-    pub(super) async fn sleep_until_renewal(&mut self, wait: Duration) {
+    /// Waits until what is held is to be renewed, or `forced` says that it is wanted now.
+    pub(super) async fn sleep_until_renewal(&mut self, wait: Duration, forced: Notified<'_>) {
         let arena = locked::usage();
         let least_room = arena.capacity.saturating_sub(arena.peak);
         debug!(arena_least_room = least_room, arena_used = arena.used, "waiting for the renewal");
         let mut deadline = clock::wall_clock() + wait;
-        let mut files = self.file_roots.clone();
+        let (mut files, mut forced) = (self.file_roots.clone(), pin!(forced));
         loop {
             tokio::select! {
                 biased;
-                () = self.force.notified() => return self.asked_for(),
+                () = &mut forced => return self.asked_for(),
                 () = moved(self.file_roots.clone(), &self.asked, self.tried) => return,
                 Ok(()) = files.changed() => {
                     if let Some(wait) = self.look_at_paths() {
