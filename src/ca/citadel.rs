@@ -4,10 +4,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    task::yield_now,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 
 use http::{Uri, uri::PathAndQuery};
 use sds_shim_proto::{
@@ -100,16 +97,7 @@ impl CitadelClient {
         *self.before.lock().unwrap_or_else(PoisonError::into_inner) = channel.negotiated;
         let call = self.call(&channel, csr_pem, token, certificate.is_some(), answer);
         let late = CaError::Deadline(answer, answer < self.config.answer_timeout);
-        let answer = timeout(answer, call).await.unwrap_or(Err(late))?;
-        // What it takes to close the connection comes after Envoy has the certificate, where that can be held beside it.
-        let arena = locked::usage();
-        if arena.used < arena.capacity / 4 {
-            tokio::spawn(async {
-                yield_now().await;
-                drop(channel);
-            });
-        }
-        Ok(answer)
+        timeout(answer, call).await.unwrap_or(Err(late))
     }
 
     /// A connection, from the start again when the name leads elsewhere meanwhile.

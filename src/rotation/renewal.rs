@@ -197,7 +197,8 @@ impl<T: TokenSource> Renewal<T> {
             // From the moment on in which an Envoy can have the certificate, who asks for another one is heard.
             let force = Arc::clone(&self.force);
             let forced = force.notified();
-            // A turn for the streams, and one for the connections that they are on: Envoy does not wait for the log.
+            // A turn for the streams, and one for the connections that they are on: Envoy does not wait for the log. It does for
+            // the end of the connection to the CA, which holds the key that retires.
             yield_now().await;
             yield_now().await;
             info!(

@@ -33,17 +33,17 @@ async fn writes_of_a_renewal() -> Result<Vec<String>, Failure> {
     Ok(lines[begin..].to_vec())
 }
 
-/// Envoy waits for nothing but the certificate: not for the log, whose reader may be slow, nor for the end of the
-/// connection to the CA.
+/// Envoy does not wait for the log, whose reader may be slow. It waits for the end of the connection to the CA, on which the
+/// key is in use that retires: `random_stops` would find it.
 #[tokio::test]
-async fn envoy_has_the_certificate_before_it_is_logged_and_the_connection_closed() -> testkit::Result {
+async fn envoy_has_the_certificate_before_it_is_logged() -> testkit::Result {
     let lines = writes_of_a_renewal().await?;
     let first = |what: &str| lines.iter().position(|line| line.contains(what));
     let to_envoy = first("type.googleapis.com/envoy.");
     let (logged, closed) = (first("certificate issued"), first("shutdown("));
     let lines = lines.join("\n");
     assert!(to_envoy.is_some() && to_envoy < logged, "Envoy: {to_envoy:?}, log: {logged:?} of\n{lines}");
-    assert!(closed.is_some() && to_envoy < closed, "Envoy: {to_envoy:?}, the connection's end: {closed:?} of\n{lines}");
+    assert!(closed.is_some() && closed < to_envoy, "Envoy: {to_envoy:?}, the connection's end: {closed:?} of\n{lines}");
     Ok(())
 }
 
