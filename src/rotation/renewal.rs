@@ -194,7 +194,7 @@ impl<T: TokenSource> Renewal<T> {
             (self.held, self.received) = (Some(svid), now);
             self.hand_on_patience(Duration::ZERO, false);
             self.hand_on();
-            // From the moment on in which an Envoy can have the certificate, who asks for another one is heard.
+            // From here on Envoy may have the certificate, so a request for another one must be heard.
             let force = Arc::clone(&self.force);
             let forced = force.notified();
             // A turn for the streams, and one for the connections that they are on: Envoy does not wait for the log. It does for

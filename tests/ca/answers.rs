@@ -38,6 +38,8 @@ async fn outlives(scene: &Site, fault: Fault, reason: &str) -> testkit::Result {
     assert_eq!(secret.spiffe_ids()?, [scene.workload.spiffe_id()]);
     assert_eq!(root.next(&shim).await?.trusted_ca_pem, scene.pki.root_pem());
     assert_eq!(shim.log().count(reason), 1, "told once");
+    // Envoy has it before it is logged.
+    shim.wait_for_log("certificate issued").await?;
     assert_eq!(shim.log().count("certificate issued"), 1);
     Ok(())
 }

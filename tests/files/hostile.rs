@@ -299,6 +299,8 @@ async fn large_revocation_lists() -> testkit::Result {
 
 /// A renewal finds room.
 async fn renewal_of(shim: &mut Logged) -> testkit::Result {
+    // The line of the one before, which comes after it was sent.
+    shim.wait_for_log("certificate issued").await?;
     let mark = shim.log().mark();
     shim.signal(nix::sys::signal::Signal::SIGUSR1)?;
     shim.wait_for_log_after(mark, "certificate issued").await?;

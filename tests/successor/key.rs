@@ -217,6 +217,8 @@ async fn a_successor_honours_each_addresss_retry_after() -> testkit::Result {
 async fn anchors_that_are_on_their_way_out_are_kept() -> testkit::Result {
     let mut pod = serve(Confinement::CLOSED, |shim| shim).await?;
     served(&mut pod.shim).await?;
+    // Envoy has it before it is logged.
+    pod.shim.wait_for_log("certificate issued").await?;
     let other = testkit::development_ca::Pki::new("other").root_pem();
     let anchors = async |pod: &mut Pod| -> Result<String, Failure> {
         let mut stream = pod.shim.connect().await?.stream();

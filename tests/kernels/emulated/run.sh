@@ -14,9 +14,14 @@ root=$(cd "$(dirname "$0")/../../.." && pwd)
 architecture "${1:-arm64}"
 as=emulated
 . "$root/tests/testkit/install.sh"
+[ "$platform" = arm64 ] || fail "there is no guest for $platform"
 [ -n "$suffix" ] || fail "$platform is this machine's own architecture: run \`make test\`"
 
 kernel=$root/target/kernels/${KERNEL:-6.12-$platform}
+for part in "$kernel/vmlinuz" "$root/target/kernels/busybox-$platform" "$root/target/dist$suffix/sds-shim" "$root/target/envoy$suffix/envoy"; do
+    [ -s "$part" ] || fail "$part is missing: run \`make test-emulated\`"
+done
+command -v qemu-system-aarch64 >/dev/null || fail "there is no qemu-system-aarch64 (Debian: qemu-system-arm)"
 directory=$root/target/emulated
 built=$root/target/$target/debug
 left_out='containers install kubernetes kernels repository workload_api spire asan bench floor fleet goals drift'
@@ -52,19 +57,23 @@ export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0
 cd "$root"
 cargo --locked build --quiet --target "$target" --package testkit --package development-ca --bins
 cargo --locked test --quiet --no-run --workspace --all-targets --target "$target" --message-format json \
-    | python3 -c '
+    >"$directory/messages" || fail "the test programs cannot be built for $platform; cargo's message is above"
+python3 -c '
 import json, os, sys
 for line in sys.stdin:
     message = json.loads(line)
     is_test = message.get("profile", {}).get("test") and set(message["target"]["kind"]) & {"lib", "test"}
     if message.get("executable") and is_test:
         print(message["target"]["name"], os.path.dirname(message["manifest_path"]), message["executable"])
-' >"$directory/all"
+' <"$directory/messages" >"$directory/all"
+for wanted in ${PROGRAMS:-}; do
+    [ "$wanted" = demo ] || grep -q "^$wanted " "$directory/all" || fail "PROGRAMS: there is no $wanted; there are: $(cut -d' ' -f1 "$directory/all" | sort -u | paste -sd' ')"
+done
 for wanted in ${PROGRAMS:-$(cut -d' ' -f1 "$directory/all" | awk '!seen[$0]++')}; do
     case " $left_out " in *" $wanted "*) ;; *) grep "^$wanted " "$directory/all" || true ;; esac
 done >"$directory/programs"
 case " ${PROGRAMS:-demo} " in *" demo "*) demo=1 ;; *) demo= ;; esac
-[ -s "$directory/programs" ] || [ -n "$demo" ] || fail "PROGRAMS names none of: $(cut -d' ' -f1 "$directory/all" | paste -sd' ')"
+[ -s "$directory/programs" ] || [ -n "$demo" ] || fail "PROGRAMS names only what is left out here: $left_out"
 
 say "packing the guest"
 scratch=$(mktemp -d "$directory/pack.XXXXXX")
@@ -105,13 +114,11 @@ rm -rf "$scratch/boot"
 
 say "starting the guest; target/emulated/console has what it says"
 started=$(date +%s)
-case $platform in
-    arm64) set -- qemu-system-aarch64 -machine virt -cpu max,pauth-impdef=on; console=ttyAMA0 ;;
-    *) set -- qemu-system-x86_64 -cpu max; console=ttyS0 ;;
-esac
-"$@" -accel tcg,thread=multi -smp 2 -m "${MEMORY:-10240}" -nodefaults -display none -serial stdio -no-reboot \
-    -kernel "$kernel/vmlinuz" -initrd "$scratch/initramfs" -append "console=$console quiet loglevel=1 panic=-1" \
-    </dev/null | sed -u 's/\r$//' | tee "$directory/console" | grep --line-buffered -a '^emulated: '
-grep -aq '^emulated: end$' "$directory/console" || fail "the guest ended before its last test"
+qemu-system-aarch64 -machine virt -cpu max,pauth-impdef=on -accel tcg,thread=multi -smp 2 -m "${MEMORY:-10240}" -nodefaults \
+    -display none -serial stdio -no-reboot -kernel "$kernel/vmlinuz" -initrd "$scratch/initramfs" \
+    -append "console=ttyAMA0 quiet loglevel=1 panic=-1" </dev/null | sed -u 's/\r$//' | tee "$directory/console" \
+    | grep --line-buffered -a '^emulated: ' || true
 say "$(($(date +%s) - started)) s in the guest"
-! grep -aq '^emulated: .* FAILED' "$directory/console"
+end=$(sed -n 's/^emulated: end, //p' "$directory/console")
+[ -n "$end" ] || fail "the guest ended before its last test; target/emulated/console has what it said"
+[ "$end" = "0 failed" ] || fail "$end; target/emulated/console has what they said"

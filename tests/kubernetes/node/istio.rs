@@ -10,6 +10,7 @@ use testkit::{
 };
 use tokio::time::{Instant, sleep};
 
+use super::logs;
 use crate::{istio::configure, stage::CHART};
 
 /// Where the images are, in the node's containerd alone.
@@ -72,7 +73,9 @@ async fn play(mesh: &Mesh) -> testkit::Result {
         mesh.deploy(of).await?;
     }
     mesh.calls(SLEEP).await?;
-    assert!(mesh.call(OUTSIDE).await?.contains(" 200 "), "plaintext is refused before anybody asked for it");
+    // Nobody has asked for strictness yet.
+    mesh.eventually("plaintext answered", async || Ok(mesh.call(OUTSIDE).await?.contains(" 200 ").then_some(())))
+        .await?;
 
     mesh.chart(&["install", "--create-namespace"], "mode=istio").await?;
     configure(&mesh.cluster, "").await?;
@@ -97,7 +100,8 @@ async fn play(mesh: &Mesh) -> testkit::Result {
         let pod = mesh.pod(of).await?;
         assert_eq!(proxy(&pod)["image"], format!("{HUB}/proxyv2:{TAG}"), "{} has not moved back", of.1);
     }
-    mesh.calls(SLEEP).await
+    mesh.calls(SLEEP).await?;
+    logs::hold_no_secrets(&mesh.node)
 }
 
 /// Istio's container in a pod, beside the application or as a native sidecar.
@@ -106,7 +110,7 @@ fn proxy(pod: &Value) -> Value {
     lists.into_iter().flatten().find(|container| container["name"] == PROXY).unwrap_or_default()
 }
 
-/// Whose pods end and start again while there is no control plane: what runs goes on with what it has.
+/// istiod's pod ends and comes back; meanwhile what runs goes on with what it has.
 async fn an_absent_istiod_is_reported(mesh: &Mesh) -> testkit::Result {
     let scale = async |replicas: &str| {
         mesh.cluster.kubectl(&["scale", "-n", ISTIOD.0, "deployment", ISTIOD.1, "--replicas", replicas]).await
@@ -139,6 +143,7 @@ impl Mesh {
     async fn moves(&self, values: &str, all: &[Of]) -> testkit::Result {
         self.chart(&["upgrade", "--reset-then-reuse-values"], values).await?;
         let wanted = !values.contains("null");
+        logs::hold_no_secrets(&self.node)?;
         for of in all {
             self.until_injected(*of, wanted).await?;
             let begun = Instant::now();
@@ -250,7 +255,9 @@ impl Mesh {
         let status = object(&self.shim(of, &["status", "--json"]).await?)?;
         let id = format!("spiffe://cluster.local/ns/{}/sa/{}", of.0, of.1);
         assert_eq!(status["workloads"][0]["identity"], id, "{status}");
-        assert_eq!(status["memory"]["level"], "secret", "{status}");
+        // Some kernels have no secret memory.
+        let level = &status["memory"]["level"];
+        assert!(["secret", "locked"].iter().any(|expected| level == expected), "{status}");
         self.envoy_has_it(of).await
     }
 
@@ -280,13 +287,18 @@ impl Mesh {
         mut look: impl AsyncFnMut() -> Result<Option<()>, Failure>,
     ) -> testkit::Result {
         let deadline = Instant::now() + KUBELET;
-        while look().await?.is_none() {
-            if Instant::now() > deadline {
-                return Err(Failure::new(format!("not {what} within {KUBELET:?}")));
+        loop {
+            // What fails once, such as a webhook whose pod has just ended, is looked at again.
+            let seen = look().await;
+            match seen {
+                Ok(Some(())) => return Ok(()),
+                Err(failure) if Instant::now() > deadline => return Err(failure.context(what)),
+                Ok(None) if Instant::now() > deadline => {
+                    return Err(Failure::new(format!("not {what} within {KUBELET:?}")));
+                }
+                _ => sleep(10 * testkit::POLL).await,
             }
-            sleep(10 * testkit::POLL).await;
         }
-        Ok(())
     }
 
     /// Adds what everybody has to say.

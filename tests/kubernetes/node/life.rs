@@ -59,7 +59,7 @@ async fn sidecars_live_through_what_a_kubelet_does() -> testkit::Result {
     play("end", a_pod_that_ends_has_its_mesh_to_the_end(mesh)).await?;
     play("memlock", little_lockable_memory_is_told(mesh)).await?;
     play("certificate", certificates(mesh)).await?;
-    logs::hold_no_secrets(mesh)?;
+    logs::hold_no_secrets(&mesh.node)?;
     mesh_.stop().await
 }
 

@@ -6,15 +6,13 @@ use std::{
     process::Command,
 };
 
-use testkit::{Failure, OrFail, scratch::Scratch, workspace};
-
-use super::mesh::Mesh;
+use testkit::{Failure, OrFail, node::Node, scratch::Scratch, workspace};
 
 /// Searches all that kubelet has, for tokens and keys. kubelet removes what a pod wrote when the pod is deleted.
-pub(crate) fn hold_no_secrets(mesh: &Mesh) -> testkit::Result {
+pub(crate) fn hold_no_secrets(node: &Node) -> testkit::Result {
     let scratch = Scratch::new("node-logs")?;
     let mut count = 0;
-    for (number, file) in files(&mesh.node.container_logs())?.iter().enumerate() {
+    for (number, file) in files(&node.container_logs())?.iter().enumerate() {
         fs::copy(file, scratch.path().join(format!("{number}.log"))).or_fail(format!("copy {}", file.display()))?;
         count = number + 1;
     }

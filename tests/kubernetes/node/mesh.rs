@@ -92,7 +92,7 @@ impl Mesh {
 
     /// Deletes one of them, and waits until its pods are gone.
     pub(crate) async fn remove(&self, (namespace, name): Of) -> testkit::Result {
-        logs::hold_no_secrets(self)?;
+        logs::hold_no_secrets(&self.node)?;
         self.cluster.kubectl(&["delete", "deployment", name, "-n", namespace, "--ignore-not-found"]).await?;
         let label = format!("app={name}");
         let wait = ["wait", "--for=delete", "pod", "-l", &label, "-n", namespace, "--timeout=280s"];
