@@ -120,7 +120,7 @@ test-kernels: openssl ## the shipped binaries under Debian's kernels in QEMU; KE
 		$(MAKE) --no-print-directory build kernel-guest ARCH=$$arch || exit; done
 	@KERNELS="$(KERNELS)" SCENES="$(SCENES)" SCENES_ARM64="$(SCENES_ARM64)" $(CARGO) test --package kernels --test kernels -- --include-ignored --nocapture
 
-test-emulated: openssl ## the demo and the tests on arm64 in QEMU, which takes hours; PROGRAMS="demo sds renewal" for some, TESTS="order::" for some of their tests
+test-emulated: openssl python ## the demo and the tests on arm64 in QEMU, which takes hours; PROGRAMS="demo sds renewal" for some, TESTS="order::" for some of their tests
 	@KERNELS=6.12-arm64 tests/kernels/install-kernels.sh
 	@tests/testkit/install-envoy.sh arm64
 	@$(MAKE) --no-print-directory build ARCH=arm64

@@ -1,8 +1,8 @@
 #!/bin/sh
 # The acceptance scene and the tests on another architecture, in QEMU: cross-compiles the test programs, puts them with
-# this tree, Envoy and a minimal Debian into a guest, and runs each of them there. A table of what passed and failed is at
-# the end, and what each has said in target/emulated/console. It takes hours, as each of the guest's processors is
-# interpreted; so no part of CI. PROGRAMS="sds renewal" runs some: the names are those of `cargo test --test`, and `demo`.
+# this tree, Envoy and a minimal Debian into a guest, and runs each of them there. It prints how each of them ended;
+# target/emulated/console has what those that failed have said. The guest's processors are interpreted, so all of it takes
+# hours and is no part of CI; the guest has 10 GiB of memory (MEMORY, in MiB). PROGRAMS="sds renewal" runs some: the names are those of `cargo test --test`, and `demo`.
 #
 # Left out are programs whose tools have no place in the guest: container engines, package builds, a second emulation,
 # Go's and Python's peers; and in the others the tests that `without` names, which need such a peer or a disk. What a test
@@ -102,6 +102,7 @@ cp tests/kernels/emulated/suite "$scratch/root/emulated/suite"
 {
     echo "root=$root"
     echo "demo=$demo"
+    # shellcheck disable=SC2086 # several words
     echo "tests='${TESTS:-}$(printf ' --skip %s' $without)'"
 } >"$scratch/root/emulated/settings"
 
