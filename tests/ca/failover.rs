@@ -12,7 +12,7 @@ use testkit::{
     sds::{self, SdsStream},
     shim::Shim,
 };
-use tonic::{Code, Status, metadata::MetadataMap};
+use tonic::Code;
 
 const ELSEWHERE: &str = "CA failover: the preferred address did not answer, another one did";
 const BACK: &str = "CA failover: back on the preferred address";
@@ -137,18 +137,11 @@ async fn a_ca_with_an_invalid_answer_is_passed_over() -> testkit::Result {
     Ok(())
 }
 
-/// A CA that wants to be left alone for so many seconds.
-fn busy(seconds: &str) -> Result<Fault, Failure> {
-    let header = ("retry-after".parse().or_fail("a name")?, seconds.parse().or_fail("a value")?);
-    let metadata = MetadataMap::from_headers([header].into_iter().collect());
-    Ok(Fault::Refuse(Box::new(Status::with_metadata(Code::ResourceExhausted, "busy", metadata))))
-}
-
 #[tokio::test]
 async fn an_address_that_asked_for_patience_is_left_alone_while_others_are_tried() -> testkit::Result {
     let several = Several::alike(2).await?;
     several.scene.ca.set_fault(down("away"));
-    several.others[0].set_fault(Some(busy("600")?));
+    several.others[0].set_fault(Some(Fault::later(Code::ResourceExhausted, 600)));
     let mut shim = several.start()?;
     let mut stream = Open::connect(&mut shim, "default").await?;
     within(&shim, "four calls", several.scene.ca.wait_for_outcomes(4)).await?;
@@ -175,7 +168,7 @@ async fn an_hour_of_patience_does_not_outlast_the_certificate() -> testkit::Resu
     let mut stream = Open::connect(&mut shim, "default").await?;
     stream.next(&shim).await?;
     let held = Instant::now();
-    first.push_fault(busy("3600")?);
+    first.push_fault(Fault::later(Code::ResourceExhausted, 3600));
     renew(&shim)?;
     let asked_again = tokio::time::timeout(LIFE, first.wait_for_outcomes(3)).await;
     asked_again.map_err(|_| shim.failure("it is not asked again while the certificate lives"))?;

@@ -10,10 +10,7 @@ use testkit::{
     shim::ShimBuilder,
 };
 use tokio::time::sleep;
-use tonic::{
-    Code, Status,
-    metadata::{MetadataMap, MetadataValue},
-};
+use tonic::Code;
 
 use super::{break_and_see, certificate, served};
 
@@ -158,19 +155,12 @@ async fn an_expired_certificate_is_not_served_again() -> testkit::Result {
     Ok(())
 }
 
-/// The CA wants to be left alone.
-fn later() -> Fault {
-    let mut metadata = MetadataMap::new();
-    metadata.insert("retry-after", MetadataValue::from_static("60"));
-    Fault::Refuse(Box::new(Status::with_metadata(Code::Unavailable, "later", metadata)))
-}
-
 /// A renewal that is due while the CA asks for patience: the certificate is served on, and the CA is asked no earlier.
 #[tokio::test]
 async fn a_crash_in_an_outage_keeps_the_certificate_and_the_cas_patience() -> testkit::Result {
     let mut pod = serve(Confinement::CLOSED, |shim| shim).await?;
     let before = served(&mut pod.shim).await?;
-    pod.site.ca.set_fault(Some(later()));
+    pod.site.ca.set_fault(Some(Fault::later(Code::Unavailable, 60)));
     pod.rotate()?;
     pod.shim.wait_for_log("retrying in").await?;
     let calls = pod.site.ca.calls().len();
@@ -197,7 +187,7 @@ async fn a_successor_honours_each_addresss_retry_after() -> testkit::Result {
     let shim = site.shim().may_crash().env("CA_ADDR", addresses.join(", ")).confined(Confinement::CLOSED);
     let mut pod = site.serve_with(shim).await?;
     served(&mut pod.shim).await?;
-    pod.site.ca.set_fault(Some(later()));
+    pod.site.ca.set_fault(Some(Fault::later(Code::Unavailable, 60)));
     other.set_fault(Some(Fault::Status(Code::Unavailable, "down".to_owned())));
     pod.rotate()?;
     pod.shim.wait_for_log("retrying in").await?;

@@ -28,10 +28,7 @@ use testkit::{
     workload_api::{self, WorkloadApi},
 };
 use tokio::time::sleep;
-use tonic::{
-    Code, Status,
-    metadata::{MetadataMap, MetadataValue},
-};
+use tonic::Code;
 
 const RESTARTED: &str = "restarted in place";
 
@@ -273,9 +270,7 @@ async fn a_signal_that_was_read_when_the_crash_came_is_handled() -> testkit::Res
 #[tokio::test]
 async fn a_ca_that_asks_for_patience_is_not_called_earlier() -> testkit::Result {
     let site = Site::new().await?;
-    let mut metadata = MetadataMap::new();
-    metadata.insert("retry-after", MetadataValue::from_static("30"));
-    site.ca.set_fault(Some(Fault::Refuse(Box::new(Status::with_metadata(Code::Unavailable, "later", metadata)))));
+    site.ca.set_fault(Some(Fault::later(Code::Unavailable, 30)));
     let shim = site.shim().may_crash();
     let pod = site.serve_with(shim).await?;
     pod.shim.wait_for_log("retrying in").await?;

@@ -47,6 +47,13 @@ impl Fault {
         Fault::Mutate(Arc::new(edit))
     }
 
+    /// A refusal that asks to be left alone for so many seconds, by the header `retry-after`.
+    pub fn later(code: tonic::Code, seconds: u32) -> Fault {
+        let mut metadata = tonic::metadata::MetadataMap::new();
+        metadata.insert("retry-after", seconds.into());
+        Fault::Refuse(Box::new(tonic::Status::with_metadata(code, "later", metadata)))
+    }
+
     /// [`Fault::Sign`] without the wrapping.
     pub fn sign(edit: impl Fn(&mut SignOverrides) + Send + Sync + 'static) -> Fault {
         Fault::Sign(Arc::new(edit))
