@@ -12,17 +12,12 @@ use super::{
 const CRASHES: usize = 3;
 
 pub(crate) async fn a_crashed_shim_goes_on_in_its_container(mesh: &Mesh) -> testkit::Result {
-    let breaker = helper("breaker")?.display().to_string();
     // A scene before this one may have had its containers started anew.
     mesh.until(HTTPBIN, "ready", is_ready).await?;
     let (before, pid) = (mesh.pod(HTTPBIN).await?, mesh.process(HTTPBIN, SHIM).await?);
     let (traffic, begun) = (Traffic::start(mesh).await?, Instant::now());
-    for crash in 1..=CRASHES {
-        mesh.node.exec(&[&breaker, &pid, "crash"]).await?;
-        let counted = format!("\nsds_shim_successors_total {crash}\n");
-        // Until the successor listens, who asks for metrics is refused.
-        let look = async || Ok(mesh.metrics(HTTPBIN).await.ok().filter(|told| told.contains(&counted)));
-        mesh.eventually(&format!("crash {crash} in the metrics"), KUBELET, look).await?;
+    for number in 1..=CRASHES {
+        crash(mesh, &pid, number).await?;
         mesh.shim(HTTPBIN, &["wait", "--timeout", "60s"]).await?;
     }
     let handshakes = traffic.stop().await?;
@@ -38,4 +33,13 @@ pub(crate) async fn a_crashed_shim_goes_on_in_its_container(mesh: &Mesh) -> test
     assert_eq!(log.matches("restarted in place").count(), CRASHES, "{log}");
     assert!(mesh.shim(HTTPBIN, &["status"]).await?.contains("crashed with SIGSEGV"));
     Ok(())
+}
+
+/// Crashes httpbin's shim, the process `pid`, and waits until its metrics count so many crashes.
+pub(crate) async fn crash(mesh: &Mesh, pid: &str, number: usize) -> testkit::Result {
+    mesh.node.exec(&[&helper("breaker")?.display().to_string(), pid, "crash"]).await?;
+    let counted = format!("\nsds_shim_successors_total {number}\n");
+    // Until the successor listens, who asks for metrics is refused.
+    let look = async || Ok(mesh.metrics(HTTPBIN).await.ok().filter(|told| told.contains(&counted)));
+    mesh.eventually(&format!("crash {number} in the metrics"), KUBELET, look).await.map(drop)
 }

@@ -10,7 +10,10 @@ use testkit::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::logs;
+use super::{
+    logs,
+    mesh::{HTTPBIN, Of, SLEEP, is_alone},
+};
 use crate::{istio::configure, stage::CHART};
 
 /// Where the images are, in the node's containerd alone.
@@ -20,10 +23,6 @@ const SIDECAR: &str = "localhost/sds-shim:sidecar";
 /// Istio's container.
 const PROXY: &str = "istio-proxy";
 
-/// Namespace and application.
-type Of = (&'static str, &'static str);
-const SLEEP: Of = ("foo", "sleep");
-const HTTPBIN: Of = ("bar", "httpbin");
 /// Without a sidecar.
 const OUTSIDE: Of = ("outside", "sleep");
 
@@ -196,13 +195,7 @@ impl Mesh {
     async fn rolled_out(&self, (namespace, name): Of) -> testkit::Result {
         let deployment = format!("deployment/{name}");
         self.cluster.kubectl(&["rollout", "status", "--timeout=280s", "-n", namespace, &deployment]).await?;
-        // Until the pod before is gone, commands may reach either.
-        let label = format!("app={name}");
-        self.eventually("one pod alone", async || {
-            let pods = self.cluster.kubectl(&["get", "pods", "-n", namespace, "-l", &label, "-o", "name"]).await?;
-            Ok((pods.lines().count() == 1).then_some(()))
-        })
-        .await
+        self.eventually("one pod alone", async || is_alone(&self.cluster, (namespace, name)).await).await
     }
 
     async fn pod(&self, (namespace, name): Of) -> Result<Value, Failure> {

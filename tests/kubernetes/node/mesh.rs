@@ -250,6 +250,13 @@ pub(crate) fn address(pod: &Value) -> Result<IpAddr, Failure> {
     address.parse().or_fail(format!("read the address {address:?}"))
 }
 
+/// Something to see once a deployment has one pod: until the one before is gone, commands may reach either.
+pub(crate) async fn is_alone(cluster: &Cluster, (namespace, name): Of) -> Result<Option<()>, Failure> {
+    let label = format!("app={name}");
+    let pods = cluster.kubectl(&["get", "pods", "-n", namespace, "-l", &label, "-o", "name"]).await?;
+    Ok((pods.lines().count() == 1).then_some(()))
+}
+
 /// Whether all of a pod is ready.
 pub(crate) fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();

@@ -3,9 +3,12 @@
 
 use std::{fs, time::Instant};
 
-use testkit::{Failure, OrFail, confined::helper, node::KUBELET};
+use testkit::{Failure, OrFail, node::KUBELET};
 
-use super::mesh::{ENVOY, HTTPBIN, Mesh, Of, SHIM, SLEEP, is_ready, restarts};
+use super::{
+    crash::crash,
+    mesh::{ENVOY, HTTPBIN, Mesh, Of, SHIM, SLEEP, is_alone, is_ready, restarts},
+};
 
 /// What users' ids are in a pod, of a user of the node: the first one, and how many.
 type Range = (u32, u32);
@@ -65,11 +68,7 @@ async fn host_users(mesh: &Mesh, of: Of, host_users: bool) -> testkit::Result {
     let patch = format!(r#"{{"spec":{{"template":{{"spec":{{"hostUsers":{host_users}}}}}}}}}"#);
     mesh.cluster.kubectl(&["patch", "-n", of.0, "deployment", of.1, "-p", &patch]).await?;
     mesh.rolled_out(of).await?;
-    // Until the pod before is gone, commands may reach either.
-    let ended = format!("app={}", of.1);
-    let pods = ["get", "pods", "-n", of.0, "-l", &ended, "-o", "name"];
-    let look = async || Ok((mesh.cluster.kubectl(&pods).await?.lines().count() == 1).then_some(()));
-    mesh.eventually("one pod alone", KUBELET, look).await.map(drop)
+    mesh.eventually("one pod alone", KUBELET, async || is_alone(&mesh.cluster, of).await).await.map(drop)
 }
 
 /// Which users of the node a sidecar's are.
@@ -91,10 +90,7 @@ async fn calls_are_answered(mesh: &Mesh) -> testkit::Result {
 
 async fn a_crash_is_survived(mesh: &Mesh) -> testkit::Result {
     let (pid, certificate) = (mesh.process(HTTPBIN, SHIM).await?, mesh.status(HTTPBIN).await?["resources"].clone());
-    mesh.node.exec(&[&helper("breaker")?.display().to_string(), &pid, "crash"]).await?;
-    let look =
-        async || Ok(mesh.metrics(HTTPBIN).await.ok().filter(|told| told.contains("\nsds_shim_successors_total 1\n")));
-    mesh.eventually("a crash in the metrics", KUBELET, look).await?;
+    crash(mesh, &pid, 1).await?;
     assert_eq!(mesh.process(HTTPBIN, SHIM).await?, pid);
     assert_eq!(mesh.status(HTTPBIN).await?["resources"], certificate, "the certificate of before the crash");
     mesh.until(HTTPBIN, "ready", is_ready).await?;
