@@ -46,6 +46,7 @@ mod stand_ins;
 mod successor;
 mod tables;
 mod tls;
+mod verified;
 
 pub use arena::{
     ARENA_KIB, LockedAllocator, Usage, extend, has_room, keys_are_secret, mapped, open_secret_memory,

@@ -1,12 +1,14 @@
-//! How OpenSSL signs with keys of ours, and where its randomness comes from.
+//! How OpenSSL signs with keys of ours and verifies with those of others, and where its randomness comes from.
 
 use std::{
     ffi::{c_int, c_uint, c_void},
-    ptr,
     sync::OnceLock,
 };
 
-use crate::scope::secretly;
+use crate::{
+    scope::secretly,
+    verified::{self, EcVerify},
+};
 
 /// OpenSSL's own types, of which only pointers are handled here.
 type Method = c_void;
@@ -34,6 +36,8 @@ unsafe extern "C" {
     fn EC_KEY_METHOD_new(from: *const Method) -> *mut Method;
     fn EC_KEY_METHOD_get_sign(from: *const Method, sign: *mut Option<EcSign>, setup: *mut EcOther, raw: *mut EcOther);
     fn EC_KEY_METHOD_set_sign(to: *mut Method, sign: Option<EcSign>, setup: EcOther, raw: EcOther);
+    fn EC_KEY_METHOD_get_verify(from: *const Method, verify: *mut Option<EcVerify>, raw: *mut EcOther);
+    fn EC_KEY_METHOD_set_verify(to: *mut Method, verify: Option<EcVerify>, raw: EcOther);
     fn EC_KEY_set_default_method(method: *const Method);
     safe fn RSA_PKCS1_OpenSSL() -> *const Method;
     fn RSA_meth_dup(from: *const Method) -> *mut Method;
@@ -43,10 +47,13 @@ unsafe extern "C" {
     fn RAND_set_rand_method(method: *const Random) -> c_int;
 }
 
-/// Methods of keys that are made or read inside of [`secretly`]. They do what OpenSSL's do, inside of it.
+/// What OpenSSL's methods do, inside of [`secretly`] for keys that are made or read there. Keys that are read elsewhere, on
+/// curves, verify each signature once.
 struct Methods {
     ec: *const Method,
     ec_sign: EcSign,
+    public_ec: *const Method,
+    ec_verify: EcVerify,
     rsa: *const Method,
     rsa_private: RsaPrivate,
 }
@@ -61,7 +68,9 @@ static METHODS: OnceLock<Option<Methods>> = OnceLock::new();
 
 /// Makes the methods, and has OpenSSL take its randomness from the kernel.
 pub(crate) fn prepare() {
-    METHODS.get_or_init(Methods::make);
+    if let Some(methods) = METHODS.get_or_init(Methods::make) {
+        methods.choose_for_others();
+    }
     // SAFETY: the methods are a static of the layout that is asked for.
     unsafe { RAND_set_rand_method(&raw const RANDOM) };
 }
@@ -77,14 +86,31 @@ impl Methods {
         let rsa = unsafe { RSA_meth_dup(RSA_PKCS1_OpenSSL()) };
         // SAFETY: as above.
         let rsa_private = unsafe { RSA_meth_get_priv_enc(RSA_PKCS1_OpenSSL()) };
-        let (Some(ec_sign), Some(rsa_private), false) = (sign, rsa_private, ec.is_null() || rsa.is_null()) else {
+        // SAFETY: as above.
+        let public_ec = unsafe { EC_KEY_METHOD_new(EC_KEY_OpenSSL()) };
+        let (mut verify, mut raw_verify) = (None, None);
+        // SAFETY: the pointers are to variables of these types, and OpenSSL's method is a static.
+        unsafe { EC_KEY_METHOD_get_verify(EC_KEY_OpenSSL(), &raw mut verify, &raw mut raw_verify) };
+        let is_missing = ec.is_null() || rsa.is_null() || public_ec.is_null();
+        let (Some(ec_sign), Some(rsa_private), Some(ec_verify), false) = (sign, rsa_private, verify, is_missing) else {
             return None;
         };
         // SAFETY: the method is new and ours, and what it gets has the right types.
         unsafe { EC_KEY_METHOD_set_sign(ec, Some(sign_with_ec), setup, raw) };
         // SAFETY: as above.
         unsafe { RSA_meth_set_priv_enc(rsa, Some(sign_with_rsa)) };
-        Some(Self { ec, ec_sign, rsa, rsa_private })
+        // SAFETY: as above.
+        unsafe { EC_KEY_METHOD_set_verify(public_ec, Some(verify_with_ec), raw_verify) };
+        Some(Self { ec, ec_sign, public_ec, ec_verify, rsa, rsa_private })
+    }
+
+    /// For keys that are made or read from now on.
+    fn choose_for_secrets(&self) {
+        set_defaults(self.ec, self.rsa);
+    }
+
+    fn choose_for_others(&self) {
+        set_defaults(self.public_ec, RSA_PKCS1_OpenSSL());
     }
 }
 
@@ -98,7 +124,7 @@ pub(crate) struct Chosen;
 impl Chosen {
     pub(crate) fn now() -> Self {
         if let Some(methods) = methods() {
-            set_defaults(methods.ec, methods.rsa);
+            methods.choose_for_secrets();
         }
         Self
     }
@@ -106,14 +132,14 @@ impl Chosen {
 
 impl Drop for Chosen {
     fn drop(&mut self) {
-        if methods().is_some() {
-            set_defaults(ptr::null(), RSA_PKCS1_OpenSSL());
+        if let Some(methods) = methods() {
+            methods.choose_for_others();
         }
     }
 }
 
 fn set_defaults(ec: *const Method, rsa: *const Method) {
-    // SAFETY: the method stays for ever; null is OpenSSL's own.
+    // SAFETY: the method stays for ever.
     unsafe { EC_KEY_set_default_method(ec) };
     // SAFETY: the method stays for ever.
     unsafe { RSA_set_default_method(rsa) };
@@ -142,6 +168,19 @@ unsafe extern "C" fn sign_with_rsa(len: c_int, from: *const u8, to: *mut u8, key
         // SAFETY: these are OpenSSL's own arguments for its own function.
         unsafe { (methods.rsa_private)(len, from, to, key, padding) }
     })
+}
+
+unsafe extern "C" fn verify_with_ec(
+    kind: c_int,
+    digest: *const u8,
+    digest_len: c_int,
+    signature: *const u8,
+    signature_len: c_int,
+    key: *mut Key,
+) -> c_int {
+    let Some(methods) = methods() else { return -1 };
+    // SAFETY: these are OpenSSL's own arguments for its own function.
+    unsafe { verified::once(methods.ec_verify, kind, (digest, digest_len), (signature, signature_len), key) }
 }
 
 /// `RAND_METHOD` (openssl/rand.h).
