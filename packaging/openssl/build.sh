@@ -8,10 +8,11 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 . "$root/packaging/link/architecture.sh"
 architecture "${1:-}"
 directory=$root/target/openssl$suffix
-recipe=$(cat "$root/packaging/openssl/build.sh" "$root/packaging/openssl/Cargo.toml" | sha256sum | cut -c1-16)
+recipe=$(cat "$root/packaging/openssl/"{build.sh,trim.sh,Cargo.toml} | sha256sum | cut -c1-16)
 [ "$(cat "$directory/recipe" 2>/dev/null)" = "$recipe" ] && exit 0
 as=openssl$suffix
 . "$root/tests/testkit/install.sh"
+. "$root/packaging/openssl/trim.sh"
 cd "$root"
 
 # OpenSSL's own scripts want modules that Debian's smallest perl lacks, and a compiler may come without libc's headers.
@@ -35,7 +36,9 @@ options="no-apps no-docs no-shared no-module no-tests no-comp no-zlib no-legacy 
   no-rc2 no-rc4 no-rc5 no-rmd160 no-scrypt no-seed no-siphash no-whirlpool no-ocb no-siv no-cms no-ts no-ct no-cmp
   no-http no-ocsp no-quic no-ml-dsa no-slh-dsa no-lms no-argon2 no-ui-console no-nextprotoneg no-ec2m no-rfc3779
   no-autoload-config no-multiblock no-async no-ktls no-dh no-thread-pool no-default-thread-pool
-  no-sock no-integrity-only-ciphers no-tls-deprecated-ec no-ech no-hpke no-tls1 no-tls1_1 no-chacha no-poly1305 no-cmac"
+  no-sock no-integrity-only-ciphers no-tls-deprecated-ec no-ech no-hpke no-tls1 no-tls1_1 no-chacha no-poly1305 no-cmac
+  no-sskdf no-snmpkdf no-srtpkdf no-sshkdf no-x963kdf no-kbkdf no-x942kdf no-krb5kdf no-hmac-drbg-kdf no-pvkkdf
+  no-ssl-trace no-secure-memory"
 known=$(cd "$source" && sed -n '/^my @disablables/,/^);/p' Configure)
 chosen=""
 for option in $options; do
@@ -52,15 +55,20 @@ cd "$build"
 line='define MOD_EXP_CTIME_MIN_CACHE_LINE_WIDTH'
 sed -i "s/$line (64)/$line (32)/" source/crypto/bn/bn_local.h
 grep -q "$line (32)" source/crypto/bn/bn_local.h || fail "this OpenSSL says elsewhere how large a table of powers is"
+trim_providers source/providers
 # OpenSSL asks the assembler what it knows. Told that it knows AVX2 and no AVX-512, it leaves out 750 KiB of code that
 # would only speed up bulk encryption, of which there are a few KiB in hours.
 # The library remembers how it was compiled, and messages name source files. Both without where things lie here, so that
 # the same source gives the same bytes everywhere.
 compiler=$(command -v "$cc") || fail "there is no $cc"
 mkdir bin
+# Small code suits what runs once. What runs a million instructions a handshake is built for speed: it takes half as many,
+# for 20 KiB; where gcc writes small code, it has x86-64 clear memory byte by byte.
+fast='crypto/mem|ml_kem/ml_kem|ec/curve25519|ec/ecp_nistz256|lhash/lhash|hashtable/hashtable'
 cat >bin/cc <<END
-#!/bin/sh
+#!/bin/bash
 case " \$* " in *" -Wa,-v "*) echo "GNU assembler version 2.24" && exit ;; esac
+[[ " \$* " =~ ($fast)\\.c\  ]] && set -- "\$@" -O2
 exec "$compiler" "\$@" "-ffile-prefix-map=$(realpath --relative-to="$PWD" "$source")=openssl" \\
   "-ffile-prefix-map=$source=openssl"
 END
