@@ -22,8 +22,9 @@ pub struct Variable {
     pub help: &'static str,
 }
 
-/// The arena's default size, and the least: with less, what the budgets promise does not fit.
-const ARENA_KIB: u32 = locked::ARENA_KIB as u32;
+/// The least that may be asked for: the arena's default size in the first version, which users have set. It is a little
+/// larger meanwhile, whatever they set.
+const LEAST_ARENA_KIB: u32 = 2352;
 /// Room for some 20,000 streams; beyond it, one process for so many is a mistake.
 const MAX_ARENA_KIB: u32 = 256 * 1024;
 
@@ -185,7 +186,7 @@ variables! {
     SDS_SHIM_REQUIRE_LOCKED: ["secret", "locked", "none"] = "locked",
         "Minimum protection of keys required to start: secret memory and the whole process locked (secret), locked \
          memory (locked), or any (none).";
-    SDS_SHIM_ARENA_KIB: (Kind::Number { least: ARENA_KIB, most: MAX_ARENA_KIB, multiple_of: 1, unit: "KiB" }) = "2352",
+    SDS_SHIM_ARENA_KIB: (Kind::Number { least: LEAST_ARENA_KIB, most: MAX_ARENA_KIB, multiple_of: 1, unit: "KiB" }) = "2432",
         "Size of the locked memory that holds all allocations but keys; a larger arena allows more streams and more trust anchors.";
     SDS_SHIM_SECCOMP: ["strict", "off"] else "a filter, where the kernel allows one",
         "strict makes the kernel reject every system call that serving does not need: without the filter the shim then does not start, and a crash ends the process. The default filter still allows the restart in place after a crash. With `sds-shim exec` the filter is installed after the program has started and does not bind it.";

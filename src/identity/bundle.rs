@@ -24,9 +24,10 @@ pub struct TrustAnchor {
 
 impl TrustAnchor {
     /// The anchor, if it can serve as one, whenever that is.
-    pub(super) fn new(certificate: &X509Ref, mut der: Vec<u8>) -> Result<Self, String> {
-        // It was read with some to spare.
-        der.shrink_to_fit();
+    pub(super) fn new(certificate: &X509Ref, der: Vec<u8>) -> Result<Self, String> {
+        // It was read with some to spare. Made shorter where it lies, each of hundreds would leave a hole behind it that
+        // nothing fits into; so it moves, and the next one is read where this one was.
+        let der = der.as_slice().to_vec();
         let facts = CertificateFacts::new(certificate, &der);
         // Version 1 has no extensions that could say so.
         if certificate.version() > 0 && !locked::is_ca(certificate) {

@@ -80,7 +80,7 @@ async fn with_too_little_for_the_arena_it_refuses_to_start_unless_allowed() -> t
         (64 << 10, "secret memory (32 KiB)", "tokens"),
         (0, "memory that is NOT locked", "keys"),
     ] {
-        let limit = format!("is {} KiB: raise it to at least 2352 KiB, or grant the IPC_LOCK capability", bytes >> 10);
+        let limit = format!("is {} KiB: raise it to at least 2432 KiB, or grant the IPC_LOCK capability", bytes >> 10);
         let what = format!("{what} can be swapped out");
         refuses(memlock(bytes), None, &["SDS_SHIM_REQUIRE_LOCKED=locked", &what, &limit]).await?;
         serves(memlock(bytes), "none", &[&format!("keys are in {keys}, the process is NOT locked"), &what]).await?;

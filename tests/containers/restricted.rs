@@ -146,7 +146,7 @@ async fn with_an_old_kernels_limit_it_refuses_to_start_unless_allowed() -> testk
     let containment = Containment { memlock: 64 << 10, ..Containment::new(&images.binary()) };
     let mut shim = start(&site, containment.clone(), None, &[])?;
     assert_eq!(shim.wait_exit().await?.code(), Some(71));
-    assert!(shim.log().contains("is 64 KiB: raise it to at least 2352 KiB, or grant the IPC_LOCK capability"));
+    assert!(shim.log().contains("is 64 KiB: raise it to at least 2432 KiB, or grant the IPC_LOCK capability"));
 
     let mut shim = start(&site, containment, Some("none"), &[])?;
     shim.wait_for_log("the process is NOT locked").await?;

@@ -67,16 +67,17 @@ pub fn fill_openssl_tables() {
     // SAFETY: null is no settings.
     unsafe { OPENSSL_init_crypto(NO_NAMES, ptr::null()) };
     openssl_sys::init();
+    for (fetch, name) in ALGORITHMS {
+        // What is returned is kept by OpenSSL in any case, for ever: nothing would be gained by giving it back.
+        // SAFETY: null is the usual context and no wish for properties; the name is a C string.
+        let _ = unsafe { fetch(ptr::null_mut(), name.as_ptr(), ptr::null()) };
+    }
+    // Not before: the first of them has each name that is there listed with all of its other names.
     for digest in DIGESTS {
         // SAFETY: the call takes nothing.
         let digest = unsafe { digest() };
         // SAFETY: what each answers is there for as long as the process.
         unsafe { EVP_add_digest(digest) };
-    }
-    for (fetch, name) in ALGORITHMS {
-        // What is returned is kept by OpenSSL in any case, for ever: nothing would be gained by giving it back.
-        // SAFETY: null is the usual context and no wish for properties; the name is a C string.
-        let _ = unsafe { fetch(ptr::null_mut(), name.as_ptr(), ptr::null()) };
     }
     // SAFETY: the call takes nothing.
     unsafe { openssl_sys::ERR_clear_error() };

@@ -40,6 +40,7 @@ mod report;
 mod scope;
 mod seccomp;
 mod secret;
+mod small;
 mod stack;
 #[cfg(any(test, target_feature = "crt-static"))]
 mod stand_ins;

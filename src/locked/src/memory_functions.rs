@@ -74,7 +74,7 @@ pub(crate) extern "C" fn malloc(size: usize, _file: *const c_char, _line: c_int)
         return ptr::null_mut();
     };
     let mut arena = lock();
-    let block = arena.tables.allocate(layout).or_else(|| arena.allocate(layout));
+    let block = arena.tables.allocate(layout).or_else(|| arena.allocate_for_openssl(layout));
     with_size(block, size)
 }
 
@@ -112,10 +112,10 @@ pub(crate) unsafe extern "C" fn free(block: *mut c_void, _file: *const c_char, _
         let mut arena = lock();
         if arena.tables.hold(start) {
             // SAFETY: `start` was allocated with this layout, and the caller has given it up.
-            unsafe { arena.tables.pool.free(start, layout) };
+            unsafe { arena.tables.free(start, layout) };
         } else {
             // SAFETY: as above.
-            unsafe { arena.free(start, layout) };
+            unsafe { arena.free_for_openssl(start, layout) };
         }
     }
 }
@@ -125,20 +125,19 @@ pub(crate) unsafe extern "C" fn free(block: *mut c_void, _file: *const c_char, _
 unsafe fn resize(arena: &mut Arena, block: NonNull<u8>, old: Layout, new: usize) -> Option<NonNull<u8>> {
     if !arena.tables.hold(block) {
         // SAFETY: the caller's promise is the same.
-        return unsafe { arena.resize(block, old, new) };
+        return unsafe { arena.resize_for_openssl(block, old, new) };
     }
-    if arena.tables.filling || new <= old.size() {
-        // SAFETY: the caller's promise is the same, and this is the block's pool.
-        let resized = unsafe { arena.tables.pool.resize(block, old, new) };
-        if resized.is_some() {
-            return resized;
-        }
+    // SAFETY: the caller's promise is the same, and the block is one of the tables'.
+    let resized = unsafe { arena.tables.resize(block, old, new) };
+    if resized.is_some() {
+        return resized;
     }
-    let place = arena.allocate(Layout::from_size_align(new, old.align()).ok()?)?;
+    let layout = Layout::from_size_align(new, old.align()).ok()?;
+    let place = arena.tables.allocate(layout).or_else(|| arena.allocate_for_openssl(layout))?;
     // SAFETY: the new block overlaps no other, and both are that long.
     unsafe { place.copy_from_nonoverlapping(block, old.size().min(new)) };
     // SAFETY: the block is one of the tables', has this layout, and the caller has given it up.
-    unsafe { arena.tables.pool.free(block, old) };
+    unsafe { arena.tables.free(block, old) };
     Some(place)
 }
 

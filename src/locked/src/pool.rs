@@ -13,6 +13,20 @@ const BOOKKEEPING: usize = GRANULARITY;
 /// What the allocator keeps in front of each block.
 const OVERHEAD: usize = GRANULARITY / 2;
 
+/// Bytes that a block takes, with what the allocator keeps in front of it. It looks for a free block among those of the
+/// next class of sizes, sixteen to each power of two, where all fit: of another size than a class has, a block would not be
+/// found again for the next one of the same size, and hundreds of anchors would each leave a hole.
+fn taken(size: usize) -> Option<usize> {
+    let size = size.checked_add(OVERHEAD)?;
+    let step = (1 << size.ilog2()) / 16;
+    size.checked_next_multiple_of(step.max(GRANULARITY))
+}
+
+/// The layout of a block that takes so much.
+fn padded(layout: Layout) -> Option<Layout> {
+    Layout::from_size_align(taken(layout.size())? - OVERHEAD, layout.align()).ok()
+}
+
 /// The allocator proper, for one thread at a time.
 pub(crate) struct Pool {
     tlsf: Tlsf,
@@ -39,7 +53,7 @@ impl Pool {
 
     /// A block for this layout, if there is one.
     pub(crate) fn allocate(&mut self, layout: Layout) -> Option<NonNull<u8>> {
-        let block = self.tlsf.allocate(layout)?;
+        let block = self.tlsf.allocate(padded(layout)?)?;
         self.count(0, layout.size());
         self.blocks += 1;
         Some(block)
@@ -65,26 +79,27 @@ impl Pool {
     /// as it was if that is nothing.
     pub(crate) unsafe fn resize(&mut self, block: NonNull<u8>, layout: Layout, new: usize) -> Option<NonNull<u8>> {
         let new_layout = Layout::from_size_align(new, layout.align()).ok()?;
+        let whole = padded(new_layout)?;
         let moved = if new <= layout.size() {
             // SAFETY: the caller's promise is the same.
-            unsafe { self.shrink(block, layout, new_layout) }
+            unsafe { self.shrink(block, layout, new_layout, whole) }
         } else {
             // SAFETY: the caller's promise is the same.
-            unsafe { self.grow(block, layout, new_layout)? }
+            unsafe { self.grow(block, layout, whole)? }
         };
         self.count(layout.size(), new);
         Some(moved)
     }
 
     /// # Safety
-    /// As for `resize`, and the new layout is not larger.
-    unsafe fn shrink(&mut self, block: NonNull<u8>, old: Layout, new: Layout) -> NonNull<u8> {
+    /// As for `resize`, and the new layout is not larger; `whole` is that of the block.
+    unsafe fn shrink(&mut self, block: NonNull<u8>, old: Layout, new: Layout, whole: Layout) -> NonNull<u8> {
         // SAFETY: the new size is within the block.
         let tail = unsafe { block.add(new.size()) };
         // SAFETY: these are the bytes that the caller gives up.
         unsafe { wipe(tail, old.size() - new.size()) };
         // SAFETY: the block is from here, and both layouts have its alignment.
-        let shrunk = unsafe { self.tlsf.reallocate(block, new) };
+        let shrunk = unsafe { self.tlsf.reallocate(block, whole) };
         // The block is large enough as it is.
         shrunk.unwrap_or(block)
     }
@@ -94,7 +109,7 @@ impl Pool {
     /// the new block. So the first bytes travel here instead, and the rest is wiped around the second place.
     ///
     /// # Safety
-    /// As for `resize`, and the new layout is larger.
+    /// As for `resize`, and the new layout is larger, and that of a whole block.
     unsafe fn grow(&mut self, block: NonNull<u8>, old: Layout, new: Layout) -> Option<NonNull<u8>> {
         let mut head = [0_u8; BOOKKEEPING];
         let head_len = old.size().min(BOOKKEEPING);
@@ -134,7 +149,7 @@ impl Pool {
     }
 
     fn count(&mut self, gone: usize, come: usize) {
-        let taken = |size: usize| if size == 0 { 0 } else { (size + OVERHEAD).next_multiple_of(GRANULARITY) };
+        let taken = |size: usize| if size == 0 { 0 } else { taken(size).unwrap_or(0) };
         self.used = self.used - taken(gone) + taken(come);
         self.peak = self.peak.max(self.used);
     }

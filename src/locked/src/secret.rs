@@ -3,7 +3,7 @@
 //! Since Linux counts its pages for all processes of a user together, a node's sidecars share one limit: so this is
 //! kept small, what the limit does not give falls to locked memory, and no use of it can fail.
 
-use std::{alloc::Layout, ptr::NonNull};
+use std::{alloc::Layout, ops::Range, ptr::NonNull};
 
 use nix::errno::Errno;
 
@@ -46,6 +46,9 @@ pub enum Need {
 pub(crate) struct Secrets {
     need: Option<Need>,
     files: [Option<SecretMapping>; FILES],
+    /// Where all addresses of the files lie, and those of the spares.
+    around_files: Range<usize>,
+    around_spares: Range<usize>,
     /// Bytes of the first file that are stack.
     stack: usize,
     pool: Pool,
@@ -86,6 +89,8 @@ impl Secrets {
         Self {
             need: None,
             files: [const { None }; FILES],
+            around_files: 0..0,
+            around_spares: 0..0,
             stack: 0,
             pool: Pool::new(),
             tables: Pool::new(),
@@ -174,6 +179,7 @@ impl Secrets {
     fn add(&mut self, index: usize, len: usize) {
         match SecretMapping::new(len) {
             Ok(file) => {
+                widen(&mut self.around_files, NonNull::slice_from_raw_parts(file.start, file.len));
                 let mut used = if index == 0 { self.stack } else { 0 };
                 if index == 0 && self.need == Some(Need::Most) {
                     // SAFETY: a file is longer than the stack and this part.
@@ -245,6 +251,7 @@ impl Secrets {
             // SAFETY: the block is ours until `give_back`, which takes it from the pool first.
             unsafe { self.spare_pool.insert(spare) };
             self.spares[free] = Some(spare);
+            widen(&mut self.around_spares, spare);
             self.spare_pool.allocate(layout)
         })
     }
@@ -252,6 +259,10 @@ impl Secrets {
     /// The pool that a block of key material is from.
     pub(crate) fn pool_of(&mut self, block: NonNull<u8>) -> Option<&mut Pool> {
         let address = block.addr().get();
+        // Nearly every block is none.
+        if !self.around_files.contains(&address) && !self.around_spares.contains(&address) {
+            return None;
+        }
         let inside = |place: &NonNull<[u8]>| address.wrapping_sub(place.addr().get()) < place.len();
         if self.tables_place.as_ref().is_some_and(inside) {
             return Some(&mut self.tables);
@@ -268,6 +279,7 @@ impl Secrets {
             return;
         }
         self.spare_pool = Pool::new();
+        self.around_spares = 0..0;
         for spare in self.spares.iter_mut().filter_map(Option::take) {
             if let Ok(layout) = Layout::from_size_align(spare.len(), 16) {
                 // SAFETY: the block is from this pool, has this layout, and the pool that had it is gone.
@@ -275,6 +287,13 @@ impl Secrets {
             }
         }
     }
+}
+
+/// Makes the range reach around this place as well.
+fn widen(range: &mut Range<usize>, place: NonNull<[u8]>) {
+    let start = place.addr().get();
+    let end = start + place.len();
+    *range = if range.start == range.end { start..end } else { range.start.min(start)..range.end.max(end) };
 }
 
 /// Wipes the whole stack for key operations. Nobody may be running on it.

@@ -3,33 +3,78 @@
 
 use std::{alloc::Layout, cell::UnsafeCell, ptr::NonNull};
 
-use crate::pool::Pool;
+use crate::{
+    pool::Pool,
+    small::{self, CHUNK, Small, is_small},
+};
 
 /// What our OpenSSL takes, and little more: what finds no room here lies in the arena.
-pub(crate) const SIZE: usize = 480 << 10;
+pub(crate) const SIZE: usize = 272 << 10;
 
 #[repr(align(4096))]
 struct Region(UnsafeCell<[u8; SIZE]>);
 
-// SAFETY: only the pool below uses it, which is guarded by the arena's lock.
+// SAFETY: only the tables below use it, which are guarded by the arena's lock.
 unsafe impl Sync for Region {}
 
 static REGION: Region = Region(UnsafeCell::new([0; SIZE]));
 
 /// Filled before there is any secret. No block is given out after that: what was given out can only shrink here.
 pub(crate) struct Tables {
-    pub(crate) pool: Pool,
+    pool: Pool,
+    small: Small,
     pub(crate) filling: bool,
 }
 
 impl Tables {
     pub(crate) const fn new() -> Self {
-        Self { pool: Pool::new(), filling: false }
+        Self { pool: Pool::new(), small: Small::new(), filling: false }
     }
 
     /// A block, while the tables are filled.
     pub(crate) fn allocate(&mut self, layout: Layout) -> Option<NonNull<u8>> {
-        if self.filling { self.pool.allocate(layout) } else { None }
+        if !self.filling {
+            return None;
+        }
+        if !is_small(layout) {
+            return self.pool.allocate(layout);
+        }
+        self.small.allocate(layout).or_else(|| {
+            self.small.add(self.pool.allocate(CHUNK)?, CHUNK.size());
+            self.small.allocate(layout)
+        })
+    }
+
+    /// Wipes a block and takes it back.
+    ///
+    /// # Safety
+    /// The block is from here, has this layout, and nobody uses it any more.
+    pub(crate) unsafe fn free(&mut self, block: NonNull<u8>, layout: Layout) {
+        if is_small(layout) {
+            // SAFETY: the caller's promise is the same.
+            unsafe { self.small.free(block, layout) };
+        } else {
+            // SAFETY: as above.
+            unsafe { self.pool.free(block, layout) };
+        }
+    }
+
+    /// Makes a block shorter, or while the tables are filled longer, where there is room.
+    ///
+    /// # Safety
+    /// As for [`Pool::resize`].
+    pub(crate) unsafe fn resize(&mut self, block: NonNull<u8>, old: Layout, new: usize) -> Option<NonNull<u8>> {
+        let layout = Layout::from_size_align(new, old.align()).ok()?;
+        if is_small(layout) && (new <= old.size() || is_small(old)) {
+            // A longer one stays as long as it is, and is given back for a shorter one.
+            // SAFETY: the caller's promise is the same.
+            return unsafe { small::resize(block, old, layout) };
+        }
+        if is_small(old) || (new > old.size() && !self.filling) {
+            return None;
+        }
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.pool.resize(block, old, new) }
     }
 
     /// Whether the block is one of these.

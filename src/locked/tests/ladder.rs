@@ -86,7 +86,7 @@ fn pages() -> impl Iterator<Item = u64> {
 }
 
 fn arena_kib(page: u64) -> u64 {
-    2352_u64.next_multiple_of(page)
+    2432_u64.next_multiple_of(page)
 }
 
 fn secret_kib(page: u64) -> u64 {

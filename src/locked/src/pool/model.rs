@@ -127,7 +127,7 @@ impl Model {
             assert!(end <= start, "blocks overlap");
             self.assert_no_mark(end, start);
             block.assert_content(block.layout.size());
-            sizes += (block.layout.size() + OVERHEAD).next_multiple_of(GRANULARITY);
+            sizes += taken(block.layout.size()).unwrap();
             end = start + block.layout.size();
         }
         self.assert_no_mark(end, self.memory.addr().get() + self.layout.size());
