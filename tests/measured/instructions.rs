@@ -13,10 +13,12 @@ use testkit::{
 };
 
 /// In millions, as measured; `src/manual/evidence/budgets.md` has them as well.
-const START: f64 = 21.4;
-const ROTATION: f64 = 14.1;
-/// How far they may be exceeded: keys and nonces are random, and libc and OpenSSL take other paths on other processors.
-const MARGIN: f64 = 1.15;
+const START: f64 = 17.4;
+const ROTATION: f64 = 10.9;
+/// How far they may be exceeded: keys and nonces are random.
+const MARGIN: f64 = 1.03;
+/// The same where valgrind shows another processor than elsewhere, on which libc and OpenSSL take other paths.
+const MARGIN_WITHOUT_AVX2: f64 = 1.3;
 /// Below this share of it the figure is out of date.
 const STALE: f64 = 0.7;
 /// Rotations of one run: their share of the noise is small then.
@@ -51,14 +53,20 @@ fn total(out: &Path) -> Result<f64, Failure> {
     Ok(total.ok_or_else(|| Failure::new("callgrind's output has no total"))? / 1e6)
 }
 
+fn has_avx2() -> Result<bool, Failure> {
+    let told = fs::read_to_string("/proc/cpuinfo").or_fail("read what the processor can do")?;
+    Ok(told.split_whitespace().any(|flag| flag == "avx2"))
+}
+
 #[tokio::test]
 async fn a_start_and_a_rotation_take_no_more_instructions_than_they_did() -> testkit::Result {
     let start = count(0).await?;
     let rotation = (count(ROTATIONS).await? - start) / ROTATIONS as f64;
     println!("start: {start:.1} million, rotation: {rotation:.1} million");
+    let margin = if has_avx2()? { MARGIN } else { MARGIN_WITHOUT_AVX2 };
     for (what, measured, known) in [("a start", start, START), ("a rotation", rotation, ROTATION)] {
         assert!(
-            measured <= known * MARGIN,
+            measured <= known * margin,
             "{what} takes {measured:.1} million instructions, and took {known} million"
         );
         // A guard far above what it guards lets the next regression through.
