@@ -1,7 +1,6 @@
 //! The composition root: the only module that knows all others.
 
 use std::{
-    convert::Infallible,
     fs::OpenOptions,
     future,
     io::{self, IsTerminal as _, Write as _},
@@ -9,7 +8,6 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     process::ExitStatus,
     sync::Arc,
-    time::Duration,
 };
 
 use locked::Inherited;
@@ -20,14 +18,18 @@ use tokio::{
 };
 use tracing::{error, info, subscriber::SetGlobalDefaultError, warn};
 
+mod upkeep;
+
+use upkeep::{Sockets, first_certificate, keep_in_place};
+
 use crate::{
     admin::{self, AdminPages},
     check,
     cli::Command,
     client::{self, ClientError},
     clock,
-    config::{self, Config, FileCheck, Mistake, OnChange, ProcessEnv, SdsConfig, TokenConfig},
-    files::{Changes, FileAccess, FileSource, OutputWriter, RootFiles},
+    config::{self, Config, Mistake, OnChange, ProcessEnv, SdsConfig, TokenConfig},
+    files::{FileAccess, FileSource, OutputWriter, RootFiles, tell_of_places},
     identity::BearerToken,
     log,
     memory::{self, TooLittleProtection},
@@ -40,9 +42,6 @@ use crate::{
     supervise::{self, ARE_WE_ALIVE, Launch, LaunchError, Signals, Supervisor},
     workload_api::{self, WorkloadApi},
 };
-
-/// How long the socket's file may be missing before it is made anew.
-const SUCCESSOR_PAUSE: Duration = Duration::from_millis(250);
 
 /// Why the process ends by itself.
 #[derive(Debug, thiserror::Error)]
@@ -189,12 +188,6 @@ fn serve(launch: Option<Launch>) -> Result<Option<ExitStatus>, AppError> {
     })
 }
 
-/// What is listened on, and made anew when somebody deletes it.
-struct Sockets<'a> {
-    sds: &'a SdsSocket,
-    api: Option<&'a SdsSocket>,
-}
-
 async fn serve_on(
     sockets: Sockets<'_>,
     config: Config,
@@ -232,9 +225,10 @@ async fn serve_on(
         shown.confined(sandbox.enter(true)?);
     }
     let clients = Clients::default();
+    let kept = view.clone();
     let applications = serve_applications(&clients, sockets.api.zip(api.as_ref()).zip(view), Arc::clone(&status));
     let serving = clients.serve(sockets.sds, &sds, Served { workloads, status, pages, names });
-    let keeping = keep_in_place(sockets);
+    let keeping = keep_in_place(sockets, kept);
     tokio::pin!(serving, applications, keeping);
     loop {
         tokio::select! {
@@ -318,16 +312,23 @@ fn workloads(
 ) -> io::Result<Secrets> {
     let Config { source, identity, key, token, ca, rotation, files, output, on_change, workload_api, .. } = config;
     let (root_files, file_roots) = RootFiles::new(&rotation.roots);
-    tokio::spawn(root_files.watch(files.check, Arc::clone(&force)));
+    let watching = root_files.watch(files.check, Arc::clone(&force));
     let (ca, asks) = (Arc::new(ca), source.ca);
     let settings = RenewalSettings { key, rotation, ca, file_roots, mounted: source.files, files, force, status };
     let TokenConfig { file, audience } = token;
     let Some(file) = file else {
+        tokio::spawn(watching);
         return Ok((Arc::new(RequestBorne::new(audience, settings, sds::encode)), None));
     };
     let store = SecretStore::new(sds::encode);
     let store = if workload_api.is_some() { store.with_svids(workload_api::encode) } else { store };
     let (store, status) = (Arc::new(store), Arc::clone(&settings.status));
+    let (first, token, check) = (store.view(), file.clone(), settings.files.check);
+    tokio::spawn(async move {
+        first_certificate(Some(first)).await;
+        tell_of_places(&[token], check);
+        watching.await
+    });
     match (source.spiffe, identity.spiffe_id, &settings.mounted) {
         (Some(api), ..) => {
             tokio::spawn(Spiffe::new(&settings, api, &store).run(settings.file_roots));
@@ -368,23 +369,4 @@ fn workloads(
     tokio::spawn(FileSource::new(Arc::clone(&store), store.demand(), files, access).run());
     let view = store.view();
     Ok((Arc::new(OneWorkload(store)), Some(view)))
-}
-
-/// Makes a socket's file anew when somebody deletes it: without it, an Envoy that reconnects finds nothing.
-async fn keep_in_place(Sockets { sds, api }: Sockets<'_>) -> Infallible {
-    let all = || [sds].into_iter().chain(api);
-    // Whoever deletes it to put another in its place does that right after.
-    let files = all().map(|socket| socket.path().to_owned()).collect();
-    let mut changes = Changes::new(files, SUCCESSOR_PAUSE, FileCheck::Never);
-    loop {
-        for socket in all() {
-            let (name, path) = (socket.service().name(), socket.path().display());
-            match socket.restore() {
-                Ok(false) => {}
-                Ok(true) => warn!(socket = %path, "the {name} socket had been removed and was recreated"),
-                Err(error) => warn!("the {name} socket has been removed and cannot be recreated: {error}"),
-            }
-        }
-        changes.next().await;
-    }
 }

@@ -165,6 +165,8 @@ fn context(
     context.set_verify(SslVerifyMode::PEER);
     context.set_alpn_protos(b"\x02h2")?;
     locked::limit_certificate_chain(&mut context, MAX_CHAIN);
+    // A record's header and what follows in one call to the kernel, and whatever else has come.
+    context.set_read_ahead(true);
     if let Some(certificate) = certificate {
         context.set_certificate(&certificate.leaf)?;
         context.set_private_key(&certificate.key)?;

@@ -2,6 +2,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Component, Path, PathBuf},
+    sync::OnceLock,
 };
 
 use super::{
@@ -99,10 +100,14 @@ impl SdsConfig {
 /// What kernels have when nobody has set it.
 const USUAL_OVERFLOW_UID: u32 = 65534;
 
-/// The number that the kernel tells of each user without one in our user namespace. Images often call it `nobody`.
+/// The number that the kernel tells of each user without one in our user namespace, as it was when this was asked first.
+/// Images often call it `nobody`.
 pub fn overflow_uid() -> u32 {
-    let told = fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
-    told.and_then(|text| text.trim().parse().ok()).unwrap_or(USUAL_OVERFLOW_UID)
+    static TOLD: OnceLock<u32> = OnceLock::new();
+    *TOLD.get_or_init(|| {
+        let told = fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
+        told.and_then(|text| text.trim().parse().ok()).unwrap_or(USUAL_OVERFLOW_UID)
+    })
 }
 
 pub(super) fn read(reader: &mut Reader<'_>) -> SdsConfig {

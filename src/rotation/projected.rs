@@ -10,7 +10,7 @@ use tracing::warn;
 use super::renewal::TokenSource;
 use crate::{
     config::FileCheck,
-    files::{FileWatcher, look_again, tell_of_places},
+    files::{FileWatcher, look_again},
     identity::{BearerToken, TokenDigest, TokenError},
 };
 
@@ -31,7 +31,6 @@ pub struct ProjectedToken {
 impl ProjectedToken {
     /// The token in `file`, which must be meant for `audience`, if that is any.
     pub fn new(file: &Path, audience: Option<String>, check: FileCheck) -> Self {
-        tell_of_places(&[file.to_owned()], check);
         Self { audience, told: false, ..Self::besides(file, check) }
     }
 

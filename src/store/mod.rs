@@ -218,6 +218,13 @@ pub enum View {
     Ended(Arc<str>),
 }
 
+impl View {
+    /// Whether there is a certificate.
+    pub fn holds_certificate(&self) -> bool {
+        matches!(self, Self::Open(secrets) if secrets.contains_key(CERTIFICATE))
+    }
+}
+
 /// The secrets of one workload. Whatever is published together is seen together.
 pub struct SecretStore {
     view: watch::Sender<View>,

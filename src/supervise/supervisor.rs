@@ -43,8 +43,7 @@ impl Supervisor {
         match &mut self.0 {
             State::Waiting(_, None) => {}
             State::Waiting(_, Some(view)) => {
-                let held = |view: &View| matches!(view, View::Open(secrets) if secrets.contains_key("default"));
-                if view.wait_for(held).await.is_err() {
+                if view.wait_for(View::holds_certificate).await.is_err() {
                     // Whoever made certificates is gone: none will come.
                     pending().await
                 }
