@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use testkit::{Failure, node::KUBELET};
 
 use super::{
-    mesh::{ENVOY, HTTPBIN, Mesh, SHIM, SLEEP, is_ready, restarts, sidecar},
+    mesh::{ENVOY, HTTPBIN, Mesh, SHIM, SLEEP, is_ready, restarts, status_of},
     traffic::Traffic,
 };
 use crate::stage::CA;
@@ -44,7 +44,9 @@ pub(crate) async fn a_ca_that_is_away_or_refuses_is_told(mesh: &Mesh, wait: Dura
     tokio::time::sleep(wait).await;
     let pod = mesh.pod(SLEEP).await?;
     assert_eq!(restarts(&pod, SHIM), 0, "the shim waits, and is not started again");
-    assert!(sidecar(&pod, ENVOY)["state"]["waiting"].is_object(), "Envoy runs: {pod}");
+    for container in [ENVOY, SLEEP.1] {
+        assert!(status_of(&pod, container)["state"]["waiting"].is_object(), "{container} runs: {pod}");
+    }
 
     has_replicas(mesh, 1).await?;
     asks_for(mesh, "istio-ca").await?;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use testkit::{confined::helper, node::KUBELET};
 
 use super::{
-    mesh::{HTTPBIN, Mesh, SHIM, is_ready, sidecar},
+    mesh::{HTTPBIN, Mesh, SHIM, is_ready, status_of},
     traffic::Traffic,
 };
 
@@ -26,7 +26,7 @@ pub(crate) async fn a_crashed_shim_goes_on_in_its_container(mesh: &Mesh) -> test
     assert_eq!(mesh.process(HTTPBIN, SHIM).await?, pid);
     let after = mesh.pod(HTTPBIN).await?;
     for what in ["containerID", "restartCount", "state", "started"] {
-        assert_eq!(sidecar(&after, SHIM)[what], sidecar(&before, SHIM)[what], "{what}");
+        assert_eq!(status_of(&after, SHIM)[what], status_of(&before, SHIM)[what], "{what}");
     }
     assert_eq!(after["status"]["conditions"], before["status"]["conditions"], "the pod was not ready for a time");
     let log = mesh.cluster.kubectl(&["logs", "-n", HTTPBIN.0, "deployment/httpbin", "-c", SHIM]).await?;

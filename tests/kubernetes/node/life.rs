@@ -18,7 +18,7 @@ use super::{
         a_killed_containerd_costs_nothing, a_rebooted_node_has_its_mesh_again, a_shim_without_memory_is_started_again,
         an_absent_containerd_costs_nothing,
     },
-    refresh,
+    promises, refresh,
     traffic::{self, Traffic},
     user_namespaces,
 };
@@ -42,6 +42,9 @@ async fn sidecars_live_through_what_a_kubelet_does() -> testkit::Result {
     let values = ["developmentCA.verify=jwks", "ca.tokenSeconds=600", "env.SECRET_TTL=10m0s", "metrics.enabled=true"];
     let mesh_ = Mesh::start(&values).await?;
     let mesh = &mesh_;
+    play("promises", promises::pods_keep_what_the_chart_promises(mesh)).await?;
+    play("redirection", promises::iptables_may_lead_through_envoy(mesh)).await?;
+    play("profile", promises::the_shims_own_profile_is_enough(mesh)).await?;
     play("kubelet", a_restarted_kubelet_renews_all_tokens(mesh)).await?;
     play("config", a_changed_config_map_reaches_envoy(mesh)).await?;
     play("crash", a_crashed_shim_goes_on_in_its_container(mesh)).await?;
@@ -103,6 +106,7 @@ async fn play(name: &str, scene: impl Future<Output = testkit::Result>) -> testk
 
 async fn a_restarted_kubelet_renews_all_tokens(mesh: &Mesh) -> testkit::Result {
     let before = [mesh.token(SLEEP).await?, mesh.token(HTTPBIN).await?];
+    let known = mesh.status(HTTPBIN).await?["token_not_after"].clone();
     let traffic = Traffic::start(mesh).await?;
     let begun = Instant::now();
     mesh.node.kill(Program::Kubelet).await?;
@@ -115,6 +119,7 @@ async fn a_restarted_kubelet_renews_all_tokens(mesh: &Mesh) -> testkit::Result {
     // Service refuses connections meanwhile.
     let look = async || Ok(mesh.shim(HTTPBIN, &["renew"]).await.ok());
     mesh.eventually("a renewal once the CA is ready again", SYNC, look).await?;
+    assert_ne!(mesh.status(HTTPBIN).await?["token_not_after"], known, "the new token is not used");
     mesh.until(HTTPBIN, "ready", is_ready).await?;
     let ready = begun.elapsed();
     let handshakes = traffic.stop().await?;

@@ -168,15 +168,15 @@ impl Mesh {
         self.node.exec(&["cat", &path]).await
     }
 
-    /// SIGKILL for the process of one of its sidecars.
+    /// SIGKILL for the process of one of its containers.
     pub(crate) async fn kill(&self, of: Of, container: &str) -> testkit::Result {
-        let id = container_id(&sidecar(&self.pod(of).await?, container));
+        let id = container_id(&status_of(&self.pod(of).await?, container));
         self.node.ctr(&["tasks", "kill", "--signal", "SIGKILL", &id]).await.map(drop)
     }
 
-    /// The first process of one of its sidecars, as the node counts processes.
+    /// The first process of one of its containers, as the node counts processes.
     pub(crate) async fn process(&self, of: Of, container: &str) -> Result<String, Failure> {
-        let id = container_id(&sidecar(&self.pod(of).await?, container));
+        let id = container_id(&status_of(&self.pod(of).await?, container));
         let tasks = self.node.ctr(&["tasks", "ls"]).await?;
         let mut tasks = tasks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let pid =
@@ -227,10 +227,10 @@ impl Mesh {
     }
 }
 
-/// The status of one of a pod's sidecars.
-pub(crate) fn sidecar(pod: &Value, name: &str) -> Value {
-    let all = pod["status"]["initContainerStatuses"].as_array().cloned().unwrap_or_default();
-    all.into_iter().find(|one| one["name"] == name).unwrap_or_default()
+/// The status of one of a pod's containers.
+pub(crate) fn status_of(pod: &Value, name: &str) -> Value {
+    let lists = ["initContainerStatuses", "containerStatuses"].map(|list| pod["status"][list].as_array());
+    lists.into_iter().flatten().flatten().find(|one| one["name"] == name).cloned().unwrap_or_default()
 }
 
 /// The metrics of the shim in the pod with this address.
@@ -263,24 +263,23 @@ pub(crate) fn is_ready(pod: &Value) -> bool {
     conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
 }
 
-/// How a sidecar ended, if it has.
+/// How a container ended, if it has.
 pub(crate) fn terminated(pod: &Value, name: &str) -> Value {
-    let status = sidecar(pod, name);
+    let status = status_of(pod, name);
     let ends = ["state", "lastState"].map(|which| status[which]["terminated"].clone());
     ends.into_iter().find(|end| !end.is_null()).unwrap_or_default()
 }
 
-/// How often a sidecar has been started again.
+/// How often a container has been started again.
 pub(crate) fn restarts(pod: &Value, name: &str) -> u64 {
-    sidecar(pod, name)["restartCount"].as_u64().unwrap_or(0)
+    status_of(pod, name)["restartCount"].as_u64().unwrap_or(0)
 }
 
 impl Mesh {
     /// Prints how long after the shim's start Envoy's was, and that of the application.
     pub(crate) async fn tell_starts(&self, of: Of) -> testkit::Result {
         let pod = self.pod(of).await?;
-        let application = pod["status"]["containerStatuses"][0].clone();
-        let containers = [sidecar(&pod, SHIM), sidecar(&pod, ENVOY), application];
+        let containers = [SHIM, ENVOY, of.1].map(|name| status_of(&pod, name));
         let log = self.node.log("containerd");
         let [shim, envoy, application] = containers.map(|container| {
             let id = container_id(&container);

@@ -10,6 +10,7 @@ mod life;
 mod logs;
 mod mesh;
 mod node_life;
+mod promises;
 mod readme;
 mod refresh;
 mod remains;

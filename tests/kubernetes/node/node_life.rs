@@ -5,7 +5,7 @@ use std::time::Instant;
 use testkit::node::{KUBELET, Program};
 
 use super::{
-    mesh::{ENVOY, HTTPBIN, Mesh, SHIM, SLEEP, address, is_ready, restarts, sidecar, terminated},
+    mesh::{ENVOY, HTTPBIN, Mesh, SHIM, SLEEP, address, is_ready, restarts, status_of, terminated},
     traffic::{self, Traffic},
 };
 
@@ -27,8 +27,8 @@ pub(crate) async fn a_killed_containerd_costs_nothing(mesh: &Mesh) -> testkit::R
     let after = mesh.pod(HTTPBIN).await?;
     for container in [SHIM, ENVOY] {
         assert_eq!(
-            sidecar(&after, container)["containerID"],
-            sidecar(&before, container)["containerID"],
+            status_of(&after, container)["containerID"],
+            status_of(&before, container)["containerID"],
             "{container}"
         );
     }
@@ -59,7 +59,7 @@ pub(crate) async fn an_absent_containerd_costs_nothing(mesh: &Mesh) -> testkit::
     println!("  all ready after {:.1?}, {handshakes} handshakes, 0 failed", begun.elapsed());
     let after = mesh.pod(HTTPBIN).await?;
     for container in [SHIM, ENVOY] {
-        let ids = [&after, &before].map(|pod| sidecar(pod, container)["containerID"].clone());
+        let ids = [&after, &before].map(|pod| status_of(pod, container)["containerID"].clone());
         assert_eq!(ids[0], ids[1], "{container}");
     }
     Ok(())
@@ -71,7 +71,7 @@ pub(crate) async fn a_rebooted_node_has_its_mesh_again(mesh: &Mesh) -> testkit::
     let begun = Instant::now();
     mesh.node.reboot().await?;
     for (of, before) in [SLEEP, HTTPBIN].into_iter().zip(&before) {
-        let another = |pod: &_| sidecar(pod, SHIM)["containerID"] != sidecar(before, SHIM)["containerID"];
+        let another = |pod: &_| status_of(pod, SHIM)["containerID"] != status_of(before, SHIM)["containerID"];
         mesh.until(of, "ready after the reboot", |pod| another(pod) && is_ready(pod)).await?;
     }
     let ready = begun.elapsed();

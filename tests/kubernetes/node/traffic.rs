@@ -89,7 +89,7 @@ async fn server(mesh: &Mesh) -> Result<SocketAddr, Failure> {
     Ok((address(&mesh.pod(HTTPBIN).await?)?, 15006).into())
 }
 
-async fn call(server: SocketAddr, client: &Issued, root: &str) -> testkit::Result {
+pub(crate) async fn call(server: SocketAddr, client: &Issued, root: &str) -> testkit::Result {
     let exchange = async {
         let stream = TcpStream::connect(server).await.or_fail("connect")?;
         let stream = tls::connect(stream, root, Some(client)).await?;

@@ -155,6 +155,19 @@ impl Node {
         self.containerd().await
     }
 
+    /// Where a file of the node's is for the test, its processes in `/proc` among them.
+    pub fn path(&self, path: &str) -> PathBuf {
+        format!("/proc/{}/root{path}", self.init).into()
+    }
+
+    /// Gives it one of the seccomp profiles that are shipped.
+    pub fn take_seccomp_profile(&self, name: &str) -> crate::Result {
+        let directory = self.directory.join("kubelet/seccomp");
+        fs::create_dir_all(&directory).or_fail("make kubelet's directory of profiles")?;
+        let shipped = workspace().join("packaging/seccomp").join(name);
+        fs::copy(shipped, directory.join(name)).or_fail(format!("copy {name}")).map(drop)
+    }
+
     /// The directory in which kubelet keeps what containers write.
     pub fn container_logs(&self) -> PathBuf {
         self.directory.join("pods")
