@@ -167,6 +167,7 @@ async fn envoy_takes_what_the_values_make_of_its_configuration() -> testkit::Res
         let names: Vec<_> = listeners.lines().filter_map(|line| line.split("::").next()).collect();
         assert_eq!(names, ["health", "inbound", "outbound"]);
         in_each_trust_domain(&given);
+        offers_what_the_keys_need(&given)?;
         // Also where it listens on all addresses of IPv6.
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, ports.0[2].port())).await.or_fail("connect to Envoy")?;
         assert_eq!(http::get(stream, "app", "/ready").await.or_fail("ask whether it is ready")?.status, 200);
@@ -186,6 +187,16 @@ fn in_each_trust_domain(given: &Given) {
         assert!(names[0] == names[1] && names[1] == names[2], "{names:?}");
         assert_eq!(names[0].is_empty(), !content.contains("match_typed_subject_alt_names"));
     }
+}
+
+/// Without these key exchanges, a server's key of another kind is refused (`tests/files/key_kinds.rs`).
+fn offers_what_the_keys_need(given: &Given) -> testkit::Result {
+    let clusters = testkit::kubernetes::object(&given.files["clusters.json"])?;
+    for cluster in clusters["resources"].as_array().expect("a list") {
+        let context = &cluster["transport_socket"]["typed_config"]["common_tls_context"];
+        assert_eq!(context["tls_params"], testkit::envoy::upstream_tls_params(), "{cluster}");
+    }
+    Ok(())
 }
 
 /// Another service, other clients, and strictness: no pod is started again for them.

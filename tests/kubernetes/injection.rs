@@ -8,13 +8,12 @@ use std::fs;
 
 use pods::{
     IN_FORCE, POLL, bootstrap, cleaned, extra_mounts, extra_volumes, made, made_so, names, namespaces, pod, port,
-    sidecar, stripped, unusual,
+    sidecar, unusual,
 };
 use serde_json::{Value, json};
 use testkit::{
     Failure, OrFail,
     kubernetes::{Cluster, object},
-    workspace,
 };
 use tokio::time::{Instant, sleep};
 
@@ -32,6 +31,7 @@ async fn pods_of_the_mesh_get_their_sidecars_and_others_do_not() -> testkit::Res
     assert_eq!(names(&injected, "initContainers"), ["sds-shim", "sds-shim-envoy"]);
     assert_eq!(injected["metadata"]["labels"]["sds-shim.dev/injected"], "true");
     assert_eq!(port(&injected), Some(0), "it names none");
+    start_up_probes_outlast_an_outage_of_the_ca(&injected);
     the_api_servers_token_stays_where_it_was(&injected);
 
     // Made a second time, as by those who inject before they apply.
@@ -84,6 +84,15 @@ async fn refused(cluster: &Cluster, pod: &Value) -> Result<String, Failure> {
             Ok(made) if Instant::now() > deadline => return Err(Failure::new(format!("it is made: {made}"))),
             Ok(_) => sleep(POLL).await,
         }
+    }
+}
+
+/// Who is ended while the CA is away forgets how long to wait, and then waits for kubelet as well.
+fn start_up_probes_outlast_an_outage_of_the_ca(pod: &Value) {
+    const DAY: u64 = 86400;
+    for sidecar in [sidecar(pod, 0), sidecar(pod, 1)] {
+        let number = |name: &str| sidecar["startupProbe"][name].as_u64().unwrap_or_default();
+        assert!(number("periodSeconds") * number("failureThreshold") >= DAY, "{sidecar}");
     }
 }
 
@@ -227,52 +236,6 @@ async fn a_patch_adds_the_same_sidecars() -> testkit::Result {
             ours
         };
         assert_eq!(ours(&patched), ours(&injected), "{list}");
-    }
-    cluster.stop().await
-}
-
-/// `tests/containers/pods` runs pods without a cluster, from files. After a change of the chart `WRITE_PODS=1` writes them anew.
-#[tokio::test]
-#[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes` builds"]
-async fn the_pods_that_run_without_a_cluster_are_those_of_the_api_server() -> testkit::Result {
-    let cluster = Cluster::start().await?;
-    namespaces(&cluster).await?;
-    let istiod = ["--set", "developmentCA.enabled=false"];
-    let install = ["install", "sds-shim", CHART, "-n", "default", "-f", SAMPLE];
-    cluster.helm(&[&install[..], &istiod].concat()).await?;
-    made_so(&cluster, &pod(json!({}), json!({})), |pod| port(pod).is_some()).await?;
-    let mut files = Vec::new();
-    for name in ["httpbin", "sleep"] {
-        let sample = format!("{CHART}/samples/{name}.yaml");
-        cluster.kubectl(&["apply", "-n", "foo", "-f", &sample]).await?;
-        let deployment = cluster.get(&["deployment", name, "-n", "foo"]).await?;
-        let mut template = deployment["spec"]["template"].clone();
-        template["apiVersion"] = json!("v1");
-        template["kind"] = json!("Pod");
-        template["metadata"]["name"] = json!(name);
-        template["metadata"]["namespace"] = json!("foo");
-        files.push((name, stripped(made(&cluster, &template).await?)));
-    }
-    let mut service = stripped(cluster.get(&["service", "httpbin", "-n", "foo"]).await?);
-    if let Some(spec) = service["spec"].as_object_mut() {
-        spec.retain(|name, _| !name.starts_with("clusterIP"));
-    }
-    if let Some(metadata) = service["metadata"].as_object_mut() {
-        metadata.remove("annotations");
-    }
-    files.push(("httpbin-service", service));
-    let mut map = stripped(cluster.get(&["configmap", "sds-shim", "-n", "foo"]).await?);
-    map["metadata"] = json!({ "name": "sds-shim", "namespace": "foo" });
-    files.push(("configuration", map));
-    for (name, object) in files {
-        let path = workspace().join("tests/containers/pods").join(format!("{name}.json"));
-        let text = format!("{object:#}\n");
-        if std::env::var_os("WRITE_PODS").is_some() {
-            fs::write(&path, text).or_fail("write the object")?;
-            continue;
-        }
-        let told = fs::read_to_string(&path).or_fail(format!("read {}", path.display()))?;
-        assert_eq!(told, text, "{} is not what the API server has now: WRITE_PODS=1 writes it anew", path.display());
     }
     cluster.stop().await
 }

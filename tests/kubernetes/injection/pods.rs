@@ -13,15 +13,6 @@ use tokio::time::{Instant, sleep};
 pub(crate) const IN_FORCE: Duration = Duration::from_secs(60);
 pub(crate) const POLL: Duration = Duration::from_millis(200);
 
-/// Without what is another one each time.
-pub(crate) fn stripped(object: Value) -> Value {
-    let mut object = cleaned(&object);
-    if let Some(fields) = object.as_object_mut() {
-        fields.remove("status");
-    }
-    object
-}
-
 /// Without what only the API server may set.
 pub(crate) fn cleaned(pod: &Value) -> Value {
     let mut pod = pod.clone();
