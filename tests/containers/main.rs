@@ -3,7 +3,5 @@
 
 mod gvisor;
 mod image;
-mod kubelet;
-mod pods;
 mod restricted;
 mod runtimes;

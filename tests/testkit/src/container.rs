@@ -46,7 +46,7 @@ pub fn possible() -> bool {
 const VOLUMES: [(&str, &str); 3] =
     [("var/run/secrets/tokens", "ro"), ("var/run/secrets/istio", "ro"), ("var/run/secrets/workload-spiffe-uds", "rw")];
 /// Not podman's own default, which the machine may not allow.
-pub(crate) const LIMITS: [&str; 4] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=512:512"];
+const LIMITS: [&str; 4] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=512:512"];
 
 /// What is asked of the container. The root is read-only, there are no capabilities and no new privileges.
 #[derive(Clone, Debug)]
@@ -296,14 +296,14 @@ fn output(command: &mut Command) -> Result<String, Failure> {
     Err(Failure::new(format!("{command:?} failed: {}{}", text(&output.stdout), text(&output.stderr))))
 }
 
-pub(crate) fn program() -> Result<PathBuf, Failure> {
+fn program() -> Result<PathBuf, Failure> {
     let places = ["/usr/bin/podman", "/usr/local/bin/podman"].map(PathBuf::from);
     let found = places.into_iter().find(|path| path.is_file());
     found.ok_or_else(|| Failure::new("podman is missing: run `make podman`"))
 }
 
 /// Debian's crun does not start containers everywhere where runc does.
-pub(crate) fn runtime() -> [&'static str; 2] {
+fn runtime() -> [&'static str; 2] {
     ["--runtime", "runc"]
 }
 

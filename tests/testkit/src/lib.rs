@@ -27,7 +27,6 @@ pub mod httpbin;
 #[cfg(target_arch = "x86_64")]
 pub mod inside;
 pub mod istio_ca;
-pub mod kubelet;
 pub mod kubernetes;
 pub mod mount;
 pub mod mtls_server;

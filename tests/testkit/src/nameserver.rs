@@ -70,14 +70,6 @@ impl Nameserver {
             IpAddr::V4(address) => address,
             IpAddr::V6(address) => return Err(Failure::new(format!("{address} is not an IPv4 address"))),
         };
-        Self::start_at(address, script).await
-    }
-
-    /// The same at this address.
-    pub async fn start_at(
-        address: Ipv4Addr,
-        script: impl Fn(&Asked) -> Says + Send + Sync + 'static,
-    ) -> Result<Self, Failure> {
         let udp = UdpSocket::bind((address, 53)).await.or_fail(format!("bind UDP port 53 of {address}"))?;
         let tcp = TcpListener::bind((address, 53)).await.or_fail(format!("bind TCP port 53 of {address}"))?;
         let desk = Arc::new(Desk { script: Box::new(script), asked: Mutex::default(), progress: Notify::new() });

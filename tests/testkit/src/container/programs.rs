@@ -24,9 +24,9 @@ impl ProgramImage {
         Self::build(&scratch.join("envoy-image"), &envoy()?, &["usr/local/bin/envoy"])
     }
 
-    /// An image of the test kit's applications, which begins as a container that does nothing.
-    pub fn applications(scratch: &Path) -> Result<Self, Failure> {
-        let names = ["pause", "bin/go-httpbin", "bin/sleep", "bin/env", "bin/cp", "usr/bin/curl"];
+    /// An image of the test kit's application, which begins as a container that does nothing.
+    pub fn application(scratch: &Path) -> Result<Self, Failure> {
+        let names = ["pause", "bin/go-httpbin"];
         Self::build(&scratch.join("application-image"), &helper("application")?, &names)
     }
 

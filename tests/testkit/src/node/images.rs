@@ -22,7 +22,7 @@ impl Node {
         let shim = Images::build(None)?;
         let ca = ProgramImage::development_ca(&scratch)?;
         let envoy = ProgramImage::envoy(&scratch)?;
-        let server = ProgramImage::applications(&scratch)?;
+        let server = ProgramImage::application(&scratch)?;
         let client = ProgramImage::client(&scratch)?;
         let version = env!("CARGO_PKG_VERSION");
         let names = [
