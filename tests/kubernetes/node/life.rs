@@ -20,7 +20,7 @@ use super::{
     },
     promises, refresh,
     traffic::{self, Traffic},
-    user_namespaces,
+    upgrade, user_namespaces,
 };
 use crate::stage::CHART;
 
@@ -55,6 +55,7 @@ async fn sidecars_live_through_what_a_kubelet_does() -> testkit::Result {
     play("containerd", a_killed_containerd_costs_nothing(mesh)).await?;
     play("reboot", a_rebooted_node_has_its_mesh_again(mesh)).await?;
     play("ca", a_ca_that_is_away_or_refuses_is_told(mesh, if short() { Duration::ZERO } else { AWAY })).await?;
+    play("upgrade", upgrade::chart_and_images_are_upgraded_under_traffic(mesh)).await?;
     if !short() {
         play("absence", an_absent_containerd_costs_nothing(mesh)).await?;
         play("crowd", crowd::many_pods_have_their_keys_in_secret_memory(mesh)).await?;

@@ -75,19 +75,24 @@ impl Mesh {
 
     /// Makes one of the samples, once pods get sidecars with this in them.
     pub(crate) async fn deploy(&self, of: Of, expected: &str) -> testkit::Result {
+        self.injects(of, expected).await?;
+        let sample = format!("{CHART}/samples/{}.yaml", of.1);
+        self.cluster.kubectl(&["apply", "-n", of.0, "-f", &sample]).await.map(drop)
+    }
+
+    /// Waits until pods get sidecars with this in them: nobody tells when a policy is in force.
+    pub(crate) async fn injects(&self, of: Of, expected: &str) -> testkit::Result {
         let begun = Instant::now();
         let pod = simple_pod("default");
         loop {
             let try_it = ["create", "--dry-run=server", "-o", "json", "-n", of.0, "-f", "-"];
             match self.cluster.kubectl_on(&pod, &try_it).await {
-                Ok(told) if told.contains(expected) => break,
+                Ok(told) if told.contains(expected) => return Ok(()),
                 _ if begun.elapsed() < KUBELET => tokio::time::sleep(POLL).await,
                 Ok(told) => return Err(Failure::new(format!("there is no {expected} in {told}"))),
                 Err(failure) => return Err(failure),
             }
         }
-        let sample = format!("{CHART}/samples/{}.yaml", of.1);
-        self.cluster.kubectl(&["apply", "-n", of.0, "-f", &sample]).await.map(drop)
     }
 
     /// Deletes one of them, and waits until its pods are gone.

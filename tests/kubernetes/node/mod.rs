@@ -15,4 +15,5 @@ mod readme;
 mod refresh;
 mod remains;
 mod traffic;
+mod upgrade;
 mod user_namespaces;

@@ -1,6 +1,9 @@
 //! Mutual TLS with a pod, one handshake after the other.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use openssl::x509::X509Ref;
 use testkit::{Failure, OrFail, POLL, development_ca::Issued, http, tls};
@@ -25,7 +28,19 @@ pub(crate) struct Traffic {
 impl Traffic {
     /// With httpbin's Envoy, past its service: so that no other pod answers.
     pub(crate) async fn start(mesh: &Mesh) -> Result<Self, Failure> {
-        let (server, (client, root)) = (server(mesh).await?, mesh.client());
+        Ok(Self::with(mesh, server(mesh).await?))
+    }
+
+    /// With whichever pod of httpbin's the Service leads to.
+    pub(crate) async fn through_service(mesh: &Mesh) -> Result<Self, Failure> {
+        let service = mesh.cluster.get(&["service", HTTPBIN.1, "-n", HTTPBIN.0]).await?;
+        let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
+        let address: IpAddr = address.parse().or_fail(format!("read the address {address:?}"))?;
+        Ok(Self::with(mesh, (address, 8000).into()))
+    }
+
+    fn with(mesh: &Mesh, server: SocketAddr) -> Self {
+        let (client, root) = mesh.client();
         let (stop, mut stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
             let (mut handshakes, mut failures) = (0, Vec::new());
@@ -38,7 +53,7 @@ impl Traffic {
             }
             (handshakes, failures)
         });
-        Ok(Self { stop, task })
+        Self { stop, task }
     }
 
     /// How many there were; it is an error when one failed.

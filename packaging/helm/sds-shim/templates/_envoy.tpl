@@ -181,6 +181,9 @@ transport_socket:
       {{- include "sds-shim.envoy.tls" (list $context (list (printf "spiffe://%s/ns/%s/sa/%s" $context.Values.trustDomain .namespace .serviceAccount))) | nindent 6 }}
 typed_extension_protocol_options:
   {{- include "sds-shim.envoy.protocols" $context | nindent 2 }}
+    # A Service leads a connection to one pod for as long as it lives: only a new one finds the pods that there are now.
+    # What is asked on the old one is answered first.
+    common_http_protocol_options: { max_connection_duration: {{ $context.Values.proxy.maxConnectionSeconds }}s }
 load_assignment:
   cluster_name: {{ .service }}.{{ .namespace }}:{{ .port }}
   endpoints:
@@ -274,7 +277,15 @@ typed_config:
 - name: {{ $name }}:{{ .port }}
   domains: {{ $domains | toJson }}
   routes:
-  - { match: { prefix: / }, route: { cluster: "{{ $name }}:{{ .port }}", timeout: 0s } }
+  - match: { prefix: / }
+    route:
+      cluster: "{{ $name }}:{{ .port }}"
+      timeout: 0s
+      # What has not been sent may be asked of another pod: kube-proxy leads to a pod for a moment after that has ended.
+      retry_policy:
+        retry_on: connect-failure,refused-stream,reset-before-request
+        num_retries: 3
+        retry_back_off: { base_interval: 0.05s, max_interval: 0.5s }
 {{- end }}
 {{- end }}
 

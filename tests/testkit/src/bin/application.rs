@@ -1,10 +1,19 @@
-//! What runs in pods of tests, chosen by the name under which it is started: `go-httpbin -host HOST -port PORT`, and
-//! `pause`, which does nothing.
+//! What runs in pods of tests, chosen by the name under which it is started: `go-httpbin -host HOST -port PORT`,
+//! `calls URL`, and `pause`, which does nothing.
 
-use std::{net::IpAddr, path::Path, process::ExitCode};
+use std::{net::IpAddr, path::Path, process::ExitCode, time::Duration};
 
-use testkit::{Failure, OrFail, httpbin::Httpbin};
-use tokio::signal::unix::{SignalKind, signal};
+use testkit::{Failure, OrFail, http, httpbin::Httpbin};
+use tokio::{
+    net,
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
+
+/// How long a call may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long `calls` waits between two.
+const PAUSE: Duration = Duration::from_millis(5);
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args();
@@ -15,6 +24,7 @@ fn main() -> ExitCode {
     let outcome = match (name, &arguments[..]) {
         ("pause", []) => until_told(async { Ok(()) }),
         ("go-httpbin", ["-host", host, "-port", port]) => until_told(httpbin(host, port)),
+        ("calls", [url]) => calls(url),
         _ => Err(Failure::new(format!("{name} does not take {arguments:?}"))),
     };
     match outcome {
@@ -40,4 +50,46 @@ fn until_told<T>(start: impl Future<Output = Result<T, Failure>>) -> testkit::Re
 async fn httpbin(host: &str, port: &str) -> Result<Httpbin, Failure> {
     let host: IpAddr = host.parse().or_fail(format!("read {host:?}"))?;
     Httpbin::start_at((host, port.parse().or_fail(format!("read {port:?}"))?).into()).await
+}
+
+/// Calls until SIGTERM, as a client ends that ends well: not before the call that is on its way is answered. Writes each
+/// failure, and at the end how many calls there were.
+fn calls(url: &str) -> testkit::Result {
+    let (server, authority, target) = destination(url)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().or_fail("start a runtime")?;
+    runtime.block_on(async {
+        let mut told = signal(SignalKind::terminate()).or_fail("listen for SIGTERM")?;
+        let (mut made, mut failed) = (0_u64, 0_u64);
+        while timeout(PAUSE, told.recv()).await.is_err() {
+            made += 1;
+            let call = async {
+                let stream = net::TcpStream::connect(&server).await.or_fail(format!("connect to {server}"))?;
+                http::get(stream, &authority, &target).await
+            };
+            let problem = match timeout(PATIENCE, call).await {
+                Ok(Ok(answer)) if answer.status == 200 => continue,
+                Ok(Ok(answer)) => format!("answered with {}: {}", answer.status, answer.text().trim()),
+                Ok(Err(failure)) => failure.what().to_owned(),
+                Err(_) => format!("no answer within {PATIENCE:?}"),
+            };
+            failed += 1;
+            println!("call {made}: {problem}");
+        }
+        println!("{made} calls, {failed} failed");
+        Ok(())
+    })
+}
+
+/// Whom to connect to for a URL, its authority, and what to ask for: through the proxy that `http_proxy` names, if it does.
+fn destination(url: &str) -> Result<(String, String, String), Failure> {
+    let plain = |url: &str| url.strip_prefix("http://").map(str::to_owned);
+    let rest = plain(url).ok_or_else(|| Failure::new(format!("{url} is no http:// URL")))?;
+    let (authority, path) = rest.split_once('/').unwrap_or((&rest, ""));
+    let proxy = std::env::var("http_proxy").ok().and_then(|proxy| plain(&proxy));
+    let (server, target) = match &proxy {
+        Some(proxy) => (proxy.as_str(), url.to_owned()),
+        None => (authority, format!("/{path}")),
+    };
+    let server = if server.contains(':') { server.to_owned() } else { format!("{server}:80") };
+    Ok((server, authority.to_owned(), target))
 }

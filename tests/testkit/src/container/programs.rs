@@ -26,7 +26,7 @@ impl ProgramImage {
 
     /// An image of the test kit's application, which begins as a container that does nothing.
     pub fn application(scratch: &Path) -> Result<Self, Failure> {
-        let names = ["pause", "bin/go-httpbin"];
+        let names = ["pause", "bin/go-httpbin", "bin/calls"];
         Self::build(&scratch.join("application-image"), &helper("application")?, &names)
     }
 

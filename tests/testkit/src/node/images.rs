@@ -1,6 +1,10 @@
 //! Images that podman built, for containerd.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::{Node, files::PAUSE};
 use crate::{
@@ -17,8 +21,7 @@ const CURL: &str = "docker.io/curlimages/curl:8.11.1";
 impl Node {
     /// Gives containerd the images of shim and development CA, Envoy, and stand-ins for what the chart's samples run.
     pub(super) async fn load_images(&self) -> crate::Result {
-        let scratch = self.directory.join("images");
-        fs::create_dir_all(&scratch).or_fail("make a directory for images")?;
+        let scratch = self.images_directory()?;
         let shim = Images::build(None)?;
         let ca = ProgramImage::development_ca(&scratch)?;
         let envoy = ProgramImage::envoy(&scratch)?;
@@ -33,15 +36,25 @@ impl Node {
             (server.name().to_owned(), PAUSE.to_owned()),
             (client.name().to_owned(), CURL.to_owned()),
         ];
-        self.take_images(&scratch, &names).await?;
-        fs::remove_dir_all(&scratch).or_fail("remove the images' archive")
+        self.take_images(&scratch, &names).await
+    }
+
+    /// Gives containerd the images of another version: one of the shim that differs, and the development CA's by that name.
+    pub async fn load_version(&self, version: &str) -> crate::Result {
+        let scratch = self.images_directory()?;
+        let shim = Images::build(None)?;
+        let ca = ProgramImage::development_ca(&scratch)?;
+        let names = [
+            (shim.binary(), format!("localhost/sds-shim:{version}")),
+            (ca.name().to_owned(), format!("localhost/sds-shim-development-ca:{version}")),
+        ];
+        self.take_images(&scratch, &names).await
     }
 
     /// Gives containerd what is needed for Istio's mesh, by the names that `hub` and `tag` make: its control plane, its
     /// proxy, and that with the shim before it, which gets the name `sidecar`.
     pub async fn load_istio(&self, hub: &str, tag: &str, sidecar: &str) -> crate::Result {
-        let scratch = self.directory.join("images");
-        fs::create_dir_all(&scratch).or_fail("make a directory for images")?;
+        let scratch = self.images_directory()?;
         let istiod = ProgramImage::istiod(&scratch)?;
         let proxy = ProgramImage::istio_proxy(&scratch)?;
         let shim = Images::build(Some(proxy.name()))?;
@@ -50,8 +63,14 @@ impl Node {
             (proxy.name().to_owned(), format!("{hub}/proxyv2:{tag}")),
             (shim.sidecar(), sidecar.to_owned()),
         ];
-        self.take_images(&scratch, &names).await?;
-        fs::remove_dir_all(&scratch).or_fail("remove the images' archive")
+        self.take_images(&scratch, &names).await
+    }
+
+    /// A directory to lay out images in, which [`take_images`](Self::take_images) removes.
+    fn images_directory(&self) -> Result<PathBuf, Failure> {
+        let directory = self.directory.join("images");
+        fs::create_dir_all(&directory).or_fail("make a directory for images")?;
+        Ok(directory)
     }
 
     /// Hands images of podman's to containerd, each by another name.
@@ -67,7 +86,7 @@ impl Node {
             self.ctr(&["images", "tag", &format!("{built}{tagged}"), name]).await?;
             self.ctr(&["images", "label", name, "io.cri-containerd.image=managed"]).await?;
         }
-        Ok(())
+        fs::remove_dir_all(scratch).or_fail("remove the images' archive")
     }
 
     /// Runs containerd's client for the containers of kubelet, as [`exec`](Self::exec) does.
