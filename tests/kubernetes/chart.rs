@@ -186,6 +186,27 @@ fn missing_cluster_features_are_named() {
     assert!(told.contains(variable) && told.contains("SDS_SHIM_ADMIN_TLS") && !told.contains("15022"), "{told}");
 }
 
+/// `helm test` has something to run where the chart itself injects.
+#[test]
+#[ignore = "`make test-kubernetes` runs it: it needs Helm"]
+fn each_namespace_of_mode_standalone_has_a_test() {
+    let tests = |values: Value| {
+        let told = template(&values).unwrap_or_else(|told| panic!("{values}: {told}"));
+        let tests = told.split("\n---").filter(|document| document.contains("helm.sh/hook: test"));
+        tests.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(tests(json!({})), [""; 0]);
+    assert_eq!(tests(json!({ "mode": "istio", "namespaces": ["foo"] })), [""; 0]);
+    assert_eq!(tests(json!({ "namespaces": ["foo", "bar"] })).len(), 2);
+    // Nobody else adds the sidecars there.
+    let [test] = &tests(json!({ "namespaces": ["foo"], "injection": "patch" }))[..] else { panic!("not one") };
+    for part in ["- name: sds-shim\n", "- name: sds-shim-envoy\n", "- name: sds-shim-token\n", "sds-shim.dev/injected"]
+    {
+        assert!(test.contains(part), "{part:?} is not in {test}");
+    }
+    assert!(!test.contains("@APP_PORT@"), "{test}");
+}
+
 #[test]
 #[ignore = "`make test-kubernetes` runs it: it needs Helm"]
 fn strictness_is_that_of_istios_whole_mesh_where_it_is_asked_for() {

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use testkit::{Failure, OrFail, kubernetes::Cluster};
 
 const CHART: &str = "packaging/helm/sds-shim";
+/// The pods of `helm test`, checked as well.
+const TESTS_STRICTLY: &str = "helm get hooks sds-shim | kubectl apply --dry-run=server --validate=strict -f -";
 /// What Helm last made, checked once more by the API server, which is to know each field.
 const STRICTLY: &str = "helm get manifest sds-shim | kubectl apply --dry-run=server --validate=strict -f -";
 
@@ -117,6 +119,10 @@ async fn made(cluster: &Cluster, count: usize) -> testkit::Result {
     }
     if count == 0 {
         return Ok(());
+    }
+    // With a policy they are complete once that is in force.
+    if manifest.contains("patch.yaml") {
+        cluster.script(TESTS_STRICTLY).await?.success()?;
     }
     let told = cluster.script(STRICTLY).await?.success()?;
     match told.lines().filter(|line| line.ends_with("(server dry run)")).count() {

@@ -26,7 +26,8 @@ async fn asks_for(mesh: &Mesh, audience: &str) -> testkit::Result {
     mesh.cluster.kubectl(&[&rolled_out[..], &["deployment", CA]].concat()).await.map(drop)
 }
 
-async fn has_replicas(mesh: &Mesh, replicas: usize) -> testkit::Result {
+/// How many there are of the CA.
+pub(crate) async fn has_replicas(mesh: &Mesh, replicas: usize) -> testkit::Result {
     let replicas = format!("--replicas={replicas}");
     mesh.cluster.kubectl(&["scale", "deployment", CA, "-n", "sds-shim", &replicas]).await.map(drop)
 }

@@ -5,6 +5,7 @@ mod authority;
 mod certificate;
 mod crash;
 mod crowd;
+mod helm_test;
 mod istio;
 mod life;
 mod logs;
