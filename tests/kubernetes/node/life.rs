@@ -18,7 +18,7 @@ use super::{
         a_killed_containerd_costs_nothing, a_rebooted_node_has_its_mesh_again, a_shim_without_memory_is_started_again,
         an_absent_containerd_costs_nothing,
     },
-    promises, refresh,
+    prometheus, promises, refresh,
     traffic::{self, Traffic},
     upgrade, user_namespaces,
 };
@@ -56,7 +56,8 @@ async fn sidecars_live_through_what_a_kubelet_does() -> testkit::Result {
     play("reboot", a_rebooted_node_has_its_mesh_again(mesh)).await?;
     play("ca", a_ca_that_is_away_or_refuses_is_told(mesh, if short() { Duration::ZERO } else { AWAY })).await?;
     play("test", helm_test::helm_test_tells_whether_the_mesh_works(mesh)).await?;
-    play("upgrade", upgrade::chart_and_images_are_upgraded_under_traffic(mesh)).await?;
+    play("prometheus", prometheus::prometheus_scrapes_what_the_pod_monitor_names(mesh)).await?;
+    play("upgrade", upgrade::chart_and_images_are_upgraded_under_traffic(mesh, !short())).await?;
     if !short() {
         play("absence", an_absent_containerd_costs_nothing(mesh)).await?;
         play("crowd", crowd::many_pods_have_their_keys_in_secret_memory(mesh)).await?;

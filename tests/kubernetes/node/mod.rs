@@ -11,6 +11,7 @@ mod life;
 mod logs;
 mod mesh;
 mod node_life;
+mod prometheus;
 mod promises;
 mod readme;
 mod refresh;

@@ -23,8 +23,8 @@ const NEWER: &str = "0.1.1";
 /// What an application needs before it ends, as the guide has it: longer than `proxy.maxConnectionSeconds`.
 const BEFORE_IT_ENDS: u64 = 12;
 
-/// Chart, images and configuration, and then all pods of both applications.
-pub(crate) async fn chart_and_images_are_upgraded_under_traffic(mesh: &Mesh) -> testkit::Result {
+/// Chart, images and configuration, and then all pods of both applications; `again` replaces one of them once more.
+pub(crate) async fn chart_and_images_are_upgraded_under_traffic(mesh: &Mesh, again: bool) -> testkit::Result {
     mesh.node.load_version(NEWER).await?;
     let chart = newer_chart(mesh)?;
     waits_before_it_ends(mesh, HTTPBIN).await?;
@@ -42,10 +42,12 @@ pub(crate) async fn chart_and_images_are_upgraded_under_traffic(mesh: &Mesh) -> 
         Ok::<_, Failure>(released)
     };
     let (released, told) = tokio::try_join!(upgraded, told_by(mesh, &first))?;
-    // The new ones among themselves, and a pod that is replaced once more.
+    // The new ones among themselves.
     let second = calling(mesh).await?;
     let ended = async {
-        restart(mesh, HTTPBIN).await?;
+        if again {
+            restart(mesh, HTTPBIN).await?;
+        }
         mesh.cluster.kubectl(&["delete", "deployment", SLEEP.1, "-n", SLEEP.0]).await
     };
     let (_, told_again) = tokio::try_join!(ended, told_by(mesh, &second))?;
@@ -63,15 +65,25 @@ pub(crate) async fn chart_and_images_are_upgraded_under_traffic(mesh: &Mesh) -> 
     assert_ne!(shim_image(mesh, HTTPBIN).await?, before[1], "the image is the same");
     assert_ne!(ca_image(mesh).await?, ca, "the CA's image is the same");
     assert_eq!(authority(mesh).await?, key, "the CA has another key");
+    fresh(mesh, &format!("localhost/sds-shim:{}", env!("CARGO_PKG_VERSION"))).await
+}
+
+/// Chart and pods as they were at the start: pods then have this in them, as they have not now.
+pub(crate) async fn fresh(mesh: &Mesh, expected: &str) -> testkit::Result {
     mesh.upgrade(&json!({})).await?;
-    mesh.cluster.kubectl(&["delete", "deployment", HTTPBIN.1, "-n", HTTPBIN.0]).await?;
-    // Nobody calls any more.
-    mesh.cluster.kubectl(&["delete", "pod", "-n", HTTPBIN.0, "-l", "app=httpbin", "--grace-period=1"]).await?;
+    for of in [HTTPBIN, SLEEP] {
+        mesh.injects(of, expected).await?;
+    }
+    for of in [HTTPBIN, SLEEP] {
+        mesh.cluster.kubectl(&["delete", "deployment", of.1, "-n", of.0, "--ignore-not-found"]).await?;
+        // Nobody calls any more.
+        let app = format!("app={}", of.1);
+        mesh.cluster.kubectl(&["delete", "pod", "-n", of.0, "-l", &app, "--grace-period=1"]).await?;
+    }
     for of in [HTTPBIN, SLEEP] {
         mesh.deploy(of, SHIM).await?;
-        mesh.rolled_out(of).await?;
     }
-    Ok(())
+    tokio::try_join!(alone(mesh, HTTPBIN), alone(mesh, SLEEP)).map(drop)
 }
 
 /// The chart as its next version has it, whose images have that version as well.
@@ -148,7 +160,8 @@ async fn template(mesh: &Mesh, of: Of, spec: &Value) -> testkit::Result {
     alone(mesh, of).await
 }
 
-async fn restart(mesh: &Mesh, of: Of) -> testkit::Result {
+/// Makes its pods anew, and waits until there is one alone.
+pub(crate) async fn restart(mesh: &Mesh, of: Of) -> testkit::Result {
     mesh.cluster.kubectl(&["rollout", "restart", "-n", of.0, &format!("deployment/{}", of.1)]).await?;
     alone(mesh, of).await
 }

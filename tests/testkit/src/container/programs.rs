@@ -36,6 +36,12 @@ impl ProgramImage {
         Self::build(&scratch.join("ca-image"), &program, &["usr/local/bin/development-ca"])
     }
 
+    /// An image of Prometheus, or of one of the programs of its operator, which `make prometheus-operator` builds.
+    pub fn prometheus(scratch: &Path, name: &str) -> Result<Self, Failure> {
+        let program = workspace().join("target/prometheus-operator").join(name);
+        Self::build(&scratch.join(format!("{name}-image")), &program, &[&format!("bin/{name}")])
+    }
+
     /// An image of Istio's control plane, which `make istiod` builds.
     pub fn istiod(scratch: &Path) -> Result<Self, Failure> {
         let program = binary("ISTIOD_BINARY", "target/istiod/pilot-discovery", "run `make istiod`")?;
@@ -113,11 +119,15 @@ const IPTABLES: &str = "/usr/sbin/xtables-nft-multi";
 
 /// Puts a program below `root` by this name, and beside it the libraries that it loads.
 fn lay_out(root: &Path, program: &Path, name: &str) -> crate::Result {
-    let listed = output(Command::new("ldd").arg(program))?;
+    let listed = Command::new("ldd").arg(program).output().or_fail("run ldd")?;
+    // One that loads none makes it fail.
+    let listed = String::from_utf8_lossy(&listed.stdout);
     let libraries: Vec<_> = listed.split_whitespace().filter(|word| word.starts_with('/')).collect();
     let path = root.join(name);
     fs::create_dir_all(path.parent().unwrap_or(root)).or_fail("lay out an image")?;
-    output(Command::new("cp").args(["--parents", "--dereference"]).args(libraries).arg(root))?;
+    if !libraries.is_empty() {
+        output(Command::new("cp").args(["--parents", "--dereference"]).args(libraries).arg(root))?;
+    }
     output(Command::new("cp").arg("--dereference").arg(program).arg(&path)).map(drop)
 }
 

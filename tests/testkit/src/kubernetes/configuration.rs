@@ -49,6 +49,7 @@ const RUNNING_WITH_NODES: &[&str] = &[
     "daemonset-controller",
     "node-lifecycle-controller",
     "podcertificaterequest-cleaner-controller",
+    "statefulset-controller",
     "taint-eviction-controller",
 ];
 

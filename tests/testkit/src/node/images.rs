@@ -51,6 +51,18 @@ impl Node {
         self.take_images(&scratch, &names).await
     }
 
+    /// Gives containerd what a Prometheus of the operator's needs, by the names that `hub` and `tag` make.
+    pub async fn load_prometheus(&self, hub: &str, tag: &str) -> crate::Result {
+        let scratch = self.images_directory()?;
+        let mut images = Vec::new();
+        for name in ["operator", "prometheus-config-reloader", "prometheus"] {
+            images.push((name, ProgramImage::prometheus(&scratch, name)?));
+        }
+        let names: Vec<_> =
+            images.iter().map(|(name, image)| (image.name().to_owned(), format!("{hub}/{name}:{tag}"))).collect();
+        self.take_images(&scratch, &names).await
+    }
+
     /// Gives containerd what is needed for Istio's mesh, by the names that `hub` and `tag` make: its control plane, its
     /// proxy, and that with the shim before it, which gets the name `sidecar`.
     pub async fn load_istio(&self, hub: &str, tag: &str, sidecar: &str) -> crate::Result {
