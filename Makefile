@@ -42,7 +42,7 @@ FUZZ_SECONDS ?= 60
 
 .PHONY: help build others check-others check-other deb lintian debian-roots image image-ca demo demo-migration demo-control-plane test test-kubernetes test-kernels test-emulated kernel-guest \
   conformance-istio bench soak fleet recovery without-sandbox check fuzz fuzz-short asan distribution openssl envoy perf valgrind vegeta \
-  strace gdb pilot-agent podman gvisor seccomp-profiles pod-network python prometheus prometheus-operator workload-api spire istio-ca istio-injector istiod curl kubernetes node systemd manual clean
+  strace gdb pilot-agent podman gvisor seccomp-profiles pod-network python prometheus prometheus-operator kube-router workload-api spire istio-ca istio-injector istiod curl kubernetes node systemd manual clean
 
 # Who installs something finds what the others have installed, and each has the processors for itself.
 .NOTPARALLEL:
@@ -103,7 +103,7 @@ test: check build others check-others $(TEST_TOOLS) asan fuzz-short ## everythin
 	@tests/testkit/search-output.sh target/test-output
 
 # One cluster at a time: each takes most of a gigabyte.
-test-kubernetes: build envoy kubernetes node prometheus-operator istio-injector istiod pilot-agent podman pod-network curl ## the Helm chart, tokens and the mesh against a real Kubernetes API server and on a node of it; the first build takes 25 minutes; NODE_SHORT=1, for CI, leaves out what takes kubelet eight minutes
+test-kubernetes: build envoy kubernetes node prometheus-operator kube-router istio-injector istiod pilot-agent podman pod-network curl ## the Helm chart, tokens and the mesh against a real Kubernetes API server and on a node of it; the first build takes 25 minutes; NODE_SHORT=1, for CI, leaves out what takes kubelet eight minutes
 	@$(CARGO) build --quiet --package testkit --package development-ca --bins
 	@rm -rf target/test-output
 	@NODE_SHORT="$(NODE_SHORT)" $(CARGO) test --test kubernetes -- --include-ignored --nocapture --test-threads=1
@@ -230,6 +230,10 @@ prometheus:
 
 prometheus-operator: ## Prometheus and its operator for the tests, at target/prometheus-operator
 	@tests/testkit/install-prometheus-operator.sh
+
+kube-router: ## what enforces NetworkPolicies in the tests, at target/kube-router
+	@$(PACKAGES) ipset ipset
+	@tests/testkit/install-kube-router.sh
 
 workload-api:
 	@tests/testkit/install-workload-api.sh

@@ -14,6 +14,7 @@ use super::{
     crash::a_crashed_shim_goes_on_in_its_container,
     crowd, helm_test, logs,
     mesh::{ENVOY, HTTPBIN, Mesh, SHIM, SLEEP, is_ready, restarts, terminated},
+    network_policy::a_network_policy_leaves_the_sidecars_ports_alone_open,
     node_life::{
         a_killed_containerd_costs_nothing, a_rebooted_node_has_its_mesh_again, a_shim_without_memory_is_started_again,
         an_absent_containerd_costs_nothing,
@@ -56,6 +57,7 @@ async fn sidecars_live_through_what_a_kubelet_does() -> testkit::Result {
     play("reboot", a_rebooted_node_has_its_mesh_again(mesh)).await?;
     play("ca", a_ca_that_is_away_or_refuses_is_told(mesh, if short() { Duration::ZERO } else { AWAY })).await?;
     play("test", helm_test::helm_test_tells_whether_the_mesh_works(mesh)).await?;
+    play("policy", a_network_policy_leaves_the_sidecars_ports_alone_open(mesh)).await?;
     play("prometheus", prometheus::prometheus_scrapes_what_the_pod_monitor_names(mesh)).await?;
     play("upgrade", upgrade::chart_and_images_are_upgraded_under_traffic(mesh, !short())).await?;
     if !short() {

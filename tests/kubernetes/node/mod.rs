@@ -10,6 +10,7 @@ mod istio;
 mod life;
 mod logs;
 mod mesh;
+mod network_policy;
 mod node_life;
 mod prometheus;
 mod promises;

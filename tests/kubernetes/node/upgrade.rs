@@ -154,7 +154,7 @@ async fn waits_before_it_ends(mesh: &Mesh, of: Of) -> testkit::Result {
 }
 
 /// Changes what a deployment's pods are made from, and waits until there is one of these alone.
-async fn template(mesh: &Mesh, of: Of, spec: &Value) -> testkit::Result {
+pub(crate) async fn template(mesh: &Mesh, of: Of, spec: &Value) -> testkit::Result {
     let patch = json!({ "spec": { "template": { "spec": spec } } }).to_string();
     mesh.cluster.kubectl(&["patch", "-n", of.0, "deployment", of.1, "-p", &patch]).await?;
     alone(mesh, of).await

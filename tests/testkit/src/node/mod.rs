@@ -140,6 +140,16 @@ impl Node {
         }
     }
 
+    /// Starts a further program that finds the node's files; it ends with what this returns.
+    pub fn start_program(&self, name: &str, command: &[&str]) -> Result<Process, Failure> {
+        let pid = self.init.to_string();
+        // Among the node's processes it would be a child of nsenter, which hands no signal on.
+        let words = ["--pdeathsig", "KILL", "--", "nsenter", "--target", &pid, "--mount", "--"];
+        let words: Vec<_> = [&words[..], command].concat().into_iter().map(str::to_owned).collect();
+        let environment = [("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".to_owned())];
+        Process::start(name, Path::new("/usr/bin/setpriv"), &words, &environment, &self.directory)
+    }
+
     /// SIGKILL for one of its programs, which is started again at once.
     pub async fn kill(&self, program: Program) -> crate::Result {
         let before = self.pid(program).ok_or_else(|| Failure::new(format!("{} does not run", program.name())))?;
