@@ -57,10 +57,10 @@ async fn sidecars_live_through_what_a_kubelet_does() -> testkit::Result {
     play("reboot", a_rebooted_node_has_its_mesh_again(mesh)).await?;
     play("ca", a_ca_that_is_away_or_refuses_is_told(mesh, if short() { Duration::ZERO } else { AWAY })).await?;
     play("test", helm_test::helm_test_tells_whether_the_mesh_works(mesh)).await?;
-    play("policy", a_network_policy_leaves_the_sidecars_ports_alone_open(mesh)).await?;
-    play("prometheus", prometheus::prometheus_scrapes_what_the_pod_monitor_names(mesh)).await?;
     play("upgrade", upgrade::chart_and_images_are_upgraded_under_traffic(mesh, !short())).await?;
     if !short() {
+        play("policy", a_network_policy_leaves_the_sidecars_ports_alone_open(mesh)).await?;
+        play("prometheus", prometheus::prometheus_scrapes_what_the_pod_monitor_names(mesh)).await?;
         play("absence", an_absent_containerd_costs_nothing(mesh)).await?;
         play("crowd", crowd::many_pods_have_their_keys_in_secret_memory(mesh)).await?;
     }
@@ -91,7 +91,7 @@ async fn certificates(mesh: &Mesh) -> testkit::Result {
     refresh::a_changed_trust_bundle_reaches_envoy(mesh, &[true]).await
 }
 
-/// Whether what takes kubelet minutes is left out.
+/// Whether what takes kubelet minutes is left out, and what needs programs that take minutes to build.
 fn short() -> bool {
     std::env::var_os("NODE_SHORT").is_some_and(|set| !set.is_empty())
 }
