@@ -232,5 +232,5 @@ fn the_binary_is_small() {
     let path = std::env::var("SHIM_BINARY").unwrap_or_else(|_| "target/dist/sds-shim".to_owned());
     let size = fs::metadata(&path).expect("run `make build`").len();
     println!("{size} bytes");
-    assert!(size <= 4800 * 1024, "{size} bytes");
+    assert!(size <= 4672 * 1024, "{size} bytes");
 }
