@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::io::BufWriter;
+
 use super::{
     answer::Portions,
     client_certificate::ClientCertificate,
@@ -22,6 +24,10 @@ use crate::{
 /// connection that it closes: it bears three for each call.
 const PINGS: Duration = Duration::from_secs(20);
 const MOST_PINGS: u32 = 3;
+
+/// HTTP/2 writes its preface, headers and content one by one; up to so many bytes of them go out in one record of TLS, once
+/// it has no more.
+const TOGETHER: usize = 4096;
 
 /// One HTTP/2 connection to the CA. It is made for one call and closed after it: the next one is hours away.
 pub(super) struct Channel {
@@ -55,7 +61,7 @@ impl Channel {
             false => {
                 let stream = tls::connect(config, address, certificate, before, alert.clone(), resolved).await?;
                 negotiated = Some(stream.negotiated());
-                Box::new(Limited::new(stream, given_up.clone()))
+                Box::new(Limited::new(BufWriter::with_capacity(TOGETHER, stream), given_up.clone()))
             }
         };
         let connection = Connection::new(stream, Some(PINGS.max(answer / MOST_PINGS))).await;
