@@ -11,6 +11,7 @@ mod ground;
 mod idle;
 mod instructions;
 mod load;
+mod node;
 mod plan;
 mod process;
 mod report;
@@ -50,8 +51,9 @@ fn main() -> ExitCode {
 fn run() -> Result<String, Failure> {
     let plan = Plan::from_env()?;
     let ground = Ground::new()?;
-    let parts: [(&str, Part); 6] = [
+    let parts: [(&str, Part); 7] = [
         ("start", start::measure),
+        ("node", node::measure),
         ("streams", streams::measure),
         ("idle", idle::measure),
         ("instructions", instructions::measure),

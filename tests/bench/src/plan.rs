@@ -5,7 +5,7 @@ use std::time::Duration;
 use testkit::Failure;
 
 /// The parts, in the order in which they run.
-pub(crate) const PARTS: [&str; 6] = ["start", "streams", "idle", "instructions", "sizes", "load"];
+pub(crate) const PARTS: [&str; 7] = ["start", "node", "streams", "idle", "instructions", "sizes", "load"];
 
 /// How often and how long everything is measured.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub(crate) struct Plan {
     pub(crate) starts: usize,
     /// Starts of each kind that take the better part of a second.
     pub(crate) long_starts: usize,
+    /// How often fifty are started together.
+    pub(crate) crowds: usize,
     /// Numbers of streams, ascending.
     pub(crate) streams: &'static [usize],
     /// Rotations that each number of streams sees.
@@ -49,6 +51,7 @@ impl Plan {
                 parts,
                 starts: 100,
                 long_starts: 20,
+                crowds: 5,
                 streams: &[1, 100, 1_000, 10_000],
                 rotations: 20,
                 idle: seconds(60),
@@ -62,6 +65,7 @@ impl Plan {
                 parts,
                 starts: 5,
                 long_starts: 2,
+                crowds: 1,
                 streams: &[1, 100, 1_000, 10_000],
                 rotations: 3,
                 idle: seconds(5),

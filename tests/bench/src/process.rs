@@ -12,6 +12,8 @@ pub(crate) struct Memory {
     pub(crate) resident: f64,
     /// The same, each page divided by the number of processes that share it.
     pub(crate) proportional: f64,
+    /// In pages that it alone has and has written to.
+    pub(crate) private: f64,
     /// In the address space.
     pub(crate) mapped: f64,
 }
@@ -21,6 +23,7 @@ pub(crate) fn memory(pid: u32) -> Result<Memory, Failure> {
     Ok(Memory {
         resident: field(pid, "smaps_rollup", "Rss")?,
         proportional: field(pid, "smaps_rollup", "Pss")?,
+        private: field(pid, "smaps_rollup", "Private_Dirty")?,
         mapped: field(pid, "status", "VmSize")?,
     })
 }

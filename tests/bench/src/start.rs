@@ -44,7 +44,8 @@ const RSA: &str = "RSA 2048, warm";
 const CLOUD: &str = "ECDSA, warm, with the agent's look-up of a cloud";
 const DEFAULT: &str = "defaults, warm: ECDSA; the agent's RSA 2048 and look-up of a cloud";
 
-fn peer_with_ecdsa(ground: &Ground) -> Result<Launch, Failure> {
+/// Istio's agent with the same kind of key as ours.
+pub(crate) fn peer_with_ecdsa(ground: &Ground) -> Result<Launch, Failure> {
     Ok(Launch::peer(ground)?.env("ECC_SIGNATURE_ALGORITHM", "ECDSA"))
 }
 
@@ -99,6 +100,11 @@ fn once(kind: &Kind, ground: &Ground) -> Result<(f64, f64), Failure> {
     if kind.cold {
         launch.forget_program()?;
     }
+    first_default(launch)
+}
+
+/// The same of a program by itself, whose pod goes with it.
+pub(crate) fn first_default(launch: Launch) -> Result<(f64, f64), Failure> {
     let pod = launch.directory.clone();
     let mut running = launch.start()?;
     let (crowd, round) = Crowd::open(&mut running, 1)?;

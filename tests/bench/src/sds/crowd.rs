@@ -36,13 +36,26 @@ pub(crate) struct Round {
 impl Crowd {
     /// Waits for the socket, opens this many streams, and waits for the first answer of each.
     pub(crate) fn open(running: &mut Running, streams: usize) -> Result<(Self, Round), Failure> {
-        Self::ask(running, &vec!["default"; streams])
+        Self::open_looking(running, streams, RETRY)
+    }
+
+    /// The same, which looks for the socket after each such pause.
+    pub(crate) fn open_looking(
+        running: &mut Running,
+        streams: usize,
+        pause: Duration,
+    ) -> Result<(Self, Round), Failure> {
+        Self::ask_looking(running, &vec!["default"; streams], pause)
     }
 
     /// The same, for these secrets, a stream each.
     pub(crate) fn ask(running: &mut Running, names: &[&'static str]) -> Result<(Self, Round), Failure> {
+        Self::ask_looking(running, names, RETRY)
+    }
+
+    fn ask_looking(running: &mut Running, names: &[&'static str], pause: Duration) -> Result<(Self, Round), Failure> {
         let mut parts = names.chunks(STREAMS_OF_ONE);
-        let first = connect(running)?;
+        let first = connect(running, pause)?;
         let accepted = Instant::now();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).or_fail("make an epoll")?;
         let mut crowd = Self { epoll, connections: Vec::new(), buffer: Vec::new(), accepted };
@@ -97,7 +110,7 @@ impl Crowd {
 }
 
 /// Connects as soon as the socket accepts.
-fn connect(running: &mut Running) -> Result<Connection, Failure> {
+fn connect(running: &mut Running, pause: Duration) -> Result<Connection, Failure> {
     let (socket, deadline) = (running.socket(), Instant::now() + PATIENCE);
     loop {
         match Connection::open(&socket) {
@@ -105,7 +118,7 @@ fn connect(running: &mut Running) -> Result<Connection, Failure> {
             Err(error) if Instant::now() > deadline || !not_yet(&error) || running.ended() => {
                 return Err(running.explain(Failure::new(format!("{} is of no use: {error}", socket.display()))));
             }
-            Err(_) => thread::sleep(RETRY),
+            Err(_) => thread::sleep(pause),
         }
     }
 }
