@@ -11,8 +11,8 @@ trim() {
   shift
   for name; do
     grep -E "$entry" "$file" | grep -E "$name" >/dev/null || fail "this OpenSSL has no $name in $(basename "$file")"
-    # An entry of two lines ends with the second.
-    sed -i -E "/$entry/{/$name/{/(\}|\)),\$/!N;d}}" "$file"
+    # With all of its lines.
+    sed -i -E "/$entry/{/$name/{:a;/(\}|\)),\$/!{N;ba};d}}" "$file"
   done
 }
 
