@@ -91,7 +91,8 @@ async fn shim_is_confined(mesh: &Mesh, of: Of) -> testkit::Result {
     let memory = object(&mesh.shim(of, &["status", "--json"]).await?)?["memory"].take();
     assert_eq!(memory["level"], "secret", "{memory}");
     assert_eq!(memory["missing"], json!([]), "{memory}");
-    assert!(memory["mapped_bytes"].as_u64() <= memory["limit_bytes"].as_u64(), "{memory}");
+    let [mapped, limit] = ["mapped_bytes", "limit_bytes"].map(|name| memory[name].as_u64());
+    assert!(mapped.zip(limit).is_some_and(|(mapped, limit)| mapped <= limit), "{memory}");
     Ok(())
 }
 
@@ -113,7 +114,8 @@ async fn nothing_private_is_mounted(mesh: &Mesh, of: Of) -> testkit::Result {
             let path = match place {
                 // Of the image itself, what was written to it since.
                 "/" => {
-                    options.split(',').find_map(|option| option.strip_prefix("upperdir=")).unwrap_or_default().into()
+                    let written = options.split(',').find_map(|option| option.strip_prefix("upperdir="));
+                    written.map(str::to_owned).ok_or_else(|| Failure::new(format!("the root is no overlay: {line}")))?
                 }
                 _ => format!("{process}/root{place}"),
             };

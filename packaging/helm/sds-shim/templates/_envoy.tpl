@@ -183,7 +183,11 @@ typed_extension_protocol_options:
   {{- include "sds-shim.envoy.protocols" $context | nindent 2 }}
     # A Service leads a connection to one pod for as long as it lives: only a new one finds the pods that there are now.
     # What is asked on the old one is answered first.
-    common_http_protocol_options: { max_connection_duration: {{ $context.Values.proxy.maxConnectionSeconds }}s }
+    {{- with $context.Values.proxy.maxConnectionSeconds | int64 }}
+    common_http_protocol_options: { max_connection_duration: {{ . }}s }
+    {{- end }}
+# All that waits for a connection which is refused is asked again at once; by default three of it are, and the rest fails.
+circuit_breakers: { thresholds: [{ max_retries: 1024 }] }
 load_assignment:
   cluster_name: {{ .service }}.{{ .namespace }}:{{ .port }}
   endpoints:
@@ -281,7 +285,7 @@ typed_config:
     route:
       cluster: "{{ $name }}:{{ .port }}"
       timeout: 0s
-      # What has not been sent may be asked of another pod: kube-proxy leads to a pod for a moment after that has ended.
+      # What has not been sent may be asked again: kube-proxy leads to a pod for a moment after that has ended.
       retry_policy:
         retry_on: connect-failure,refused-stream,reset-before-request
         num_retries: 3
