@@ -326,7 +326,9 @@ fn workloads(
     let (first, token, check) = (store.view(), file.clone(), settings.files.check);
     tokio::spawn(async move {
         first_certificate(Some(first)).await;
-        tell_of_places(&[token], check);
+        if asks {
+            tell_of_places(&[token], check);
+        }
         watching.await
     });
     match (source.spiffe, identity.spiffe_id, &settings.mounted) {

@@ -37,7 +37,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.rotation.schedule, Schedule::default());
     let roots = RootsConfig { files: vec![ROOT_FILE.into()], crl: Some(CRL_FILE.into()), ..RootsConfig::default() };
     assert_eq!(config.rotation.roots, roots);
-    assert_eq!((config.memory.require, config.memory.arena_bytes), (Level::Locked, 2432 << 10));
+    assert_eq!((config.memory.require, config.memory.arena_bytes), (Level::Locked, locked::ARENA_KIB << 10));
     assert_eq!(config.wait, WaitFor::Socket);
     assert_eq!(config.key, KeySpec { algorithm: KeyAlgorithm::P256, encoding: KeyEncoding::Pkcs8 });
 }

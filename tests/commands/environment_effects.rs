@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use openssl::{nid::Nid, pkey::Id, x509::X509Req};
+use openssl::{nid::Nid, pkey::Id};
 use testkit::{
     Failure, OrFail,
     development_ca::{CaOptions, Call, ClientCertificates, Fault, Leaf, Pki, TokenRequest},
@@ -24,11 +24,7 @@ async fn first_call(pod: &Pod) -> Result<Call, Failure> {
 }
 
 fn uri_names(call: &Call) -> Result<Vec<String>, Failure> {
-    let csr = X509Req::from_pem(call.csr.as_bytes()).or_fail("read the CSR")?;
-    let text = csr.to_text().or_fail("print the CSR")?;
-    let text = String::from_utf8_lossy(&text).into_owned();
-    let uris = text.split([',', ' ', '\n']).filter_map(|word| word.strip_prefix("URI:"));
-    Ok(uris.map(str::to_owned).collect())
+    call.uris().or_fail("read the CSR")
 }
 
 /// Seconds to the renewal that the log announces.

@@ -29,7 +29,7 @@ pub(crate) const STACK: usize = if cfg!(debug_assertions) { 512 << 10 } else { 2
 const EXTENSIONS: usize = 8;
 
 /// What OpenSSL's small blocks get of the heap, in one piece. What finds no room there lies wherever there is some.
-const FOR_SMALL: Layout = match Layout::from_size_align(48 << 10, 16) {
+const FOR_SMALL: Layout = match Layout::from_size_align((48 << 10) - 16, 16) {
     Ok(piece) => piece,
     Err(_) => panic!("a size and a power of two"),
 };
@@ -77,7 +77,8 @@ pub struct Usage {
 #[must_use]
 pub fn usage() -> Usage {
     let arena = lock();
-    Usage { used: arena.pool.used, peak: arena.pool.peak, capacity: arena.pool.capacity, blocks: arena.pool.blocks }
+    let blocks = arena.pool.blocks + arena.small.blocks;
+    Usage { used: arena.pool.used, peak: arena.pool.peak, capacity: arena.pool.capacity, blocks }
 }
 
 /// Bytes that the arena has mapped, guard pages included.
@@ -260,11 +261,13 @@ impl Arena {
         if self.is_for_secrets() {
             return self.secrets.allocate(layout, &mut self.pool);
         }
-        if !is_small(layout) {
+        // What the tables had no room for stays for ever.
+        if !is_small(layout) || self.tables.filling {
             return self.pool.allocate(layout);
         }
-        if self.for_small.end == 0 {
-            let piece = self.pool.allocate(FOR_SMALL)?;
+        if self.for_small.end == 0
+            && let Some(piece) = self.pool.allocate(FOR_SMALL)
+        {
             self.small.add(piece, FOR_SMALL.size());
             self.for_small = piece.addr().get()..piece.addr().get() + FOR_SMALL.size();
         }

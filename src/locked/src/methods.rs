@@ -47,8 +47,8 @@ unsafe extern "C" {
     fn RAND_set_rand_method(method: *const Random) -> c_int;
 }
 
-/// What OpenSSL's methods do, inside of [`secretly`] for keys that are made or read there. Keys that are read elsewhere, on
-/// curves, verify each signature once.
+/// What OpenSSL's methods do, inside of [`secretly`] for keys that are made or read there. EC keys that are read elsewhere
+/// verify each signature once.
 struct Methods {
     ec: *const Method,
     ec_sign: EcSign,

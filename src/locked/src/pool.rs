@@ -141,7 +141,7 @@ impl Pool {
     pub(crate) fn has_room(&mut self, sizes: &[usize]) -> bool {
         let Some((size, rest)) = sizes.split_first() else { return true };
         let Ok(layout) = Layout::from_size_align(*size, GRANULARITY) else { return false };
-        let Some(block) = self.tlsf.allocate(layout) else { return false };
+        let Some(block) = padded(layout).and_then(|layout| self.tlsf.allocate(layout)) else { return false };
         let room = self.has_room(rest);
         // SAFETY: the block was taken above with this alignment, and nobody else knows it.
         unsafe { self.tlsf.deallocate(block, layout.align()) };

@@ -176,11 +176,10 @@ impl KernelStatus {
     /// Without /proc all is zero.
     pub(crate) fn read() -> Self {
         const CAP_IPC_LOCK: u64 = 14;
-        // In one piece, and without asking how long it is, which the kernel does not say.
-        const ENOUGH: usize = 4096;
-        let mut text = String::with_capacity(ENOUGH);
+        // In one piece, unless there are hundreds of groups, and without asking how long it is: the kernel does not say.
+        let mut text = String::with_capacity(4096);
         let file = File::open("/proc/self/status");
-        let _ = file.and_then(|file| file.take(ENOUGH as u64).read_to_string(&mut text));
+        let _ = file.and_then(|file| file.take(1 << 20).read_to_string(&mut text));
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
         let told = |name: &str| field(name).trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024);
         let capabilities = u64::from_str_radix(field("CapEff:"), 16).unwrap_or(0);

@@ -9,8 +9,8 @@ use crate::pool::wipe;
 /// The largest of them, and what their sizes are multiples of.
 const SMALL: usize = 512;
 const UNIT: usize = 16;
-/// A piece for some of them.
-pub(crate) const CHUNK: Layout = match Layout::from_size_align(4 << 10, UNIT) {
+/// A piece for some of them, with what a pool puts in front of it in whole pages.
+pub(crate) const CHUNK: Layout = match Layout::from_size_align((4 << 10) - 16, UNIT) {
     Ok(chunk) => chunk,
     Err(_) => panic!("a size and a power of two"),
 };
@@ -21,6 +21,8 @@ pub(crate) struct Small {
     left: usize,
     /// Those that were given back, one list for each size.
     free: [Option<NonNull<Link>>; SMALL / UNIT],
+    /// Blocks in use.
+    pub(crate) blocks: usize,
 }
 
 /// Stands at the beginning of a block that was given back.
@@ -40,7 +42,7 @@ fn list(layout: Layout) -> usize {
     layout.size().div_ceil(UNIT) - 1
 }
 
-/// Makes a block shorter, or longer within what it has; nothing where it has less.
+/// Makes a block shorter, or longer within what it has; `None` where it is too short.
 ///
 /// # Safety
 /// The block has at least the old layout, the new one is that of a small block, and only what is returned may be used from
@@ -58,7 +60,7 @@ pub(crate) unsafe fn resize(block: NonNull<u8>, old: Layout, new: Layout) -> Opt
 
 impl Small {
     pub(crate) const fn new() -> Self {
-        Self { next: None, left: 0, free: [None; SMALL / UNIT] }
+        Self { next: None, left: 0, free: [None; SMALL / UNIT], blocks: 0 }
     }
 
     /// Gives it a piece of memory, which nobody else uses from here on.
@@ -72,6 +74,7 @@ impl Small {
         if let Some(link) = self.free[list] {
             // SAFETY: `free` wrote it, and nobody else knows the block.
             self.free[list] = unsafe { link.read() }.next;
+            self.blocks += 1;
             return Some(link.cast());
         }
         let size = (list + 1) * UNIT;
@@ -79,6 +82,7 @@ impl Small {
         // SAFETY: so much is left of the piece.
         self.next = Some(unsafe { block.add(size) });
         self.left -= size;
+        self.blocks += 1;
         Some(block)
     }
 
@@ -93,6 +97,7 @@ impl Small {
         // SAFETY: the shortest block has room for a link, each is aligned for it, and this one is ours.
         unsafe { link.write(Link { next: self.free[list] }) };
         self.free[list] = Some(link);
+        self.blocks -= 1;
     }
 }
 

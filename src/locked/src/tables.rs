@@ -64,13 +64,17 @@ impl Tables {
     /// # Safety
     /// As for [`Pool::resize`].
     pub(crate) unsafe fn resize(&mut self, block: NonNull<u8>, old: Layout, new: usize) -> Option<NonNull<u8>> {
+        if new > old.size() && !self.filling {
+            return None;
+        }
         let layout = Layout::from_size_align(new, old.align()).ok()?;
-        if is_small(layout) && (new <= old.size() || is_small(old)) {
-            // A longer one stays as long as it is, and is given back for a shorter one.
+        if is_small(layout) {
+            // A large block that becomes a small one goes to the list of its new size in the end: the rest of it is lost.
+            self.small.blocks += usize::from(!is_small(old));
             // SAFETY: the caller's promise is the same.
             return unsafe { small::resize(block, old, layout) };
         }
-        if is_small(old) || (new > old.size() && !self.filling) {
+        if is_small(old) {
             return None;
         }
         // SAFETY: the caller's promise is the same.

@@ -168,7 +168,8 @@ impl<T: TokenSource> Renewal<T> {
     pub(super) async fn sleep_until_renewal(&mut self, wait: Duration, forced: Notified<'_>) {
         let arena = locked::usage();
         let least_room = arena.capacity.saturating_sub(arena.peak);
-        debug!(arena_least_room = least_room, arena_used = arena.used, "waiting for the renewal");
+        let (blocks, used) = (arena.blocks, arena.used);
+        debug!(arena_least_room = least_room, arena_blocks = blocks, arena_used = used, "waiting for the renewal");
         let mut deadline = clock::wall_clock() + wait;
         let (mut files, mut forced) = (self.file_roots.clone(), pin!(forced));
         loop {

@@ -1,5 +1,6 @@
 //! Reads a CSR with the strictness of istio-csr: it may ask for one SPIFFE ID and for nothing else.
 
+use openssl::error::ErrorStack;
 use openssl::nid::Nid;
 use openssl::pkey::{Id, PKey, Public};
 use openssl::x509::{X509, X509Req};
@@ -48,6 +49,16 @@ fn check_key(key: &PKey<Public>) -> Result<(), Status> {
         Id::EC if matches!(curve(), Some(Nid::X9_62_PRIME256V1 | Nid::SECP384R1 | Nid::SECP521R1)) => Ok(()),
         _ => Err(invalid("key must be RSA of 2048 bits or more, or ECDSA P-256, P-384 or P-521")),
     }
+}
+
+/// The URIs among the SANs that a CSR asks for, whatever else it has.
+pub(crate) fn uris(pem: &str) -> Result<Vec<String>, ErrorStack> {
+    let mut carrier = X509::builder()?;
+    for extension in &X509Req::from_pem(pem.as_bytes())?.extensions()? {
+        carrier.append_extension2(extension)?;
+    }
+    let names = carrier.build().subject_alt_names();
+    Ok(names.iter().flatten().filter_map(|name| name.uri()).map(str::to_owned).collect())
 }
 
 fn only_uri(request: &X509Req) -> Result<String, Status> {

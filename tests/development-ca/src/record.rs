@@ -2,8 +2,11 @@
 
 use std::time::{Instant, SystemTime};
 
+use openssl::error::ErrorStack;
 use tokio::sync::watch;
 use tonic::Code;
+
+use crate::csr;
 
 /// One `CreateCertificate`, from its arrival on.
 #[derive(Clone, Debug)]
@@ -29,6 +32,14 @@ pub struct Call {
 }
 
 impl Call {
+    /// The URIs that the CSR asks for.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn uris(&self) -> Result<Vec<String>, ErrorStack> {
+        csr::uris(&self.csr)
+    }
+
     /// The first value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
