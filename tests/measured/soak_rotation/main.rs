@@ -30,6 +30,8 @@ const LIFE: Duration = Duration::from_secs(10);
 const ISSUED: &str = "certificate issued";
 /// And then, before it waits for the next.
 const ARENA: &str = "arena_used=";
+/// What was free of it at its peak.
+const UNTOUCHED: &str = "arena_least_room=";
 
 struct Soak {
     // Fields drop in this order: processes end before their directory goes.
