@@ -4,7 +4,6 @@
 use std::{
     alloc::{GlobalAlloc, Layout},
     io,
-    ops::Range,
     ptr::{self, NonNull},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -16,7 +15,7 @@ use crate::{
     pool::Pool,
     scope::is_secret,
     secret::{Need, SecretUsage, Secrets},
-    small::{self, Small, is_small},
+    small::Small,
     tables::Tables,
 };
 
@@ -28,18 +27,11 @@ const ARENA: usize = ARENA_KIB << 10;
 pub(crate) const STACK: usize = if cfg!(debug_assertions) { 512 << 10 } else { 256 << 10 };
 const EXTENSIONS: usize = 8;
 
-/// What OpenSSL's small blocks get of the heap, in one piece. What finds no room there lies wherever there is some.
-const FOR_SMALL: Layout = match Layout::from_size_align((48 << 10) - 16, 16) {
-    Ok(piece) => piece,
-    Err(_) => panic!("a size and a power of two"),
-};
-
 static STATE: Mutex<Arena> = Mutex::new(Arena {
     main: None,
     extensions: [const { None }; EXTENSIONS],
     pool: Pool::new(),
     small: Small::new(),
-    for_small: 0..0,
     tables: Tables::new(),
     secrets: Secrets::new(),
 });
@@ -49,9 +41,7 @@ pub(crate) struct Arena {
     main: Option<Result<Mapping, Errno>>,
     extensions: [Option<Mapping>; EXTENSIONS],
     pub(crate) pool: Pool,
-    small: Small,
-    /// Where its piece is.
-    for_small: Range<usize>,
+    pub(crate) small: Small,
     pub(crate) tables: Tables,
     pub(crate) secrets: Secrets,
 }
@@ -256,72 +246,6 @@ impl Arena {
         if self.is_for_secrets() { self.secrets.allocate(layout, &mut self.pool) } else { self.pool.allocate(layout) }
     }
 
-    /// The same for OpenSSL, of whose blocks most are small and soon given back.
-    pub(crate) fn allocate_for_openssl(&mut self, layout: Layout) -> Option<NonNull<u8>> {
-        if self.is_for_secrets() {
-            return self.secrets.allocate(layout, &mut self.pool);
-        }
-        // What the tables had no room for stays for ever.
-        if !is_small(layout) || self.tables.filling {
-            return self.pool.allocate(layout);
-        }
-        if self.for_small.end == 0
-            && let Some(piece) = self.pool.allocate(FOR_SMALL)
-        {
-            self.small.add(piece, FOR_SMALL.size());
-            self.for_small = piece.addr().get()..piece.addr().get() + FOR_SMALL.size();
-        }
-        self.small.allocate(layout).or_else(|| self.pool.allocate(layout))
-    }
-
-    fn is_among_small(&self, block: NonNull<u8>) -> bool {
-        self.for_small.contains(&block.addr().get())
-    }
-
-    /// Wipes a block of OpenSSL's and takes it back, wherever it lies.
-    ///
-    /// # Safety
-    /// As for [`Pool::free`].
-    pub(crate) unsafe fn free_for_openssl(&mut self, block: NonNull<u8>, layout: Layout) {
-        if self.is_among_small(block) {
-            // SAFETY: the caller's promise is the same.
-            unsafe { self.small.free(block, layout) };
-        } else {
-            // SAFETY: as above.
-            unsafe { self.free(block, layout) };
-        }
-    }
-
-    /// Makes a block of OpenSSL's longer or shorter. It stays among its kind, but for one that becomes key material.
-    ///
-    /// # Safety
-    /// As for [`Pool::resize`].
-    pub(crate) unsafe fn resize_for_openssl(
-        &mut self,
-        block: NonNull<u8>,
-        old: Layout,
-        new: usize,
-    ) -> Option<NonNull<u8>> {
-        if !self.is_among_small(block) {
-            // SAFETY: the caller's promise is the same.
-            return unsafe { self.resize(block, old, new) };
-        }
-        let layout = Layout::from_size_align(new, old.align()).ok()?;
-        if is_small(layout) && (new <= old.size() || !self.is_for_secrets()) {
-            // SAFETY: as above.
-            let resized = unsafe { small::resize(block, old, layout) };
-            if resized.is_some() {
-                return resized;
-            }
-        }
-        let place = self.allocate_for_openssl(layout)?;
-        // SAFETY: the new block overlaps no other, and both are that long.
-        unsafe { place.copy_from_nonoverlapping(block, old.size().min(new)) };
-        // SAFETY: the caller has given the block up.
-        unsafe { self.small.free(block, old) };
-        Some(place)
-    }
-
     /// Wipes a block and takes it back, wherever it lies.
     ///
     /// # Safety
@@ -371,7 +295,7 @@ impl Arena {
         Some(place)
     }
 
-    fn is_for_secrets(&self) -> bool {
+    pub(crate) fn is_for_secrets(&self) -> bool {
         self.secrets.is_open() && is_secret()
     }
 }

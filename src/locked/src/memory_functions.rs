@@ -12,6 +12,7 @@ use std::{
 use crate::{
     arena::{Arena, lock},
     methods,
+    small::{self, is_small},
 };
 
 // The link to libcrypto, whichever it is.
@@ -73,9 +74,7 @@ pub(crate) extern "C" fn malloc(size: usize, _file: *const c_char, _line: c_int)
     let Some(layout) = layout(size).filter(|_| (1..=LARGEST.load(Ordering::Relaxed)).contains(&size)) else {
         return ptr::null_mut();
     };
-    let mut arena = lock();
-    let block = arena.tables.allocate(layout).or_else(|| arena.allocate_for_openssl(layout));
-    with_size(block, size)
+    with_size(lock().allocate_for_openssl(layout), size)
 }
 
 /// # Safety
@@ -100,7 +99,7 @@ pub(crate) unsafe extern "C" fn realloc(
         return ptr::null_mut();
     }
     // SAFETY: `start` was allocated with this layout, and the caller drops the old block if there is a new one.
-    let resized = unsafe { resize(&mut lock(), start, old, size + HEADER) };
+    let resized = unsafe { lock().resize_for_openssl(start, old, size + HEADER) };
     with_size(resized, size)
 }
 
@@ -109,36 +108,81 @@ pub(crate) unsafe extern "C" fn realloc(
 pub(crate) unsafe extern "C" fn free(block: *mut c_void, _file: *const c_char, _line: c_int) {
     // SAFETY: the caller says that the block is null or from here.
     if let Some((start, layout)) = unsafe { whole(block) } {
-        let mut arena = lock();
-        if arena.tables.hold(start) {
-            // SAFETY: `start` was allocated with this layout, and the caller has given it up.
-            unsafe { arena.tables.free(start, layout) };
-        } else {
-            // SAFETY: as above.
-            unsafe { arena.free_for_openssl(start, layout) };
-        }
+        // SAFETY: `start` was allocated with this layout, and the caller has given it up.
+        unsafe { lock().free_for_openssl(start, layout) };
     }
 }
 
-/// # Safety
-/// As for [`crate::pool::Pool::resize`], wherever the block lies.
-unsafe fn resize(arena: &mut Arena, block: NonNull<u8>, old: Layout, new: usize) -> Option<NonNull<u8>> {
-    if !arena.tables.hold(block) {
-        // SAFETY: the caller's promise is the same.
-        return unsafe { arena.resize_for_openssl(block, old, new) };
+/// What OpenSSL's small blocks get of the heap, in one piece. What finds no room there lies wherever there is some.
+const FOR_SMALL: Layout = match Layout::from_size_align((48 << 10) - 16, HEADER) {
+    Ok(piece) => piece,
+    Err(_) => panic!("a size and a power of two"),
+};
+
+/// Where OpenSSL's blocks lie, of which most are small and soon given back: among its tables while these are filled, in a
+/// piece for small ones, and else where all others lie.
+impl Arena {
+    fn allocate_for_openssl(&mut self, layout: Layout) -> Option<NonNull<u8>> {
+        if let Some(block) = self.tables.allocate(layout) {
+            return Some(block);
+        }
+        // What the tables had no room for stays for ever.
+        if self.is_for_secrets() || self.tables.filling || !is_small(layout) {
+            return self.allocate(layout);
+        }
+        if self.small.is_empty()
+            && let Some(piece) = self.pool.allocate(FOR_SMALL)
+        {
+            self.small.add(piece, FOR_SMALL.size());
+        }
+        self.small.allocate(layout).or_else(|| self.pool.allocate(layout))
     }
-    // SAFETY: the caller's promise is the same, and the block is one of the tables'.
-    let resized = unsafe { arena.tables.resize(block, old, new) };
-    if resized.is_some() {
-        return resized;
+
+    /// Wipes a block and takes it back.
+    ///
+    /// # Safety
+    /// As for [`crate::pool::Pool::free`], wherever the block lies.
+    unsafe fn free_for_openssl(&mut self, block: NonNull<u8>, layout: Layout) {
+        if self.tables.hold(block) {
+            // SAFETY: the caller's promise is the same.
+            unsafe { self.tables.free(block, layout) };
+        } else if self.small.hold(block) {
+            // SAFETY: as above.
+            unsafe { self.small.free(block, layout) };
+        } else {
+            // SAFETY: as above.
+            unsafe { self.free(block, layout) };
+        }
     }
-    let layout = Layout::from_size_align(new, old.align()).ok()?;
-    let place = arena.tables.allocate(layout).or_else(|| arena.allocate_for_openssl(layout))?;
-    // SAFETY: the new block overlaps no other, and both are that long.
-    unsafe { place.copy_from_nonoverlapping(block, old.size().min(new)) };
-    // SAFETY: the block is one of the tables', has this layout, and the caller has given it up.
-    unsafe { arena.tables.free(block, old) };
-    Some(place)
+
+    /// Makes a block longer or shorter. It stays among its kind, but for one that becomes key material.
+    ///
+    /// # Safety
+    /// As for [`crate::pool::Pool::resize`], wherever the block lies.
+    unsafe fn resize_for_openssl(&mut self, block: NonNull<u8>, old: Layout, new: usize) -> Option<NonNull<u8>> {
+        let layout = Layout::from_size_align(new, old.align()).ok()?;
+        let resized = if self.tables.hold(block) {
+            // SAFETY: the caller's promise is the same.
+            unsafe { self.tables.resize(block, old, new) }
+        } else if !self.small.hold(block) {
+            // SAFETY: as above.
+            return unsafe { self.resize(block, old, new) };
+        } else if is_small(layout) && (new <= old.size() || !self.is_for_secrets()) {
+            // SAFETY: as above.
+            unsafe { small::resize(block, old, layout) }
+        } else {
+            None
+        };
+        if resized.is_some() {
+            return resized;
+        }
+        let place = self.allocate_for_openssl(layout)?;
+        // SAFETY: the new block overlaps no other, and both are that long.
+        unsafe { place.copy_from_nonoverlapping(block, old.size().min(new)) };
+        // SAFETY: the block has this layout, and the caller has given it up.
+        unsafe { self.free_for_openssl(block, old) };
+        Some(place)
+    }
 }
 
 fn layout(size: usize) -> Option<Layout> {

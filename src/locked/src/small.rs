@@ -2,7 +2,7 @@
 //! is ever split or merged, and the rest of the memory keeps its large pieces. OpenSSL asks for 2,700 in a renewal, and a
 //! block from here takes it a fifth of the time.
 
-use std::{alloc::Layout, ptr::NonNull};
+use std::{alloc::Layout, ops::Range, ptr::NonNull};
 
 use crate::pool::wipe;
 
@@ -19,6 +19,8 @@ pub(crate) struct Small {
     /// What is left of the latest piece.
     next: Option<NonNull<u8>>,
     left: usize,
+    /// The latest piece.
+    piece: Range<usize>,
     /// Those that were given back, one list for each size.
     free: [Option<NonNull<Link>>; SMALL / UNIT],
     /// Blocks in use.
@@ -60,12 +62,23 @@ pub(crate) unsafe fn resize(block: NonNull<u8>, old: Layout, new: Layout) -> Opt
 
 impl Small {
     pub(crate) const fn new() -> Self {
-        Self { next: None, left: 0, free: [None; SMALL / UNIT], blocks: 0 }
+        Self { next: None, left: 0, piece: 0..0, free: [None; SMALL / UNIT], blocks: 0 }
     }
 
     /// Gives it a piece of memory, which nobody else uses from here on.
     pub(crate) fn add(&mut self, piece: NonNull<u8>, len: usize) {
         (self.next, self.left) = (Some(piece), len);
+        self.piece = piece.addr().get()..piece.addr().get() + len;
+    }
+
+    /// Whether it was never given any.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.next.is_none()
+    }
+
+    /// Whether the block is from the only piece that it was given.
+    pub(crate) fn hold(&self, block: NonNull<u8>) -> bool {
+        self.piece.contains(&block.addr().get())
     }
 
     /// A block for the layout of a small one, if there is one.
