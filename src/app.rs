@@ -325,7 +325,7 @@ fn workloads(
     let (store, status) = (Arc::new(store), Arc::clone(&settings.status));
     let (first, token, check) = (store.view(), file.clone(), settings.files.check);
     tokio::spawn(async move {
-        first_certificate(Some(first)).await;
+        first_certificate(first).await;
         if asks {
             tell_of_places(&[token], check);
         }

@@ -2,10 +2,15 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use tokio::{sync::watch, task::yield_now, time::timeout};
+use tokio::{sync::watch, time::timeout};
 use tracing::warn;
 
-use crate::{config::FileCheck, files::Changes, sds::SdsSocket, store::View};
+use crate::{
+    config::FileCheck,
+    files::Changes,
+    sds::SdsSocket,
+    store::{View, consumers_first},
+};
 
 /// How long at the most what looks after files lets the first certificate go before it: at the start it looks at a hundred
 /// places, and Envoy waits.
@@ -21,12 +26,9 @@ pub(super) struct Sockets<'a> {
 }
 
 /// Returns when there is a certificate, or after a while that is nothing to whoever changes files.
-pub(super) async fn first_certificate(view: Option<watch::Receiver<View>>) {
-    let Some(mut view) = view else { return };
+pub(super) async fn first_certificate(mut view: watch::Receiver<View>) {
     let _ = timeout(AFTER_THE_FIRST, view.wait_for(View::holds_certificate)).await;
-    // A turn for the streams, and one for the connections that they are on.
-    yield_now().await;
-    yield_now().await;
+    consumers_first().await;
 }
 
 /// Makes a socket's file anew when somebody deletes it: without it, an Envoy that reconnects finds nothing.
@@ -34,7 +36,9 @@ pub(super) async fn keep_in_place(
     Sockets { sds, api }: Sockets<'_>,
     view: Option<watch::Receiver<View>>,
 ) -> Infallible {
-    first_certificate(view).await;
+    if let Some(view) = view {
+        first_certificate(view).await;
+    }
     let all = || [sds].into_iter().chain(api);
     // Whoever deletes it to put another in its place does that right after.
     let files = all().map(|socket| socket.path().to_owned()).collect();

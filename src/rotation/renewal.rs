@@ -8,7 +8,6 @@ use std::{future, io, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Notify, watch},
-    task::yield_now,
     time::Instant,
 };
 use tracing::{info, warn};
@@ -37,7 +36,7 @@ use crate::{
     },
     memory,
     status::Workload,
-    store::SecretStore,
+    store::{SecretStore, consumers_first},
 };
 
 /// Keys and CSRs that the CA has not answered yet, by the identity that they are for.
@@ -197,10 +196,8 @@ impl<T: TokenSource> Renewal<T> {
             // From here on Envoy may have the certificate, so a request for another one must be heard.
             let force = Arc::clone(&self.force);
             let forced = force.notified();
-            // A turn for the streams, and one for the connections that they are on: Envoy does not wait for the log. It does for
-            // the end of the connection to the CA, which holds the key that retires.
-            yield_now().await;
-            yield_now().await;
+            // Envoy does not wait for the log. It does for the end of the connection to the CA, which holds the key that retires.
+            consumers_first().await;
             info!(
                 identity = %self.identity,
                 serial,

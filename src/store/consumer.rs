@@ -6,7 +6,10 @@ use std::{
     },
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    task::yield_now,
+};
 
 use super::{
     View,
@@ -36,6 +39,12 @@ impl Receipts {
             changed.await;
         }
     }
+}
+
+/// Gives a turn to the consumers that what was published has woken, and one to the connections that they are on.
+pub async fn consumers_first() {
+    yield_now().await;
+    yield_now().await;
 }
 
 /// One consumer's side of a store.

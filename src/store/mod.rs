@@ -18,7 +18,7 @@ use crate::identity::{
 };
 use consumer::Receipts;
 
-pub use consumer::Consumer;
+pub use consumer::{Consumer, consumers_first};
 pub use demand::{Demand, MAX_NAMES, is_on_demand};
 pub use encoded::{AnchorText, Encoded, MARK, Piece};
 
