@@ -6,7 +6,7 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -29,6 +29,8 @@ pub(crate) const OURS: &str = "sds-shim";
 pub(crate) const PEER: &str = "pilot-agent";
 pub(crate) const FLOOR: &str = "the floor";
 
+/// How often somebody who waits for one program alone looks for its socket.
+const LOOK: Duration = Duration::from_micros(20);
 /// Where a pod has its token.
 const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
 
@@ -48,6 +50,8 @@ pub(crate) struct Running {
     child: Child,
     /// The moment before it was executed.
     pub(crate) since: Instant,
+    /// Pause between two tries to connect to its socket while that is not there yet: the resolution of that moment.
+    pub(crate) look: Duration,
 }
 
 impl Launch {
@@ -151,7 +155,7 @@ impl Launch {
         command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
         let since = Instant::now();
         let child = command.spawn().or_fail(format!("start {}", self.program.display()))?;
-        Ok(Running { launch: self, child, since })
+        Ok(Running { launch: self, child, since, look: LOOK })
     }
 
     fn log(&self) -> PathBuf {

@@ -18,7 +18,7 @@ use crate::{
     process,
     report::{Figure, Section},
     sds::Crowd,
-    start::{first_default, peer_with_ecdsa},
+    start::first_default,
     summary::milliseconds,
 };
 
@@ -76,8 +76,9 @@ pub(crate) fn measure(ground: &Ground, plan: &Plan) -> Result<Section, Failure> 
     Ok(section)
 }
 
+/// Both with the same kind of key.
 fn launch(of: &str, ground: &Ground) -> Result<Launch, Failure> {
-    if of == OURS { Launch::ours(ground) } else { peer_with_ecdsa(ground) }
+    Ok(Launch::of(of, ground)?.env("ECC_SIGNATURE_ALGORITHM", "ECDSA"))
 }
 
 /// Both in turn, each by itself.
@@ -116,7 +117,8 @@ fn together(of: &str, ground: &Ground) -> Result<Together, Failure> {
     let since = Instant::now();
     let mut all = launches.into_iter().map(Launch::start).collect::<Result<Vec<_>, _>>()?;
     let wait = |running: &mut Running| {
-        let (crowd, round) = Crowd::open_looking(running, 1, LOOK)?;
+        running.look = LOOK;
+        let (crowd, round) = Crowd::open(running, 1)?;
         Ok::<_, Failure>((crowd, milliseconds(round.last - since)))
     };
     let seen = thread::scope(|scope| {

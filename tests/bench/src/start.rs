@@ -44,8 +44,7 @@ const RSA: &str = "RSA 2048, warm";
 const CLOUD: &str = "ECDSA, warm, with the agent's look-up of a cloud";
 const DEFAULT: &str = "defaults, warm: ECDSA; the agent's RSA 2048 and look-up of a cloud";
 
-/// Istio's agent with the same kind of key as ours.
-pub(crate) fn peer_with_ecdsa(ground: &Ground) -> Result<Launch, Failure> {
+fn peer_with_ecdsa(ground: &Ground) -> Result<Launch, Failure> {
     Ok(Launch::peer(ground)?.env("ECC_SIGNATURE_ALGORITHM", "ECDSA"))
 }
 

@@ -1,7 +1,4 @@
-use std::{
-    io, thread,
-    time::{Duration, Instant},
-};
+use std::{io, thread, time::Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use testkit::{Failure, OrFail, PATIENCE};
@@ -12,8 +9,6 @@ use crate::agent::Running;
 /// Streams of one connection where there are many: what a sidecar with several workers has, and what the shim's limits
 /// have room for.
 const STREAMS_OF_ONE: usize = 12;
-/// Pause between two tries to connect to a socket that is not there yet. It is the resolution of that moment.
-const RETRY: Duration = Duration::from_micros(20);
 
 /// Connections with open streams.
 pub(crate) struct Crowd {
@@ -36,26 +31,13 @@ pub(crate) struct Round {
 impl Crowd {
     /// Waits for the socket, opens this many streams, and waits for the first answer of each.
     pub(crate) fn open(running: &mut Running, streams: usize) -> Result<(Self, Round), Failure> {
-        Self::open_looking(running, streams, RETRY)
-    }
-
-    /// The same, which looks for the socket after each such pause.
-    pub(crate) fn open_looking(
-        running: &mut Running,
-        streams: usize,
-        pause: Duration,
-    ) -> Result<(Self, Round), Failure> {
-        Self::ask_looking(running, &vec!["default"; streams], pause)
+        Self::ask(running, &vec!["default"; streams])
     }
 
     /// The same, for these secrets, a stream each.
     pub(crate) fn ask(running: &mut Running, names: &[&'static str]) -> Result<(Self, Round), Failure> {
-        Self::ask_looking(running, names, RETRY)
-    }
-
-    fn ask_looking(running: &mut Running, names: &[&'static str], pause: Duration) -> Result<(Self, Round), Failure> {
         let mut parts = names.chunks(STREAMS_OF_ONE);
-        let first = connect(running, pause)?;
+        let first = connect(running)?;
         let accepted = Instant::now();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).or_fail("make an epoll")?;
         let mut crowd = Self { epoll, connections: Vec::new(), buffer: Vec::new(), accepted };
@@ -110,7 +92,7 @@ impl Crowd {
 }
 
 /// Connects as soon as the socket accepts.
-fn connect(running: &mut Running, pause: Duration) -> Result<Connection, Failure> {
+fn connect(running: &mut Running) -> Result<Connection, Failure> {
     let (socket, deadline) = (running.socket(), Instant::now() + PATIENCE);
     loop {
         match Connection::open(&socket) {
@@ -118,7 +100,7 @@ fn connect(running: &mut Running, pause: Duration) -> Result<Connection, Failure
             Err(error) if Instant::now() > deadline || !not_yet(&error) || running.ended() => {
                 return Err(running.explain(Failure::new(format!("{} is of no use: {error}", socket.display()))));
             }
-            Err(_) => thread::sleep(pause),
+            Err(_) => thread::sleep(running.look),
         }
     }
 }
