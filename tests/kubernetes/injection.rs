@@ -7,8 +7,8 @@ mod workload_api;
 use std::fs;
 
 use pods::{
-    IN_FORCE, POLL, bootstrap, cleaned, extra_mounts, extra_volumes, made, made_so, names, namespaces, pod, port,
-    sidecar, unusual,
+    IN_FORCE, POLL, bootstrap, cleaned, extra_mounts, extra_volumes, made_so, names, namespaces, pod, port, sidecar,
+    unusual,
 };
 use serde_json::{Value, json};
 use testkit::{
@@ -35,7 +35,7 @@ async fn pods_of_the_mesh_get_their_sidecars_and_others_do_not() -> testkit::Res
     the_api_servers_token_stays_where_it_was(&injected);
 
     // Made a second time, as by those who inject before they apply.
-    let again = made(&cluster, &cleaned(&injected)).await?;
+    let again = cluster.made(&cleaned(&injected)).await?;
     assert_eq!(names(&again, "initContainers"), ["sds-shim", "sds-shim-envoy"]);
     assert_eq!(names(&again, "volumes").iter().filter(|name| **name == "sds-shim-socket").count(), 1);
 
@@ -45,14 +45,14 @@ async fn pods_of_the_mesh_get_their_sidecars_and_others_do_not() -> testkit::Res
     own["name"] = json!("own");
     let spec = json!({ "initContainers": [own], "volumes": [{ "name": "own", "emptyDir": {} }] });
     let pod_with = pod(json!({ "labels": { "app": "a" } }), spec);
-    let with = made(&cluster, &pod_with).await?;
+    let with = cluster.made(&pod_with).await?;
     assert_eq!(names(&with, "initContainers"), ["sds-shim", "sds-shim-envoy", "own"]);
     assert!(names(&with, "volumes").contains(&"own"));
     assert_eq!(with["metadata"]["labels"]["app"], "a");
 
     let out = json!({ "labels": { "sds-shim.dev/inject": "false" } });
     for outside in [pod(out, json!({})), pod(json!({ "namespace": "default" }), json!({}))] {
-        let made = made(&cluster, &outside).await?;
+        let made = cluster.made(&outside).await?;
         assert_eq!(names(&made, "initContainers"), [""; 0], "{outside}");
     }
     ports(&cluster, &container).await?;
@@ -66,8 +66,8 @@ async fn ports(cluster: &Cluster, container: &Value) -> testkit::Result {
     listening["ports"] = json!([{ "containerPort": 7070 }, { "containerPort": 7071 }]);
     let spec = json!({ "containers": [listening] });
     let annotated = |port: &str| json!({ "annotations": { "sds-shim.dev/port": port } });
-    assert_eq!(port(&made(cluster, &pod(json!({}), spec.clone())).await?), Some(7070));
-    assert_eq!(port(&made(cluster, &pod(annotated("65535"), spec.clone())).await?), Some(65535));
+    assert_eq!(port(&cluster.made(&pod(json!({}), spec.clone())).await?), Some(7070));
+    assert_eq!(port(&cluster.made(&pod(annotated("65535"), spec.clone())).await?), Some(65535));
     for wrong in ["http", "0", "080", "65536", "8080 ", "-1", ""] {
         let refused = refused(cluster, &pod(annotated(wrong), spec.clone())).await?;
         assert!(refused.contains("the annotation sds-shim.dev/port must be the number"), "{wrong:?}: {refused}");
@@ -79,7 +79,7 @@ async fn ports(cluster: &Cluster, container: &Value) -> testkit::Result {
 async fn refused(cluster: &Cluster, pod: &Value) -> Result<String, Failure> {
     let deadline = Instant::now() + IN_FORCE;
     loop {
-        match made(cluster, pod).await {
+        match cluster.made(pod).await {
             Err(refused) => return Ok(refused.to_string()),
             Ok(made) if Instant::now() > deadline => return Err(Failure::new(format!("it is made: {made}"))),
             Ok(_) => sleep(POLL).await,

@@ -190,7 +190,7 @@ async fn made(cluster: &Cluster, namespace: &str, annotations: &Value) -> Result
         "metadata": { "name": "app", "namespace": namespace, "annotations": annotations },
         "spec": { "containers": [{ "name": "app", "image": "app" }] },
     });
-    object(&cluster.kubectl_on(&pod, &["create", "--dry-run=server", "-o", "json", "-f", "-"]).await?)
+    cluster.made(&pod).await
 }
 
 /// The guide's command that gives istiod our template.

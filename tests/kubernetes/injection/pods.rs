@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::{
-    Failure,
-    kubernetes::{Cluster, object},
-};
+use testkit::{Failure, kubernetes::Cluster};
 use tokio::time::{Instant, sleep};
 
 /// How long a changed policy may take to be in force: it only bounds failures.
@@ -101,13 +98,7 @@ pub(crate) fn pod(metadata: Value, spec: Value) -> Value {
     pod
 }
 
-/// What the API server would make of a pod.
-pub(crate) async fn made(cluster: &Cluster, pod: &Value) -> Result<Value, Failure> {
-    let arguments = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
-    object(&cluster.kubectl_on(pod, &arguments).await?)
-}
-
-/// The same, as soon as it is as expected.
+/// What the API server would make of a pod, as soon as that is as expected.
 pub(crate) async fn made_so(
     cluster: &Cluster,
     pod: &Value,
@@ -115,8 +106,7 @@ pub(crate) async fn made_so(
 ) -> Result<Value, Failure> {
     let deadline = Instant::now() + IN_FORCE;
     loop {
-        let made = made(cluster, pod).await;
-        match made {
+        match cluster.made(pod).await {
             Ok(made) if expected(&made) => return Ok(made),
             made if Instant::now() > deadline => {
                 return Err(cluster.explain(Failure::new(format!("the policy is not in force: {made:?}"))));

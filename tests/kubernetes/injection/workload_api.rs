@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use testkit::kubernetes::Cluster;
 
-use super::{CHART, SAMPLE, cleaned, made, made_so, names, namespaces, pod, port, sidecar};
+use super::{CHART, SAMPLE, cleaned, made_so, names, namespaces, pod, port, sidecar};
 
 const VOLUME: &str = "sds-shim-workload-api";
 const VALUES: &str = "workloadAPI.enabled=true,workloadAPI.uids={1000}";
@@ -46,15 +46,15 @@ async fn pods_have_the_workload_apis_volume_once_whether_they_declare_it_or_not(
     serves(&made_so(&cluster, &bare, |pod| port(pod).is_some()).await?);
     let own = json!({ "name": "own", "emptyDir": {} });
     let spec = json!({ "volumes": [own] });
-    let other = made(&cluster, &pod(json!({}), spec)).await?;
+    let other = cluster.made(&pod(json!({}), spec)).await?;
     serves(&other);
     assert!(names(&other, "volumes").contains(&"own"));
 
     for others in [&[][..], &[own]] {
-        let injected = made(&cluster, &documented(others)).await?;
+        let injected = cluster.made(&documented(others)).await?;
         serves(&injected);
         assert!(mounts(&injected["spec"]["containers"][0]), "{injected}");
-        serves(&made(&cluster, &cleaned(&injected)).await?);
+        serves(&cluster.made(&cleaned(&injected)).await?);
     }
     cluster.stop().await
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use testkit::{
     Failure,
     kubernetes::{Cluster, object},
-    node::{KUBELET, Node, possible},
+    node::{KUBELET, Node, images, possible},
 };
 use tokio::time::{Instant, sleep};
 
@@ -160,19 +160,15 @@ impl Mesh {
             "spec": { "containers": [{ "name": name, "image": name }] },
         });
         self.eventually("the policy in force", async || {
-            let made = self.cluster.kubectl_on(&pod, &["create", "--dry-run=server", "-o", "json", "-f", "-"]).await?;
-            Ok(((proxy(&object(&made)?)["image"] == SIDECAR) == wanted).then_some(()))
+            Ok(((proxy(&self.cluster.made(&pod).await?)["image"] == SIDECAR) == wanted).then_some(()))
         })
         .await
     }
 
     async fn deploy(&self, (namespace, name): Of) -> testkit::Result {
         let (image, command) = match name {
-            "httpbin" => (
-                "docker.io/mccutchen/go-httpbin:v2.15.0",
-                json!(["/bin/go-httpbin", "-host", "0.0.0.0", "-port", "8080"]),
-            ),
-            _ => ("docker.io/curlimages/curl:8.11.1", json!(["/bin/sleep", "infinity"])),
+            "httpbin" => (images::HTTPBIN, json!(["/bin/go-httpbin", "-host", "0.0.0.0", "-port", "8080"])),
+            _ => (images::CURL, json!(["/bin/sleep", "infinity"])),
         };
         let labels = json!({ "app": name });
         let container =

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::{
     Failure, OrFail, POLL,
     development_ca::{Issued, Leaf, Pki, state},
@@ -83,16 +83,21 @@ impl Mesh {
     /// Waits until pods get sidecars with this in them: nobody tells when a policy is in force.
     pub(crate) async fn injects(&self, of: Of, expected: &str) -> testkit::Result {
         let begun = Instant::now();
-        let pod = simple_pod("default");
         loop {
-            let try_it = ["create", "--dry-run=server", "-o", "json", "-n", of.0, "-f", "-"];
-            match self.cluster.kubectl_on(&pod, &try_it).await {
-                Ok(told) if told.contains(expected) => return Ok(()),
+            match self.injected(of).await {
+                Ok(pod) if pod.to_string().contains(expected) => return Ok(()),
                 _ if begun.elapsed() < KUBELET => tokio::time::sleep(POLL).await,
-                Ok(told) => return Err(Failure::new(format!("there is no {expected} in {told}"))),
+                Ok(pod) => return Err(Failure::new(format!("there is no {expected} in {pod}"))),
                 Err(failure) => return Err(failure),
             }
         }
+    }
+
+    /// What a pod would become beside one of them.
+    pub(crate) async fn injected(&self, (namespace, _): Of) -> Result<Value, Failure> {
+        let mut pod = simple_pod("default");
+        pod["metadata"]["namespace"] = json!(namespace);
+        self.cluster.made(&pod).await
     }
 
     /// Deletes one of them, and waits until its pods are gone.

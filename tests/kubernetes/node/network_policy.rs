@@ -4,7 +4,11 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use testkit::{Failure, node::KUBELET, workspace};
+use testkit::{
+    Failure,
+    node::{KUBELET, images},
+    workspace,
+};
 
 use super::{
     mesh::{HTTPBIN, Mesh, Of, address},
@@ -73,7 +77,7 @@ async fn caller(mesh: &Mesh) -> testkit::Result {
     let mut pod = simple_pod("default");
     pod["metadata"] = json!({ "name": OUTSIDE.1, "namespace": OUTSIDE.0 });
     let container = &mut pod["spec"]["containers"][0];
-    container["image"] = json!("docker.io/curlimages/curl:8.11.1");
+    container["image"] = json!(images::CURL);
     container["command"] = json!(["/bin/sleep", "infinity"]);
     container["securityContext"]["runAsUser"] = json!(1000);
     pod["spec"]["terminationGracePeriodSeconds"] = json!(1);

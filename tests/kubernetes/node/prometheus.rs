@@ -10,8 +10,6 @@ use super::{
     mesh::{HTTPBIN, Mesh, SHIM, SLEEP, address},
     upgrade::{fresh, restart},
 };
-use crate::stage::simple_pod;
-
 /// Where the images are, in the node's containerd alone.
 const HUB: &str = "localhost/prometheus-operator";
 const TAG: &str = "1";
@@ -135,8 +133,7 @@ async fn prometheus(mesh: &Mesh) -> Result<Value, Failure> {
 
 /// The shim as the chart has it in any pod, and the volumes that it needs.
 async fn shim(mesh: &Mesh) -> Result<(Value, Vec<Value>), Failure> {
-    let try_it = ["create", "--dry-run=server", "-o", "json", "-n", SLEEP.0, "-f", "-"];
-    let mut pod = object(&mesh.cluster.kubectl_on(&simple_pod("default"), &try_it).await?)?;
+    let mut pod = mesh.injected(SLEEP).await?;
     let mut shim = pod["spec"]["initContainers"][0].take();
     assert_eq!(shim["name"], SHIM);
     let ours = |one: &Value| one["name"].as_str().is_some_and(|name| name.starts_with("sds-shim-"));

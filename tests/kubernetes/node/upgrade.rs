@@ -8,7 +8,11 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use testkit::{Failure, OrFail, http, node::KUBELET, workspace};
+use testkit::{
+    Failure, OrFail, http,
+    node::{KUBELET, images},
+    workspace,
+};
 use tokio::net::TcpStream;
 
 use super::{
@@ -141,7 +145,7 @@ async fn updates(mesh: &Mesh, of: Of) -> Result<[u64; 2], Failure> {
 async fn calls_of_sleep(mesh: &Mesh) -> testkit::Result {
     let container = json!({
         "name": SLEEP.1,
-        "image": "docker.io/mccutchen/go-httpbin:v2.15.0",
+        "image": images::HTTPBIN,
         "command": ["/bin/calls", "http://httpbin.bar:8000/ip"],
     });
     template(mesh, SLEEP, &json!({ "terminationGracePeriodSeconds": 30, "containers": [container] })).await

@@ -38,6 +38,11 @@ impl Cluster {
         object(&self.kubectl_on(manifest, &["create", "-o", "json", "-f", "-"]).await?)
     }
 
+    /// What the API server would make of an object, with what is injected into it.
+    pub async fn made(&self, manifest: &Value) -> Result<Value, Failure> {
+        object(&self.kubectl_on(manifest, &["create", "--dry-run=server", "-o", "json", "-f", "-"]).await?)
+    }
+
     /// `kubectl get ARGUMENTS` as JSON.
     pub async fn get(&self, arguments: &[&str]) -> Result<Value, Failure> {
         object(&self.kubectl(&[&["get", "-o", "json"], arguments].concat()).await?)

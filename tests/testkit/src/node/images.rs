@@ -12,11 +12,13 @@ use crate::{
     container::{Images, ProgramImage, podman},
 };
 
-/// How the images are called that a user's node would pull: Envoy is the tests' own, the others are stand-ins from this
-/// machine's programs, because the tests ask no registry.
+// How the images are called that a user's node would pull: Envoy is the tests' own, the others are stand-ins from this
+// machine's programs, because the tests ask no registry.
 const ENVOY: &str = "docker.io/envoyproxy/envoy:distroless-v1.40.0";
-const HTTPBIN: &str = "docker.io/mccutchen/go-httpbin:v2.15.0";
-const CURL: &str = "docker.io/curlimages/curl:8.11.1";
+/// A server that answers, and the test kit's other programs.
+pub const HTTPBIN: &str = "docker.io/mccutchen/go-httpbin:v2.15.0";
+/// curl and what a shell takes.
+pub const CURL: &str = "docker.io/curlimages/curl:8.11.1";
 
 impl Node {
     /// Gives containerd the images of shim and development CA, Envoy, and stand-ins for what the chart's samples run.

@@ -4,7 +4,7 @@
 //! All that it starts ends with it, also when the test is killed: then the next node removes the files and control groups.
 
 mod files;
-mod images;
+pub mod images;
 mod reboot;
 
 use std::{
