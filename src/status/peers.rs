@@ -43,6 +43,8 @@ pub struct PeersView {
     pub resources: BTreeMap<String, ResourceCounts>,
     /// Connections that were refused, by user.
     pub refused: BTreeMap<String, u64>,
+    /// Whether some request may be [`Requested::Blocked`]: few ever are, and nobody looks through all streams for none.
+    blocked: bool,
     next: u64,
 }
 
@@ -126,27 +128,20 @@ impl PeersView {
         pending
     }
 
-    /// What became of requests for these on some streams.
-    fn set(&mut self, names: &[String], state: Requested, now: i64, on: impl Fn(u64, &StreamFacts) -> bool) {
-        let names: Vec<_> = names.iter().map(|name| shown(name)).collect();
-        for (_, stream) in self.streams.iter_mut().filter(|(id, stream)| on(**id, stream)) {
-            for known in stream.resources.iter_mut().filter(|(known, _, _)| names.contains(known)) {
-                (known.1, known.2) = (state, now);
+    /// A client has taken something: what it could not use because of a refusal it can use, once none of that is left.
+    fn unblock(&mut self, peer: Peer, now: i64) {
+        let own = |stream: &&mut StreamFacts| stream.peer == peer;
+        let mut own: Vec<_> = self.streams.values_mut().filter(own).collect();
+        let mut resources = own.iter().flat_map(|stream| &stream.resources);
+        if !resources.any(|(_, state, _)| *state == Requested::Refused) {
+            for known in own.iter_mut().flat_map(|stream| &mut stream.resources) {
+                if known.1 == Requested::Blocked {
+                    (known.1, known.2) = (Requested::Accepted, now);
+                }
             }
         }
-    }
-
-    fn has(&self, state: Requested, on: impl Fn(u64, &StreamFacts) -> bool) -> bool {
-        let streams = self.streams.iter().filter(|(id, stream)| on(**id, stream));
-        streams.flat_map(|(_, stream)| &stream.resources).any(|(_, known, _)| *known == state)
-    }
-
-    fn unblock(&mut self, now: i64, on: impl Fn(u64, &StreamFacts) -> bool) {
-        for (_, stream) in self.streams.iter_mut().filter(|(id, stream)| on(**id, stream)) {
-            for known in stream.resources.iter_mut().filter(|(_, state, _)| *state == Requested::Blocked) {
-                (known.1, known.2) = (Requested::Accepted, now);
-            }
-        }
+        let mut resources = self.streams.values().flat_map(|stream| &stream.resources);
+        self.blocked = resources.any(|(_, state, _)| *state == Requested::Blocked);
     }
 
     /// Of what was sent: nobody outside has thought of its name.
@@ -164,6 +159,14 @@ impl PeersView {
 }
 
 impl StreamFacts {
+    /// What became of requests for these.
+    fn set(&mut self, names: &[String], state: Requested, now: i64) {
+        let names: Vec<_> = names.iter().map(|name| shown(name)).collect();
+        for known in self.resources.iter_mut().filter(|(known, _, _)| names.contains(known)) {
+            (known.1, known.2) = (state, now);
+        }
+    }
+
     fn is(&self, name: &str, state: Requested) -> bool {
         self.resources.iter().any(|(known, found, _)| known == name && *found == state)
     }
@@ -255,9 +258,13 @@ impl StreamHandle {
 
     /// These were sent.
     pub fn sent<'a>(&self, names: impl Iterator<Item = &'a str>, now: i64) {
-        for name in names {
-            self.peers.lock().count_sent(name).pushes += 1;
-            self.set(name, Requested::Sent, now);
+        let mut view = self.peers.lock();
+        let names: Vec<_> = names.map(str::to_owned).collect();
+        for name in &names {
+            view.count_sent(name).pushes += 1;
+        }
+        if let Some(stream) = view.streams.get_mut(&self.id) {
+            stream.set(&names, Requested::Sent, now);
         }
     }
 
@@ -290,12 +297,12 @@ impl StreamHandle {
         for counts in view.resources.values_mut().filter(|counts| counts.without == Some(self.id)) {
             (counts.without, changed) = (None, true);
         }
-        view.set(names, Requested::Accepted, now, |id, _| id == self.id);
-        let Some(peer) = view.streams.get(&self.id).map(|stream| stream.peer) else { return };
-        let own = |_: u64, stream: &StreamFacts| stream.peer == peer;
+        let Some(stream) = view.streams.get_mut(&self.id) else { return };
+        stream.set(names, Requested::Accepted, now);
         // What the reason of a refusal was about stands on another stream, where nothing comes of it any more.
-        if !view.has(Requested::Refused, own) {
-            view.unblock(now, own);
+        let peer = stream.peer;
+        if view.blocked {
+            view.unblock(peer, now);
         }
         drop(view);
         if changed {
@@ -322,9 +329,16 @@ impl StreamHandle {
             counts.without = if holds { counts.without } else { Some(self.id) };
         }
         let blocked: Vec<_> = sent.iter().filter(|name| !about.contains(name)).cloned().collect();
-        view.set(&blocked, Requested::Blocked, now, |id, _| id == self.id);
         let elsewhere = about.iter().all(foreign);
-        view.set(about, Requested::Refused, now, |id, stream| id == self.id || (elsewhere && stream.peer == peer));
+        view.blocked |= !blocked.is_empty();
+        for (id, stream) in &mut view.streams {
+            if *id == self.id {
+                stream.set(&blocked, Requested::Blocked, now);
+            }
+            if *id == self.id || (elsewhere && stream.peer == peer) {
+                stream.set(about, Requested::Refused, now);
+            }
+        }
         drop(view);
         self.peers.changes.send_replace(());
     }
@@ -338,15 +352,6 @@ impl StreamHandle {
         names.sort();
         names.dedup();
         names
-    }
-
-    fn set(&self, name: &str, state: Requested, now: i64) {
-        let name = shown(name);
-        self.with(|stream| {
-            for known in stream.resources.iter_mut().filter(|(known, _, _)| *known == name) {
-                (known.1, known.2) = (state, now);
-            }
-        });
     }
 
     fn with(&self, change: impl FnOnce(&mut StreamFacts)) {

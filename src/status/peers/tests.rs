@@ -74,3 +74,25 @@ fn clients_cannot_make_it_grow() {
     assert_eq!(view.refused.len(), COUNTED + 1);
     assert_eq!(view.refused.values().sum::<u64>(), 1000);
 }
+
+#[test]
+fn an_answer_costs_the_same_however_many_streams_there_are() {
+    let a_stream_s_share = |streams: u32| {
+        let peers = Peers::default();
+        let client = peers.connected(Peer { pid: Some(7), uid: 1337 });
+        let handles: Vec<_> = (0..streams).map(|_| client.stream("StreamSecrets", 1)).collect();
+        let names = ["default".to_owned()];
+        let cpu = || std::time::Duration::from(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID.now().unwrap());
+        let before = cpu();
+        for stream in &handles {
+            stream.wants(["default"].into_iter(), 2);
+            stream.sent(["default"].into_iter(), 3);
+            stream.accepted(&names, 4);
+        }
+        (cpu() - before) / streams
+    };
+    // The least of several: others use the same processor.
+    let least = |streams| (0..3).map(|_| a_stream_s_share(streams)).min().unwrap();
+    let (few, many) = (least(100), least(10_000));
+    assert!(many < few * 10, "{few:?} of processor time with 100 streams, {many:?} with 10,000");
+}
