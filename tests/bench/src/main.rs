@@ -34,13 +34,10 @@ use crate::{
 type Part = fn(&Ground, &Plan) -> Result<Section, Failure>;
 
 fn main() -> ExitCode {
-    let start = Instant::now();
-    match run() {
-        Ok(text) => {
-            print!("{text}");
-            println!("bench: done in {:.0} s; the report is in target/bench", start.elapsed().as_secs_f64());
-            ExitCode::SUCCESS
-        }
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let outcome = if sds::is_client(&arguments) { sds::client(&arguments) } else { run() };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("bench: FAILED: {failure}");
             ExitCode::FAILURE
@@ -48,7 +45,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<String, Failure> {
+fn run() -> Result<(), Failure> {
+    let start = Instant::now();
     let plan = Plan::from_env()?;
     let ground = Ground::new()?;
     let parts: [(&str, Part); 7] = [
@@ -66,5 +64,7 @@ fn run() -> Result<String, Failure> {
         report.sections.push(part(&ground, &plan).map_err(|failure| failure.context(name))?);
         println!("bench: {name} took {:.0} s", since.elapsed().as_secs_f64());
     }
-    report.write()
+    print!("{}", report.write()?);
+    println!("bench: done in {:.0} s; the report is in target/bench", start.elapsed().as_secs_f64());
+    Ok(())
 }

@@ -10,7 +10,7 @@ use crate::{
     plan::Plan,
     process,
     report::{Figure, Section},
-    sds::Crowd,
+    sds::Crowds,
     summary::milliseconds,
 };
 
@@ -93,15 +93,15 @@ impl Seen {
         };
         let mut running = launch.start()?;
         // Idle is what a sidecar is that has its certificate, so somebody asks once.
-        let (mut crowd, _) = Crowd::open(&mut running, self.streams.max(1))?;
+        let mut crowds = Crowds::open(&mut running, self.streams.max(1))?;
         if self.streams == 0 {
-            drop(crowd);
+            drop(crowds);
             thread::sleep(REST);
             return self.weigh(&running);
         }
         thread::sleep(REST);
         self.weigh(&running)?;
-        let rotated = (0..rotations).try_for_each(|_| self.rotate(ground, &running, &mut crowd));
+        let rotated = (0..rotations).try_for_each(|_| self.rotate(ground, &running, &mut crowds));
         rotated.map_err(|failure| running.explain(failure))
     }
 
@@ -115,9 +115,9 @@ impl Seen {
     }
 
     /// Waits for the next rotation.
-    fn rotate(&mut self, ground: &Ground, running: &Running, crowd: &mut Crowd) -> Result<(), Failure> {
+    fn rotate(&mut self, ground: &Ground, running: &Running, crowds: &mut Crowds) -> Result<(), Failure> {
         let before = process::cpu_time(running.pid())?;
-        let round = crowd.round()?;
+        let round = crowds.round()?;
         // What follows an answer belongs to the rotation: acknowledgements, and the memory that becomes free.
         thread::sleep(REST);
         self.cpu.push(milliseconds(process::cpu_time(running.pid())? - before));
@@ -132,7 +132,7 @@ fn tell(seen: &[Seen]) -> Section {
     let mut section = Section::new(
         "streams",
         "Memory and rotation, by the number of streams",
-        "Streams of `default`, 12 a connection where there are more; idle is after the last of them is gone. Both \
+        "Streams of `default`, 12 a connection and 1,000 a process where there are more; idle is after the last of them is gone. Both \
          renew by their own clocks every 2 s, or 6 s with more than 5,000 streams. A rotation counts from the moment \
          when the CA has answered until the last stream has the last byte of it. Beyond 200 streams sds-shim has a \
          larger arena (`SDS_SHIM_ARENA_KIB`). CPU time is user and system time of the process from one rotation to the \

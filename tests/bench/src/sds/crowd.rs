@@ -1,4 +1,4 @@
-use std::{io, thread, time::Instant};
+use std::{io, path::Path, thread, time::Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use testkit::{Failure, OrFail, PATIENCE};
@@ -36,18 +36,25 @@ impl Crowd {
 
     /// The same, for these secrets, a stream each.
     pub(crate) fn ask(running: &mut Running, names: &[&'static str]) -> Result<(Self, Round), Failure> {
-        let mut parts = names.chunks(STREAMS_OF_ONE);
         let first = connect(running)?;
+        Self::with(first, &running.socket(), names).map_err(|failure| running.explain(failure))
+    }
+
+    /// The same at a socket that accepts.
+    pub(super) fn on(socket: &Path, names: &[&'static str]) -> Result<(Self, Round), Failure> {
+        Self::with(Connection::open(socket).or_fail("connect")?, socket, names)
+    }
+
+    fn with(first: Connection, socket: &Path, names: &[&'static str]) -> Result<(Self, Round), Failure> {
         let accepted = Instant::now();
+        let mut parts = names.chunks(STREAMS_OF_ONE);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).or_fail("make an epoll")?;
         let mut crowd = Self { epoll, connections: Vec::new(), buffer: Vec::new(), accepted };
         crowd.add(first, parts.next().unwrap_or_default())?;
-        let socket = running.socket();
         for part in parts {
-            let connection = Connection::open(&socket).or_fail("connect once more");
-            crowd.add(connection.map_err(|failure| running.explain(failure))?, part)?;
+            crowd.add(Connection::open(socket).or_fail("connect once more")?, part)?;
         }
-        let round = crowd.round().map_err(|failure| running.explain(failure))?;
+        let round = crowd.round()?;
         Ok((crowd, round))
     }
 
@@ -92,7 +99,7 @@ impl Crowd {
 }
 
 /// Connects as soon as the socket accepts.
-fn connect(running: &mut Running) -> Result<Connection, Failure> {
+pub(super) fn connect(running: &mut Running) -> Result<Connection, Failure> {
     let (socket, deadline) = (running.socket(), Instant::now() + PATIENCE);
     loop {
         match Connection::open(&socket) {

@@ -3,6 +3,8 @@
 
 mod connection;
 mod crowd;
+mod crowds;
 mod wire;
 
 pub(crate) use crowd::Crowd;
+pub(crate) use crowds::{Crowds, client, is_client};
