@@ -1,19 +1,22 @@
 //! What runs in pods of tests, chosen by the name under which it is started: `go-httpbin -host HOST -port PORT`,
 //! `calls URL`, and `pause`, which does nothing.
 
-use std::{net::IpAddr, path::Path, process::ExitCode, time::Duration};
+use std::{net::IpAddr, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use testkit::{Failure, OrFail, http, httpbin::Httpbin};
 use tokio::{
     net,
     signal::unix::{SignalKind, signal},
+    task::JoinSet,
     time::timeout,
 };
 
 /// How long a call may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long `calls` waits between two.
-const PAUSE: Duration = Duration::from_millis(5);
+/// How many calls `calls` makes at once, and how long it waits before the next: what happens to one then happens to many,
+/// so that limits of retries that are open at a time would show.
+const AT_ONCE: u64 = 16;
+const PAUSE: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args();
@@ -52,36 +55,58 @@ async fn httpbin(host: &str, port: &str) -> Result<Httpbin, Failure> {
     Httpbin::start_at((host, port.parse().or_fail(format!("read {port:?}"))?).into()).await
 }
 
-/// Calls until SIGTERM, as a client ends that ends well: not before the call that is on its way is answered. Writes each
-/// failure, and at the end how many calls there were.
+/// Calls until SIGTERM, many at once and then again, as a client ends that ends well: not before the calls that are on
+/// their way are answered. Writes each failure, and at the end how many calls there were.
 fn calls(url: &str) -> testkit::Result {
-    let (server, authority, target) = destination(url)?;
+    let destination = Arc::new(destination(url)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().or_fail("start a runtime")?;
     runtime.block_on(async {
         let mut told = signal(SignalKind::terminate()).or_fail("listen for SIGTERM")?;
-        let (mut made, mut failed) = (0_u64, 0_u64);
+        let (mut made, mut failed) = (0, 0);
         while timeout(PAUSE, told.recv()).await.is_err() {
-            made += 1;
-            let call = async {
-                let stream = net::TcpStream::connect(&server).await.or_fail(format!("connect to {server}"))?;
-                http::get(stream, &authority, &target).await
-            };
-            let problem = match timeout(PATIENCE, call).await {
-                Ok(Ok(answer)) if answer.status == 200 => continue,
-                Ok(Ok(answer)) => format!("answered with {}: {}", answer.status, answer.text().trim()),
-                Ok(Err(failure)) => failure.what().to_owned(),
-                Err(_) => format!("no answer within {PATIENCE:?}"),
-            };
-            failed += 1;
-            println!("call {made}: {problem}");
+            let mut calls = JoinSet::new();
+            for number in made + 1..=made + AT_ONCE {
+                let destination = Arc::clone(&destination);
+                calls.spawn(async move { destination.call().await.err().map(|problem| (number, problem)) });
+            }
+            made += AT_ONCE;
+            for (number, problem) in calls.join_all().await.into_iter().flatten() {
+                failed += 1;
+                println!("call {number}: {problem}");
+            }
         }
         println!("{made} calls, {failed} failed");
         Ok(())
     })
 }
 
-/// Whom to connect to for a URL, its authority, and what to ask for: through the proxy that `http_proxy` names, if it does.
-fn destination(url: &str) -> Result<(String, String, String), Failure> {
+/// Where a call goes.
+struct Destination {
+    /// Whom to connect to.
+    server: String,
+    authority: String,
+    /// What to ask for.
+    target: String,
+}
+
+impl Destination {
+    /// One call, over a connection of its own; what was wrong if it was not answered with 200.
+    async fn call(&self) -> Result<(), String> {
+        let call = async {
+            let stream = net::TcpStream::connect(&self.server).await.or_fail(format!("connect to {}", self.server))?;
+            http::get(stream, &self.authority, &self.target).await
+        };
+        match timeout(PATIENCE, call).await {
+            Ok(Ok(answer)) if answer.status == 200 => Ok(()),
+            Ok(Ok(answer)) => Err(format!("answered with {}: {}", answer.status, answer.text().trim())),
+            Ok(Err(failure)) => Err(failure.what().to_owned()),
+            Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+        }
+    }
+}
+
+/// Where calls of a URL go: to the proxy that `http_proxy` names, if it does.
+fn destination(url: &str) -> Result<Destination, Failure> {
     let plain = |url: &str| url.strip_prefix("http://").map(str::to_owned);
     let rest = plain(url).ok_or_else(|| Failure::new(format!("{url} is no http:// URL")))?;
     let (authority, path) = rest.split_once('/').unwrap_or((&rest, ""));
@@ -91,5 +116,5 @@ fn destination(url: &str) -> Result<(String, String, String), Failure> {
         None => (authority, format!("/{path}")),
     };
     let server = if server.contains(':') { server.to_owned() } else { format!("{server}:80") };
-    Ok((server, authority.to_owned(), target))
+    Ok(Destination { server, authority: authority.to_owned(), target })
 }
