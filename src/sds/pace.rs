@@ -2,18 +2,25 @@
 
 use std::time::{Duration, Instant};
 
+/// How long those who wait for a token do so before they look again, at the most: one of them may have gone meanwhile.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Tokens that come back by and by.
 pub(super) struct Bucket {
     rate: u32,
     most: f64,
     tokens: f64,
     at: Instant,
+    /// What was taken last.
+    taken: f64,
+    /// When the next one who has to wait may look: after those who wait already.
+    next: Instant,
 }
 
 impl Bucket {
     /// Full, with this many tokens at the most, and as many more each second as `rate` says.
     pub(super) fn new(most: u32, rate: u32, now: Instant) -> Self {
-        Self { rate, most: f64::from(most), tokens: f64::from(most), at: now }
+        Self { rate, most: f64::from(most), tokens: f64::from(most), at: now, taken: 1.0, next: now }
     }
 
     /// Takes tokens, if there is one; what is taken too much is missing later.
@@ -21,20 +28,36 @@ impl Bucket {
         self.refill(now);
         let some = self.tokens >= 1.0;
         if some {
-            self.tokens -= tokens as f64;
+            self.taken = tokens as f64;
+            self.tokens -= self.taken;
         }
         some
     }
 
-    /// How long it takes until there is a token; nothing if there is one.
+    /// When to look for a token again; nothing if there is one. Each who waits has a time of its own: were all to look when
+    /// there is one token, all but one would have looked in vain, a hundred connections a thousand times a second.
     pub(super) fn wait(&mut self, now: Instant) -> Option<Duration> {
         self.refill(now);
-        (self.tokens < 1.0).then(|| Duration::from_secs_f64((1.0 - self.tokens) / f64::from(self.rate)))
+        if self.tokens >= 1.0 {
+            return None;
+        }
+        let own = self.next.max(now + self.time(1.0 - self.tokens));
+        let wait = own - now;
+        if wait > LOOK {
+            return Some(LOOK);
+        }
+        self.next = own + self.time(self.taken);
+        Some(wait)
     }
 
     pub(super) fn is_full(&mut self, now: Instant) -> bool {
         self.refill(now);
         self.tokens >= self.most
+    }
+
+    /// How long it takes until so many have come back.
+    fn time(&self, tokens: f64) -> Duration {
+        Duration::from_secs_f64(tokens / f64::from(self.rate))
     }
 
     fn refill(&mut self, now: Instant) {
@@ -91,8 +114,27 @@ mod tests {
         assert_eq!(bucket.wait(later), None);
         // More than there is, once: it is missing afterwards.
         assert!(bucket.take(5, later));
-        assert!(bucket.wait(later).is_some_and(|wait| wait > Duration::from_millis(400)));
+        assert_eq!(bucket.wait(later + Duration::from_millis(300)), Some(LOOK));
+        assert_eq!(bucket.wait(later + Duration::from_millis(500)), None);
         assert!(bucket.is_full(start + WINDOW));
+    }
+
+    #[test]
+    fn those_who_wait_look_one_after_the_other() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(4, 1000, start);
+        // Four at a time: so long is the way from one to the next.
+        assert!(bucket.take(4, start));
+        let waits = [(); 40].map(|()| bucket.wait(start).unwrap());
+        let milliseconds = |count| Duration::from_millis(count);
+        assert_eq!(waits[..3], [1, 5, 9].map(milliseconds));
+        // Who would wait for longer has no time of its own yet.
+        assert_eq!((waits[24], waits[25], waits[39]), (milliseconds(97), LOOK, LOOK));
+        let mut served = 0;
+        for wait in waits {
+            served += usize::from(bucket.take(4, start + wait));
+        }
+        assert_eq!(served, 25);
     }
 
     #[test]
