@@ -20,7 +20,7 @@ use openssl::{
     },
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, BufReader, ReadBuf},
     net::TcpStream,
 };
 use tokio_openssl::SslStream;
@@ -42,6 +42,9 @@ use crate::{
 const MAX_CHAIN: u16 = 16 * 1024;
 /// Bytes of one call before they are decrypted: records may be small, and there is a handshake.
 const MAX_RAW: usize = 2 * MAX_BYTES;
+/// Bytes that are taken from the kernel at once: a server's part of a handshake, or an answer. OpenSSL takes the header of
+/// each record by itself, and its read-ahead begins after the handshake.
+const AHEAD: usize = 4096;
 /// The group that OpenSSL prefers since 3.5.
 const HYBRID: &str = "X25519MLKEM768";
 /// OpenSSL 4.0's own groups with a key share for the first alone (`SSL_CTX_set1_groups_list`): each further share is a key
@@ -165,8 +168,6 @@ fn context(
     context.set_verify(SslVerifyMode::PEER);
     context.set_alpn_protos(b"\x02h2")?;
     locked::limit_certificate_chain(&mut context, MAX_CHAIN);
-    // A record's header and what follows in one call to the kernel, and whatever else has come.
-    context.set_read_ahead(true);
     if let Some(certificate) = certificate {
         context.set_certificate(&certificate.leaf)?;
         context.set_private_key(&certificate.key)?;
@@ -286,13 +287,13 @@ impl AsyncWrite for Watched {
 /// write, while the alert that says why the peer closed still lies in the receive queue; the reading side meets it,
 /// or the end. It brings no more than a call may, so that no handshake goes on for ever.
 struct Tcp {
-    stream: TcpStream,
+    stream: BufReader<TcpStream>,
     bytes: usize,
 }
 
 impl Tcp {
     fn new(stream: TcpStream) -> Self {
-        Self { stream, bytes: 0 }
+        Self { stream: BufReader::with_capacity(AHEAD, stream), bytes: 0 }
     }
 }
 
