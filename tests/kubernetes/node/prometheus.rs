@@ -1,6 +1,9 @@
 //! A Prometheus that the Prometheus operator runs scrapes what the chart's PodMonitor names: in clear, and over mutual TLS.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 use serde_json::{Value, json};
 use testkit::{Failure, OrFail, http, kubernetes::object, node::KUBELET, workspace};
@@ -10,6 +13,7 @@ use super::{
     mesh::{HTTPBIN, Mesh, SHIM, SLEEP, address},
     upgrade::{fresh, restart},
 };
+
 /// Where the images are, in the node's containerd alone.
 const HUB: &str = "localhost/prometheus-operator";
 const TAG: &str = "1";
@@ -114,8 +118,8 @@ async fn prometheus(mesh: &Mesh) -> Result<Value, Failure> {
         "metadata": { "name": "mesh", "namespace": MONITORING },
         "spec": {
             "image": format!("{HUB}/prometheus:{TAG}"),
-            // Of tests/go/prometheus/go.mod: the operator writes a configuration for it.
-            "version": "v3.16.0",
+            // The operator writes a configuration for it.
+            "version": version()?,
             "serviceAccountName": "prometheus",
             "securityContext": security_context(),
             "evaluationInterval": "1s",
@@ -129,6 +133,16 @@ async fn prometheus(mesh: &Mesh) -> Result<Value, Failure> {
             "volumeMounts": [{ "name": "certificates", "mountPath": CERTIFICATES, "readOnly": true }],
         },
     }))
+}
+
+/// The Prometheus that is built: its module 0.316.0 is release 3.16.0.
+fn version() -> Result<String, Failure> {
+    let file = workspace().join("tests/go/prometheus/go.mod");
+    let text = fs::read_to_string(&file).or_fail(format!("read {}", file.display()))?;
+    let found = text.lines().find_map(|line| line.trim().strip_prefix("github.com/prometheus/prometheus v0."));
+    let module = found.and_then(|rest| rest.split(' ').next()).and_then(|module| module.split_at_checked(1));
+    let (major, rest) = module.ok_or_else(|| Failure::new(format!("{} names no Prometheus", file.display())))?;
+    Ok(format!("v{major}.{rest}"))
 }
 
 /// The shim as the chart has it in any pod, and the volumes that it needs.
