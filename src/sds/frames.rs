@@ -82,11 +82,6 @@ impl Walker {
         !matches!(self.frame, Frame::Preface { .. })
     }
 
-    /// Whether a frame has ended and none has begun.
-    pub(super) fn is_between_frames(&self) -> bool {
-        matches!(self.frame, Frame::Header { filled: 0, .. })
-    }
-
     /// How many bytes come next from which no stream can come: the rest of a frame's head, or of the content of a frame
     /// that is not of a header block.
     pub(super) fn harmless(&self) -> usize {

@@ -132,11 +132,7 @@ impl AsyncRead for Intake {
         self.account.end_turn();
         let (frames, open) = (self.walker.frames, self.walker.is_open());
         self.walker.walk(part.filled_mut());
-        // The end of a frame was counted when it began: where places are few, we ourselves take its head alone.
-        let begun = self.walker.frames.wrapping_sub(frames);
-        if begun > 0 || !self.walker.is_between_frames() {
-            self.account.group.units().take(begun.max(1), Instant::now());
-        }
+        self.account.group.units().take(self.walker.frames.wrapping_sub(frames).max(1), Instant::now());
         if !open && self.walker.is_open() {
             self.account.opened();
         }
