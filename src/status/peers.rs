@@ -160,8 +160,8 @@ impl PeersView {
 
 impl StreamFacts {
     /// What became of requests for these.
-    fn set(&mut self, names: &[String], state: Requested, now: i64) {
-        let names: Vec<_> = names.iter().map(|name| shown(name)).collect();
+    fn set(&mut self, names: &[impl AsRef<str>], state: Requested, now: i64) {
+        let names: Vec<_> = names.iter().map(|name| shown(name.as_ref())).collect();
         for known in self.resources.iter_mut().filter(|(known, _, _)| names.contains(known)) {
             (known.1, known.2) = (state, now);
         }
@@ -259,7 +259,7 @@ impl StreamHandle {
     /// These were sent.
     pub fn sent<'a>(&self, names: impl Iterator<Item = &'a str>, now: i64) {
         let mut view = self.peers.lock();
-        let names: Vec<_> = names.map(str::to_owned).collect();
+        let names: Vec<_> = names.collect();
         for name in &names {
             view.count_sent(name).pushes += 1;
         }
