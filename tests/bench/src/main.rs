@@ -35,7 +35,10 @@ type Part = fn(&Ground, &Plan) -> Result<Section, Failure>;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let outcome = if sds::is_client(&arguments) { sds::client(&arguments) } else { run() };
+    let outcome = match &arguments[..] {
+        [first, socket, streams] if first == sds::CLIENT => sds::client(socket, streams),
+        _ => run(),
+    };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -132,11 +132,11 @@ fn tell(seen: &[Seen]) -> Section {
     let mut section = Section::new(
         "streams",
         "Memory and rotation, by the number of streams",
-        "Streams of `default`, 12 a connection and 1,000 a process where there are more; idle is after the last of them is gone. Both \
-         renew by their own clocks every 2 s, or 6 s with more than 5,000 streams. A rotation counts from the moment \
-         when the CA has answered until the last stream has the last byte of it. Beyond 200 streams sds-shim has a \
-         larger arena (`SDS_SHIM_ARENA_KIB`). CPU time is user and system time of the process from one rotation to the \
-         next, acknowledgements and what else it does included.",
+        "Streams of `default`, 12 a connection and 1,000 a process where there are more; idle is after the last of \
+         them is gone. Both renew by their own clocks every 2 s, or 6 s with more than 5,000 streams. A rotation counts \
+         from the moment when the CA has answered until the last stream has the last byte of it. Beyond 200 streams \
+         sds-shim has a larger arena (`SDS_SHIM_ARENA_KIB`). CPU time is user and system time of the process from one \
+         rotation to the next, acknowledgements and what else it does included.",
     );
     type Values = fn(&Seen) -> &[f64];
     let parts: [(&str, &str, &'static str, Values); 6] = [

@@ -1,7 +1,7 @@
 //! More streams than the shim lets one process have: it limits what each may send in a second.
 
 use std::{
-    ffi::OsString,
+    ffi::OsStr,
     io::{BufRead, BufReader, Write},
     path::Path,
     process::{Child, ChildStdout, Command, Stdio},
@@ -17,7 +17,7 @@ use crate::agent::Running;
 /// Streams of one process: its acknowledgements of one rotation are still taken at once.
 const STREAMS_OF_ONE: usize = 1_000;
 /// The first argument of a process that is one of them; the socket and the number of streams follow.
-const CLIENT: &str = "--client";
+pub(crate) const CLIENT: &str = "--client";
 
 /// Processes that have streams, all of them of `default`.
 pub(crate) struct Crowds(Vec<Client>);
@@ -75,14 +75,8 @@ impl Drop for Client {
     }
 }
 
-/// Whether this process is a client, by its arguments.
-pub(crate) fn is_client(arguments: &[OsString]) -> bool {
-    arguments.first().is_some_and(|first| first == CLIENT)
-}
-
 /// What a client does until it is killed: it writes a line for each round.
-pub(crate) fn client(arguments: &[OsString]) -> Result<(), Failure> {
-    let [_, socket, streams] = arguments else { return Err(Failure::new("a client takes a socket and a number")) };
+pub(crate) fn client(socket: &OsStr, streams: &OsStr) -> Result<(), Failure> {
     let streams = streams.to_str().and_then(|streams| streams.parse().ok());
     let streams: usize = streams.ok_or_else(|| Failure::new("a client takes a number of streams"))?;
     let (mut crowd, mut round) = Crowd::on(Path::new(socket), &vec!["default"; streams])?;

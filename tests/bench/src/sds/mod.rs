@@ -7,4 +7,4 @@ mod crowds;
 mod wire;
 
 pub(crate) use crowd::Crowd;
-pub(crate) use crowds::{Crowds, client, is_client};
+pub(crate) use crowds::{CLIENT, Crowds, client};
