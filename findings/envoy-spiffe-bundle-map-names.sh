@@ -118,16 +118,15 @@ def certificate(subject, key, issuer, issuer_key, start, end):
         b = b.add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier("spiffe://td/ns/a/sa/b")]), True)
     return b.sign(issuer_key, hashes.SHA256())
 
-def tls(kind, certificates, **more):
+def tls(certificates, **more):
     common = {"tls_certificates": [{"certificate_chain": {"inline_string": c}, "private_key": {"inline_string": key_pem(k)}}
                                    for c, k in certificates], **more}
-    return {"name": "tls", "typed_config": {"@type": f"type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{kind}TlsContext",
-                                            "common_tls_context": common, **({"require_client_certificate": "validation_context" in more}
-                                                                            if kind == "Downstream" else {})}}
+    return {"name": "tls", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                                            "common_tls_context": common, "require_client_certificate": True}}
 
-def listener(name, transport=None):
+def listener(name, transport):
     return {"name": name, "stat_prefix": name, "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}, "filter_chains": [{
-        **({"transport_socket": transport} if transport else {}),
+        "transport_socket": transport,
         "filters": [{"name": "echo", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo"}}]}]}
 
 class Unix(http.client.HTTPConnection):
@@ -136,9 +135,8 @@ class Unix(http.client.HTTPConnection):
 
 class Envoy:
     """Runs a configuration while the block lasts. The administration interface is on a Unix socket."""
-    def __init__(self, listeners, clusters=()):
-        self.config = {"admin": {"address": {"pipe": {"path": f"{WORK}/admin"}}},
-                       "static_resources": {"listeners": listeners, "clusters": list(clusters)}}
+    def __init__(self, listeners):
+        self.config = {"admin": {"address": {"pipe": {"path": f"{WORK}/admin"}}}, "static_resources": {"listeners": listeners}}
     def __enter__(self):
         with open(f"{WORK}/config.json", "w") as f: json.dump(self.config, f)
         self.log = open(f"{WORK}/log", "w+")
@@ -155,6 +153,9 @@ class Envoy:
         self.process.kill(); self.process.wait(); self.log.close()
     def get(self, path):
         c = Unix("admin"); c.request("GET", path); return c.getresponse().read().decode()
+    def anchors(self):
+        """How many days each anchor still has."""
+        return [int(c["days_until_expiration"]) for pair in json.loads(self.get("/certs"))["certificates"] for c in pair["ca_cert"]]
     def stats(self, pattern):
         return dict(line.split(": ") for line in self.get("/stats?filter=" + pattern).splitlines() if line)
 
@@ -212,14 +213,16 @@ stages = {"at the start": ROOTS[:1], "old and new root": ROOTS, "the new root al
 
 seen = {}
 for way, context in ways.items():
-    transport = tls("Downstream", [(pem(LEAVES[0]), LEAF_KEYS[0])], **context)
-    transport["typed_config"]["require_client_certificate"] = True
+    transport = tls([(pem(LEAVES[0]), LEAF_KEYS[0])], **context)
     put("map.json", bundle_map(ROOTS[:1])); put("secret.json", secret(ROOTS[:1]))
     with Envoy([listener("echo", transport)]) as envoy:
         port = int(envoy.get("/listeners").strip().rsplit(":", 1)[1])
         for stage, roots in stages.items():
             if stage != "at the start":
-                put("map.json", bundle_map(roots)); put("secret.json", secret(roots)); time.sleep(2)
+                put("map.json", bundle_map(roots)); put("secret.json", secret(roots))
+                for _ in range(300):
+                    if len(envoy.anchors()) == len(roots) and max(envoy.anchors()) > 90: break
+                    time.sleep(0.1)
             who = 1 if stage == "at the start" else 2
             outcome, names = openssl(port, who)
             served = {"OpenSSL": outcome, "Go": program(f"{WORK}/client", str(port), f"{WORK}/client{who}.pem"),
@@ -227,8 +230,7 @@ for way, context in ways.items():
             old = openssl(port, 1)[0]
             print(f"{way}, {stage}: names {names}; a client of root {who}: {served}" + (f"; one of root 1: {old}" if who == 2 else ""))
             seen[way, stage] = names, [client for client, outcome in served.items() if outcome == "served"], old == "served"
-        days = [c["days_until_expiration"] for pair in json.loads(envoy.get("/certs"))["certificates"] for c in pair["ca_cert"]]
-        print(f"{way}: /certs has anchors of {days} days; {envoy.stats('ssl.(fail_verify_no_cert|certificate.unnamed_ca)')}; the new root's end {ROOTS[1].not_valid_after_utc.timestamp():.0f}")
+        print(f"{way}: /certs has anchors of {envoy.anchors()} days; {envoy.stats('ssl.(fail_verify_no_cert|certificate.unnamed_ca)')}; the new root's end {ROOTS[1].not_valid_after_utc.timestamp():.0f}")
 
 every = ["OpenSSL", "Go", "Java"]
 if seen != {("a watched file", "at the start"): (["root 1"], every, True),

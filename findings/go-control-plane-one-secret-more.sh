@@ -93,7 +93,16 @@ func stream(ctx context.Context, client discovery.AggregatedDiscoveryServiceClie
 	}
 }
 
-func run(ads bool, form string) []string {
+// watches tells for how many responses of the future the cache holds this proxy ready.
+func watches(snapshots cache.SnapshotCache) int {
+	info := snapshots.GetStatusInfo("proxy")
+	if info == nil {
+		return 0
+	}
+	return info.GetNumWatches() + info.GetNumDeltaWatches()
+}
+
+func run(ads bool, form string) ([]string, int) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	snapshots := cache.NewSnapshotCache(ads, cache.IDHash{}, nil)
@@ -128,7 +137,10 @@ func run(ads bool, form string) []string {
 		case <-time.After(3 * time.Second):
 			seen = append(seen, "nothing")
 		}
-		time.Sleep(500 * time.Millisecond) // for the acknowledgement
+		// The acknowledgement asks for what comes next, and is a watch of the cache.
+		for end := time.Now().Add(3 * time.Second); watches(snapshots) == 0 && time.Now().Before(end); {
+			time.Sleep(10 * time.Millisecond)
+		}
 	}
 	next()
 	set("second", "tomorrow's")
@@ -137,7 +149,7 @@ func run(ads bool, form string) []string {
 	next()
 	set("fourth")
 	next()
-	return seen
+	return seen, watches(snapshots)
 }
 
 func main() {
@@ -147,14 +159,15 @@ func main() {
 		ads      bool
 		form     string
 		expected []string
+		left     int
 	}{
-		{true, "state of the world", []string{"first", "nothing", "nothing", "nothing"}},
-		{true, "delta", all},
-		{false, "state of the world", all},
+		{true, "state of the world", []string{"first", "nothing", "nothing", "nothing"}, 0},
+		{true, "delta", all, 1},
+		{false, "state of the world", all, 1},
 	} {
-		seen := run(c.ads, c.form)
-		fmt.Printf("ads %v, %s: %s\n", c.ads, c.form, strings.Join(seen, ", "))
-		changed = changed || !slices.Equal(seen, c.expected)
+		seen, left := run(c.ads, c.form)
+		fmt.Printf("ads %v, %s: %s; watches of the proxy at the end: %d\n", c.ads, c.form, strings.Join(seen, ", "), left)
+		changed = changed || !slices.Equal(seen, c.expected) || left != c.left
 	}
 	if changed {
 		fmt.Println("the behaviour has changed")
