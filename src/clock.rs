@@ -5,7 +5,6 @@ mod tests;
 
 use std::{
     fs, io,
-    os::fd::AsFd,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -108,8 +107,7 @@ trait Clock {
 /// A timer on the wall clock: it fires on time after a suspend, and when somebody sets the clock, where a timer of
 /// the runtime would sleep on.
 pub struct WallTimer {
-    timer: TimerFd,
-    readable: Readable,
+    timer: Readable<TimerFd>,
     made: Instant,
 }
 
@@ -120,8 +118,7 @@ impl WallTimer {
     /// What the kernel says: there are no descriptors left.
     pub fn new() -> io::Result<Self> {
         let timer = TimerFd::new(ClockId::CLOCK_REALTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
-        let readable = Readable::new(timer.as_fd().try_clone_to_owned()?)?;
-        Ok(Self { timer, readable, made: Instant::now() })
+        Ok(Self { timer: Readable::new(timer)?, made: Instant::now() })
     }
 
     /// Waits until the wall clock shows `deadline`, over suspends. `clock_was_set` is told each time that it was set
@@ -159,7 +156,7 @@ impl Clock for WallTimer {
         }
         // A deadline of zero would disarm the timer.
         let since_epoch = deadline.duration_since(UNIX_EPOCH).unwrap_or_default().max(Duration::from_nanos(1));
-        let set = self.timer.set(
+        let set = self.timer.get().set(
             Expiration::OneShot(TimeSpec::from_duration(since_epoch)),
             TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET,
         );
@@ -169,7 +166,7 @@ impl Clock for WallTimer {
         }
         set?;
         // That the clock was set ends the wait as well.
-        self.readable.read(|| Ok(self.timer.wait()?)).await
+        self.timer.read(|timer| Ok(timer.wait()?)).await
     }
 
     async fn sleep(&self, wait: Duration) {

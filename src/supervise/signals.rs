@@ -51,8 +51,7 @@ impl TryFrom<signalfd_siginfo> for Event {
 /// The signals of this process as events. They are blocked instead of caught, so that what was set up for each of
 /// them is left as it is for a child, and so that a process with the number 1 gets all of them.
 pub struct Signals {
-    descriptor: SignalFd,
-    readable: Readable,
+    descriptor: Readable<SignalFd>,
     /// What a crash came between.
     inherited: Cell<Option<Signal>>,
 }
@@ -73,10 +72,10 @@ impl Signals {
     /// What the kernel says.
     pub fn take(with_child: bool) -> io::Result<Self> {
         let mask = mask(with_child);
-        let descriptor = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        let readable = Readable::new(descriptor.as_fd().try_clone_to_owned()?)?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let descriptor = Readable::new(signals)?;
         let inherited = locked::inherited_signal().and_then(|signal| Signal::try_from(signal).ok());
-        Ok(Self { descriptor, readable, inherited: Cell::new(inherited.filter(|signal| mask.contains(*signal))) })
+        Ok(Self { descriptor, inherited: Cell::new(inherited.filter(|signal| mask.contains(*signal))) })
     }
 
     /// The next signal. The one before has been handled.
@@ -88,7 +87,7 @@ impl Signals {
             return Ok(Event { signal, from_terminal: false });
         }
         locked::signal_is_handled();
-        self.readable.read(|| Ok(locked::take_signal(self.descriptor.as_fd())?.try_into()?)).await
+        self.descriptor.read(|signals| Ok(locked::take_signal(signals.as_fd())?.try_into()?)).await
     }
 }
 

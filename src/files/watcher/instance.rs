@@ -4,7 +4,6 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     io,
-    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
@@ -27,8 +26,7 @@ pub(super) type Wanted = BTreeMap<WatchDescriptor, AddWatchFlags>;
 /// An inotify instance, of which a user has only few (`fs.inotify.max_user_instances`, often 128): all sidecars of a
 /// node are one user, and the agent beside us needs some as well.
 pub(super) struct Instance {
-    inotify: Inotify,
-    events: Readable,
+    inotify: Readable<Inotify>,
     places: Mutex<BTreeMap<WatchDescriptor, Place>>,
 }
 
@@ -61,9 +59,8 @@ impl Instance {
             if let Some(instance) = shared.upgrade() {
                 return Ok(instance);
             }
-            let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-            let events = Readable::new(inotify.as_fd().try_clone_to_owned()?)?;
-            let instance = Arc::new(Self { inotify, events, places: Mutex::default() });
+            let inotify = Readable::new(Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?)?;
+            let instance = Arc::new(Self { inotify, places: Mutex::default() });
             *shared = Arc::downgrade(&instance);
             Ok(instance)
         })
@@ -82,7 +79,7 @@ impl Instance {
         wanted: &mut Wanted,
     ) -> io::Result<()> {
         let mut all = self.places();
-        let descriptor = match self.inotify.add_watch(place, flags | MASK_ADD) {
+        let descriptor = match self.inotify.get().add_watch(place, flags | MASK_ADD) {
             Ok(descriptor) => descriptor,
             Err(error @ (Errno::ENOSPC | Errno::ENOMEM)) => return Err(error.into()),
             Err(_) => return Ok(()),
@@ -120,7 +117,7 @@ impl Instance {
             if watches.is_empty() {
                 all.remove(descriptor);
                 // What is gone is no longer watched anyway.
-                let _ = self.inotify.rm_watch(*descriptor);
+                let _ = self.inotify.get().rm_watch(*descriptor);
             } else {
                 self.narrow(&mut all, *descriptor);
             }
@@ -135,7 +132,7 @@ impl Instance {
             return;
         }
         // What is not there any more tells nothing.
-        let Ok(found) = self.inotify.add_watch(&place.path, wanted) else { return };
+        let Ok(found) = self.inotify.get().add_watch(&place.path, wanted) else { return };
         match all.get_mut(&found) {
             Some(place) => {
                 place.mask = wanted;
@@ -144,7 +141,7 @@ impl Instance {
                     place.watches.iter().for_each(|watch| watch.wake.notify_one());
                 }
             }
-            None => drop(self.inotify.rm_watch(found)),
+            None => drop(self.inotify.get().rm_watch(found)),
         }
     }
 
@@ -158,14 +155,14 @@ impl Instance {
                 biased;
                 () = wake.notified() => return Ok(()),
                 // Whoever waits reads for all.
-                read = self.events.read(|| self.dispatch()) => read?,
+                read = self.inotify.read(|inotify| self.dispatch(inotify)) => read?,
             }
         }
     }
 
     /// Reads what the kernel has to tell, and wakes those whom it concerns.
-    fn dispatch(&self) -> io::Result<()> {
-        let events = self.inotify.read_events()?;
+    fn dispatch(&self, inotify: &Inotify) -> io::Result<()> {
+        let events = inotify.read_events()?;
         let mut all = self.places();
         for event in events {
             if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {

@@ -70,7 +70,7 @@ pub use peer::peer_process;
 #[cfg(fuzzing)]
 pub use pool::model::exercise_pool;
 pub use process::{ProcessLock, harden_process, lock_process, on_gvisor, was_open_to_others};
-pub use readable::Readable;
+pub use readable::{Events, Readable};
 pub use registers::clear_vector_registers;
 pub use report::{Counting, Level, Report, report};
 #[cfg(feature = "dump")]
