@@ -25,32 +25,45 @@ pub(crate) fn is_secret() -> bool {
     INSIDE.try_with(Cell::get).unwrap_or(false)
 }
 
-/// One thread at a time runs on the stack in secret memory.
-static TAKEN: Mutex<bool> = Mutex::new(false);
+/// The stack in secret memory, on which one thread runs at a time.
+struct Stack {
+    taken: bool,
+    /// Threads that wait for it: the kernel is asked to wake one only where there is one.
+    waiting: usize,
+}
+
+static STACK: Mutex<Stack> = Mutex::new(Stack { taken: false, waiting: 0 });
 static FREED: Condvar = Condvar::new();
 
-fn taken() -> MutexGuard<'static, bool> {
-    // A bool is never half changed.
-    TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
+fn stack() -> MutexGuard<'static, Stack> {
+    // Neither is ever half changed.
+    STACK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes the stack. The main thread serves everybody, and the one that makes an RSA key has the stack for seconds: so
 /// that waits, and the main thread goes on where it is, on the arena's stack, which is locked and wiped.
 fn take() -> bool {
-    let mut taken = taken();
-    while *taken {
+    let mut stack = stack();
+    while stack.taken {
         if is_on_arena_stack() {
             return false;
         }
-        taken = FREED.wait(taken).unwrap_or_else(PoisonError::into_inner);
+        stack.waiting += 1;
+        stack = FREED.wait(stack).unwrap_or_else(PoisonError::into_inner);
+        stack.waiting -= 1;
     }
-    *taken = true;
+    stack.taken = true;
     true
 }
 
 fn give_back() {
-    *taken() = false;
-    FREED.notify_one();
+    let mut stack = stack();
+    stack.taken = false;
+    let awaited = stack.waiting > 0;
+    drop(stack);
+    if awaited {
+        FREED.notify_one();
+    }
 }
 
 /// Runs `f` with keys: whatever it allocates, through Rust or OpenSSL, is key material and lies in secret memory, and
