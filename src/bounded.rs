@@ -89,10 +89,10 @@ impl Opened {
         let mut content = Vec::new();
         // Reserved at once where the size is known, so that no buffer is outgrown.
         content.try_reserve_exact(self.size.min(most) + 1).map_err(|_| no_room())?;
-        // One byte more than allowed is asked for, to see whether it has grown.
-        self.file.take(most as u64 + 1).read_to_end(&mut content)?;
-        if self.size > self.limit || content.len() > self.limit {
-            return Err(too_large(self.limit));
+        let (size, limit) = (self.size, self.limit);
+        self.into_reader().read_to_end(&mut content)?;
+        if size > limit || content.len() > limit {
+            return Err(too_large(limit));
         }
         if content.len() > most {
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, "it grew while it was being read"));
@@ -116,10 +116,31 @@ impl Opened {
         if self.size > self.limit { Err(too_large(self.limit)) } else { Ok(self) }
     }
 
-    /// Its bytes for whoever reads them in portions, up to one more than [`Opened::most`].
+    /// Its bytes for whoever reads them in portions, up to one more than [`Opened::most`], to see whether it has grown.
     pub fn into_reader(self) -> impl Read {
         let most = self.most() as u64;
-        self.file.take(most + 1)
+        Portions { rest: self.file.take(most + 1), size: self.size, read: 0, is_whole: false }
+    }
+}
+
+/// A file that is read in portions. Where it has given all that it said to have, and less than was asked for, nobody
+/// asks once more for nothing.
+struct Portions {
+    rest: io::Take<File>,
+    size: usize,
+    read: usize,
+    is_whole: bool,
+}
+
+impl Read for Portions {
+    fn read(&mut self, portion: &mut [u8]) -> io::Result<usize> {
+        if self.is_whole {
+            return Ok(0);
+        }
+        let count = self.rest.read(portion)?;
+        self.read += count;
+        self.is_whole = self.read == self.size && count < portion.len();
+        Ok(count)
     }
 }
 
@@ -174,23 +195,17 @@ pub fn both(one: &Path, other: &Path) -> String {
 /// What is wrong with a file, and where it matters, whose it is and who we are.
 pub fn describe(path: &Path, error: &io::Error) -> String {
     let file = path.display();
-    match (error.kind(), fs::metadata(path)) {
-        (io::ErrorKind::PermissionDenied, Ok(found)) => format!(
-            "{file}: {error} (owner {}:{}, mode {:04o}; running as {}:{}): {CLOSED}",
-            found.uid(),
-            found.gid(),
-            found.mode() & 0o7777,
-            geteuid(),
-            getegid()
-        ),
-        (io::ErrorKind::PermissionDenied, Err(_)) => {
-            format!(
-                "{file}: {error} (a directory on its path is not accessible; running as {}:{}): {CLOSED}",
-                geteuid(),
-                getegid()
-            )
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            let whose = match fs::metadata(path) {
+                Ok(found) => {
+                    format!("owner {}:{}, mode {:04o}", found.uid(), found.gid(), found.mode() & 0o7777)
+                }
+                Err(_) => "a directory on its path is not accessible".to_owned(),
+            };
+            format!("{file}: {error} ({whose}; running as {}:{}): {CLOSED}", geteuid(), getegid())
         }
-        (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             format!("{file}: {error} (free some space, or mount a larger volume)")
         }
         _ => format!("{file}: {error}"),

@@ -176,10 +176,8 @@ impl KernelStatus {
     /// Without /proc all is zero.
     pub(crate) fn read() -> Self {
         const CAP_IPC_LOCK: u64 = 14;
-        // In one piece, unless there are hundreds of groups, and without asking how long it is: the kernel does not say.
-        let mut text = String::with_capacity(4096);
-        let file = File::open("/proc/self/status");
-        let _ = file.and_then(|file| file.take(1 << 20).read_to_string(&mut text));
+        let text = read_whole("/proc/self/status").unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
         let told = |name: &str| field(name).trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024);
         let capabilities = u64::from_str_radix(field("CapEff:"), 16).unwrap_or(0);
@@ -197,4 +195,17 @@ impl KernelStatus {
     fn on_gvisor(&self) -> bool {
         self.mapped > 0 && self.locked.is_none()
     }
+}
+
+/// A file of /proc, which does not say how long it is. In one piece, unless the process is in hundreds of groups.
+fn read_whole(path: &str) -> io::Result<Vec<u8>> {
+    const PIECE: usize = 4096;
+    let mut file = File::open(path)?;
+    let mut content = vec![0; PIECE];
+    let read = file.read(&mut content)?;
+    content.truncate(read);
+    if read == PIECE {
+        file.take(1 << 20).read_to_end(&mut content)?;
+    }
+    Ok(content)
 }
