@@ -1,11 +1,12 @@
 use std::{
+    io,
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::io::BufWriter;
+use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 
 use super::{
     answer::Portions,
@@ -25,8 +26,7 @@ use crate::{
 const PINGS: Duration = Duration::from_secs(20);
 const MOST_PINGS: u32 = 3;
 
-/// HTTP/2 writes its preface, headers and content one by one; up to so many bytes of them go out in one record of TLS, once
-/// it has no more.
+/// Bytes of a request that go out together: one with a token and a CSR.
 const TOGETHER: usize = 4096;
 
 /// One HTTP/2 connection to the CA. It is made for one call and closed after it: the next one is hours away.
@@ -61,7 +61,7 @@ impl Channel {
             false => {
                 let stream = tls::connect(config, address, certificate, before, alert.clone(), resolved).await?;
                 negotiated = Some(stream.negotiated());
-                Box::new(Limited::new(BufWriter::with_capacity(TOGETHER, stream), given_up.clone()))
+                Box::new(Limited::new(Together::new(stream), given_up.clone()))
             }
         };
         let connection = Connection::new(stream, Some(PINGS.max(answer / MOST_PINGS))).await;
@@ -94,6 +94,49 @@ impl Channel {
     /// How long the answer's HTTP headers ask us to wait, if they do.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         self.retry_after.get().copied()
+    }
+}
+
+/// HTTP/2's preface, a request's headers and its content are written one by one, by tasks that take turns, and each would
+/// be sent in a record and a packet of its own. Until the other side has sent something, a flush waits for a turn in which
+/// nothing more is written. After that nothing waits: the connection's end comes before all else.
+struct Together<S> {
+    stream: BufWriter<S>,
+    /// Whether something was written since the last flush.
+    written: bool,
+    answered: bool,
+}
+
+impl<S: AsyncWrite> Together<S> {
+    fn new(stream: S) -> Self {
+        Self { stream: BufWriter::with_capacity(TOGETHER, stream), written: false, answered: false }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Together<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.answered |= polled.is_ready();
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Together<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.written = true;
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.written) && !self.answered {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
