@@ -343,12 +343,13 @@ fn workloads(
                 Arc::clone(&store),
             )?;
             let volume = FrozenVolume::new(&file, settings.files.check)?;
+            let first = first_certificate(store.view());
             // One task: each has some KiB of code of its own.
             tokio::spawn(async move {
                 tokio::select! {
                     biased;
                     ended = renewal.run() => error!("renewals have stopped: {ended}"),
-                    never = volume.follow() => match never {},
+                    never = async { first.await; volume.follow().await } => match never {},
                 }
             });
         }

@@ -43,7 +43,7 @@ impl Print {
 }
 
 /// The files that attempts depend on, as they were before one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Before(Vec<(Kind, PathBuf, Option<Print>)>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

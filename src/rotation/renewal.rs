@@ -130,7 +130,7 @@ impl<T: TokenSource> Renewal<T> {
             configured,
             asked,
             tried: Instant::now(),
-            before: Before::now(&settings.ca),
+            before: Before::default(),
             cures: 0,
             ca: Arc::clone(&settings.ca),
             key: settings.key,

@@ -137,9 +137,11 @@ impl Bound {
     fn new(path: &Path, mode: u32, service: Service) -> Result<Self, BindError> {
         let directory = directory(path);
         let refused = |action, path: &Path| {
-            let path = path.to_owned();
-            let directory = describe(directory);
-            move |cause| BindError::Refused { action, path, cause, uid: nix::unistd::geteuid().as_raw(), directory }
+            let (path, directory) = (path.to_owned(), directory.to_owned());
+            move |cause| {
+                let (uid, directory) = (nix::unistd::geteuid().as_raw(), describe(&directory));
+                BindError::Refused { action, path, cause, uid, directory }
+            }
         };
         fs::create_dir_all(directory).map_err(refused("create the directory", directory))?;
         if fs::symlink_metadata(path).is_ok_and(|there| !there.file_type().is_socket()) {

@@ -66,9 +66,11 @@ pub fn watch_for_hangs() -> io::Result<()> {
     handler::handle(HANGS, on_look, libc::SA_RESTART)?;
     SigSet::from(Signal::SIGPROF).thread_unblock()?;
     // The process's time would count a thread that makes an RSA key.
-    let question = create(libc::CLOCK_THREAD_CPUTIME_ID, QUESTION, 0)?;
-    let look = create(libc::CLOCK_THREAD_CPUTIME_ID, HANGS, SPINS)?;
-    let wall = create(libc::CLOCK_MONOTONIC, HANGS, WAITS)?;
+    // SAFETY: the call takes nothing.
+    let thread = unsafe { libc::gettid() };
+    let question = create(libc::CLOCK_THREAD_CPUTIME_ID, thread, QUESTION, 0)?;
+    let look = create(libc::CLOCK_THREAD_CPUTIME_ID, thread, HANGS, SPINS)?;
+    let wall = create(libc::CLOCK_MONOTONIC, thread, HANGS, WAITS)?;
     set(question, ASK, ASK);
     set(look, LOOK, LOOK);
     WALL.store(wall, Ordering::Relaxed);
@@ -101,16 +103,15 @@ pub fn asleep() {
     }
 }
 
-/// A timer of this thread. Not by libc's function, which has a thread for timers that want one.
-fn create(clock: libc::clockid_t, signal: c_int, carries: c_int) -> Result<c_int, Errno> {
+/// A timer of this thread, `thread`. Not by libc's function, which has a thread for timers that want one.
+fn create(clock: libc::clockid_t, thread: libc::pid_t, signal: c_int, carries: c_int) -> Result<c_int, Errno> {
     let mut event = MaybeUninit::<libc::sigevent>::zeroed();
     // SAFETY: all fields are numbers or pointers.
     let event = unsafe { event.assume_init_mut() };
     event.sigev_notify = libc::SIGEV_THREAD_ID;
     event.sigev_signo = signal;
     event.sigev_value = libc::sigval { sival_ptr: ptr::without_provenance_mut::<c_void>(carries as usize) };
-    // SAFETY: the call takes nothing.
-    event.sigev_notify_thread_id = unsafe { libc::gettid() };
+    event.sigev_notify_thread_id = thread;
     let mut timer: c_int = 0;
     // SAFETY: the kernel reads the event and writes a number.
     let created = unsafe { libc::syscall(libc::SYS_timer_create, clock, ptr::from_ref(event), &raw mut timer) };
