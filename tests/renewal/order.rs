@@ -50,6 +50,24 @@ async fn envoy_has_the_certificate_before_it_is_logged() -> testkit::Result {
     Ok(())
 }
 
+/// What the CA gets is a part of the handshake, another one, and the request: its headers with the token, its content and what
+/// HTTP/2 says before them are together. What follows are a few bytes each, for acknowledgements and the end.
+#[tokio::test]
+async fn the_ca_gets_a_request_in_one_piece() -> testkit::Result {
+    const FEW: usize = 100;
+    let lines = writes_of_a_renewal().await?;
+    let sizes: Vec<usize> = lines
+        .iter()
+        .filter(|line| line.contains(" sendto("))
+        .filter_map(|line| line.rsplit_once(" = ").and_then(|(_, size)| size.parse().ok()))
+        .collect();
+    let [_, _, request, rest @ ..] = &sizes[..] else {
+        return Err(Failure::new(format!("{} parts of\n{}", sizes.len(), lines.join("\n"))));
+    };
+    assert!(*request > 1000 && rest.iter().all(|size| *size < FEW), "{sizes:?} of\n{}", lines.join("\n"));
+    Ok(())
+}
+
 /// Whoever has got a certificate may want the next one at once: that is not taken for part of what has just ended.
 #[tokio::test]
 async fn a_renewal_that_is_asked_for_on_the_certificates_arrival_is_made() -> testkit::Result {
