@@ -1,3 +1,5 @@
+use tracing::warn;
+
 use crate::{
     identity::{certificates, spiffe_id_of},
     sds::{encode_length, ending_in_key},
@@ -20,7 +22,14 @@ const ONE_PIECE: usize = 2 * 1024;
 pub fn encode(chain: &[u8], key: &[u8]) -> Result<Svid, String> {
     let text = str::from_utf8(chain).map_err(|error| error.to_string())?;
     let parsed = certificates(text).map_err(|error| format!("its chain cannot be read: {error}"))?;
-    let id = parsed.first().map(|leaf| spiffe_id_of(leaf)).ok_or("it has no certificate")??;
+    let leaf = parsed.first().ok_or("it has no certificate")?;
+    let id = spiffe_id_of(leaf)?;
+    if !locked::has_basic_constraints(leaf) {
+        warn!(
+            "the certificate has no basicConstraints, without which py-spiffe and the Rust crate spiffe take none from the \
+             Workload API: have the CA issue it with CA:FALSE (X.509-SVID, section 4.1)"
+        );
+    }
     let mut der = Vec::new();
     for certificate in &parsed {
         der.extend(certificate.to_der().map_err(|error| error.to_string())?);

@@ -3,9 +3,9 @@
 use openssl::x509::X509;
 use testkit::{
     OrFail, Result,
-    development_ca::Pki,
+    development_ca::{Leaf, Pki},
     fixture::{Pod, QUIET, secret, write},
-    mount::{ISTIO, Mount, WELL_KNOWN},
+    mount::{ID, ISTIO, Mount, WELL_KNOWN},
     sds,
     shim::ShimBuilder,
     workload_api::{Svid, certificates},
@@ -120,6 +120,24 @@ async fn mounted_certificates_are_served_and_followed() -> testkit::Result {
         let serial = mount.rotate()?;
         while updates.svid().await?.serial() != serial {}
     }
+    Ok(())
+}
+
+/// Go's and Java's libraries take it, Python's and Rust's do not: so it is served, and the log says what is missing.
+#[tokio::test]
+async fn a_certificate_without_basic_constraints_is_served_with_a_warning() -> testkit::Result {
+    const MISSING: &str = "the certificate has no basicConstraints";
+    let site = testkit::fixture::Site::new().await?;
+    let mount = Mount::new(&site, WELL_KNOWN, ISTIO)?;
+    let shim = with_api(&site);
+    let pod = site.serve_with(shim).await?;
+    let api = testkit::workload_api::WorkloadApi::wait_for(&socket(&pod.site)).await?;
+    let (_, mut updates) = api.svid().await?;
+    assert_eq!(pod.shim.log().count(MISSING), 0, "the usual one has them");
+    let leaf = Leaf { unconstrained: true, ..Leaf::workload(ID, testkit::PATIENCE) };
+    let serial = mount.write_leaf(&leaf)?;
+    while updates.svid().await?.serial() != serial {}
+    pod.shim.wait_for_log(MISSING).await?;
     Ok(())
 }
 

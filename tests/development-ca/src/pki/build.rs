@@ -133,7 +133,9 @@ fn append_leaf(builder: &mut X509Builder, leaf: &Leaf, issuer: &X509Ref) -> Resu
         constraints.ca();
         usage.key_cert_sign();
     }
-    builder.append_extension(constraints.build()?)?;
+    if !leaf.unconstrained {
+        builder.append_extension(constraints.build()?)?;
+    }
     builder.append_extension(usage.build()?)?;
     let mut extended = ExtendedKeyUsage::new();
     if leaf.server_auth {

@@ -35,6 +35,8 @@ pub struct Leaf {
     pub ca: bool,
     /// Key usage keyEncipherment alone, without digitalSignature.
     pub key_encipherment_only: bool,
+    /// No basic constraints at all, as Vault's PKI issues.
+    pub unconstrained: bool,
 }
 
 impl Leaf {
