@@ -102,11 +102,10 @@ test: check build others check-others $(TEST_TOOLS) asan fuzz-short ## everythin
 	@$(CARGO) test --workspace --all-targets
 	@tests/testkit/search-output.sh target/test-output
 
-# One cluster at a time: each takes most of a gigabyte.
 test-kubernetes: build envoy kubernetes node $(if $(NODE_SHORT),,prometheus-operator kube-router) istio-injector istiod pilot-agent podman pod-network curl ## the Helm chart, tokens and the mesh against a real Kubernetes API server and on a node of it; the first build takes 25 minutes; NODE_SHORT=1, for CI, leaves out what takes minutes to build or to happen
 	@$(CARGO) build --quiet --package testkit --package development-ca --bins
 	@rm -rf target/test-output
-	@NODE_SHORT="$(NODE_SHORT)" $(CARGO) test --test kubernetes -- --include-ignored --nocapture --test-threads=1
+	@NODE_SHORT="$(NODE_SHORT)" tests/kubernetes/run.sh
 	@tests/testkit/search-output.sh target/test-output 20
 
 # The short form has both series that count secret memory by user: the older one on x86-64, with many shims of one user,
