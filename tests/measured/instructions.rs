@@ -124,6 +124,7 @@ async fn a_start_asks_no_more_of_the_kernel_than_it_did() -> testkit::Result {
     let least = least.unwrap_or_default();
     let count = least.len();
     assert!(count <= CALLS, "a start makes {count} system calls, and made {CALLS}:\n{}", least.join("\n"));
-    assert!(count * 100 >= CALLS * 95, "a start makes only {count} system calls: lower the {CALLS}");
+    // A kernel without secret memory or with an older Landlock is asked for less.
+    assert!(count * 100 >= CALLS * 85, "a start makes only {count} system calls: lower the {CALLS}");
     Ok(())
 }
