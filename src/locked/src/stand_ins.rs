@@ -22,6 +22,10 @@ const DONE: i32 = 2;
 
 /// Has `init` called the first time. Whoever else comes meanwhile returns when that has.
 fn once(state: &AtomicI32, init: impl FnOnce()) {
+    // OpenSSL asks thousands of times; a look costs less than an exchange.
+    if state.load(Ordering::Acquire) == DONE {
+        return;
+    }
     match state.compare_exchange(NEW, BEGUN, Ordering::Acquire, Ordering::Acquire) {
         Ok(_) => {
             init();
