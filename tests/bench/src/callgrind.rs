@@ -117,9 +117,11 @@ impl Graph {
         walk.stacks
     }
 
+    /// All that a function takes. Its calls to itself are left out: what they take is in its own cost and its other
+    /// calls already.
     fn total(&self, function: &str) -> f64 {
-        let calls: f64 = self.calls.get(function).map_or(0.0, |calls| calls.values().sum());
-        self.own.get(function).unwrap_or(&0.0) + calls
+        let others = self.calls.get(function).into_iter().flatten().filter(|(callee, _)| *callee != function);
+        self.own.get(function).unwrap_or(&0.0) + others.map(|(_, cost)| cost).sum::<f64>()
     }
 }
 
@@ -165,6 +167,13 @@ mod tests {
     fn a_callee_is_shared_out_among_its_callers() {
         let stacks = Graph::read(RUN).stacks();
         assert_eq!(stacks, ["main;rest 50", "main;work;rest 40", "main;work 60", "main 17"]);
+    }
+
+    #[test]
+    fn a_recursion_takes_nothing_from_other_calls() {
+        let run = "fn=(1) main\n3 10\ncfn=(2) start\ncalls=1 0\n* 100\nfn=(2)\n9 5\ncfn=(2)\ncalls=1 0\n* 95\n\
+                   cfn=(3) work\ncalls=1 0\n* 95\nfn=(3)\n* 95\n";
+        assert_eq!(Graph::read(run).stacks(), ["main;start;work 95", "main;start 5", "main 10"]);
     }
 
     #[test]
