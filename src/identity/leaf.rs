@@ -69,7 +69,7 @@ fn check_key(key: &PKeyRef<Public>) -> Result<(), &'static str> {
     match key.id() {
         Id::RSA if key.bits() < LEAST_RSA_BITS => Err("has an RSA key of less than 2048 bits"),
         Id::RSA | Id::ED25519 => Ok(()),
-        Id::EC => match key.ec_key().ok().and_then(|key| key.group().curve_name()) {
+        Id::EC => match locked::curve_of(key) {
             Some(Nid::X9_62_PRIME256V1 | Nid::SECP384R1 | Nid::SECP521R1) => Ok(()),
             _ => Err("has an elliptic key that is on none of the curves P-256, P-384 and P-521"),
         },

@@ -57,7 +57,7 @@ pub use arena::{
 pub use arena::{
     for_each_arena_byte_range, for_each_secret_byte_range, for_the_tables_bytes, forget_secret_peak, secret_misses,
 };
-pub use certificate::{has_basic_constraints, is_ca};
+pub use certificate::{curve_of, has_basic_constraints, is_ca};
 pub use child::{Inherited, Started, reap};
 pub use filling::fill_openssl_tables;
 pub use keys::{
