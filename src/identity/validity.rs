@@ -1,3 +1,5 @@
+use std::sync::OnceLock;
+
 use openssl::{
     asn1::{Asn1Time, Asn1TimeRef},
     error::ErrorStack,
@@ -16,8 +18,18 @@ pub(super) fn validity(certificate: &X509Ref) -> (i64, i64) {
 /// # Errors
 /// When OpenSSL cannot read it.
 pub fn unix_seconds(time: &Asn1TimeRef) -> Result<i64, ErrorStack> {
-    let since_epoch = Asn1Time::from_unix(0)?.diff(time)?;
+    let since_epoch = epoch()?.diff(time)?;
     Ok(i64::from(since_epoch.days) * 86_400 + i64::from(since_epoch.secs))
+}
+
+/// What Unix seconds count from, made once: OpenSSL prints each time that it makes into a text and reads that.
+fn epoch() -> Result<&'static Asn1Time, ErrorStack> {
+    static EPOCH: OnceLock<Asn1Time> = OnceLock::new();
+    if let Some(epoch) = EPOCH.get() {
+        return Ok(epoch);
+    }
+    let made = Asn1Time::from_unix(0)?;
+    Ok(EPOCH.get_or_init(|| made))
 }
 
 /// DER that is not as we expect it.
