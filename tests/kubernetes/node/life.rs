@@ -2,15 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-use testkit::{
-    Failure, OrFail,
-    node::{Program, possible},
-};
+use serde_json::Value;
+use testkit::node::{Program, possible};
 
 use super::{
     authority::a_ca_that_is_away_or_refuses_is_told,
-    certificate,
     crash::a_crashed_shim_goes_on_in_its_container,
     crowd, helm_test, logs,
     mesh::{ENVOY, HTTPBIN, Mesh, SHIM, SLEEP, is_ready, restarts, terminated},
@@ -19,7 +15,7 @@ use super::{
         a_killed_containerd_costs_nothing, a_rebooted_node_has_its_mesh_again, a_shim_without_memory_is_started_again,
         an_absent_containerd_costs_nothing,
     },
-    prometheus, promises, refresh,
+    prometheus, promises,
     traffic::{self, Traffic},
     upgrade, user_namespaces,
 };
@@ -31,8 +27,9 @@ pub(crate) const SYNC: Duration = Duration::from_secs(240);
 /// How long the CA is away, or refuses, besides what it takes for kubelet to tell.
 const AWAY: Duration = Duration::from_secs(120);
 
-/// A token of 600 s is renewed after 480 s, at the next look; the same.
-const TOKEN: Duration = Duration::from_secs(900);
+/// Values of the chart for a mesh whose tokens and certificates are renewed while one looks.
+pub(crate) const VALUES: [&str; 4] =
+    ["developmentCA.verify=jwks", "ca.tokenSeconds=600", "env.SECRET_TTL=10m0s", "metrics.enabled=true"];
 
 #[tokio::test]
 #[ignore = "`make test-kubernetes` runs it: it needs what `make kubernetes node` builds"]
@@ -40,8 +37,7 @@ async fn sidecars_live_through_what_a_kubelet_does() -> testkit::Result {
     if !possible() {
         return Ok(());
     }
-    let values = ["developmentCA.verify=jwks", "ca.tokenSeconds=600", "env.SECRET_TTL=10m0s", "metrics.enabled=true"];
-    let mesh_ = Mesh::start(&values).await?;
+    let mesh_ = Mesh::start(&VALUES).await?;
     let mesh = &mesh_;
     play("promises", promises::pods_keep_what_the_chart_promises(mesh)).await?;
     play("redirection", promises::iptables_may_lead_through_envoy(mesh)).await?;
@@ -66,38 +62,17 @@ async fn sidecars_live_through_what_a_kubelet_does() -> testkit::Result {
     }
     play("end", a_pod_that_ends_has_its_mesh_to_the_end(mesh)).await?;
     play("memlock", little_lockable_memory_is_told(mesh)).await?;
-    play("certificate", certificates(mesh)).await?;
     logs::hold_no_secrets(&mesh.node)?;
     mesh_.stop().await
 }
 
-/// What kubelet does for PodCertificates, and while it takes its time for one of them, for a token.
-async fn certificates(mesh: &Mesh) -> testkit::Result {
-    certificate::prepare(mesh).await?;
-    certificate::a_pod_certificate_is_served_and_a_refused_one_is_told(mesh).await?;
-    refresh::a_pod_certificate_is_renewed_under_traffic(mesh).await?;
-    if short() {
-        eprintln!("NOT TESTED: what takes kubelet minutes, because NODE_SHORT is set");
-        return refresh::a_refused_refresh_leaves_what_there_is(mesh).await;
-    }
-    mesh.upgrade(&json!({ "env": { "SDS_SHIM_LOG": "debug" } })).await?;
-    mesh.deploy(SLEEP, "SDS_SHIM_LOG").await?;
-    mesh.rolled_out(SLEEP).await?;
-    let token = kubelet_renews_a_token_and_it_is_used(mesh);
-    let bundle = refresh::a_changed_trust_bundle_reaches_envoy(mesh, &[true, false]);
-    tokio::try_join!(token, refresh::kubelet_refreshes_a_pod_certificate(mesh), bundle)?;
-    refresh::a_refused_refresh_leaves_what_there_is(mesh).await?;
-    // The anchors are in a volume of their own, which goes on.
-    refresh::a_changed_trust_bundle_reaches_envoy(mesh, &[true]).await
-}
-
 /// Whether what takes kubelet minutes is left out, and what needs programs that take minutes to build.
-fn short() -> bool {
+pub(crate) fn short() -> bool {
     std::env::var_os("NODE_SHORT").is_some_and(|set| !set.is_empty())
 }
 
 /// Plays one of the scenes; `NODE_SCENES=crash,reboot` chooses some.
-async fn play(name: &str, scene: impl Future<Output = testkit::Result>) -> testkit::Result {
+pub(crate) async fn play(name: &str, scene: impl Future<Output = testkit::Result>) -> testkit::Result {
     let chosen = std::env::var("NODE_SCENES").unwrap_or_default();
     if !chosen.is_empty() && !chosen.split(',').any(|chosen| chosen == name) {
         eprintln!("NOT TESTED: {name}, which is not in NODE_SCENES");
@@ -229,28 +204,4 @@ async fn little_lockable_memory_is_told(mesh: &Mesh) -> testkit::Result {
     mesh.cluster.kubectl(&["delete", "pod", "-l", "app=sleep", "-n", SLEEP.0]).await?;
     mesh.rolled_out(SLEEP).await?;
     mesh.remove(SLEEP).await
-}
-
-async fn kubelet_renews_a_token_and_it_is_used(mesh: &Mesh) -> testkit::Result {
-    let before = mesh.token(SLEEP).await?;
-    let issued = issued(&before)?;
-    let look = async || Ok((mesh.token(SLEEP).await? != before).then_some(()));
-    mesh.eventually("another token, of 600 s", TOKEN, look).await?;
-    let renewed = sds_shim::clock::now() - issued;
-    let known = mesh.status(SLEEP).await?["token_not_after"].clone();
-    mesh.shim(SLEEP, &["renew"]).await?;
-    let used = mesh.status(SLEEP).await?["token_not_after"].clone();
-    println!("a token of 600 s was renewed after {renewed} s, and used: it ends {used}, the one before {known}");
-    assert_ne!(used, known);
-    Ok(())
-}
-
-/// When a token was issued, in Unix seconds.
-fn issued(token: &str) -> Result<i64, Failure> {
-    let payload = token.split('.').nth(1).unwrap_or_default();
-    let mut text = payload.replace('-', "+").replace('_', "/");
-    text.extend(std::iter::repeat_n('=', text.len().next_multiple_of(4) - text.len()));
-    let payload = openssl::base64::decode_block(&text).or_fail("decode the token")?;
-    let payload = testkit::kubernetes::object(&String::from_utf8_lossy(&payload))?;
-    payload["iat"].as_i64().ok_or_else(|| Failure::new("the token has no iat"))
 }

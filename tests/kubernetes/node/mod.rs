@@ -17,6 +17,7 @@ mod promises;
 mod readme;
 mod refresh;
 mod remains;
+mod renewals;
 mod traffic;
 mod upgrade;
 mod user_namespaces;
