@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests that need a Kubernetes cluster, each with one of its own, which takes most of a gigabyte. One test follows
-# pods through all that a kubelet does to them, and waits for kubelet most of the time: the others run beside it, one by one.
+# pods through all that can happen to them on a node: the others run beside it, one by one, as both wait most of the time.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 long=node::life::sidecars_live_through_what_a_kubelet_does
