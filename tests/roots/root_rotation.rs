@@ -8,7 +8,8 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use openssl::{asn1::Asn1Time, x509::X509};
+use openssl::x509::X509;
+use sds_shim::identity::unix_seconds;
 use testkit::{
     Failure, OrFail, PATIENCE,
     development_ca::{CaOptions, DevelopmentCa, Fault, Outcome, Pki, TokenIssuer},
@@ -246,8 +247,7 @@ fn serials(ca: &DevelopmentCa) -> Vec<String> {
 
 fn end(certificate: &Secret) -> Result<SystemTime, Failure> {
     let leaf = certificate.leaf()?;
-    let since = Asn1Time::from_unix(0).and_then(|epoch| epoch.diff(leaf.not_after())).or_fail("read NotAfter")?;
-    let seconds = i64::from(since.days) * 86_400 + i64::from(since.secs);
+    let seconds = unix_seconds(leaf.not_after()).or_fail("read NotAfter")?;
     Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.unsigned_abs()))
 }
 
