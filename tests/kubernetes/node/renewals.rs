@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use testkit::{Failure, OrFail, node::possible};
+use testkit::{Failure, node::possible};
 
 use super::{
     certificate,
@@ -13,6 +13,7 @@ use super::{
     mesh::{Mesh, SLEEP},
     refresh,
 };
+use crate::tokens::claims;
 
 /// A token of 600 s is renewed after 480 s, at kubelet's next look; this only bounds failures.
 const TOKEN: Duration = Duration::from_secs(900);
@@ -65,10 +66,5 @@ async fn kubelet_renews_a_token_and_it_is_used(mesh: &Mesh) -> testkit::Result {
 
 /// When a token was issued, in Unix seconds.
 fn issued(token: &str) -> Result<i64, Failure> {
-    let payload = token.split('.').nth(1).unwrap_or_default();
-    let mut text = payload.replace('-', "+").replace('_', "/");
-    text.extend(std::iter::repeat_n('=', text.len().next_multiple_of(4) - text.len()));
-    let payload = openssl::base64::decode_block(&text).or_fail("decode the token")?;
-    let payload = testkit::kubernetes::object(&String::from_utf8_lossy(&payload))?;
-    payload["iat"].as_i64().ok_or_else(|| Failure::new("the token has no iat"))
+    claims(token)?["iat"].as_i64().ok_or_else(|| Failure::new("the token has no iat"))
 }
